@@ -1,0 +1,448 @@
+"""Every configuration key: its default, its unit, its rule.
+
+A recipe file in configs/ starts from `default()` and states its differences;
+code reads `c.section.key` and never supplies a default of its own.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
+
+FAMILIES = ('gpt2',)
+OBJECTIVES = ('clm',)
+SOURCES = ('pydocs', 'prepared')
+SCHEDULES = ('linear', 'cosine', 'constant')
+DTYPES = ('float32', 'bfloat16')
+REMAT = ('none', 'block')
+
+# A run may be resumed after these keys changed; any other difference is an error.
+MAY_CHANGE = (
+    'workdir',
+    'data.cache',
+    'data.path',
+    'data.prefetch',
+    'tokenizer.path',
+    'teacher.path',
+    'student.init',
+    'train.updates',
+    'train.log_every',
+    'train.eval_every',
+    'train.save_every',
+    'train.keep',
+    'eval.batch_size',
+    'eval.batches',
+    'recipe',
+)
+
+
+class UserError(Exception):
+    """A mistake in the input. Shown as one line, exit code 2, no traceback."""
+
+
+def network(**changes) -> ConfigDict:
+    """Shape of one network; `student` and `teacher` both have these keys."""
+    c = ConfigDict()
+    c.family = 'gpt2'  # one of FAMILIES
+    c.layers = 2  # transformer blocks
+    c.width = 128  # D, features a position
+    c.heads = 2  # attention heads; divides width
+    c.ffn = 512  # F, width of the feed-forward layer
+    c.positions = 128  # longest sequence, tokens
+    c.vocab_size = 2048  # ids in use; tables are padded to a multiple of 128
+    c.dropout = 0.0  # probability, while training
+    c.update(changes)
+    return c
+
+
+def phase() -> ConfigDict:
+    """One arrow of a recipe: what differs between its runs."""
+    c = ConfigDict()
+    c.updates = 100  # optimizer updates
+    c.warmup = 10  # updates of linear warm-up
+    c.peak_lr = 1e-3  # learning rate after the warm-up
+    c.batch_size = 8  # sequences an update
+    c.packages = ()  # pydocs packages to read; () reads all
+    c.lambda_ = 0.5  # weight of the teacher, where there is one
+    c.temperature = 1.0  # softens both distributions, where there is a teacher
+    return c
+
+
+def default() -> ConfigDict:
+    """Every key with its default. Units are in the comments."""
+    c = ConfigDict()
+    c.seed = 0  # initialisation, order of the data, dropout
+    c.workdir = ''  # where the run writes; '' is runs/<config name>
+    c.objective = 'clm'  # what is predicted from what; one of OBJECTIVES
+
+    c.student = network()  # the network that is trained (a teacher's own training too)
+    c.student.init = 'scratch'  # or the workdir of a run to start from
+
+    c.teacher = network(layers=0)  # layers 0: its shape is read from its path
+    c.teacher.path = ''  # workdir of the frozen teacher; '' trains without one
+    c.teacher.dtype = 'auto'  # its parameters: auto is bfloat16, on a CPU float32
+
+    c.loss = ConfigDict()
+    c.loss.lambda_ = 0.5  # weight of KL(teacher || student), in [0, 1]
+    c.loss.temperature = 1.0  # > 0, softens both distributions
+    c.loss.chunk = 0  # predicted positions in a visit of the head; 0 chooses
+
+    c.optim = ConfigDict()
+    c.optim.peak_lr = 1e-3  # learning rate after the warm-up
+    c.optim.schedule = 'cosine'  # decay after the warm-up, one of SCHEDULES
+    c.optim.final_lr = 0.1  # last learning rate, as a share of peak_lr
+    c.optim.warmup = 10  # updates of linear warm-up
+    c.optim.b1 = 0.9  # AdamW, decay of the first moment
+    c.optim.b2 = 0.98  # AdamW, decay of the second moment
+    c.optim.eps = 1e-8  # AdamW
+    c.optim.weight_decay = 0.01  # AdamW, on matrices only
+    c.optim.clip_norm = 1.0  # longest gradient; 0 does not clip
+
+    c.data = ConfigDict()
+    c.data.source = 'pydocs'  # one of SOURCES
+    c.data.path = ''  # folder of a prepared set, for source 'prepared'
+    c.data.packages = ()  # pydocs: packages to read; () reads all
+    c.data.length = 128  # T, tokens a sequence
+    c.data.batch_size = 8  # sequences an update, over all devices and micro-steps
+    c.data.cache = '~/.cache/lightpaff_jax'  # sets and vocabularies made here
+    c.data.prefetch = 4  # batches read ahead
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.path = ''  # a SentencePiece .model file; '' trains one on pydocs
+
+    c.train = ConfigDict()
+    c.train.updates = 100  # optimizer updates in all
+    c.train.micro_steps = 1  # M, parts a batch is computed in
+    c.train.compute_dtype = 'float32'  # of matrix products in the networks, one of DTYPES
+    c.train.remat = 'none'  # what the backward pass computes again, one of REMAT
+    c.train.log_every = 20  # updates between lines of metrics.jsonl
+    c.train.eval_every = 0  # updates between validations; 0: at the end only
+    c.train.save_every = 100  # updates between checkpoints
+    c.train.keep = 2  # newest checkpoints kept
+
+    c.eval = ConfigDict()
+    c.eval.batch_size = 16  # sequences a batch
+    c.eval.batches = 0  # batches of each split; 0 reads it whole
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices along `data`; -1 takes those that are left
+    c.mesh.fsdp = 1  # devices that share each parameter
+    c.mesh.tensor = 1  # devices that share each matrix product
+
+    c.recipe = ConfigDict()
+    c.recipe.seeds = (0,)  # one student of every arm for each
+    c.recipe.teacher_pretrain = phase()
+    c.recipe.teacher_finetune = phase()
+    c.recipe.student_pretrain = phase()  # stage 1, and its control without a teacher
+    c.recipe.student_finetune = phase()  # stage 2, and its control without a teacher
+    return c.lock()
+
+
+def validate(c: ConfigDict, devices: int | None = None) -> None:
+    """Raises UserError that names key, value and rule of the first mistake.
+
+    Args:
+      c: a configuration with the keys of `default()`.
+      devices: devices of the run; None skips the rules that need it.
+    """
+    nets = [('student', c.student)]
+    if c.teacher.layers:
+        nets.append(('teacher', c.teacher))
+    for name, net in nets:
+        _one_of(f'{name}.family', net.family, FAMILIES)
+        for key in ('layers', 'width', 'heads', 'ffn', 'positions', 'vocab_size'):
+            _rule(f'{name}.{key}', net[key], net[key] >= 1, 'must be at least 1')
+        _rule(
+            f'{name}.heads', net.heads, net.width % net.heads == 0,
+            f'must divide {name}.width = {net.width}',
+        )  # fmt: skip
+        _rule(f'{name}.dropout', net.dropout, 0 <= net.dropout < 1, 'must be in [0, 1)')
+        _rule(
+            'data.length', c.data.length, 1 <= c.data.length <= net.positions,
+            f'must be at least 1 and at most {name}.positions = {net.positions}',
+        )  # fmt: skip
+    if c.teacher.layers:
+        _rule(
+            'teacher.vocab_size', c.teacher.vocab_size,
+            c.teacher.vocab_size == c.student.vocab_size,
+            f'must equal student.vocab_size = {c.student.vocab_size}',
+        )  # fmt: skip
+    _one_of('objective', c.objective, OBJECTIVES)
+    _one_of('teacher.dtype', c.teacher.dtype, ('auto', *DTYPES))
+    _check_loss('loss', c.loss.lambda_, c.loss.temperature)
+    _rule('loss.chunk', c.loss.chunk, c.loss.chunk >= 0, 'must be at least 0')
+    _one_of('optim.schedule', c.optim.schedule, SCHEDULES)
+    _rule('optim.peak_lr', c.optim.peak_lr, _positive(c.optim.peak_lr), 'must be above 0')
+    _rule('optim.eps', c.optim.eps, _positive(c.optim.eps), 'must be above 0')
+    _rule('optim.final_lr', c.optim.final_lr, 0 <= c.optim.final_lr <= 1, 'must be in [0, 1]')
+    _rule('optim.warmup', c.optim.warmup, c.optim.warmup >= 0, 'must be at least 0')
+    for key in ('b1', 'b2'):
+        _rule(f'optim.{key}', c.optim[key], 0 <= c.optim[key] < 1, 'must be in [0, 1)')
+    for key in ('weight_decay', 'clip_norm'):
+        _rule(f'optim.{key}', c.optim[key], 0 <= c.optim[key] < math.inf, 'must be at least 0')
+    _one_of('data.source', c.data.source, SOURCES)
+    _one_of('train.compute_dtype', c.train.compute_dtype, DTYPES)
+    _one_of('train.remat', c.train.remat, REMAT)
+    least = {
+        'train': {'updates': 1, 'micro_steps': 1, 'log_every': 1, 'eval_every': 0,
+                  'save_every': 1, 'keep': 1},
+        'data': {'batch_size': 1, 'prefetch': 1},
+        'eval': {'batch_size': 1, 'batches': 0},
+        'mesh': {'fsdp': 1, 'tensor': 1},
+    }  # fmt: skip
+    for section, keys in least.items():
+        for key, minimum in keys.items():
+            value = c[section][key]
+            _rule(f'{section}.{key}', value, value >= minimum, f'must be at least {minimum}')
+    _rule('mesh.data', c.mesh.data, c.mesh.data == -1 or c.mesh.data >= 1, 'must be -1 or at least 1')
+    _rule('recipe.seeds', c.recipe.seeds, len(c.recipe.seeds) >= 1, 'must name at least one seed')
+    for name, p in c.recipe.items():
+        if name == 'seeds':
+            continue
+        _check_loss(f'recipe.{name}', p.lambda_, p.temperature)
+        _rule(f'recipe.{name}.updates', p.updates, p.updates >= 1, 'must be at least 1')
+        _rule(f'recipe.{name}.peak_lr', p.peak_lr, _positive(p.peak_lr), 'must be above 0')
+    if devices is not None:
+        _validate_devices(c, devices)
+
+
+def _validate_devices(c: ConfigDict, devices: int) -> None:
+    model = c.mesh.fsdp * c.mesh.tensor
+    _rule(
+        'mesh', f'(data {c.mesh.data}, fsdp {c.mesh.fsdp}, tensor {c.mesh.tensor})',
+        devices % model == 0 and c.mesh.data in (-1, devices // model),
+        f'the product must be the number of devices = {devices}',
+    )  # fmt: skip
+    shards = devices // c.mesh.tensor
+    _rule(
+        'data.batch_size', c.data.batch_size,
+        c.data.batch_size % (c.train.micro_steps * shards) == 0,
+        f'must be a multiple of micro_steps x devices = {c.train.micro_steps * shards}',
+    )  # fmt: skip
+    _rule(
+        'eval.batch_size', c.eval.batch_size, c.eval.batch_size % shards == 0,
+        f'must be a multiple of devices = {shards}',
+    )  # fmt: skip
+
+
+def _check_loss(where: str, lambda_: float, temperature: float) -> None:
+    _rule(f'{where}.lambda_', lambda_, 0 <= lambda_ <= 1, 'must be in [0, 1]')
+    _rule(f'{where}.temperature', temperature, _positive(temperature), 'must be above 0')
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    rule = f'must be one of {", ".join(allowed)}{nearest(value, allowed)}'
+    _rule(key, repr(value), value in allowed, rule)
+
+
+def _rule(key: str, value, holds: bool, rule: str) -> None:
+    if not holds:
+        raise UserError(f'config.{key} = {value}: {rule}')
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """'; did you mean X?' for the closest of names, or nothing."""
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f'; did you mean {found[0]}?' if found else ''
+
+
+def command(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and calls `run(config)`; the exit code of a command.
+
+    Args:
+      run: what the command does; may raise UserError.
+      usage: what --help prints.
+      argv: arguments without the program's name; None takes sys.argv.
+
+    Returns:
+      0, or 2 after one line on stderr that names the mistake.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or '-h' in argv or '--help' in argv:
+        print(usage.strip())
+        return 0 if argv else 2
+    try:
+        c = parse(argv)
+        validate(c)
+        run(c)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(argv: Sequence[str]) -> ConfigDict:
+    """`--config=FILE[:VARIANT] --config.KEY=VALUE ...` -> a configuration.
+
+    Raises:
+      UserError: an unknown file, variant, key or flag, or a value of the wrong type.
+    """
+    words: list[tuple[str, str]] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition('=')
+        if flag != '--config' and not flag.startswith('--config.'):
+            raise UserError(f'argument {word!r}: must be --config=FILE[:VARIANT] or --config.KEY=VALUE')
+        if not equals:
+            if not rest or rest[0].startswith('--'):
+                raise UserError(f'argument {word!r}: must be followed by a value')
+            value = rest.pop(0)
+        words.append((flag, value))
+    files = [value for flag, value in words if flag == '--config']
+    if len(files) != 1:
+        raise UserError(f'--config=FILE: must be given once, was given {len(files)} times')
+    c = load(files[0])
+    for flag, value in words:
+        if flag != '--config':
+            override(c, flag.removeprefix('--config.'), value)
+    if not c.workdir:
+        c.workdir = f'runs/{config_name(files[0])}'
+    return c
+
+
+def config_name(spec: str) -> str:
+    """configs/gpt2_stage1.py:tiny -> gpt2_stage1_tiny."""
+    path, _, variant = spec.partition(':')
+    return '_'.join(filter(None, (pathlib.Path(path).stem, variant)))
+
+
+def load(spec: str) -> ConfigDict:
+    """Runs `get_config(variant)` of a recipe file given as FILE[:VARIANT].
+
+    A recipe file names its variants in a tuple `VARIANTS`; the plain file is ''.
+    """
+    name, _, variant = spec.partition(':')
+    path = pathlib.Path(name)
+    if not path.is_file():
+        there = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
+        raise UserError(f'--config={name}: no such file{nearest(name, there)}')
+    module_spec = importlib.util.spec_from_file_location(f'lightpaff_config_{path.stem}', path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f'--config={name}: must be a Python file')
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f'--config={name}: {_one_line(error)}') from error
+    if not hasattr(module, 'get_config'):
+        raise UserError(f'--config={name}: must define get_config(variant)')
+    variants = getattr(module, 'VARIANTS', ())
+    if variant and variant not in variants:
+        known = ', '.join(variants) or 'none'
+        raise UserError(
+            f'--config={spec}: unknown variant {variant!r}, known: {known}{nearest(variant, variants)}'
+        )
+    try:
+        c = module.get_config(variant)
+    except Exception as error:
+        raise UserError(f'--config={spec}: {_one_line(error)}') from error
+    if not isinstance(c, ConfigDict):
+        raise UserError(f'--config={name}: get_config must return the ConfigDict of config.default()')
+    return c
+
+
+def override(c: ConfigDict, key: str, text: str) -> None:
+    """Sets one dotted key from the command line's text, by the type of its default."""
+    *sections, leaf = key.split('.')
+    node, seen = c, 'config'
+    for name in (*sections, leaf):
+        if not isinstance(node, ConfigDict) or name not in node:
+            names = list(node.keys()) if isinstance(node, ConfigDict) else []
+            raise UserError(f'{seen}.{name}: no such key{_nearest_key(c, key, name, names)}')
+        node, seen = node[name], f'{seen}.{name}'
+    if isinstance(node, ConfigDict):
+        raise UserError(f'{seen}: is a section, set one of {", ".join(node.keys())}')
+    parent = c
+    for name in sections:
+        parent = parent[name]
+    parent[leaf] = _typed(seen, text, node)
+
+
+def _nearest_key(c: ConfigDict, key: str, name: str, names: list[str]) -> str:
+    near = nearest(name, names)
+    return near or nearest(key, list(flatten(c)))
+
+
+def _typed(key: str, text: str, default):
+    kind = type(default)
+    if kind is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = tuple(text.split(',')) if kind is tuple and text else text
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple and type(value) in (list, int, str):
+        value = tuple(value) if type(value) is list else (value,)
+    if type(value) is not kind:
+        raise UserError(f'{key} = {text}: must be {_KIND_NAMES[kind]}')
+    if kind is tuple and default and type(value[0]) is not type(default[0]):
+        raise UserError(f'{key} = {text}: must hold values like {default[0]!r}')
+    return value
+
+
+_KIND_NAMES = {
+    int: 'a whole number', float: 'a number', bool: 'True or False', tuple: 'a list like a,b',
+}  # fmt: skip
+
+
+def _one_line(error: BaseException) -> str:
+    text = ' '.join(str(error).split())
+    if isinstance(error, AttributeError | KeyError) and 'Other fields present' in text:
+        head, _, tail = text.partition(' does not exist')
+        near = tail.rpartition('Did you mean ')[2].rstrip('"?').split('"')
+        hint = f'; did you mean {near[1]}?' if 'Did you mean' in tail and len(near) > 1 else ''
+        return head.lstrip('\'"') .replace('Key "', 'no such key ').rstrip('"') + hint
+    return f'{type(error).__name__}: {text}'
+
+
+def flatten(c: ConfigDict, prefix: str = '') -> dict:
+    """Dotted key -> value, in the order of `default()`."""
+    flat = {}
+    for key, value in c.items():
+        if isinstance(value, ConfigDict):
+            flat |= flatten(value, f'{prefix}{key}.')
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def to_json(c: ConfigDict) -> str:
+    return json.dumps(c.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads what `to_json` wrote; raises UserError on keys this version does not have."""
+    c = default()
+    known = flatten(c)
+    for key, value in flatten(ConfigDict(json.loads(text))).items():
+        if key not in known:
+            raise UserError(f'config.{key}: no such key{nearest(key, list(known))}')
+        *sections, leaf = key.split('.')
+        node = c
+        for name in sections:
+            node = node[name]
+        node[leaf] = tuple(value) if isinstance(value, list) else value
+    return c
+
+
+def differences(before: ConfigDict, after: ConfigDict) -> list[str]:
+    """Keys that differ and may not change when a run is resumed, as 'key: old -> new'."""
+    old, new = flatten(before), flatten(after)
+    return [
+        f'{key}: {old[key]!r} -> {new[key]!r}'
+        for key in new
+        if old[key] != new[key] and not any(key == m or key.startswith(f'{m}.') for m in MAY_CHANGE)
+    ]
