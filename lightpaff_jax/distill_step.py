@@ -1,0 +1,185 @@
+"""THE step: one jitted function trains every network of this project.
+
+    step(state, teacher_params, batch) -> state, sums
+
+The teacher's outputs are computed in it, on the device. Pure: randomness is a function of
+the seed and the step. Each device adds up the gradient of its own examples over all
+micro-batches; it is reduced over the devices once, and divided once by the weights of all.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict
+
+from lightpaff_jax import sharding
+from lightpaff_jax.batch import Batch
+from lightpaff_jax.losses import BATCH_AXES, Head, Predictor, distillation_loss
+from lightpaff_jax.models import Model, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes, arrays only."""
+
+    step: Int[Array, '']
+    """Updates done."""
+    params: Params
+    opt_state: Any
+
+
+def init_state(student: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh state, a function of the seed."""
+    params = student.init(jax.random.key(seed))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def state_shardings(mesh: Mesh, student: Model, optimizer: optax.GradientTransformation):
+    """A TrainState of NamedShardings: parameters by rule, their moments like them."""
+    params = sharding.of_params(mesh, student.abstract)
+    whole = sharding.replicated(mesh)
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda _, place: place,
+        jax.eval_shape(optimizer.init, student.abstract),
+        params,
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(whole, params, moments)
+
+
+def make_step(
+    c: ConfigDict,
+    mesh: Mesh,
+    student: Model,
+    teacher: Model | None,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+) -> Callable[[TrainState, Params | None, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The jitted step: donates the state, never the teacher.
+
+    Its batch has micro-batches [M, B/M, ...]. It returns the sums of `distillation_loss`
+    over the whole batch, `grad_norm` of the mean gradient and `learning_rate`.
+    """
+    gradient = functools.partial(_gradient, c, mesh, student, teacher)
+
+    def step(state: TrainState, teacher_params: Params | None, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(c.seed), state.step)
+        sums, grads = gradient(state.params, teacher_params, batch, key)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(sums['count'], 1), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        sums['grad_norm'] = optax.global_norm(grads)
+        sums['learning_rate'] = jnp.asarray(learning_rate(state.step), jnp.float32)
+        return TrainState(state.step + 1, params, opt_state), sums
+
+    states = state_shardings(mesh, student, optimizer)
+    return jax.jit(step, donate_argnums=0, out_shardings=(states, sharding.replicated(mesh)))
+
+
+def make_gradient(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None):
+    """`(params, teacher_params, batch, key) -> sums, summed gradient`, as the step computes it."""
+    return functools.partial(_gradient, c, mesh, student, teacher)
+
+
+def _gradient(c, mesh, student, teacher, params, teacher_params, batch, key):
+    # Gathered over `fsdp` once, not in every micro-step.
+    params = _gather(mesh, params)
+    teacher_head = None
+    if teacher is not None:
+        teacher_head = _gather_head(mesh, teacher.head(teacher_params))
+    keyed = c.student.dropout > 0
+
+    def local(params, target, part, key):
+        key = jax.random.fold_in(key, jax.lax.axis_index(BATCH_AXES)) if keyed else None
+
+        def loss(params):
+            features = student.features(params, part, key=key)
+            sums = distillation_loss(
+                Predictor(features, Head(*student.head(params))),
+                target,
+                part.labels,
+                part.weights,
+                lambda_=c.loss.lambda_ if part.lambda_ is None else part.lambda_,
+                temperature=c.loss.temperature,
+                chunk=c.loss.chunk,
+            )
+            return sums['loss'], sums
+
+        grads, sums = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda x: x[None], (sums, grads))
+
+    def one(part, index):
+        target, target_spec = None, None
+        if teacher is not None:
+            features = teacher.features(teacher_params, part)
+            target = Predictor(features, teacher_head)
+            target_spec = Predictor(P(BATCH_AXES), Head(P(), P()))
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(P(), target_spec, P(BATCH_AXES), P()),
+            out_specs=P(BATCH_AXES),
+            axis_names=set(BATCH_AXES),
+            check_vma=False,
+        )(params, target, part, jax.random.fold_in(key, index))
+
+    if c.train.micro_steps == 1:
+        total = one(jax.tree.map(lambda x: x[0], batch), 0)
+    else:
+        indices = jnp.arange(c.train.micro_steps)
+        first = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batch), 0)
+        zero = jax.tree.map(lambda x: _of_shards(mesh, jnp.zeros(x.shape, x.dtype)), first)
+        total, _ = jax.lax.scan(
+            lambda carry, x: (jax.tree.map(jnp.add, carry, one(*x)), None), zero, (batch, indices)
+        )
+    # The leading axis is the devices': this sum is the one reduction.
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
+
+
+def _of_shards(mesh, x):
+    spec = jax.sharding.NamedSharding(mesh, P(BATCH_AXES))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def _gather(mesh, params):
+    places = sharding.of_params(mesh, params, ('tensor',))
+    return jax.tree.map(jax.lax.with_sharding_constraint, params, places)
+
+
+def _gather_head(mesh, head):
+    place = sharding.of_head(mesh, head[0].shape)
+    return Head(
+        jax.lax.with_sharding_constraint(head[0], place),
+        jax.lax.with_sharding_constraint(head[1], sharding.replicated(mesh)),
+    )
+
+
+def make_evaluation(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None):
+    """The jitted `(params, teacher_params, batch) -> sums` over one batch [B, ...]."""
+
+    def evaluate(params, teacher_params, batch):
+        target = None
+        if teacher is not None:
+            target = Predictor(
+                teacher.features(teacher_params, batch), Head(*teacher.head(teacher_params))
+            )
+        return distillation_loss(
+            Predictor(student.features(params, batch), Head(*student.head(params))),
+            target,
+            batch.labels,
+            batch.weights,
+            lambda_=c.loss.lambda_,
+            chunk=c.loss.chunk,
+        )
+
+    return jax.jit(evaluate, out_shardings=sharding.replicated(mesh))

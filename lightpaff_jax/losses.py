@@ -1,0 +1,273 @@
+"""The distillation loss: one function for every family and task.
+
+For a predicted position with student logits s, teacher logits t, label y, weight w:
+
+    L = sum w [(1 - lambda) CE(y, s) + lambda tau^2 KL(softmax(t / tau) || softmax(s / tau))]
+    dL/ds = w [(1 - lambda)(softmax(s) - onehot(y)) + lambda tau (softmax(s / tau) - softmax(t / tau))]
+
+Logits of the whole batch never exist. A chunk of positions visits the heads once; its
+logits, sums and gradient are made there and dropped, so memory grows with the chunk.
+
+Letters: B examples, P predicted positions, N = B * P, C positions of a chunk,
+D features (teacher's and student's may differ), V vocabulary or classes.
+
+Source: LightPAFF, arXiv 2004.12817; temperature as in Hinton et al., arXiv 1503.02531.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+BATCH_AXES = ('data', 'fsdp')
+"""Mesh axes that split the examples."""
+
+_CHUNK_LOGITS = 1 << 23
+"""Logits of an automatic chunk; 32 MiB in float32, for each of teacher and student."""
+
+_PRECISE = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+class Head(NamedTuple):
+    """Output matrix and bias: logits = features @ weight.T + bias."""
+
+    weight: Float[Array, 'V D']
+    bias: Float[Array, ' V']
+
+
+class Predictor(NamedTuple):
+    """What the loss sees of a model: features at the predicted positions, and its head."""
+
+    features: Float[Array, 'B P D']
+    head: Head
+
+
+def distillation_loss(
+    student: Predictor,
+    teacher: Predictor | None,
+    labels: Int[Array, 'B P'],
+    weights: Float[Array, 'B P'],
+    *,
+    lambda_: float | Float[Array, ''] | Float[Array, ' B'] = 0.5,
+    temperature: float = 1.0,
+    chunk: int = 0,
+) -> dict[str, Float[Array, '']]:
+    """Sums over all predicted positions; divide by the counts once, after adding up.
+
+    Under a mesh (`jax.set_mesh`) whose axes include `data` or `fsdp`, the examples are
+    split over them and the sums cover all devices; inside a `shard_map` that is already
+    manual over these axes, the sums and gradients are the device's own.
+
+    Args:
+      student: receives the gradient, through `loss` alone.
+      teacher: same V; None trains on the labels alone and costs nothing.
+      labels: -1 where there is none: only the teacher speaks there (lambda is 1).
+      weights: w, 0 on padding.
+      lambda_: weight of the teacher in [0, 1], one number or one for each example.
+      temperature: tau > 0.
+      chunk: C, positions in a visit; 0 chooses it by V.
+
+    Returns:
+      `loss`, `count` (sum of w), and for the labelled positions `ce`, `correct` and
+      `labelled` (sum of w); with a teacher also `kl` (at tau, not multiplied by tau^2),
+      `agree` (same top-1), and `teacher_ce` (labelled positions).
+
+    Raises:
+      ValueError: shapes that do not fit, temperature <= 0, lambda outside [0, 1].
+    """
+    _check(student, teacher, labels, weights, lambda_, temperature, chunk)
+    batch = labels.shape[0]
+    rows = jnp.broadcast_to(jnp.asarray(lambda_, jnp.float32), (batch,))
+    rows = jax.lax.stop_gradient(rows)
+    weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
+    teacher = jax.lax.stop_gradient(teacher)
+    chunk = chunk or automatic_chunk(student.head.weight.shape[0])
+    return _loss(float(temperature), chunk, student, teacher, labels, weights, rows)
+
+
+def automatic_chunk(vocabulary: int) -> int:
+    """Positions in a visit of the heads: a power of two that keeps C * V near 2^23."""
+    return max(16, 1 << (max(1, _CHUNK_LOGITS // vocabulary)).bit_length() - 1)
+
+
+def _check(student, teacher, labels, weights, lambda_, temperature, chunk):
+    if labels.ndim != 2 or student.features.shape[:2] != labels.shape:
+        raise ValueError(f'features {student.features.shape} must be [B, P, D], labels {labels.shape} [B, P]')
+    if weights.shape != labels.shape:
+        raise ValueError(f'weights {weights.shape} must have the shape of labels {labels.shape}')
+    if teacher is not None:
+        if teacher.features.shape[:2] != labels.shape:
+            raise ValueError(f'teacher features {teacher.features.shape} must be [B, P, D] for {labels.shape}')
+        if teacher.head.weight.shape[0] != student.head.weight.shape[0]:
+            raise ValueError(
+                f'teacher V = {teacher.head.weight.shape[0]} must equal student V = {student.head.weight.shape[0]}'
+            )
+    if not temperature > 0:
+        raise ValueError(f'temperature = {temperature}: must be above 0')
+    if chunk < 0:
+        raise ValueError(f'chunk = {chunk}: must be at least 0')
+    if not isinstance(lambda_, jax.core.Tracer):
+        values = np.asarray(lambda_)
+        if not np.all((values >= 0) & (values <= 1)):
+            raise ValueError(f'lambda_ = {lambda_}: must be in [0, 1]')
+        if values.shape not in ((), labels.shape[:1]):
+            raise ValueError(f'lambda_ {values.shape} must be one number or one for each of {labels.shape[0]} examples')
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loss(tau, chunk, student, teacher, labels, weights, lambda_):
+    return _on_shards(tau, chunk, False, student, teacher, labels, weights, lambda_)
+
+
+def _loss_fwd(tau, chunk, student, teacher, labels, weights, lambda_):
+    return _on_shards(tau, chunk, True, student, teacher, labels, weights, lambda_)
+
+
+def _loss_bwd(tau, chunk, gradient, cotangents):
+    scale = cotangents['loss']
+    scaled = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)
+    return scaled, None, None, None, None
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)
+
+
+def _on_shards(tau, chunk, differentiate, student, teacher, labels, weights, lambda_):
+    """The chunk loop on each device's examples: heads gathered once before, sums reduced once after."""
+    local = functools.partial(_chunks, tau, chunk, differentiate)
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if name in BATCH_AXES and kind != jax.sharding.AxisType.Manual
+    )
+    if not axes:
+        return local(student, teacher, labels, weights, lambda_)
+
+    def shard(*arguments):
+        result = local(*arguments)
+        if not differentiate:
+            return jax.lax.psum(result, axes)
+        sums, gradient = result
+        sums, head = jax.lax.psum((sums, gradient.head), axes)
+        return sums, Predictor(gradient.features, head)
+
+    rows, whole = P(axes), P()
+    of_model = Predictor(rows, Head(whole, whole))
+    return jax.shard_map(
+        shard,
+        in_specs=(of_model, None if teacher is None else of_model, rows, rows, rows),
+        out_specs=(whole, of_model) if differentiate else whole,
+        axis_names=set(axes),
+        check_vma=False,
+    )(student, teacher, labels, weights, lambda_)
+
+
+def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda_):
+    """Scans `_visit` over chunks of positions; the gradient has the student's tree and dtypes."""
+    batch, positions = labels.shape
+    total = batch * positions
+    chunk = min(chunk, -(-total // 8) * 8)
+    count = -(-total // chunk)
+
+    def split(x):
+        x = x.reshape(total, *x.shape[2:])
+        x = jnp.pad(x, [(0, count * chunk - total)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(count, chunk, *x.shape[1:])
+
+    inputs = (
+        split(student.features),
+        None if teacher is None else split(teacher.features),
+        split(labels),
+        split(weights),
+        split(jnp.broadcast_to(lambda_[:, None], labels.shape)),
+    )
+    teacher_head = None if teacher is None else teacher.head
+
+    def visit(carry, row):
+        sums, head_gradient = carry
+        found, features_gradient, gradient = _visit(
+            tau, differentiate, student.head, teacher_head, *row
+        )
+        sums = jax.tree.map(jnp.add, sums, found)
+        if differentiate:
+            head_gradient = jax.tree.map(jnp.add, head_gradient, gradient)
+        return (sums, head_gradient), features_gradient
+
+    names = ['loss', 'count', 'ce', 'correct', 'labelled']
+    names += [] if teacher is None else ['kl', 'agree', 'teacher_ce']
+    zero = {name: jnp.zeros((), jnp.float32) for name in names}
+    head_zero = None
+    if differentiate:
+        head_zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), student.head)
+    (sums, head_gradient), features_gradient = jax.lax.scan(visit, (zero, head_zero), inputs)
+    if not differentiate:
+        return sums
+    features_gradient = features_gradient.reshape(count * chunk, -1)[:total]
+    gradient = Predictor(features_gradient.reshape(student.features.shape), head_gradient)
+    return sums, jax.tree.map(lambda g, x: g.astype(x.dtype), gradient, student)
+
+
+def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features_CD, labels_C,
+           weights_C, lambda_C):  # fmt: skip
+    """Sums, features' gradient [C, D] and head's gradient of one chunk, all in float32."""
+    logits_CV = _logits(features_CD, head)
+    ids_V = jnp.arange(logits_CV.shape[1])
+    # A label's logit is picked by comparison: a gather over a sharded V would be a collective.
+    onehot_CV = labels_C[:, None] == ids_V
+    labelled_C = weights_C * (labels_C >= 0)
+    lse_C, p_CV = _softmax(logits_CV)
+    ce_C = lse_C - jnp.sum(jnp.where(onehot_CV, logits_CV, 0), axis=1)
+    top_C = jnp.argmax(logits_CV, axis=1)
+    sums = {
+        'count': jnp.sum(weights_C),
+        'ce': jnp.sum(labelled_C * ce_C),
+        'correct': jnp.sum(labelled_C * (top_C == labels_C)),
+        'labelled': jnp.sum(labelled_C),
+    }
+    if teacher_head is None:
+        sums['loss'] = sums['ce']
+        label_weight_C = labelled_C
+        gradient_CV = label_weight_C[:, None] * (p_CV - onehot_CV)
+    else:
+        teacher_CV = _logits(teacher_features_CD, teacher_head)
+        teacher_lse_C, _ = _softmax(teacher_CV)
+        soft_lse_C, soft_CV = (lse_C, p_CV) if tau == 1 else _softmax(logits_CV / tau)
+        target_lse_C, target_CV = _softmax(teacher_CV / tau)
+        # sum p_t (log p_t - log p_s), with the normalisers outside of the sum
+        kl_C = jnp.sum(target_CV * (teacher_CV - logits_CV), axis=1) / tau + soft_lse_C - target_lse_C
+        lambda_C = jnp.where(labels_C >= 0, lambda_C, 1.0)
+        label_weight_C = labelled_C * (1 - lambda_C)
+        kl_weight_C = weights_C * lambda_C
+        teacher_ce_C = teacher_lse_C - jnp.sum(jnp.where(onehot_CV, teacher_CV, 0), axis=1)
+        sums |= {
+            'loss': jnp.sum(label_weight_C * ce_C + tau**2 * kl_weight_C * kl_C),
+            'kl': jnp.sum(weights_C * kl_C),
+            'agree': jnp.sum(weights_C * (top_C == jnp.argmax(teacher_CV, axis=1))),
+            'teacher_ce': jnp.sum(labelled_C * teacher_ce_C),
+        }
+        gradient_CV = label_weight_C[:, None] * (p_CV - onehot_CV)
+        gradient_CV += tau * kl_weight_C[:, None] * (soft_CV - target_CV)
+    if not differentiate:
+        return sums, None, None
+    features_gradient_CD = _PRECISE('cv,vd->cd', gradient_CV, head.weight)
+    head_gradient = Head(
+        _PRECISE('cv,cd->vd', gradient_CV, features_CD), jnp.sum(gradient_CV, axis=0)
+    )
+    return sums, features_gradient_CD, head_gradient
+
+
+def _logits(features_CD, head):
+    return _PRECISE('cd,vd->cv', features_CD, head.weight) + head.bias.astype(jnp.float32)
+
+
+def _softmax(logits_CV):
+    """Log-normaliser [C] and probabilities [C, V]."""
+    top_C1 = jnp.max(logits_CV, axis=1, keepdims=True)
+    raised_CV = jnp.exp(logits_CV - top_C1)
+    total_C1 = jnp.sum(raised_CV, axis=1, keepdims=True)
+    return (jnp.log(total_C1) + top_C1)[:, 0], raised_CV / total_C1

@@ -1,0 +1,82 @@
+"""The device mesh, and where arrays live on it.
+
+Axes: `data` splits the examples; `fsdp` splits the examples and every parameter;
+`tensor` splits the matrix products.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+AXES = ('data', 'fsdp', 'tensor')
+
+# Last names of a parameter's path -> which of its axes each mesh axis splits. A leading
+# axis of stacked layers is not counted. What no rule names, and what an axis does not
+# divide, is whole on every device.
+RULES = (
+    (('token_embedding', 'table'), ('tensor', 'fsdp')),
+    (('position_embedding', 'table'), (None, 'fsdp')),
+    (('qkv', 'kernel'), ('fsdp', None, 'tensor', None)),
+    (('out', 'kernel'), ('tensor', None, 'fsdp')),
+    (('up', 'kernel'), ('fsdp', 'tensor')),
+    (('down', 'kernel'), ('tensor', 'fsdp')),
+)
+
+
+def make_mesh(c: ConfigDict, devices: list | None = None) -> Mesh:
+    """The mesh of `config.mesh` over all devices (or those given)."""
+    devices = jax.devices() if devices is None else devices
+    model = c.mesh.fsdp * c.mesh.tensor
+    data = len(devices) // model if c.mesh.data == -1 else c.mesh.data
+    return jax.make_mesh(
+        (data, c.mesh.fsdp, c.mesh.tensor), AXES, (AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def of_batch(mesh: Mesh, micro: bool) -> NamedSharding:
+    """Examples over `data` and `fsdp`; a batch of micro-batches [M, B/M, ...] on axis 1."""
+    return NamedSharding(mesh, P(None, ('data', 'fsdp')) if micro else P(('data', 'fsdp')))
+
+
+def of_params(mesh: Mesh, params, split: tuple[str, ...] = ('fsdp', 'tensor')):
+    """A NamedSharding for each parameter (of arrays or ShapeDtypeStructs), by RULES.
+
+    Mesh axes that `split` does not name hold whole copies.
+    """
+
+    def place(path, leaf):
+        return NamedSharding(mesh, _spec(mesh, tuple(k.key for k in path), leaf.shape, split))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def of_head(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """An output matrix [V, D] gathered for the loss: split over `tensor` alone."""
+    return NamedSharding(mesh, P('tensor' if shape[0] % mesh.shape['tensor'] == 0 else None))
+
+
+def _spec(mesh: Mesh, names: tuple, shape: tuple[int, ...], split: tuple[str, ...]) -> P:
+    for last, axes in RULES:
+        if names[-len(last) :] == last:
+            stacked = len(shape) - len(axes)
+            wanted = (None,) * stacked + axes
+            fits = [
+                axis if axis in split and size % mesh.shape[axis] == 0 else None
+                for axis, size in zip(wanted, shape, strict=True)
+            ]
+            return P(*fits)
+    return P()
+
+
+def put_batch(mesh: Mesh, batch, micro: bool):
+    """This process's rows of a global batch -> one array over all devices."""
+    sharding = of_batch(mesh, micro)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+    )
