@@ -419,6 +419,11 @@ def flatten(c: ConfigDict, prefix: str = '') -> dict:
     return flat
 
 
+def copy(c: ConfigDict) -> ConfigDict:
+    """An independent copy that still refuses unknown keys."""
+    return c.copy_and_resolve_references()
+
+
 def to_json(c: ConfigDict) -> str:
     return json.dumps(c.to_dict(), indent=2)
 

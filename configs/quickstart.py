@@ -1,0 +1,46 @@
+"""A GPT-2 student from nothing but this machine: teacher, stage 1, stage 2, controls, table.
+
+    ./launch/quickstart.sh           one seed, about 6 minutes on 2 cores
+    ./launch/quickstart.sh full      three seeds, within an hour on 2 cores
+
+Text: pydocs, the documentation inside the packages that this project installs. Pre-training
+reads all of them but jax, fine-tuning jax alone.
+"""
+
+from lightpaff_jax import config
+
+VARIANTS = ('full', 'ci')
+
+TASK = ('jax',)
+GENERAL = (
+    'stdlib', 'numpy', 'scipy', 'flax', 'optax', 'orbax', 'tensorflow_datasets', 'grain',
+    'ml_collections', 'chex', 'etils',
+)  # fmt: skip
+
+
+def get_config(variant: str = ''):
+    c = config.default()
+    c.teacher.update({'layers': 3, 'width': 192, 'heads': 4, 'ffn': 768})
+    c.student.update({'layers': 2, 'width': 64, 'heads': 2, 'ffn': 256})
+    c.eval.batch_size = 32
+    c.train.log_every = 20
+    c.train.save_every = 500
+    r = c.recipe
+    budget = {
+        '': {'teacher': (1200, 500), 'student': (1200, 500)},
+        'full': {'teacher': (6000, 1500), 'student': (3000, 1000)},
+        'ci': {'teacher': (20, 10), 'student': (20, 10)},
+    }[variant]
+    for name in ('teacher', 'student'):
+        for phase, updates in zip(('pretrain', 'finetune'), budget[name], strict=True):
+            p = r[f'{name}_{phase}']
+            p.updates, p.warmup = updates, updates // 20
+            p.packages = GENERAL if phase == 'pretrain' else TASK
+    r.teacher_pretrain.peak_lr = 2e-3
+    r.student_pretrain.update({'peak_lr': 3e-3, 'lambda_': 1.0, 'temperature': 2.0})
+    r.student_finetune.update({'peak_lr': 1e-3, 'lambda_': 0.5, 'temperature': 1.0})
+    if variant == 'full':
+        r.seeds = (0, 1, 2)
+    if variant == 'ci':
+        c.eval.batches = 4
+    return c

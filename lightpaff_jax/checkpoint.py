@@ -1,0 +1,502 @@
+"""Checkpoints: state, meta and a digest of every array, together, atomic and verified.
+
+A step is the folder `<directory>/<step>` with four Orbax checkpointables:
+
+    params     the parameters, so that a teacher or a student's start is read alone
+    training   the rest of the state: step and optimizer
+    meta       what the caller wants back: data position, config, identities
+    digests    shape, dtype and digest of every array, sha256 of meta and of this record
+
+Orbax does not verify what it reads, so `restore` compares the digests. A step that cannot be
+read or differs is renamed `<step>.corrupt`, and the one before it is used. Orbax is imported
+nowhere else: the names of its v1 interface still move.
+"""
+
+import collections
+from collections.abc import Callable, Iterator
+import contextlib
+import functools
+import gc
+import hashlib
+import json
+import logging
+import pathlib
+import re
+import sys
+from typing import Any
+import warnings
+
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+
+from lightpaff_jax.config import UserError
+
+PyTree = Any
+Arrays = dict[str, Any]  # path of an array in the state ('params/blocks/kernel') -> the array
+
+_log = logging.getLogger(__name__)
+
+
+class _Corrupt(Exception):
+    """A step cannot be read, or is not what was saved."""
+
+
+class Checkpoints:
+    """The steps of one run. All processes make every call; process 0 renames and deletes.
+
+    Args:
+      directory: the folder of the steps; made at the first save.
+      keep: newest steps that stay, at least 1; older ones are deleted after a save.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int):
+        if keep < 1:
+            raise ValueError(f'keep = {keep}: must be at least 1')
+        self.directory = _folder(directory)
+        self._keep = keep
+        self._pending: tuple[int, Any] | None = None
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.close()
+        except Exception as failure:
+            if error is None:
+                raise
+            _log.error('%s', failure)  # the error on its way up matters more
+
+    def save(self, step: int, state: PyTree, meta: dict) -> None:
+        """Starts to save; returns when the arrays may be changed or donated.
+
+        Waits for the save before it, copies the arrays to the host, and leaves the writing to
+        a thread. The step appears under its name only when it is complete. A step that is
+        there already is left as it is.
+
+        Raises:
+          RuntimeError: the save before this one failed.
+          TypeError: meta is not JSON, or an array has a type without a digest.
+        """
+        self.wait()
+        folder = self.directory / str(step)
+        if folder.exists():
+            return
+        arrays = {name: jnp.asarray(value) for name, value in _named(state).items()}
+        parts = {name: _nest(part) for name, part in _parts(arrays).items()}
+        parts |= {'meta': json.loads(_canonical(meta)), 'digests': _record(arrays, meta)}
+        with _context():
+            # Orbax has every array on the host when this returns (no is_prioritized_key_fn, no
+            # limit of bytes). On a CPU that is a view, and XLA donates no buffer with a view.
+            self._pending = step, ocp.save_checkpointables_async(folder, parts)
+
+    def restore(self, abstract: PyTree) -> tuple[int, PyTree, dict] | None:
+        """Newest intact step as (step, state, meta); None where there is no checkpoint.
+
+        Args:
+          abstract: the state with a jax.ShapeDtypeStruct for each array; its shardings need not
+            be those of the save. Without one an array is put on the first device (on every
+            device where there are several processes).
+
+        Raises:
+          UserError: steps exist and none is intact; or an array of `abstract` is not in the
+            checkpoint, or has another shape or type there.
+        """
+        self.wait()
+        _barrier('lightpaff_jax restore')
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                state, meta = _read_state(self.directory / str(step), abstract)
+            except _Corrupt as problem:
+                self._set_aside(step, problem)
+                continue
+            if step != steps[-1]:
+                _log.warning('%s: step %d is used instead', self.directory, step)
+            return step, state, meta
+        if self._list(r'\d+\.corrupt.*'):
+            raise UserError(
+                f'{self.directory}: no intact checkpoint, only steps that were set aside '
+                '(*.corrupt); remove the folder to start again'
+            )
+        return None
+
+    def steps(self) -> list[int]:
+        """Steps on disk, ascending. Half-written and set aside ones are not among them."""
+        return _steps(self.directory)
+
+    def wait(self) -> None:
+        """Waits for the save in progress, then deletes what `keep` leaves out.
+
+        Raises:
+          RuntimeError: the save failed.
+        """
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        with _tidy() as failed:
+            try:
+                response.result()
+            except Exception as error:
+                failed.append(f'{self.directory}: step {step} was not saved: {_line(error)}')
+        if failed:
+            raise RuntimeError(failed[0])
+        self._prune()
+
+    def close(self) -> None:
+        """Waits for the last save.
+
+        Raises:
+          RuntimeError: it failed.
+        """
+        self.wait()
+
+    def _list(self, pattern: str) -> list[epath.Path]:
+        if not self.directory.exists():
+            return []
+        return [path for path in self.directory.iterdir() if re.fullmatch(pattern, path.name)]
+
+    def _prune(self) -> None:
+        """Deletes old steps, and what a killed save or deletion left behind."""
+        if jax.process_index() != 0:
+            return
+        for step in self.steps()[: -self._keep]:
+            # Renamed first: a deletion that is killed half-way leaves nothing like a step.
+            (self.directory / str(step)).rename(self.directory / f'{step}.deleted')
+        for path in self._list(r'\d+(\.deleted|\.orbax-checkpoint-tmp.*)'):
+            path.rmtree()
+
+    def _set_aside(self, step: int, problem: _Corrupt) -> None:
+        name = f'{step}.corrupt'
+        for number in range(1, 1000):
+            if not (self.directory / name).exists():
+                break
+            name = f'{step}.corrupt.{number}'
+        _log.warning('%s: step %d is set aside as %s: %s', self.directory, step, name, problem)
+        _barrier('lightpaff_jax set aside')
+        if jax.process_index() == 0:
+            (self.directory / str(step)).rename(self.directory / name)
+        _barrier('lightpaff_jax set aside done')
+
+
+def load_params(directory: pathlib.Path, abstract: PyTree | None = None) -> PyTree:
+    """The parameters of the newest intact step; the optimizer is not read, nothing is renamed.
+
+    Args:
+      directory: the folder of the steps.
+      abstract: parameters with a jax.ShapeDtypeStruct for each array, for the shardings.
+        Without it: nested dicts, on the first device (on every device where there are several
+        processes).
+
+    Raises:
+      UserError: no checkpoint, none intact, or an array differs from `abstract` in name, shape
+        or type.
+    """
+
+    def read(folder: epath.Path) -> PyTree:
+        record, _ = _read_record(folder)
+        record = {name: a for name, a in record.items() if name.startswith('params/')}
+        if abstract is not None:
+            wanted = _named({'params': abstract})
+            arrays = _read_arrays(folder, record, wanted)
+            return jax.tree.unflatten(jax.tree.structure(abstract), [*arrays.values()])
+        wanted = {
+            name: jax.ShapeDtypeStruct(a['shape'], jnp.dtype(a['dtype']))
+            for name, a in record.items()
+        }
+        return _nest(_read_arrays(folder, record, wanted))['params']
+
+    return _newest(directory, read)
+
+
+def read_meta(directory: pathlib.Path) -> dict:
+    """Meta of the newest step whose meta is intact; reads no array.
+
+    Raises:
+      UserError: no checkpoint, or none intact.
+    """
+    return _newest(directory, lambda folder: _read_record(folder)[1])
+
+
+def identity(params: PyTree) -> str:
+    """16 hex digits of the names, shapes, types and bytes of all arrays, wherever they lie."""
+    return _sha256(_entries(_named(params)))[:16]
+
+
+def _newest(directory: pathlib.Path, read) -> Any:
+    """`read(folder of a step)` of the newest step for which it succeeds."""
+    root = _folder(directory)
+    steps = _steps(root)
+    if not steps:
+        raise UserError(f'{root}: no checkpoint in this folder')
+    for step in reversed(steps):
+        try:
+            return read(root / str(step))
+        except _Corrupt as problem:
+            _log.warning('%s: step %d is not used: %s', root, step, problem)
+    raise UserError(f'{root}: no intact checkpoint in this folder')
+
+
+# Names and parts of a state.
+
+
+def _folder(directory: pathlib.Path) -> epath.Path:
+    path = epath.Path(directory)
+    return path if '://' in str(path) else epath.Path(pathlib.Path(path).absolute())
+
+
+def _steps(root: epath.Path) -> list[int]:
+    if not root.exists():
+        return []
+    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and p.is_dir())
+
+
+def _named(tree: PyTree) -> Arrays:
+    """Leaves by their path, in the order of the tree."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def _nest(arrays: Arrays) -> dict:
+    """{'a/b': x} -> {'a': {'b': x}}."""
+    root: dict = {}
+    for name, value in arrays.items():
+        *parents, last = name.split('/')
+        node = root
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return root
+
+
+def _parts(arrays: Arrays) -> dict[str, Arrays]:
+    """Arrays by checkpointable."""
+    parts: dict[str, Arrays] = collections.defaultdict(dict)
+    for name, value in arrays.items():
+        parts['params' if name.startswith('params/') else 'training'][name] = value
+    return dict(parts)
+
+
+# Digests.
+
+
+def _mix(h: jax.Array) -> jax.Array:
+    """Finalizer of MurmurHash3: a permutation of uint32 in which every bit moves every bit."""
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
+
+
+def _digest(x: jax.Array) -> jax.Array:
+    """uint32 [2]: for two seeds, sum over i of mix(word_i ^ mix(i + seed)) mod 2^32.
+
+    A word is an element's bits (two words an element of 8 bytes), i its index in the global
+    array. A sum has no order, so shardings and processes do not matter. mix is a permutation:
+    a change inside one word always changes both sums, any other with probability 1 - 2^-64.
+    """
+    bits = x.astype(jnp.uint8) if x.dtype == bool else x
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[bits.dtype.itemsize]
+    words = jax.lax.bitcast_convert_type(bits, kind).astype(jnp.uint32)
+    index, stride = jnp.uint32(0), 1
+    for axis in reversed(range(words.ndim)):
+        iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        index += iota * jnp.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    seeds = (0x9E3779B9, 0x7F4A7C15)
+    return jnp.stack(
+        [jnp.sum(_mix(words ^ _mix(index + jnp.uint32(s))), dtype=jnp.uint32) for s in seeds]
+    )
+
+
+@jax.jit
+def _digests(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_digest(x) for x in arrays])
+
+
+def _entries(arrays: Arrays) -> dict[str, dict]:
+    """What the record says of each array. Only the sums leave the device."""
+    sums = np.asarray(_digests([*arrays.values()])).tolist()
+    return {
+        name: {'shape': [*x.shape], 'dtype': str(x.dtype), 'digest': f'{a:08x}{b:08x}'}
+        for (name, x), (a, b) in zip(arrays.items(), sums, strict=True)
+    }
+
+
+def _canonical(data: Any) -> str:
+    return json.dumps(data, sort_keys=True, separators=(',', ':'))
+
+
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(_canonical(data).encode()).hexdigest()
+
+
+def _record(arrays: Arrays, meta: dict) -> dict:
+    record = {'arrays': _entries(arrays), 'meta': _sha256(meta)}
+    return record | {'self': _sha256(record)}
+
+
+# Reading a step.
+
+
+def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
+    """The record of the arrays, and meta; _Corrupt unless both are as they were saved."""
+    record = _load(folder, 'digests')
+    meta = _load(folder, 'meta')
+    problem = None
+    if not isinstance(record, dict) or record.pop('self', None) != _sha256(record):
+        problem = 'digests: not what was saved'
+    elif record['meta'] != _sha256(meta):
+        problem = 'meta: not what was saved'
+    _agree(problem)
+    return record['arrays'], meta
+
+
+def _read_state(folder: epath.Path, abstract: PyTree) -> tuple[PyTree, dict]:
+    record, meta = _read_record(folder)
+    arrays = _read_arrays(folder, record, _named(abstract))
+    return jax.tree.unflatten(jax.tree.structure(abstract), [*arrays.values()]), meta
+
+
+def _read_arrays(folder: epath.Path, record: dict[str, dict], wanted: Arrays) -> Arrays:
+    """The arrays, verified; UserError where `wanted` is not what the record lists."""
+    _check(folder, record, wanted)
+    wanted = {name: _placed(x) for name, x in wanted.items()}
+    arrays: Arrays = {}
+    for part, named in _parts(wanted).items():
+        arrays |= _named(_load(folder, part, _nest(named)))
+    arrays = {name: arrays[name] for name in wanted}
+    changed = [name for name, entry in _entries(arrays).items() if entry != record[name]]
+    _agree(f'{changed[0]}: the bytes are not those that were saved' if changed else None)
+    return arrays
+
+
+def _check(folder: epath.Path, record: dict[str, dict], wanted: Arrays) -> None:
+    for name, x in wanted.items():
+        if name not in record:
+            raise UserError(f'{folder}: has no array {name}')
+        entry = record[name]
+        there = f'{entry["dtype"]}{entry["shape"]}'
+        here = f'{x.dtype}{[*x.shape]}'
+        if there != here:
+            raise UserError(f'{folder}: {name} is {there} in the checkpoint and {here} here')
+        if x.sharding is not None:
+            try:
+                x.sharding.shard_shape(x.shape)
+            except ValueError as error:
+                raise UserError(f'{folder}: {name} {here}: {_line(error)}') from error
+    for name in record:
+        if name not in wanted:
+            raise UserError(f'{folder}: has the array {name}, which is not wanted here')
+
+
+def _placed(x: Any) -> jax.ShapeDtypeStruct:
+    sharding = x.sharding
+    if sharding is None and jax.process_count() == 1:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    elif sharding is None:
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ('all',))
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _load(folder: epath.Path, part: str, abstract: PyTree | None = None) -> Any:
+    """One checkpointable; _Corrupt, on all processes, when one of them cannot read it."""
+    value = None
+    with _tidy() as failed:
+        try:
+            with _context():
+                value = ocp.load_checkpointables(folder, {part: abstract})[part]
+        except Exception as error:  # damaged files raise many types, of many libraries
+            if _is_local(error):
+                raise
+            failed.append(f'{part}: cannot be read: {_line(error)}')
+    _agree(failed[0] if failed else None)
+    return value
+
+
+def _is_local(error: BaseException | None) -> bool:
+    """The machine refuses, the files may be good: no memory on host or device, no permission."""
+    local = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+    while error is not None:
+        if isinstance(error, local):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _line(error: BaseException) -> str:
+    """The first cause of an error, on one line of some 200 characters: its start and its end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = ' '.join(str(error).partition('[tensorstore_spec')[0].split())
+    if len(text) > 200:
+        text = f'{text[:60]} ... {text[-140:]}'
+    return f'{type(error).__name__}: {text}'
+
+
+# Processes, Orbax.
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _agree(problem: str | None) -> None:
+    """_Corrupt on every process when one has a problem, so that all fall back together."""
+    if jax.process_count() > 1:
+        bad = multihost_utils.process_allgather(np.array(problem is not None))
+        if problem is None and bad.any():
+            problem = f'process {int(bad.argmax())} cannot read it'
+    if problem is not None:
+        raise _Corrupt(problem)
+
+
+def _context() -> ocp.Context:
+    registry = ocp.handlers.local_registry()
+    for name in ('meta', 'digests'):
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    # Made in a thread, a folder that cannot be made keeps the program from ending for minutes.
+    context.asynchronous.create_directories_asynchronously = False
+    return context
+
+
+@contextlib.contextmanager
+def _tidy() -> Iterator[list[str]]:
+    """A list for problems. Where Orbax fails it drops coroutines; they end here, unseen."""
+    failed: list[str] = []
+    hook = sys.unraisablehook
+    if getattr(hook, 'func', None) is not _unraisable:
+        sys.unraisablehook = functools.partial(_unraisable, hook)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+        yield failed
+        if failed:
+            gc.collect()
+    if not failed:  # else reads are under way that will end in a closed event loop
+        sys.unraisablehook = hook
+
+
+def _unraisable(hook: Callable, event: Any) -> None:
+    """Passes on what Python cannot raise, unless it is a rest of a failed read."""
+    code = getattr(event.object, 'cr_code', None)
+    of_orbax = code is not None and 'orbax' in code.co_filename
+    if not of_orbax and str(event.exc_value) != 'Event loop is closed':
+        hook(event)
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """Drops what Orbax logs, and tasks of its that fail: the user gets one line of ours."""
+    of_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
+    task = record.name == 'asyncio' and 'orbax' in record.getMessage()
+    return not (of_orbax or task)
+
+
+for _name in ('absl', 'asyncio'):
+    logging.getLogger(_name).addFilter(_quiet)

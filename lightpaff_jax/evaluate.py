@@ -1,0 +1,50 @@
+"""Scores of a model on a split: every example once, padding with weight 0."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import jax
+from jax.sharding import Mesh
+
+from lightpaff_jax import metrics, sharding
+from lightpaff_jax.batch import Batch
+
+
+def language_model(evaluate: Callable, params, teacher_params, batches: Iterable[Batch],
+                   mesh: Mesh, stats: dict) -> dict[str, float]:  # fmt: skip
+    """Perplexity of one pass over a split.
+
+    Per token: exp(nll / predicted tokens). Per word: exp(nll / words), words as counted in the
+    original text with one end of line each, so that tokenizers can be compared.
+
+    Args:
+      evaluate: `distill_step.make_evaluation`'s function.
+      stats: the split's `tokens` and `words`, as prepared.
+
+    Returns:
+      ce (nats a token), perplexity, word_perplexity, accuracy, tokens, words; with a teacher
+      also its kl and agreement. word_perplexity is NaN unless the split was read whole.
+    """
+    total = None
+    for batch in batches:
+        sums = evaluate(params, teacher_params, sharding.put_batch(mesh, batch, micro=False))
+        sums = {name: float(x) for name, x in jax.device_get(sums).items()}  # float64 from here
+        total = sums if total is None else metrics.add(total, sums)
+    assert total is not None, 'an empty split stops in data/'
+    means = metrics.means(total)
+    whole = round(total['labelled']) == stats['tokens']
+    scores = {
+        'ce': means['ce'],
+        'perplexity': means['perplexity'],
+        'word_perplexity': math.exp(total['ce'] / stats['words']) if whole else math.nan,
+        'accuracy': means['accuracy'],
+        'tokens': round(total['labelled']),
+        'words': stats['words'],
+    }
+    if 'kl' in means:
+        scores |= {name: means[name] for name in ('kl', 'agreement', 'teacher_ce')}
+    return scores
+
+
+EVALS = {'clm': language_model}
+"""Objective -> its scores."""

@@ -1,0 +1,136 @@
+"""The graph of runs that makes one student and its table: in order, done ones skipped.
+
+    teacher_pretrain -> teacher_finetune
+           |                   |
+           v                   v
+    pre-training, stage 1 -> fine-tuning, stage 2 (two_stage)
+    ... and its controls: no teacher in one stage, or in both, at the same number of updates;
+    or no teacher at the same FLOPs.
+"""
+
+import json
+import pathlib
+import shlex
+import sys
+
+from ml_collections import ConfigDict
+
+from lightpaff_jax import config
+
+USAGE = """
+python -m lightpaff_jax.recipe --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
+
+Runs the whole chain into config.workdir (default: runs/<config name>): teacher pre-training and
+fine-tuning, stage 1, stage 2, the controls, evaluation, speed, report.md and report.html. Started
+again, it skips the runs that are done and resumes the one that is not.
+
+config.student and config.teacher are the two networks, config.recipe the four arrows.
+"""
+
+ARMS = {
+    'two_stage': ('stage1', True),
+    'stage1_only': ('stage1', False),
+    'stage2_only': ('pretrain', True),
+    'no_teacher': ('pretrain', False),
+    'no_teacher_equal_flops': ('pretrain_equal_flops', False),
+}
+"""Arm -> the student's pre-training run, and whether a teacher guides its fine-tuning."""
+
+
+def plan(c: ConfigDict) -> tuple[dict[str, ConfigDict], dict]:
+    """Run name -> its configuration, in an order in which each finds what it needs; recipe.json.
+
+    A run's name is its folder in c.workdir. One teacher serves all seeds.
+    """
+    runs = {
+        'teacher_pretrain': _run(c, 'teacher_pretrain', c.teacher, c.seed),
+        'teacher_finetune': _run(c, 'teacher_finetune', c.teacher, c.seed),
+    }
+    runs['teacher_finetune'].student.init = f'{c.workdir}/teacher_pretrain'
+    arms = []
+    for seed in c.recipe.seeds:
+        for arm, (pretrain, guided) in ARMS.items():
+            first, last = f'seed{seed}/{pretrain}', f'seed{seed}/{arm}'
+            cost = _cost_of_teacher(c) if arm == 'no_teacher_equal_flops' else 1.0
+            if first not in runs:
+                runs[first] = _run(c, 'student_pretrain', c.student, seed, cost)
+                if pretrain == 'stage1':
+                    _guide(c, runs[first], 'student_pretrain', 'teacher_pretrain')
+            runs[last] = _run(c, 'student_finetune', c.student, seed, cost)
+            runs[last].student.init = f'{c.workdir}/{first}'
+            if guided:
+                _guide(c, runs[last], 'student_finetune', 'teacher_finetune')
+            arms.append({'arm': arm, 'seed': seed, 'runs': [first, last]})
+    for name, r in runs.items():
+        r.workdir = f'{c.workdir}/{name}'
+    teacher = ['teacher_pretrain', 'teacher_finetune']
+    return runs, {'name': pathlib.Path(c.workdir).name, 'teacher': teacher, 'arms': arms}
+
+
+def _run(c: ConfigDict, phase: str, network: ConfigDict, seed: int, cost: float = 1.0):
+    """A run without a teacher: the network's shape and the phase's settings."""
+    r, p = config.copy(c), c.recipe[phase]
+    for key in config.network():
+        r.student[key] = network[key]
+    r.student.init = 'scratch'
+    r.teacher.layers, r.teacher.path = 0, ''
+    r.seed = seed
+    r.train.updates = round(p.updates * cost)
+    r.optim.warmup = round(p.warmup * cost)
+    r.optim.peak_lr = p.peak_lr
+    r.data.batch_size = p.batch_size
+    r.data.packages = p.packages
+    r.loss.lambda_, r.loss.temperature = 0.0, 1.0
+    return r
+
+
+def _guide(c: ConfigDict, r: ConfigDict, phase: str, teacher: str) -> None:
+    r.teacher.path = f'{c.workdir}/{teacher}'
+    r.loss.lambda_ = c.recipe[phase].lambda_
+    r.loss.temperature = c.recipe[phase].temperature
+
+
+def _cost_of_teacher(c: ConfigDict) -> float:
+    """FLOPs of a distilled update over those of one without a teacher."""
+    from lightpaff_jax import models
+
+    length = c.data.length
+    student = 3 * models.build(c.student).flops(length, length)
+    return 1 + models.build(c.teacher).flops(length, length) / student
+
+
+def run(c: ConfigDict) -> None:
+    """Does what is left of the recipe and prints its table."""
+    import jax
+
+    if not c.teacher.layers:
+        raise config.UserError('config.teacher.layers = 0: a recipe trains its teacher, give its shape')
+    runs, table = plan(c)
+    for name, r in runs.items():
+        try:
+            config.validate(r, jax.device_count())
+        except config.UserError as error:
+            raise config.UserError(f'run {name}: {error}') from error
+
+    from lightpaff_jax import report, speed, train
+
+    workdir = pathlib.Path(c.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    table['command'] = f'python -m lightpaff_jax.recipe {shlex.join(sys.argv[1:])}'
+    train.write_whole(workdir / 'recipe.json', json.dumps(table, indent=2) + '\n')
+    for number, (name, r) in enumerate(runs.items(), 1):
+        print(f'[{number}/{len(runs)}] {name}', flush=True)
+        result = train.train(r)
+    if not (workdir / 'speed.json').is_file():
+        first = table['arms'][0]['runs'][-1]
+        found = speed.compare(
+            f'{c.workdir}/teacher_finetune', f'{c.workdir}/{first}', c.data.length,
+            c.eval.batch_size, result['tokenizer_hash'],
+        )  # fmt: skip
+        train.write_whole(workdir / 'speed.json', json.dumps(found, indent=2) + '\n')
+    print(report.write(workdir))
+    print(f'{workdir}/report.html')
+
+
+if __name__ == '__main__':
+    sys.exit(config.command(run, USAGE))

@@ -1,0 +1,200 @@
+"""One run: assemble, restore, step, log, save, evaluate. A teacher, a student and a control alike."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+
+import jax
+from ml_collections import ConfigDict
+
+import lightpaff_jax
+from lightpaff_jax import (
+    checkpoint,
+    config,
+    distill_step,
+    evaluate,
+    metrics,
+    models,
+    optimizer,
+    sharding,
+    teacher,
+)
+from lightpaff_jax.config import UserError
+from lightpaff_jax.data import batches, prepare, tokenizers
+
+
+def train(c: ConfigDict) -> dict:
+    """Runs `c` in `c.workdir` to `c.train.updates`, from its newest checkpoint if it has one.
+
+    Returns:
+      what result.json holds.
+
+    Raises:
+      UserError: the configuration, its data, its teacher or its workdir does not fit.
+    """
+    config.validate(c, jax.device_count())
+    workdir = pathlib.Path(c.workdir).expanduser()
+    claim(c, workdir)
+    mesh = sharding.make_mesh(c)
+    with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir / 'checkpoints', c.train.keep) as saved:
+        tokenizer = tokenizers.load(c)
+        prepared = prepare.prepare(c, tokenizer)
+        guide = teacher.load(c, mesh, tokenizer.hash)
+        guide_params = None if guide is None else guide.params
+        identities = {
+            'tokenizer_hash': tokenizer.hash,
+            'data_hash': prepared.hash,
+            'teacher_hash': None if guide is None else guide.hash,
+        }
+        student = models.build(c.student, compute_dtype=c.train.compute_dtype, remat=c.train.remat)
+        rule = optimizer.make(c)
+        network = None if guide is None else guide.model
+        step = distill_step.make_step(c, mesh, student, network, rule, optimizer.schedule(c))
+        score = distill_step.make_evaluation(c, mesh, student, network)
+
+        state, done = restore(c, mesh, student, rule, saved, identities)
+        start, seconds, window = done['step'], done['seconds'], done['window']
+        tokens = c.data.batch_size * c.data.length
+        with metrics.Writer(workdir, c.train.updates, tokens, start) as writer:
+
+            def evaluate_split(split):
+                pass_ = batches.evaluation(c, prepared, split)
+                stats = prepared.split(split)
+                return evaluate.EVALS[c.objective](
+                    score, state.params, guide_params, pass_, mesh, stats
+                )
+
+            began, pending = time.perf_counter(), None
+            for index, batch in enumerate(batches.training(c, prepared, start), start):
+                if index >= c.train.updates:
+                    break
+                state, sums = step(state, guide_params, sharding.put_batch(mesh, batch, micro=True))
+                if pending is not None:  # at most one step in flight
+                    jax.block_until_ready(pending)
+                pending, done_steps = sums['loss'], index + 1
+                rates = {name: sums.pop(name) for name in ('grad_norm', 'learning_rate')}
+                window = sums if window is None else metrics.add(window, sums)
+                last = done_steps == c.train.updates
+                if done_steps % c.train.log_every == 0 or last:
+                    writer.log(done_steps, metrics.means(window, rates))
+                    window = None
+                writer.advance(done_steps)
+                if done_steps % c.train.save_every == 0 or last:
+                    jax.block_until_ready(state)
+                    seconds += time.perf_counter() - began
+                    meta = {'seconds': seconds, 'window': metrics.to_json(window), **identities}
+                    saved.save(done_steps, state, meta)
+                    began = time.perf_counter()
+                if c.train.eval_every and done_steps % c.train.eval_every == 0 and not last:
+                    began -= time.perf_counter()
+                    writer.log(done_steps, evaluate_split('validation'), kind='validation')
+                    began += time.perf_counter()
+            scores = {split: evaluate_split(split) for split in ('validation', 'test')}
+            writer.log(c.train.updates, scores['validation'], kind='validation')
+    result = summary(c, student, network, seconds, scores, identities)
+    write_whole(workdir / 'result.json', json.dumps(result, indent=2) + '\n')
+    return result
+
+
+def claim(c: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes config.json, or checks that the workdir belongs to the same configuration."""
+    path = workdir / 'config.json'
+    if path.is_file():
+        changed = config.differences(config.from_json(path.read_text()), c)
+        if changed:
+            raise UserError(
+                f'config.workdir = {c.workdir}: holds a run with another configuration '
+                f'({"; ".join(changed)}); choose another workdir or remove it'
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_whole(path, config.to_json(c) + '\n')
+
+
+def restore(c, mesh, student, rule, saved, identities):
+    """The state to go on from, and what its checkpoint says of step, seconds and window."""
+    places = distill_step.state_shardings(mesh, student, rule)
+
+    def fresh():
+        return distill_step.init_state(student, rule, c.seed)
+
+    abstract = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        jax.eval_shape(fresh),
+        places,
+    )
+    found = saved.restore(abstract)
+    if found is not None:
+        step, state, meta = found
+        for name, value in identities.items():
+            if meta[name] != value:
+                raise UserError(
+                    f'config.workdir = {c.workdir}: its checkpoint has {name} {meta[name]}, '
+                    f'this run {value}; resuming needs the same'
+                )
+        window = metrics.from_json(meta['window'])
+        return state, {'step': step, 'seconds': meta['seconds'], 'window': window}
+    state = jax.jit(fresh, out_shardings=places)()
+    if c.student.init != 'scratch':
+        hash_ = identities['tokenizer_hash']
+        shape, params = teacher.read_run('student.init', c.student.init, mesh, hash_)
+        for key, value in shape.items():
+            if key != 'dropout' and c.student[key] != value:
+                raise UserError(
+                    f'config.student.{key} = {c.student[key]}: {c.student.init} has {value}'
+                )
+        state = distill_step.TrainState(state.step, params, state.opt_state)
+    return state, {'step': 0, 'seconds': 0.0, 'window': None}
+
+
+def summary(c, student, network, seconds, scores, identities) -> dict:
+    """result.json: scores, cost, and what made them."""
+    examples = c.train.updates * c.data.batch_size
+    length = c.data.length
+    flops = 3 * student.flops(length, length)
+    flops += 0 if network is None else network.flops(length, length)
+    names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    device = jax.devices()[0]
+    return {
+        'updates': c.train.updates,
+        'tokens': examples * length,
+        'seconds': seconds,
+        'flops': examples * flops,
+        'tokens_per_second': examples * length / seconds,
+        'parameters': student.parameters,
+        'bytes': 4 * student.parameters,
+        'scores': scores,
+        'protocol': f'disjoint blocks of {length} tokens',
+        'seed': c.seed,
+        'hardware': f'{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores, '
+        f'{platform.machine()}',
+        'versions': {
+            'lightpaff_jax': lightpaff_jax.__version__,
+            'python': platform.python_version(),
+            **{name: version(name) for name in names},
+        },
+        'git_commit': git_commit(),
+        **identities,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs; None where it is no checkout."""
+    root = pathlib.Path(__file__).parent
+    command = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=12']
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """A file that is there is whole: written beside its place and renamed."""
+    if jax.process_index() == 0:
+        part = path.with_name(path.name + '.part')
+        part.write_text(text)
+        part.replace(path)

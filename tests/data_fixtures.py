@@ -1,0 +1,57 @@
+"""What tests of the data share: one corpus a session, small configurations of it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from ml_collections import ConfigDict
+
+from lightpaff_jax import config
+from lightpaff_jax.data import prepare, pydocs, tokenizers
+
+VOCAB_SIZE = 512
+
+
+def build(folder: pathlib.Path) -> str:
+    """A data cache in `folder` that holds the corpus; takes some 15 s of one core."""
+    pydocs.opened(str(folder))
+    return str(folder)
+
+
+def tiny(cache: str) -> ConfigDict:
+    """Two small packages, a small vocabulary, short sequences, 2 micro-batches of 4."""
+    c = config.default()
+    c.student.vocab_size = VOCAB_SIZE
+    c.data.cache = cache
+    c.data.packages = ('chex', 'ml_collections')
+    c.data.length = 32
+    c.data.batch_size = 8
+    c.train.micro_steps = 2
+    c.eval.batch_size = 8
+    return c
+
+
+def prepared(c: ConfigDict) -> prepare.Prepared:
+    return prepare.prepare(c, tokenizers.load(c))
+
+
+def small_process(script: str, cache: pathlib.Path, hash_seed: str = '0') -> subprocess.Popen:
+    """Runs `script` in a process of its own, where the corpus is two small packages.
+
+    It finds `cache` in sys.argv[1]; `communicate()` gives what it wrote, as text.
+    """
+    head = (
+        'import sys\n'
+        'from lightpaff_jax.data import pydocs\n'
+        "names = ('chex', 'ml_collections')\n"
+        'pydocs.PACKAGES = {name: pydocs.PACKAGES[name] for name in names}\n'
+    )
+    root, tests = pathlib.Path(pydocs.__file__).parents[2], pathlib.Path(__file__).parent
+    return subprocess.Popen(
+        [sys.executable, '-W', 'error', '-c', head + script, str(cache)],
+        env=os.environ | {'PYTHONPATH': f'{root}:{tests}', 'PYTHONHASHSEED': hash_seed},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,190 @@
+"""Equal runs write equal files, killed or not; means are sums over counts."""
+
+import io
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from lightpaff_jax import metrics
+from lightpaff_jax.metrics import Writer, add, means
+
+SUMS = {'loss': 6.0, 'count': 4.0, 'ce': 3.0, 'labelled': 2.0, 'correct': 1.0}
+TEACHER = {'kl': 2.0, 'teacher_ce': 5.0, 'agree': 3.0}
+
+
+def device(sums):
+    return {name: jnp.float32(value) for name, value in sums.items()}
+
+
+def test_means_are_sums_over_their_counts():
+    assert means(device(SUMS | TEACHER), {'grad_norm': jnp.float32(0.5), 'learning_rate': 1e-3}) == {
+        'loss': 1.5,
+        'ce': 1.5,
+        'accuracy': 0.5,
+        'kl': 0.5,
+        'teacher_ce': 2.5,
+        'agreement': 0.75,
+        'perplexity': math.exp(1.5),
+        'grad_norm': 0.5,
+        'learning_rate': 1e-3,
+    }
+
+
+def test_without_a_teacher_its_means_are_absent():
+    assert set(means(SUMS)) == {'loss', 'ce', 'accuracy', 'perplexity'}
+
+
+def test_a_batch_of_padding_has_means_of_zero():
+    assert means(dict.fromkeys(SUMS, 0.0)) == {
+        'loss': 0.0,
+        'ce': 0.0,
+        'accuracy': 0.0,
+        'perplexity': 1.0,
+    }
+
+
+def test_perplexity_is_inf_where_exp_overflows_and_nan_stays_nan():
+    assert means(SUMS | {'ce': 1e6})['perplexity'] == math.inf
+    assert math.isnan(means(SUMS | {'ce': math.nan})['perplexity'])
+
+
+def test_a_sum_without_a_mean_and_a_name_given_twice_are_errors():
+    with pytest.raises(ValueError, match='grad_norm'):
+        means(SUMS | {'grad_norm': 1.0})
+    with pytest.raises(ValueError, match='loss'):
+        means(SUMS, {'loss': 1.0})
+
+
+def test_mean_of_added_sums_is_the_mean_over_both_steps():
+    twice = jax.jit(add)(device(SUMS), device({**SUMS, 'loss': 2.0, 'count': 0.0}))
+    assert means(twice)['loss'] == 8.0 / 4.0
+    with pytest.raises(ValueError):
+        add(SUMS, TEACHER)
+
+
+def run(workdir, first, last, resume):
+    with Writer(workdir, total_updates=10, tokens_per_update=64, resume_step=resume) as writer:
+        for step in range(first, last + 1):
+            writer.advance(step)
+            writer.log(step, {'loss': 1 / (step + 1), 'ce': 0.1 * step, 'accuracy': 1.0})
+            if step % 4 == 0:
+                writer.log(step, {'perplexity': math.inf, 'ce': 2 / 3}, kind='validation')
+
+
+@pytest.mark.parametrize('cut', [0, 5])
+def test_a_killed_and_resumed_run_has_the_metrics_of_an_undisturbed_one(tmp_path, cut):
+    run(tmp_path / 'whole', 1, 10, 0)
+    run(tmp_path / 'killed', 1, 8, 0)
+    for name in ('metrics.jsonl', 'timing.jsonl'):
+        path = tmp_path / 'killed' / name
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) - cut])  # killed in the middle of a line
+    run(tmp_path / 'killed', 5, 10, 4)
+    whole = (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
+    assert (tmp_path / 'killed' / 'metrics.jsonl').read_bytes() == whole
+    timing = (tmp_path / 'killed' / 'timing.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in timing] == list(range(1, 11))
+
+
+def test_resuming_before_a_broken_line_keeps_the_lines_before_it(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    path.write_bytes(b'{"step": 1}\n\x00\x00\x00\n{"step": 2}\n')
+    with Writer(tmp_path, 10, 64, resume_step=2):
+        pass
+    assert path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_a_run_from_the_start_begins_with_empty_files(tmp_path):
+    for _ in range(2):
+        run(tmp_path, 0, 3, 0)
+        lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+        assert [json.loads(line)['step'] for line in lines] == [0, 0, 1, 2, 3]
+
+
+def test_lines_are_on_disk_at_once_exact_and_in_one_order_of_keys(tmp_path):
+    with Writer(tmp_path / 'new', 10, 64, resume_step=0) as writer:
+        writer.log(1, {'loss': 0.1 + 0.2, 'ce': float(jnp.float32(0.1))})
+        writer.log(1, {'b': 1, 'a': math.nan}, kind='validation')
+        assert (tmp_path / 'new' / 'metrics.jsonl').read_text() == (
+            '{"step": 1, "kind": "train", "ce": 0.10000000149011612, "loss": 0.30000000000000004}\n'
+            '{"step": 1, "kind": "validation", "a": NaN, "b": 1.0}\n'
+        )
+
+
+def test_tokens_a_second_count_neither_compilation_nor_evaluation(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
+    with Writer(tmp_path, 10, tokens_per_update=100, resume_step=0) as writer:
+        now[0] = 60.0  # compilation
+        writer.advance(1)
+        now[0] = 64.0
+        writer.log(3, {'loss': 1.0})
+        now[0] = 90.0
+        writer.log(3, {'ce': 1.0}, kind='validation')
+        now[0] = 91.0
+        writer.log(4, {'loss': 1.0})
+    lines = (tmp_path / 'timing.jsonl').read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {'step': 3, 'seconds': 64.0, 'tokens_per_second': 50.0},
+        {'step': 4, 'seconds': 91.0, 'tokens_per_second': 100.0},
+    ]
+
+
+def test_without_a_terminal_progress_is_a_plain_line_now_and_then(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
+    with Writer(tmp_path, 100, tokens_per_update=1000, resume_step=0) as writer:
+        for step in range(1, 101):
+            now[0] += 1.0
+            writer.advance(step, loss=2.0)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ''
+    assert lines[1] == 'update 11/100  loss 2.0000  1,000 tokens/s  0:01:29 left'
+    assert lines[-1] == 'update 100/100  loss 2.0000  1,000 tokens/s  0:00:00 left'
+    assert len(lines) == 11
+
+
+def test_on_a_terminal_progress_is_a_bar(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr(metrics, '_console', lambda: console)
+    with Writer(tmp_path, 10, 64, resume_step=4) as writer:
+        writer.log(5, {'loss': 1.25})
+        writer.advance(10)
+    assert 'update 10/10' in screen.getvalue()
+    assert 'loss 1.2500' in screen.getvalue()
+
+
+def test_tensorboard_gets_the_means_and_a_resume_purges_later_ones(tmp_path):
+    from tensorboardX.event_file_writer import EventFileWriter  # noqa: F401
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401
+
+    run(tmp_path, 1, 4, 0)
+    run(tmp_path, 3, 4, 2)
+    files = sorted((tmp_path / 'tensorboard').iterdir())
+    assert len(files) == 2
+    seen, purges = set(), []
+    for path in files:
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], 'little')
+            event = Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            seen |= {(value.tag, event.step) for value in event.summary.value}
+            if event.HasField('session_log'):
+                purges.append(event.step)
+    assert ('train/loss', 4) in seen and ('validation/ce', 4) in seen
+    assert 3 in purges
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metrics.jax, 'process_index', lambda: 1)
+    run(tmp_path / 'other', 1, 10, 0)
+    assert not (tmp_path / 'other').exists()
+    assert capsys.readouterr() == ('', '')
