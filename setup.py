@@ -86,7 +86,7 @@ setup(
         'export': ['flatbuffers>=25.12'],
         'ctranslate2': [*TORCH, 'ctranslate2>=4.8'],
         'tpu': jax('[tpu]'),
-        'gpu': jax('[cuda12]'),  # driver 525 or newer; for jax[cuda13] install it yourself
+        'gpu': jax('[cuda12]'),  # runs on older drivers than jax[cuda13]
         'tf': ['tensorflow>=2.21'],
         'test': ['mypy>=2.4', 'pre-commit>=4', 'pytest>=9.1', 'ruff==0.17.*'],
     },

@@ -13,7 +13,6 @@ nowhere else: the names of its v1 interface still move.
 """
 
 import collections
-from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import gc
@@ -23,15 +22,16 @@ import logging
 import pathlib
 import re
 import sys
-from typing import Any
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
+from etils import epath
+from jax.experimental import multihost_utils
 
 from lightpaff_jax.config import UserError
 

@@ -32,6 +32,7 @@ MAY_CHANGE = (
     'teacher.path',
     'student.init',
     'train.updates',
+    'train.compilation_cache',
     'train.log_every',
     'train.eval_every',
     'train.save_every',
@@ -121,6 +122,7 @@ def default() -> ConfigDict:
     c.train.micro_steps = 1  # M, parts a batch is computed in
     c.train.compute_dtype = 'float32'  # of matrix products in the networks, one of DTYPES
     c.train.remat = 'none'  # what the backward pass computes again, one of REMAT
+    c.train.compilation_cache = '~/.cache/lightpaff_jax/xla'  # compiled programs; '' keeps none
     c.train.log_every = 20  # updates between lines of metrics.jsonl
     c.train.eval_every = 0  # updates between validations; 0: at the end only
     c.train.save_every = 100  # updates between checkpoints

@@ -7,16 +7,17 @@ Files in the workdir, one JSON object a line, each line flushed when it is writt
     tensorboard/    the means as `<kind>/<name>`
 """
 
-from collections.abc import Mapping
 import json
 import math
 import operator
 import os
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
@@ -76,6 +77,16 @@ def means(sums: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> d
     return result | {name: float(value) for name, value in rest.items()}
 
 
+def to_json(sums: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """Sums as numbers that JSON keeps exactly."""
+    return None if sums is None else {k: float(x) for k, x in jax.device_get(dict(sums)).items()}
+
+
+def from_json(sums: Mapping[str, float] | None) -> dict[str, np.float32] | None:
+    """What `to_json` wrote, as float32 again."""
+    return None if sums is None else {name: np.float32(x) for name, x in sums.items()}
+
+
 def _exp(x: float) -> float:
     try:
         return math.exp(x)
@@ -128,7 +139,8 @@ class Writer:
     def log(self, step: int, metrics: Mapping[str, float], kind: str = 'train') -> None:
         """One line, flushed; keys in the order step, kind, then by name. NaN and inf are
         written as Python's json does. A 'train' line has a line in timing.jsonl; the time
-        before a line of another kind counts for no update."""
+        before a line of another kind counts for no update.
+        """
         if not self._active:
             return
         values = {name: float(metrics[name]) for name in sorted(metrics)}
@@ -189,7 +201,8 @@ def _at_most(line: bytes, step: int) -> bool:
 
 class _Clock:
     """Tokens a second, over updates only: not over the compilation of the first one, not over
-    evaluations."""
+    evaluations.
+    """
 
     def __init__(self, tokens_per_update: int, step: int):
         self._tokens = tokens_per_update

@@ -39,6 +39,7 @@ def train(c: ConfigDict) -> dict:
     config.validate(c, jax.device_count())
     workdir = pathlib.Path(c.workdir).expanduser()
     claim(c, workdir)
+    keep_compiled(c.train.compilation_cache)
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir / 'checkpoints', c.train.keep) as saved:
         tokenizer = tokenizers.load(c)
@@ -56,48 +57,66 @@ def train(c: ConfigDict) -> dict:
         step = distill_step.make_step(c, mesh, student, network, rule, optimizer.schedule(c))
         score = distill_step.make_evaluation(c, mesh, student, network)
 
+        result = finished(c, workdir, identities)
+        if result is not None:
+            return result
         state, done = restore(c, mesh, student, rule, saved, identities)
         start, seconds, window = done['step'], done['seconds'], done['window']
         tokens = c.data.batch_size * c.data.length
         with metrics.Writer(workdir, c.train.updates, tokens, start) as writer:
 
-            def evaluate_split(split):
-                pass_ = batches.evaluation(c, prepared, split)
+            def scores_of(split: str) -> dict[str, float]:
+                passed = batches.evaluation(c, prepared, split)
                 stats = prepared.split(split)
-                return evaluate.EVALS[c.objective](
-                    score, state.params, guide_params, pass_, mesh, stats
-                )
+                evaluation = evaluate.EVALS[c.objective]
+                return evaluation(score, state.params, guide_params, passed, mesh, stats)
 
-            began, pending = time.perf_counter(), None
-            for index, batch in enumerate(batches.training(c, prepared, start), start):
-                if index >= c.train.updates:
+            began, in_flight = time.perf_counter(), None
+            for index, batch in enumerate(batches.training(c, prepared, start), start + 1):
+                if index > c.train.updates:
                     break
                 state, sums = step(state, guide_params, sharding.put_batch(mesh, batch, micro=True))
-                if pending is not None:  # at most one step in flight
-                    jax.block_until_ready(pending)
-                pending, done_steps = sums['loss'], index + 1
+                jax.block_until_ready(in_flight)  # at most one step behind
+                in_flight = sums['loss']
                 rates = {name: sums.pop(name) for name in ('grad_norm', 'learning_rate')}
                 window = sums if window is None else metrics.add(window, sums)
-                last = done_steps == c.train.updates
-                if done_steps % c.train.log_every == 0 or last:
-                    writer.log(done_steps, metrics.means(window, rates))
+                last = index == c.train.updates
+                if index % c.train.log_every == 0 or last:
+                    writer.log(index, metrics.means(window, rates))
                     window = None
-                writer.advance(done_steps)
-                if done_steps % c.train.save_every == 0 or last:
+                writer.advance(index)
+                if last or (c.train.eval_every and index % c.train.eval_every == 0):
+                    jax.block_until_ready(state)
+                    seconds += time.perf_counter() - began
+                    writer.log(index, scores_of('validation'), kind='validation')
+                    began = time.perf_counter()
+                # Saved after all lines of this update: a resumed run repeats none of them.
+                if index % c.train.save_every == 0 or last:
                     jax.block_until_ready(state)
                     seconds += time.perf_counter() - began
                     meta = {'seconds': seconds, 'window': metrics.to_json(window), **identities}
-                    saved.save(done_steps, state, meta)
+                    saved.save(index, state, meta)
                     began = time.perf_counter()
-                if c.train.eval_every and done_steps % c.train.eval_every == 0 and not last:
-                    began -= time.perf_counter()
-                    writer.log(done_steps, evaluate_split('validation'), kind='validation')
-                    began += time.perf_counter()
-            scores = {split: evaluate_split(split) for split in ('validation', 'test')}
-            writer.log(c.train.updates, scores['validation'], kind='validation')
+            scores = {split: scores_of(split) for split in ('validation', 'test')}
     result = summary(c, student, network, seconds, scores, identities)
     write_whole(workdir / 'result.json', json.dumps(result, indent=2) + '\n')
     return result
+
+
+def keep_compiled(folder: str) -> None:
+    """Programs compiled once are read from `folder` the next time; '' keeps none."""
+    path = str(pathlib.Path(folder).expanduser()) if folder else None
+    jax.config.update('jax_compilation_cache_dir', path)
+
+
+def finished(c: ConfigDict, workdir: pathlib.Path, identities: dict) -> dict | None:
+    """result.json of a run that has come to `c.train.updates` with the same data and teacher."""
+    path = workdir / 'result.json'
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text())
+    same = all(result[name] == value for name, value in identities.items())
+    return result if same and result['updates'] == c.train.updates else None
 
 
 def claim(c: ConfigDict, workdir: pathlib.Path) -> None:

@@ -2,22 +2,20 @@
 
 import collections
 import dataclasses
-import logging
-import os
 import pathlib
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lightpaff_jax import checkpoint
 from lightpaff_jax.checkpoint import Checkpoints, load_params, read_meta
@@ -58,7 +56,9 @@ def same_bits(a, b) -> bool:
     if jax.tree.structure(a) != jax.tree.structure(b):
         return False
     return all(
-        x.shape == y.shape and x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        x.shape == y.shape
+        and x.dtype == y.dtype
+        and np.asarray(x).tobytes() == np.asarray(y).tobytes()
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 

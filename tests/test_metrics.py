@@ -21,7 +21,9 @@ def device(sums):
 
 
 def test_means_are_sums_over_their_counts():
-    assert means(device(SUMS | TEACHER), {'grad_norm': jnp.float32(0.5), 'learning_rate': 1e-3}) == {
+    assert means(
+        device(SUMS | TEACHER), {'grad_norm': jnp.float32(0.5), 'learning_rate': 1e-3}
+    ) == {
         'loss': 1.5,
         'ce': 1.5,
         'accuracy': 0.5,

@@ -1,0 +1,22 @@
+"""Tests run on 8 fake CPU devices, away from the user's caches."""
+
+import os
+import pathlib
+import sys
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import data_fixtures
+import pytest
+
+_CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
+"""A folder to keep the corpus in between sessions of a developer; the default makes it anew."""
+
+
+@pytest.fixture(scope='session')
+def data_cache(tmp_path_factory) -> str:
+    """The embedded corpus, built once a session."""
+    folder = pathlib.Path(_CACHE) if _CACHE else tmp_path_factory.mktemp('data')
+    return data_fixtures.build(folder)
