@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
-from etils import epath
+from etils import epath  # type: ignore[import-untyped]
 from jax.experimental import multihost_utils
 
 from lightpaff_jax.config import UserError
@@ -82,13 +82,13 @@ class Checkpoints:
           RuntimeError: the save before this one failed.
           TypeError: meta is not JSON, or an array has a type without a digest.
         """
-        self.wait()
+        self.close()
         folder = self.directory / str(step)
         if folder.exists():
             return
         arrays = {name: jnp.asarray(value) for name, value in _named(state).items()}
         parts = {name: _nest(part) for name, part in _parts(arrays).items()}
-        parts |= {'meta': json.loads(_canonical(meta)), 'digests': _record(arrays, meta)}
+        parts |= {'meta': json.loads(json.dumps(meta)), 'digests': _record(arrays, meta)}
         with _context():
             # Orbax has every array on the host when this returns (no is_prioritized_key_fn, no
             # limit of bytes). On a CPU that is a view, and XLA donates no buffer with a view.
@@ -106,12 +106,14 @@ class Checkpoints:
           UserError: steps exist and none is intact; or an array of `abstract` is not in the
             checkpoint, or has another shape or type there.
         """
-        self.wait()
+        self.close()
         _barrier('lightpaff_jax restore')
         steps = self.steps()
         for step in reversed(steps):
+            folder = self.directory / str(step)
             try:
-                state, meta = _read_state(self.directory / str(step), abstract)
+                record, meta = _read_record(folder)
+                state = _read_arrays(folder, record, abstract)
             except _Corrupt as problem:
                 self._set_aside(step, problem)
                 continue
@@ -129,7 +131,7 @@ class Checkpoints:
         """Steps on disk, ascending. Half-written and set aside ones are not among them."""
         return _steps(self.directory)
 
-    def wait(self) -> None:
+    def close(self) -> None:
         """Waits for the save in progress, then deletes what `keep` leaves out.
 
         Raises:
@@ -142,18 +144,10 @@ class Checkpoints:
             try:
                 response.result()
             except Exception as error:
-                failed.append(f'{self.directory}: step {step} was not saved: {_line(error)}')
+                failed.append(_line(error))
         if failed:
-            raise RuntimeError(failed[0])
+            raise RuntimeError(f'{self.directory}: step {step} was not saved: {failed[0]}')
         self._prune()
-
-    def close(self) -> None:
-        """Waits for the last save.
-
-        Raises:
-          RuntimeError: it failed.
-        """
-        self.wait()
 
     def _list(self, pattern: str) -> list[epath.Path]:
         if not self.directory.exists():
@@ -171,11 +165,8 @@ class Checkpoints:
             path.rmtree()
 
     def _set_aside(self, step: int, problem: _Corrupt) -> None:
-        name = f'{step}.corrupt'
-        for number in range(1, 1000):
-            if not (self.directory / name).exists():
-                break
-            name = f'{step}.corrupt.{number}'
+        before = len(self._list(rf'{step}\.corrupt.*'))
+        name = f'{step}.corrupt' + (f'.{before}' if before else '')
         _log.warning('%s: step %d is set aside as %s: %s', self.directory, step, name, problem)
         _barrier('lightpaff_jax set aside')
         if jax.process_index() == 0:
@@ -201,14 +192,12 @@ def load_params(directory: pathlib.Path, abstract: PyTree | None = None) -> PyTr
         record, _ = _read_record(folder)
         record = {name: a for name, a in record.items() if name.startswith('params/')}
         if abstract is not None:
-            wanted = _named({'params': abstract})
-            arrays = _read_arrays(folder, record, wanted)
-            return jax.tree.unflatten(jax.tree.structure(abstract), [*arrays.values()])
-        wanted = {
+            return _read_arrays(folder, record, {'params': abstract})['params']
+        stored = {
             name: jax.ShapeDtypeStruct(a['shape'], jnp.dtype(a['dtype']))
             for name, a in record.items()
         }
-        return _nest(_read_arrays(folder, record, wanted))['params']
+        return _read_arrays(folder, record, _nest(stored))['params']
 
     return _newest(directory, read)
 
@@ -317,21 +306,25 @@ def _digests(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([_digest(x) for x in arrays])
 
 
+def _mesh(arrays: list[jax.Array]):
+    sharding = max((x.sharding for x in arrays), key=lambda s: len(s.device_set))
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding.mesh
+    return jax.sharding.Mesh(np.array([*sharding.device_set]), ('all',))
+
+
 def _entries(arrays: Arrays) -> dict[str, dict]:
     """What the record says of each array. Only the sums leave the device."""
-    sums = np.asarray(_digests([*arrays.values()])).tolist()
+    with jax.set_mesh(_mesh([*arrays.values()])):  # the caller's may have other devices
+        sums = np.asarray(_digests([*arrays.values()])).tolist()
     return {
         name: {'shape': [*x.shape], 'dtype': str(x.dtype), 'digest': f'{a:08x}{b:08x}'}
         for (name, x), (a, b) in zip(arrays.items(), sums, strict=True)
     }
 
 
-def _canonical(data: Any) -> str:
-    return json.dumps(data, sort_keys=True, separators=(',', ':'))
-
-
 def _sha256(data: Any) -> str:
-    return hashlib.sha256(_canonical(data).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _record(arrays: Arrays, meta: dict) -> dict:
@@ -355,23 +348,17 @@ def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
     return record['arrays'], meta
 
 
-def _read_state(folder: epath.Path, abstract: PyTree) -> tuple[PyTree, dict]:
-    record, meta = _read_record(folder)
-    arrays = _read_arrays(folder, record, _named(abstract))
-    return jax.tree.unflatten(jax.tree.structure(abstract), [*arrays.values()]), meta
-
-
-def _read_arrays(folder: epath.Path, record: dict[str, dict], wanted: Arrays) -> Arrays:
-    """The arrays, verified; UserError where `wanted` is not what the record lists."""
+def _read_arrays(folder: epath.Path, record: dict[str, dict], abstract: PyTree) -> PyTree:
+    """The arrays, verified; UserError where `abstract` is not what the record lists."""
+    wanted = {name: _placed(x) for name, x in _named(abstract).items()}
     _check(folder, record, wanted)
-    wanted = {name: _placed(x) for name, x in wanted.items()}
     arrays: Arrays = {}
     for part, named in _parts(wanted).items():
         arrays |= _named(_load(folder, part, _nest(named)))
     arrays = {name: arrays[name] for name in wanted}
     changed = [name for name, entry in _entries(arrays).items() if entry != record[name]]
     _agree(f'{changed[0]}: the bytes are not those that were saved' if changed else None)
-    return arrays
+    return jax.tree.unflatten(jax.tree.structure(abstract), [*arrays.values()])
 
 
 def _check(folder: epath.Path, record: dict[str, dict], wanted: Arrays) -> None:
@@ -383,23 +370,21 @@ def _check(folder: epath.Path, record: dict[str, dict], wanted: Arrays) -> None:
         here = f'{x.dtype}{[*x.shape]}'
         if there != here:
             raise UserError(f'{folder}: {name} is {there} in the checkpoint and {here} here')
-        if x.sharding is not None:
-            try:
-                x.sharding.shard_shape(x.shape)
-            except ValueError as error:
-                raise UserError(f'{folder}: {name} {here}: {_line(error)}') from error
+        try:
+            x.sharding.shard_shape(x.shape)
+        except ValueError as error:
+            raise UserError(f'{folder}: {name} {here}: {_line(error)}') from error
     for name in record:
         if name not in wanted:
             raise UserError(f'{folder}: has the array {name}, which is not wanted here')
 
 
 def _placed(x: Any) -> jax.ShapeDtypeStruct:
-    sharding = x.sharding
-    if sharding is None and jax.process_count() == 1:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    elif sharding is None:
-        mesh = jax.sharding.Mesh(np.array(jax.devices()), ('all',))
-        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    if x.sharding is not None:
+        return x
+    devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:1]
+    mesh = jax.sharding.Mesh(np.array(devices), ('all',))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 

@@ -12,12 +12,13 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
 FAMILIES = ('gpt2',)
 OBJECTIVES = ('clm',)
-SOURCES = ('pydocs', 'prepared')
+SOURCES = ('pydocs', 'text', 'prepared')
 SCHEDULES = ('linear', 'cosine', 'constant')
 DTYPES = ('float32', 'bfloat16')
 REMAT = ('none', 'block')
@@ -25,6 +26,7 @@ REMAT = ('none', 'block')
 # A run may be resumed after these keys changed; any other difference is an error.
 MAY_CHANGE = (
     'workdir',
+    'after',
     'data.cache',
     'data.path',
     'data.prefetch',
@@ -45,6 +47,10 @@ MAY_CHANGE = (
 
 class UserError(Exception):
     """A mistake in the input. Shown as one line, exit code 2, no traceback."""
+
+
+class MissingPaths(UserError):
+    """Files that a run starts from are not there."""
 
 
 def network(**changes) -> ConfigDict:
@@ -80,6 +86,7 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # initialisation, order of the data, dropout
     c.workdir = ''  # where the run writes; '' is runs/<config name>
+    c.after = ()  # FILE[:VARIANT] of runs to finish first, where main finds them unfinished
     c.objective = 'clm'  # what is predicted from what; one of OBJECTIVES
 
     c.student = network()  # the network that is trained (a teacher's own training too)
@@ -107,7 +114,7 @@ def default() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.source = 'pydocs'  # one of SOURCES
-    c.data.path = ''  # folder of a prepared set, for source 'prepared'
+    c.data.path = ''  # folder of a prepared set, or of train.txt, validation.txt, test.txt
     c.data.packages = ()  # pydocs: packages to read; () reads all
     c.data.length = 128  # T, tokens a sequence
     c.data.batch_size = 8  # sequences an update, over all devices and micro-steps
@@ -115,7 +122,7 @@ def default() -> ConfigDict:
     c.data.prefetch = 4  # batches read ahead
 
     c.tokenizer = ConfigDict()
-    c.tokenizer.path = ''  # a SentencePiece .model file; '' trains one on pydocs
+    c.tokenizer.path = ''  # a SentencePiece .model file; '' trains one on the text
 
     c.train = ConfigDict()
     c.train.updates = 100  # optimizer updates in all
@@ -202,7 +209,9 @@ def validate(c: ConfigDict, devices: int | None = None) -> None:
         for key, minimum in keys.items():
             value = c[section][key]
             _rule(f'{section}.{key}', value, value >= minimum, f'must be at least {minimum}')
-    _rule('mesh.data', c.mesh.data, c.mesh.data == -1 or c.mesh.data >= 1, 'must be -1 or at least 1')
+    _rule(
+        'mesh.data', c.mesh.data, c.mesh.data == -1 or c.mesh.data >= 1, 'must be -1 or at least 1'
+    )
     _rule('recipe.seeds', c.recipe.seeds, len(c.recipe.seeds) >= 1, 'must name at least one seed')
     for name, p in c.recipe.items():
         if name == 'seeds':
@@ -210,6 +219,14 @@ def validate(c: ConfigDict, devices: int | None = None) -> None:
         _check_loss(f'recipe.{name}', p.lambda_, p.temperature)
         _rule(f'recipe.{name}.updates', p.updates, p.updates >= 1, 'must be at least 1')
         _rule(f'recipe.{name}.peak_lr', p.peak_lr, _positive(p.peak_lr), 'must be above 0')
+    _rule(
+        'data.path', repr(c.data.path), c.data.path or c.data.source == 'pydocs',
+        f'must be a folder for source {c.data.source!r}',
+    )  # fmt: skip
+    _rule(
+        'tokenizer.path', repr(c.tokenizer.path), c.tokenizer.path or c.data.source != 'prepared',
+        "must be the tokenizer that the set was prepared with, for source 'prepared'",
+    )  # fmt: skip
     if devices is not None:
         _validate_devices(c, devices)
 
@@ -258,7 +275,9 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f'; did you mean {found[0]}?' if found else ''
 
 
-def command(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | None = None) -> int:
+def command(
+    run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | None = None
+) -> int:
     """Parses the command line and calls `run(config)`; the exit code of a command.
 
     Args:
@@ -277,10 +296,44 @@ def command(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] |
         c = parse(argv)
         validate(c)
         run(c)
+    except MissingPaths as error:
+        print(f'error: {error}{_offline(argv)}', file=sys.stderr)
+        return 2
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0
+
+
+def _offline(argv: Sequence[str]) -> str:
+    """What to run instead where files are missing: the recipe file's `tiny` variant."""
+    spec = next(w for w in argv if w.startswith('--config')).partition('=')[2]
+    name, _, variant = spec.partition(':')
+    if not name or variant or 'tiny' not in getattr(_module(name), 'VARIANTS', ()):
+        return ''
+    return f'; to try it without them: --config={name}:tiny'
+
+
+def check_paths(c: ConfigDict) -> None:
+    """Raises MissingPaths that names every path a run needs and does not find."""
+    run_of = 'the workdir of a finished run'
+    needed = [
+        ('teacher.path', c.teacher.path, run_of),
+        ('student.init', c.student.init if c.student.init != 'scratch' else '', run_of),
+        ('data.path', c.data.path, {
+            'pydocs': '',
+            'text': 'a folder with train.txt, validation.txt and test.txt',
+            'prepared': 'a folder that lightpaff_jax.data.prepare wrote',
+        }[c.data.source]),
+        ('tokenizer.path', c.tokenizer.path, 'a SentencePiece model'),
+    ]  # fmt: skip
+    missing = [
+        f'config.{key} = {path}: no such path, put {what} there'
+        for key, path, what in needed
+        if path and what and not pathlib.Path(path).expanduser().exists()
+    ]
+    if missing:
+        raise MissingPaths('; '.join(missing))
 
 
 def parse(argv: Sequence[str]) -> ConfigDict:
@@ -295,7 +348,9 @@ def parse(argv: Sequence[str]) -> ConfigDict:
         word = rest.pop(0)
         flag, equals, value = word.partition('=')
         if flag != '--config' and not flag.startswith('--config.'):
-            raise UserError(f'argument {word!r}: must be --config=FILE[:VARIANT] or --config.KEY=VALUE')
+            raise UserError(
+                f'argument {word!r}: must be --config=FILE[:VARIANT] or --config.KEY=VALUE'
+            )
         if not equals:
             if not rest or rest[0].startswith('--'):
                 raise UserError(f'argument {word!r}: must be followed by a value')
@@ -329,14 +384,7 @@ def load(spec: str) -> ConfigDict:
     if not path.is_file():
         there = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
         raise UserError(f'--config={name}: no such file{nearest(name, there)}')
-    module_spec = importlib.util.spec_from_file_location(f'lightpaff_config_{path.stem}', path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f'--config={name}: must be a Python file')
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f'--config={name}: {_one_line(error)}') from error
+    module = _module(name)
     if not hasattr(module, 'get_config'):
         raise UserError(f'--config={name}: must define get_config(variant)')
     variants = getattr(module, 'VARIANTS', ())
@@ -350,8 +398,23 @@ def load(spec: str) -> ConfigDict:
     except Exception as error:
         raise UserError(f'--config={spec}: {_one_line(error)}') from error
     if not isinstance(c, ConfigDict):
-        raise UserError(f'--config={name}: get_config must return the ConfigDict of config.default()')
+        raise UserError(
+            f'--config={name}: get_config must return the ConfigDict of config.default()'
+        )
     return c
+
+
+def _module(name: str) -> ModuleType:
+    path = pathlib.Path(name)
+    spec = importlib.util.spec_from_file_location(f'lightpaff_config_{path.stem}', path)
+    if spec is None or spec.loader is None:
+        raise UserError(f'--config={name}: must be a Python file')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f'--config={name}: {_one_line(error)}') from error
+    return module
 
 
 def override(c: ConfigDict, key: str, text: str) -> None:
@@ -406,13 +469,13 @@ def _one_line(error: BaseException) -> str:
         head, _, tail = text.partition(' does not exist')
         near = tail.rpartition('Did you mean ')[2].rstrip('"?').split('"')
         hint = f'; did you mean {near[1]}?' if 'Did you mean' in tail and len(near) > 1 else ''
-        return head.lstrip('\'"') .replace('Key "', 'no such key ').rstrip('"') + hint
+        return head.lstrip('\'"').replace('Key "', 'no such key ').rstrip('"') + hint
     return f'{type(error).__name__}: {text}'
 
 
 def flatten(c: ConfigDict, prefix: str = '') -> dict:
     """Dotted key -> value, in the order of `default()`."""
-    flat = {}
+    flat: dict = {}
     for key, value in c.items():
         if isinstance(value, ConfigDict):
             flat |= flatten(value, f'{prefix}{key}.')
@@ -427,6 +490,7 @@ def copy(c: ConfigDict) -> ConfigDict:
 
 
 def to_json(c: ConfigDict) -> str:
+    """Every key and value; `from_json` reads it back."""
     return json.dumps(c.to_dict(), indent=2)
 
 

@@ -46,7 +46,7 @@ def init_state(student: Model, optimizer: optax.GradientTransformation, seed: in
 def state_shardings(mesh: Mesh, student: Model, optimizer: optax.GradientTransformation):
     """A TrainState of NamedShardings: parameters by rule, their moments like them."""
     params = sharding.of_params(mesh, student.abstract)
-    whole = sharding.replicated(mesh)
+    whole: Any = sharding.replicated(mesh)
     moments = optax.tree_map_params(
         optimizer,
         lambda _, place: place,
@@ -94,7 +94,7 @@ def make_gradient(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | No
 def _gradient(c, mesh, student, teacher, params, teacher_params, batch, key):
     # Gathered over `fsdp` once, not in every micro-step.
     params = _gather(mesh, params)
-    teacher_head = None
+    teacher_head: Any = None
     if teacher is not None:
         teacher_head = _gather_head(mesh, teacher.head(teacher_params))
     keyed = c.student.dropout > 0
@@ -120,15 +120,17 @@ def _gradient(c, mesh, student, teacher, params, teacher_params, batch, key):
 
     def one(part, index):
         target, target_spec = None, None
+        rows: Any = P(BATCH_AXES)
+        whole: Any = P()
         if teacher is not None:
             features = teacher.features(teacher_params, part)
             target = Predictor(features, teacher_head)
-            target_spec = Predictor(P(BATCH_AXES), Head(P(), P()))
+            target_spec = Predictor(rows, Head(whole, whole))
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(P(), target_spec, P(BATCH_AXES), P()),
-            out_specs=P(BATCH_AXES),
+            in_specs=(whole, target_spec, rows, whole),
+            out_specs=rows,
             axis_names=set(BATCH_AXES),
             check_vma=False,
         )(params, target, part, jax.random.fold_in(key, index))

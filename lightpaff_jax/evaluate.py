@@ -19,6 +19,10 @@ def language_model(evaluate: Callable, params, teacher_params, batches: Iterable
 
     Args:
       evaluate: `distill_step.make_evaluation`'s function.
+      params: of the model that is scored.
+      teacher_params: of the teacher to compare with, or None.
+      batches: every example of the split once.
+      mesh: where the batches go.
       stats: the split's `tokens` and `words`, as prepared.
 
     Returns:

@@ -15,7 +15,7 @@ Source: LightPAFF, arXiv 2004.12817; temperature as in Hinton et al., arXiv 1503
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,12 +96,16 @@ def automatic_chunk(vocabulary: int) -> int:
 
 def _check(student, teacher, labels, weights, lambda_, temperature, chunk):
     if labels.ndim != 2 or student.features.shape[:2] != labels.shape:
-        raise ValueError(f'features {student.features.shape} must be [B, P, D], labels {labels.shape} [B, P]')
+        raise ValueError(
+            f'features {student.features.shape} must be [B, P, D], labels {labels.shape} [B, P]'
+        )
     if weights.shape != labels.shape:
         raise ValueError(f'weights {weights.shape} must have the shape of labels {labels.shape}')
     if teacher is not None:
         if teacher.features.shape[:2] != labels.shape:
-            raise ValueError(f'teacher features {teacher.features.shape} must be [B, P, D] for {labels.shape}')
+            raise ValueError(
+                f'teacher features {teacher.features.shape} must be [B, P, D] for {labels.shape}'
+            )
         if teacher.head.weight.shape[0] != student.head.weight.shape[0]:
             raise ValueError(
                 f'teacher V = {teacher.head.weight.shape[0]} must equal student V = {student.head.weight.shape[0]}'
@@ -115,7 +119,9 @@ def _check(student, teacher, labels, weights, lambda_, temperature, chunk):
         if not np.all((values >= 0) & (values <= 1)):
             raise ValueError(f'lambda_ = {lambda_}: must be in [0, 1]')
         if values.shape not in ((), labels.shape[:1]):
-            raise ValueError(f'lambda_ {values.shape} must be one number or one for each of {labels.shape[0]} examples')
+            raise ValueError(
+                f'lambda_ {values.shape} must be one number or one for each of {labels.shape[0]} examples'
+            )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -156,7 +162,8 @@ def _on_shards(tau, chunk, differentiate, student, teacher, labels, weights, lam
         sums, head = jax.lax.psum((sums, gradient.head), axes)
         return sums, Predictor(gradient.features, head)
 
-    rows, whole = P(axes), P()
+    rows: Any = P(axes)
+    whole: Any = P()
     of_model = Predictor(rows, Head(whole, whole))
     return jax.shard_map(
         shard,
@@ -188,7 +195,7 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
     )
     teacher_head = None if teacher is None else teacher.head
 
-    def visit(carry, row):
+    def visit(carry: Any, row: Any):
         sums, head_gradient = carry
         found, features_gradient, gradient = _visit(
             tau, differentiate, student.head, teacher_head, *row
@@ -201,7 +208,7 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
     names = ['loss', 'count', 'ce', 'correct', 'labelled']
     names += [] if teacher is None else ['kl', 'agree', 'teacher_ce']
     zero = {name: jnp.zeros((), jnp.float32) for name in names}
-    head_zero = None
+    head_zero: Any = None
     if differentiate:
         head_zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), student.head)
     (sums, head_gradient), features_gradient = jax.lax.scan(visit, (zero, head_zero), inputs)
@@ -239,7 +246,9 @@ def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features
         soft_lse_C, soft_CV = (lse_C, p_CV) if tau == 1 else _softmax(logits_CV / tau)
         target_lse_C, target_CV = _softmax(teacher_CV / tau)
         # sum p_t (log p_t - log p_s), with the normalisers outside of the sum
-        kl_C = jnp.sum(target_CV * (teacher_CV - logits_CV), axis=1) / tau + soft_lse_C - target_lse_C
+        kl_C = (
+            jnp.sum(target_CV * (teacher_CV - logits_CV), axis=1) / tau + soft_lse_C - target_lse_C
+        )
         lambda_C = jnp.where(labels_C >= 0, lambda_C, 1.0)
         label_weight_C = labelled_C * (1 - lambda_C)
         kl_weight_C = weights_C * lambda_C

@@ -1,5 +1,6 @@
 """One run: `python -m lightpaff_jax.main --config=configs/gpt2_stage1.py:tiny`."""
 
+import pathlib
 import sys
 
 from ml_collections import ConfigDict
@@ -20,8 +21,14 @@ Keys, defaults and units: lightpaff_jax/config.py
 
 
 def run(c: ConfigDict) -> None:
+    """Trains what `c` says, after the runs that it needs, and prints the scores."""
     from lightpaff_jax.train import train  # after the configuration is known to be right
 
+    for spec in c.after:
+        before = config.parse([f'--config={spec}', f'--config.data.cache={c.data.cache}'])
+        if not (pathlib.Path(before.workdir) / 'result.json').is_file():
+            print(f'first {spec}', flush=True)
+            run(before)
     result = train(c)
     for split, scores in result['scores'].items():
         print(f'{split}: ' + ', '.join(f'{name} {value:.6g}' for name, value in scores.items()))

@@ -117,9 +117,10 @@ class Writer:
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._files = {}
+        self._there: set[tuple[int, str]] = set()
         for name in ('metrics', 'timing'):
             path = workdir / f'{name}.jsonl'
-            _truncate(path, resume_step)
+            self._there |= _truncate(path, resume_step)
             self._files[name] = path.open('a', encoding='utf-8')
         self._tensorboard = SummaryWriter(
             str(workdir / 'tensorboard'),
@@ -139,9 +140,10 @@ class Writer:
     def log(self, step: int, metrics: Mapping[str, float], kind: str = 'train') -> None:
         """One line, flushed; keys in the order step, kind, then by name. NaN and inf are
         written as Python's json does. A 'train' line has a line in timing.jsonl; the time
-        before a line of another kind counts for no update.
+        before a line of another kind counts for no update. A line of the restored step that
+        is there already is not written again.
         """
-        if not self._active:
+        if not self._active or (step, kind) in self._there:
             return
         values = {name: float(metrics[name]) for name in sorted(metrics)}
         if kind == 'train':
@@ -179,30 +181,38 @@ class Writer:
         self._files[name].flush()
 
 
-def _truncate(path: pathlib.Path, resume_step: int) -> None:
-    """Cuts a file of JSON lines before its first line that is broken or later than the step."""
+def _truncate(path: pathlib.Path, resume_step: int) -> set[tuple[int, str]]:
+    """Cuts a file of JSON lines before the first that is broken or later than the step.
+
+    Returns (step, kind) of the lines of that step.
+    """
+    there: set[tuple[int, str]] = set()
     if not path.exists():
-        return
+        return there
     end = 0
     if resume_step:
-        for line in path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b'\n') or not _at_most(line, resume_step):
+        for text in path.read_bytes().splitlines(keepends=True):
+            line = _parse(text)
+            if line is None or line['step'] > resume_step:
                 break
-            end += len(line)
+            end += len(text)
+            if line['step'] == resume_step and 'kind' in line:
+                there.add((resume_step, line['kind']))
     os.truncate(path, end)
+    return there
 
 
-def _at_most(line: bytes, step: int) -> bool:
+def _parse(text: bytes) -> dict | None:
     try:
-        return json.loads(line)['step'] <= step
-    except (ValueError, KeyError, TypeError):
-        return False
+        line = json.loads(text)
+    except ValueError:
+        return None
+    whole = text.endswith(b'\n') and isinstance(line, dict) and 'step' in line
+    return line if whole else None
 
 
 class _Clock:
-    """Tokens a second, over updates only: not over the compilation of the first one, not over
-    evaluations.
-    """
+    """Tokens a second over updates only: over no evaluation, not over the first compilation."""
 
     def __init__(self, tokens_per_update: int, step: int):
         self._tokens = tokens_per_update

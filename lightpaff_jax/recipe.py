@@ -1,11 +1,11 @@
 """The graph of runs that makes one student and its table: in order, done ones skipped.
 
-    teacher_pretrain -> teacher_finetune
-           |                   |
-           v                   v
-    pre-training, stage 1 -> fine-tuning, stage 2 (two_stage)
-    ... and its controls: no teacher in one stage, or in both, at the same number of updates;
-    or no teacher at the same FLOPs.
+teacher_pretrain -> teacher_finetune
+       |                   |
+       v                   v
+pre-training, stage 1 -> fine-tuning, stage 2 (two_stage)
+... and its controls: no teacher in one stage, or in both, at the same number of updates;
+or no teacher at the same FLOPs.
 """
 
 import json
@@ -104,7 +104,9 @@ def run(c: ConfigDict) -> None:
     import jax
 
     if not c.teacher.layers:
-        raise config.UserError('config.teacher.layers = 0: a recipe trains its teacher, give its shape')
+        raise config.UserError(
+            'config.teacher.layers = 0: a recipe trains its teacher, give its shape'
+        )
     runs, table = plan(c)
     for name, r in runs.items():
         try:

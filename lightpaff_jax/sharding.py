@@ -36,6 +36,7 @@ def make_mesh(c: ConfigDict, devices: list | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
     return NamedSharding(mesh, P())
 
 

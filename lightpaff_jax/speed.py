@@ -78,9 +78,8 @@ def compare(big: str, small: str, length: int, batch_size: int, tokenizer_hash: 
 def _scorer(model: models.Model, params, batch_size: int, length: int) -> Callable[[], None]:
     """A compiled call that scores random sequences: features, head, negative log-likelihood."""
     ids = np.random.default_rng(0).integers(0, model.vocab_size, (batch_size, length + 1))
-    ids = ids.astype(np.int32)
-    batch = Batch(ids[:, :-1], ids[:, 1:], np.ones((batch_size, length), np.float32))
-    batch = jax.tree.map(jnp.asarray, batch)
+    tokens, labels = jnp.asarray(ids[:, :-1], jnp.int32), jnp.asarray(ids[:, 1:], jnp.int32)
+    batch = Batch(tokens, labels, jnp.ones((batch_size, length)))
 
     @jax.jit
     def score(params, batch):
@@ -109,6 +108,7 @@ def _pairs(a: Callable[[], None], b: Callable[[], None]) -> list[tuple[float, fl
 
 
 def run(c: ConfigDict) -> None:
+    """Compares the networks of `c.teacher.path` and `c.workdir`; writes and prints speed.json."""
     from lightpaff_jax import checkpoint
 
     if not c.teacher.path:
@@ -117,9 +117,7 @@ def run(c: ConfigDict) -> None:
     if not (workdir / 'checkpoints').is_dir():
         raise UserError(f'config.workdir = {c.workdir}: must be the workdir of a finished run')
     tokenizer_hash = checkpoint.read_meta(workdir / 'checkpoints')['tokenizer_hash']
-    found = compare(
-        c.teacher.path, c.workdir, c.data.length, c.eval.batch_size, tokenizer_hash
-    )
+    found = compare(c.teacher.path, c.workdir, c.data.length, c.eval.batch_size, tokenizer_hash)
     text = json.dumps(found, indent=2)
     (workdir / 'speed.json').write_text(text + '\n')
     print(text)

@@ -76,7 +76,9 @@ def read_run(
     """
     workdir = pathlib.Path(path).expanduser()
     if not (workdir / 'config.json').is_file() or not (workdir / 'checkpoints').is_dir():
-        raise UserError(f'config.{key} = {path}: must be the workdir of a run (no checkpoint there)')
+        raise UserError(
+            f'config.{key} = {path}: must be the workdir of a run (no checkpoint there)'
+        )
     theirs = config.from_json((workdir / 'config.json').read_text()).student
     shape = config.network(**{name: theirs[name] for name in config.network()})
     found = checkpoint.read_meta(workdir / 'checkpoints')['tokenizer_hash']

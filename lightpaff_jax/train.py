@@ -36,6 +36,7 @@ def train(c: ConfigDict) -> dict:
     Raises:
       UserError: the configuration, its data, its teacher or its workdir does not fit.
     """
+    config.check_paths(c)
     config.validate(c, jax.device_count())
     workdir = pathlib.Path(c.workdir).expanduser()
     claim(c, workdir)

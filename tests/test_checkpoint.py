@@ -4,10 +4,12 @@ import collections
 import dataclasses
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +46,13 @@ def make_state(seed: int, width: int = 16) -> State:
     opt_state = optax.adamw(1e-3).init(params)
     moments = jax.tree.map(lambda x: (x + 1).astype(x.dtype), opt_state)
     return State(jnp.int32(seed), params, moments)
+
+
+def small_state(seed: int) -> State:
+    kernel = jax.random.normal(jax.random.key(seed), (16, 32))
+    params = {'blocks': {'kernel': kernel, 'half': kernel[0].astype(jnp.bfloat16)}}
+    moments = optax.TraceState({'kernel': kernel * 2})
+    return State(jnp.int32(seed), params, (moments, optax.EmptyState()))
 
 
 def abstract(state, sharding=None):
@@ -145,31 +154,56 @@ def test_digest_does_not_depend_on_sharding():
     assert digests == {checkpoint._entries({'x': x})['x']['digest']}
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16', 'int32', 'int8', 'uint8'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8', 'bool'])
 def test_digest_sees_every_bit_and_every_swap(dtype):
-    x = np.random.default_rng(0).integers(0, 100, 6).astype(dtype)
-    changed = {x.tobytes()}
-    for bit in range(x.nbytes * 8):
-        data = bytearray(x.tobytes())
-        data[bit // 8] ^= 1 << bit % 8
-        changed.add(bytes(data))
-    for pair in ((0, 1), (2, 5)):  # two sign bits: a plain weighted sum mod 2^32 misses them
-        data = bytearray(x.tobytes())
-        for i in pair:
-            data[(i + 1) * x.itemsize - 1] ^= 0x80
-        changed.add(bytes(data))
-    arrays = {str(i): jnp.asarray(np.frombuffer(data, dtype)) for i, data in enumerate(changed)}
-    arrays['swapped'] = jnp.asarray(x[::-1].copy())
-    arrays['flat'] = jnp.asarray(x).reshape(2, 3)
-    entries = checkpoint._entries(arrays)
-    assert len({entry['digest'] for name, entry in entries.items() if name != 'flat'}) == (
-        len(changed) + 1
-    )
-    assert len({str(entry) for entry in entries.values()}) == len(arrays)
+    x = np.array([0, 1, 1, 1] if dtype == 'bool' else [3, 14, 15, 92]).astype(dtype)
+    data = np.frombuffer(x.tobytes(), np.uint8)
+    rows = [data, np.frombuffer(x[::-1].tobytes(), np.uint8)]
+    for bit in range(0, 8 * x.nbytes, 8 if dtype == 'bool' else 1):
+        rows.append(data.copy())
+        rows[-1][bit // 8] ^= 1 << bit % 8
+    if dtype != 'bool':  # two sign bits: a plain weighted sum mod 2^32 misses them
+        rows.append(data.copy())
+        rows[-1][[x.itemsize - 1, 2 * x.itemsize - 1]] ^= 0x80
+    different = {row.tobytes() for row in rows}
+    assert len(different) >= len(rows) - 1
+    arrays = jnp.asarray(np.stack([np.frombuffer(row, x.dtype) for row in different]))
+    digests = np.asarray(jax.jit(jax.vmap(checkpoint._digest))(arrays))
+    assert len({tuple(digest) for digest in digests.tolist()}) == len(different)
+
+
+def test_entries_tell_shapes_and_types_of_equal_bytes_apart():
+    x = jnp.zeros(4, jnp.float32)
+    arrays = {'a': x, 'b': x.reshape(2, 2), 'c': x.astype(jnp.int32)}
+    assert len({str(entry) for entry in checkpoint._entries(arrays).values()}) == 3
+    assert len({checkpoint.identity({'x': value}) for value in arrays.values()}) == 3
+
+
+def test_arrays_on_other_devices_than_the_mesh_of_the_caller_are_saved_and_read(tmp_path):
+    saved(tmp_path, 1)
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        assert same_bits(load_params(tmp_path), make_state(1).params)
+        plain = {'params': {'w': jax.device_put(jnp.ones(3), jax.devices()[1])}}
+        with Checkpoints(tmp_path, keep=2) as checkpoints:
+            checkpoints.save(2, plain, {})
+            assert same_bits(checkpoints.restore(abstract(plain))[1], plain)
+
+
+def test_changing_meta_after_save_does_not_change_what_is_saved(tmp_path):
+    meta = {'positions': [1]}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1), meta)
+        meta['positions'].append(2)
+    assert read_meta(tmp_path) == {'positions': [1]}
 
 
 def test_one_bit_flips_are_never_restored_silently(tmp_path, caplog):
-    pristine = saved(tmp_path / 'pristine', 1, 2)
+    pristine = tmp_path / 'pristine'
+    states = {number: small_state(number) for number in (1, 2)}
+    with Checkpoints(pristine, keep=2) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state, META | {'position': step})
     files = [p for p in sorted((pristine / '2').rglob('*')) if p.is_file() and p.stat().st_size]
     sizes = [p.stat().st_size for p in files]
     rng = random.Random(0)
@@ -182,8 +216,8 @@ def test_one_bit_flips_are_never_restored_silently(tmp_path, caplog):
         bit = rng.randrange(path.stat().st_size * 8)
         flip(folder / name, bit)
         with Checkpoints(folder, keep=9) as checkpoints:
-            step, state, meta = checkpoints.restore(abstract(make_state(0)))
-        assert same_bits(state, make_state(step)), f'{name}, bit {bit}'
+            step, state, meta = checkpoints.restore(abstract(states[1]))
+        assert same_bits(state, states[step]), f'{name}, bit {bit}'
         assert meta == META | {'position': step}, f'{name}, bit {bit}'
         assert (folder / '2.corrupt').exists() == (step == 1)
         seen['detected' if step == 1 else 'harmless', name.parts[1], name.name[:12]] += 1
@@ -257,9 +291,9 @@ def test_none_intact_is_an_error_that_names_the_folder_also_the_second_time(tmp_
         with pytest.raises(UserError, match=str(tmp_path)):
             read(tmp_path)
     for _ in range(2):
-        with Checkpoints(tmp_path, keep=9) as checkpoints:
-            with pytest.raises(UserError, match=str(tmp_path)):
-                checkpoints.restore(abstract(make_state(0)))
+        checkpoints = Checkpoints(tmp_path, keep=9)
+        with pytest.raises(UserError, match=str(tmp_path)):
+            checkpoints.restore(abstract(make_state(0)))
 
 
 def test_no_checkpoint_is_an_error_that_names_the_folder(tmp_path):
@@ -341,7 +375,7 @@ import jax.numpy as jnp, jax
 from lightpaff_jax.checkpoint import Checkpoints
 checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=9)
 checkpoints.save(1, {'params': {'w': jnp.ones(3)}}, {})
-checkpoints.wait()
+checkpoints.close()
 checkpoints.save(2, {'params': {'w': jax.random.normal(jax.random.key(0), (4096, 2048))}}, {})
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -350,25 +384,50 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_killed_save_is_ignored_and_cleaned_up(tmp_path):
     result = subprocess.run([sys.executable, '-c', KILLED, tmp_path], capture_output=True)
     assert result.returncode == -signal.SIGKILL
-    left = {path.name for path in tmp_path.iterdir()}
-    assert '1' in left and '2' not in left
+    assert (tmp_path / '1').exists()
+    assert not (tmp_path / '2').exists()
     (tmp_path / '7.orbax-checkpoint-tmp').mkdir(exist_ok=True)
     (tmp_path / '0.deleted').mkdir()
     state = {'params': {'w': jnp.ones(3)}}
     with Checkpoints(tmp_path, keep=9) as checkpoints:
         assert checkpoints.steps() == [1]
         step, restored, _ = checkpoints.restore(abstract(state))
-        assert step == 1 and same_bits(restored, state)
+        assert step == 1
+        assert same_bits(restored, state)
         checkpoints.save(2, state, {})
     assert {path.name for path in tmp_path.iterdir()} == {'1', '2'}
 
 
-def test_a_failed_save_is_raised_at_close_and_does_not_hide_another_error(tmp_path, caplog):
+def test_a_save_that_cannot_begin_is_an_error_at_once(tmp_path):
     (tmp_path / 'file').write_text('')
-    state = {'params': {'w': jnp.ones(3)}}
+    checkpoints = Checkpoints(tmp_path / 'file', keep=1)
     with pytest.raises((RuntimeError, OSError), match='file'):
-        with Checkpoints(tmp_path / 'file', keep=1) as checkpoints:
-            checkpoints.save(1, state, {})
+        checkpoints.save(1, make_state(1), {})
+    checkpoints.close()
+
+
+def test_a_failed_save_is_an_error_at_close_and_hides_no_other(tmp_path, caplog, monkeypatch):
+    def fail(*_):
+        response = unittest.mock.Mock()
+        response.result.side_effect = ValueError('no space left on device')
+        return response
+
+    monkeypatch.setattr(checkpoint.ocp, 'save_checkpointables_async', fail)
+    message = f'{tmp_path}: step 1 was not saved: ValueError: no space left on device'
+    with (
+        pytest.raises(RuntimeError, match=re.escape(message)),
+        Checkpoints(tmp_path, keep=1) as checkpoints,
+    ):
+        checkpoints.save(1, make_state(1), {})
+
+    def interrupted():
+        with Checkpoints(tmp_path, keep=1) as checkpoints:
+            checkpoints.save(1, make_state(1), {})
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert caplog.messages == [message]
 
 
 def test_meta_that_is_not_json_is_refused_at_once(tmp_path):
@@ -402,3 +461,38 @@ def test_nothing_is_printed_and_no_thread_keeps_the_program_alive(tmp_path):
         timeout=60,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
+
+
+DAMAGED = """
+import pathlib, sys
+import jax.numpy as jnp
+import jax
+from lightpaff_jax.checkpoint import Checkpoints
+root = pathlib.Path(sys.argv[1])
+state = {'params': {str(i): jax.random.normal(jax.random.key(i), (32, 32)) for i in range(8)}}
+abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+for kind in ('node', 'data'):
+    with Checkpoints(root / kind, keep=9) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.save(2, state, {})
+    data = 'params/d/*' if kind == 'node' else 'params/ocdbt.process_0/d/*'
+    path = max((root / kind / '2').glob(data), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    with Checkpoints(root / kind, keep=9) as checkpoints:
+        assert checkpoints.restore(abstract)[0] == 1
+"""
+
+
+def test_a_damaged_step_prints_one_line_and_the_step_used_instead_another(tmp_path):
+    result = subprocess.run(
+        [sys.executable, '-W', 'error', '-c', DAMAGED, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (0, '')
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4, result.stderr
+    for kind, (first, second) in zip(('node', 'data'), (lines[:2], lines[2:]), strict=True):
+        assert f'{tmp_path / kind}: step 2 is set aside as 2.corrupt: params: ' in first
+        assert f'{tmp_path / kind}: step 1 is used instead' in second

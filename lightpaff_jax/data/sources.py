@@ -3,6 +3,9 @@
 The source `prepared` is not in the table: its folder is read by prepare.py, no document is.
 """
 
+import hashlib
+import itertools
+import pathlib
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -53,7 +56,52 @@ def _packages(c: ConfigDict) -> list[str]:
     return sorted(set(c.data.packages))
 
 
+def text(c: ConfigDict, split: str) -> Iterator[str]:
+    """Documents of `config.data.path`/<split>.txt, separated by blank lines.
+
+    Raises:
+      UserError: the file is missing, not UTF-8, or has no document.
+    """
+    empty = True
+    for document in _paragraphs(_text_file(c, split)):
+        empty = False
+        yield document
+    if empty:
+        raise config.UserError(f'{_text_file(c, split)}: empty corpus, must hold a document')
+
+
+def text_identity(c: ConfigDict) -> dict:
+    """The content of the files of `text`."""
+    hashes = {}
+    for split in SPLITS:
+        with _text_file(c, split).open('rb') as file:
+            hashes[split] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return {'files': hashes}
+
+
+def _text_file(c: ConfigDict, split: str) -> pathlib.Path:
+    file = pathlib.Path(c.data.path).expanduser() / f'{split}.txt'
+    if not file.is_file():
+        names = ', '.join(f'{name}.txt' for name in SPLITS)
+        raise config.UserError(f'config.data.path = {c.data.path}: must hold {names}; no {file}')
+    return file
+
+
+def _paragraphs(file: pathlib.Path) -> Iterator[str]:
+    lines: list[str] = []
+    try:
+        with file.open(encoding='utf-8', newline='\n') as opened:
+            for line in itertools.chain(opened, ['']):
+                if line.strip():
+                    lines.append(line)
+                elif lines:
+                    yield ''.join(lines).rstrip('\n')
+                    lines = []
+    except UnicodeDecodeError as error:
+        raise config.UserError(f'{file}: must be UTF-8: {error.reason}') from error
+
+
 # Name -> documents of one split, as (c, split) -> iterator of texts.
-SOURCES = {'pydocs': pydocs}
+SOURCES = {'pydocs': pydocs, 'text': text}
 # Name -> what those depend on; two configurations with equal ones have equal documents.
-IDENTITIES = {'pydocs': pydocs_identity}
+IDENTITIES = {'pydocs': pydocs_identity, 'text': text_identity}

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import itertools
+import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +13,7 @@ import sentencepiece
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
-from lightpaff_jax.data import pydocs
+from lightpaff_jax.data import pydocs, sources
 
 _SPACE = '\u2581'  # SentencePiece writes a space so, and would decode a real one to a space
 _LONGEST_LINE = 4192  # bytes; SentencePiece drops longer ones from training
@@ -64,10 +65,11 @@ class Tokenizer:
 
 
 def load(c: ConfigDict) -> Tokenizer:
-    """The tokenizer of `config.tokenizer.path`, or one trained on the train split of pydocs.
+    """The tokenizer of `config.tokenizer.path`, or one trained on the train split of the text.
 
-    The latter has `config.student.vocab_size` pieces, sees every package whatever
-    `config.data.packages` says, and is kept in `config.data.cache`.
+    The latter has `config.student.vocab_size` pieces and is kept in `config.data.cache`. Of
+    pydocs it sees every package, whatever `config.data.packages` says, so that pre-training and
+    fine-tuning share it.
 
     Raises:
       UserError: the file is missing or no SentencePiece model with an end-of-sentence id, or
@@ -76,13 +78,15 @@ def load(c: ConfigDict) -> Tokenizer:
     if c.tokenizer.path:
         tokenizer = read(c.tokenizer.path)
     else:
-        builder = pydocs.opened(c.data.cache)
-        size, digest = c.student.vocab_size, builder.info.metadata['digest']
+        whole = config.copy(c)
+        whole.data.packages = ()
+        size, source = c.student.vocab_size, c.data.source
+        identity = json.dumps(sources.IDENTITIES[source](whole), sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         folder = pathlib.Path(c.data.cache).expanduser() / 'tokenizers'
-        path = folder / f'pydocs-bpe-{size}-{digest}.model'
+        path = folder / f'{source}-bpe-{size}-{digest}.model'
         if not path.is_file():
-            examples = builder.as_data_source('train')
-            texts = (example['text'].decode() for example in examples)
+            texts = sources.SOURCES[source](whole, 'train')
             pydocs.publish(path, lambda temporary: train(texts, size, temporary))
         tokenizer = read(str(path))
     if tokenizer.vocab_size != c.student.vocab_size:

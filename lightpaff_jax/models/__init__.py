@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ Params = dict[str, Any]
 
 _MASKED = -1e9  # finite: an infinite bias of a padding id makes KL NaN
 
-MODELS: dict[str, tuple[ModuleType, type[nnx.Module]]] = {
+MODELS: dict[str, tuple[ModuleType, Callable[..., nnx.Module]]] = {
     'gpt2': (gpt2, gpt2.GPT2),
 }
 """Family name -> its file and its network."""
@@ -54,13 +55,14 @@ class Model:
     @property
     def parameters(self) -> int:
         """Parameters in use: padding of the vocabulary is not counted."""
-        flat = jax.tree_util.tree_leaves_with_path(self.abstract)
-        padded = {row.path: row.vocab_axis for row in self.table}
+        axes = {row.path: row.vocab_axis for row in self.table}
         total = 0
-        for path, leaf in flat:
-            axis = padded['/'.join(k.key for k in path)]
-            spare = 0 if axis is None else leaf.shape[axis] - self.vocab_size
-            total += leaf.size if axis is None else leaf.size // leaf.shape[axis] * (leaf.shape[axis] - spare)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract):
+            shape = list(leaf.shape)
+            axis = axes['/'.join(k.key for k in path)]
+            if axis is not None:
+                shape[axis] = self.vocab_size
+            total += math.prod(shape)
         return total
 
     def logits(self, params: Params, batch: Batch) -> Float[Array, 'B P V']:

@@ -18,6 +18,8 @@ _gelu = functools.partial(jax.nn.gelu, approximate=True)
 
 
 class Block(nnx.Module):
+    """Attention and feed-forward, each on normalised features and added to the stream."""
+
     def __init__(self, c, rngs: nnx.Rngs):
         out_std = _STD / (2 * c.layers) ** 0.5
         self.norm1 = layers.LayerNorm(c.width, _EPSILON)
@@ -28,14 +30,14 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD, key=None):
         inner, outer, ffn = layers.split(key, 3)
-        mixed_BTD = self.attention(
-            self.norm1(x_BTD), causal=True, key=inner, dropout=self.dropout
-        )
+        mixed_BTD = self.attention(self.norm1(x_BTD), causal=True, key=inner, dropout=self.dropout)
         x_BTD += layers.drop(mixed_BTD, outer, self.dropout)
         return x_BTD + layers.drop(self.ffn(self.norm2(x_BTD)), ffn, self.dropout)
 
 
 class GPT2(nnx.Module):
+    """Embeddings, blocks, and the last norm; the head is the token embedding."""
+
     def __init__(self, c, padded_vocab: int, rngs: nnx.Rngs):
         self.token_embedding = layers.Embedding(padded_vocab, c.vocab_size, c.width, _STD, rngs)
         self.position_embedding = layers.Embedding(c.positions, c.positions, c.width, _STD, rngs)

@@ -22,9 +22,7 @@ class Row(NamedTuple):
     """The axis that we pad to a multiple of 128."""
 
 
-def from_huggingface(
-    tensors: Mapping[str, np.ndarray], table: Sequence[Row], like
-) -> dict:
+def from_huggingface(tensors: Mapping[str, np.ndarray], table: Sequence[Row], like) -> dict:
     """Hugging Face's tensors -> our nested dict of float32 arrays, on the host.
 
     Args:
@@ -36,34 +34,40 @@ def from_huggingface(
       UserError: names every missing (-), unexpected (+) and misshapen tensor.
     """
     wanted = _flat(like)
-    faults, used, flat = [], set(), {}
+    faults: list[str] = []
+    used, flat = set(), {}
     for row in table:
         shape = wanted[row.path].shape
         layered = '{layer}' in row.name
         names = [row.name.format(layer=i) for i in range(shape[0])] if layered else [row.name]
-        parts = []
-        for name in names:
-            used.add(name)
-            if name not in tensors:
-                faults.append(f'- {name}')
-                continue
-            part = np.asarray(tensors[name], np.float32)
-            part = part.T if row.transpose else part
-            goal = shape[1:] if layered else shape
-            if row.vocab_axis is not None and part.shape[row.vocab_axis] < goal[row.vocab_axis]:
-                padding = [(0, 0)] * part.ndim
-                padding[row.vocab_axis] = (0, goal[row.vocab_axis] - part.shape[row.vocab_axis])
-                part = np.pad(part, padding)
-            if part.size != np.prod(goal) or part.shape[-1] != goal[-1] and part.ndim == len(goal):
-                faults.append(f'{name}: {tuple(tensors[name].shape)} does not fit {goal}')
-                continue
-            parts.append(part.reshape(goal))
-        if len(parts) == len(names):
-            flat[row.path] = np.stack(parts) if layered else parts[0]
+        used |= set(names)
+        goal = shape[1:] if layered else shape
+        parts = [_fitted(row, name, tensors, goal, faults) for name in names]
+        flat[row.path] = np.stack(parts) if layered else parts[0]
     faults += [f'+ {name}' for name in tensors if name not in used]
     if faults:
         raise UserError('tensors do not fit the model: ' + ', '.join(faults))
     return _nested(flat)
+
+
+def _fitted(row: Row, name: str, tensors: Mapping, goal: tuple[int, ...], faults: list[str]):
+    """One tensor in our shape `goal`, vocabulary padded with zeros; notes a fault otherwise."""
+    empty = np.zeros(goal, np.float32)
+    if name not in tensors:
+        faults.append(f'- {name}')
+        return empty
+    part = np.asarray(tensors[name], np.float32)
+    part = part.T if row.transpose else part
+    flat_shape = _flatten(row, empty).shape
+    if row.vocab_axis is not None and part.ndim == len(flat_shape):
+        spare = flat_shape[row.vocab_axis] - part.shape[row.vocab_axis]
+        padding = [(0, 0)] * part.ndim
+        padding[row.vocab_axis] = (0, max(0, spare))
+        part = np.pad(part, padding)
+    if part.shape != flat_shape:
+        faults.append(f'{name}: {tuple(tensors[name].shape)} does not fit {flat_shape}')
+        return empty
+    return part.reshape(goal)
 
 
 def to_huggingface(params, table: Sequence[Row], vocab_size: int) -> dict[str, np.ndarray]:

@@ -13,10 +13,12 @@ from jaxtyping import Array, Float, Int
 
 
 def normal(key, shape, std: float) -> nnx.Param:
+    """Normal values of standard deviation `std`."""
     return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
 
 
 def zeros(*shape: int) -> nnx.Param:
+    """Zeros, as biases begin."""
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 

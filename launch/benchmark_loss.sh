@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Memory and speed of the loss against dense autodiff: ./launch/benchmark_loss.sh [--tokens=N] [--out=FILE] ...
+# The default, 8192 tokens, needs about 16 GB of memory; --pairs=0 reads the memory and runs nothing.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+environment
+export PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
+exec "$VENV/bin/python" "$REPOSITORY/benchmarks/loss.py" "$@"
