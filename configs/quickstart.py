@@ -28,13 +28,13 @@ def get_config(variant: str = ''):
     r = c.recipe
     budget = {
         '': {'teacher': (1200, 500), 'student': (1200, 500)},
-        'full': {'teacher': (6000, 1500), 'student': (3000, 1000)},
+        'full': {'teacher': (6000, 1500), 'student': (2000, 800)},
         'ci': {'teacher': (20, 10), 'student': (20, 10)},
     }[variant]
     for name in ('teacher', 'student'):
         for phase, updates in zip(('pretrain', 'finetune'), budget[name], strict=True):
             p = r[f'{name}_{phase}']
-            p.updates, p.warmup = updates, updates // 20
+            p.updates, p.warmup, p.batch_size = updates, updates // 20, 4
             p.packages = GENERAL if phase == 'pretrain' else TASK
     r.teacher_pretrain.peak_lr = 2e-3
     r.student_pretrain.update({'peak_lr': 3e-3, 'lambda_': 1.0, 'temperature': 2.0})

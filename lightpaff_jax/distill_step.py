@@ -78,7 +78,7 @@ def make_step(
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums['count'], 1), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        sums['grad_norm'] = optax.global_norm(grads)
+        sums['grad_norm'] = optax.tree.norm(grads)
         sums['learning_rate'] = jnp.asarray(learning_rate(state.step), jnp.float32)
         return TrainState(state.step + 1, params, opt_state), sums
 

@@ -5,7 +5,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config
+from lightpaff_jax import command, config
 
 USAGE = """
 python -m lightpaff_jax.main --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
@@ -22,10 +22,12 @@ Keys, defaults and units: lightpaff_jax/config.py
 
 def run(c: ConfigDict) -> None:
     """Trains what `c` says, after the runs that it needs, and prints the scores."""
+    if not c.after:
+        config.check_paths(c)
     from lightpaff_jax.train import train  # after the configuration is known to be right
 
     for spec in c.after:
-        before = config.parse([f'--config={spec}', f'--config.data.cache={c.data.cache}'])
+        before = command.parse([f'--config={spec}', f'--config.data.cache={c.data.cache}'])
         if not (pathlib.Path(before.workdir) / 'result.json').is_file():
             print(f'first {spec}', flush=True)
             run(before)
@@ -36,4 +38,4 @@ def run(c: ConfigDict) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(config.command(run, USAGE))
+    sys.exit(command.main(run, USAGE))

@@ -15,7 +15,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config
+from lightpaff_jax import command, config
 
 USAGE = """
 python -m lightpaff_jax.recipe --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
@@ -135,4 +135,4 @@ def run(c: ConfigDict) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(config.command(run, USAGE))
+    sys.exit(command.main(run, USAGE))

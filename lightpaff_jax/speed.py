@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config, models, sharding, teacher
+from lightpaff_jax import command, config, models, sharding, teacher
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.config import UserError
 from lightpaff_jax.losses import Head, Predictor, distillation_loss
@@ -124,4 +124,4 @@ def run(c: ConfigDict) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(config.command(run, USAGE))
+    sys.exit(command.main(run, USAGE))

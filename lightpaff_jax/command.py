@@ -1,0 +1,195 @@
+"""The command line: `--config=FILE[:VARIANT] --config.KEY=VALUE ...` to a configuration, and exit codes."""
+
+import ast
+import importlib.util
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from lightpaff_jax.config import MissingPaths, UserError, flatten, nearest, validate
+
+
+def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and calls `run(config)`; the exit code of a command.
+
+    Args:
+      run: what the command does; may raise UserError.
+      usage: what --help prints.
+      argv: arguments without the program's name; None takes sys.argv.
+
+    Returns:
+      0, or 2 after one line on stderr that names the mistake.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or '-h' in argv or '--help' in argv:
+        print(usage.strip())
+        return 0 if argv else 2
+    try:
+        c = parse(argv)
+        validate(c)
+        run(c)
+    except MissingPaths as error:
+        print(f'error: {error}{_offline(_split(argv)[0])}', file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def _offline(spec: str) -> str:
+    """What to run instead where files are missing: the recipe file's `tiny` variant."""
+    name, _, variant = spec.partition(':')
+    if variant or 'tiny' not in getattr(_module(name), 'VARIANTS', ()):
+        return ''
+    return f'; to try it without them: --config={name}:tiny'
+
+
+def parse(argv: Sequence[str]) -> ConfigDict:
+    """`--config=FILE[:VARIANT] --config.KEY=VALUE ...` -> a configuration.
+
+    Raises:
+      UserError: an unknown file, variant, key or flag, or a value of the wrong type.
+    """
+    spec, changes = _split(argv)
+    c = load(spec)
+    for key, text in changes:
+        override(c, key, text)
+    c.workdir = os.path.expanduser(c.workdir or f'runs/{config_name(spec)}')
+    return c
+
+
+def _split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    """FILE[:VARIANT], and (KEY, VALUE) of the other arguments in their order."""
+    files: list[str] = []
+    changes: list[tuple[str, str]] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition('=')
+        if flag != '--config' and not flag.startswith('--config.'):
+            raise UserError(
+                f'argument {word!r}: must be --config=FILE[:VARIANT] or --config.KEY=VALUE'
+            )
+        if not equals:
+            if not rest or rest[0].startswith('--'):
+                raise UserError(f'argument {word!r}: must be followed by a value')
+            value = rest.pop(0)
+        if flag == '--config':
+            files.append(value)
+        else:
+            changes.append((flag.removeprefix('--config.'), value))
+    if len(files) != 1:
+        raise UserError(f'--config=FILE: must be given once, was given {len(files)} times')
+    return files[0], changes
+
+
+def config_name(spec: str) -> str:
+    """configs/gpt2_stage1.py:tiny -> gpt2_stage1_tiny."""
+    path, _, variant = spec.partition(':')
+    return '_'.join(filter(None, (pathlib.Path(path).stem, variant)))
+
+
+def load(spec: str) -> ConfigDict:
+    """Runs `get_config(variant)` of a recipe file given as FILE[:VARIANT].
+
+    A recipe file names its variants in a tuple `VARIANTS`; the plain file is ''.
+    """
+    name, _, variant = spec.partition(':')
+    path = pathlib.Path(name)
+    if not path.is_file():
+        there = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
+        raise UserError(f'--config={name}: no such file{nearest(name, there)}')
+    module = _module(name)
+    if not hasattr(module, 'get_config'):
+        raise UserError(f'--config={name}: must define get_config(variant)')
+    variants = getattr(module, 'VARIANTS', ())
+    if variant and variant not in variants:
+        known = ', '.join(variants) or 'none'
+        raise UserError(
+            f'--config={spec}: unknown variant {variant!r}, known: {known}{nearest(variant, variants)}'
+        )
+    try:
+        c = module.get_config(variant)
+    except Exception as error:
+        raise UserError(f'--config={spec}: {_one_line(error)}') from error
+    if not isinstance(c, ConfigDict):
+        raise UserError(
+            f'--config={name}: get_config must return the ConfigDict of config.default()'
+        )
+    return c
+
+
+def _module(name: str) -> ModuleType:
+    path = pathlib.Path(name)
+    spec = importlib.util.spec_from_file_location(f'lightpaff_config_{path.stem}', path)
+    if spec is None or spec.loader is None:
+        raise UserError(f'--config={name}: must be a Python file')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f'--config={name}: {_one_line(error)}') from error
+    return module
+
+
+def override(c: ConfigDict, key: str, text: str) -> None:
+    """Sets one dotted key from the command line's text, by the type of its default."""
+    *sections, leaf = key.split('.')
+    node, seen = c, 'config'
+    for name in (*sections, leaf):
+        if not isinstance(node, ConfigDict) or name not in node:
+            names = list(node.keys()) if isinstance(node, ConfigDict) else []
+            raise UserError(f'{seen}.{name}: no such key{_nearest_key(c, key, name, names)}')
+        node, seen = node[name], f'{seen}.{name}'
+    if isinstance(node, ConfigDict):
+        raise UserError(f'{seen}: is a section, set one of {", ".join(node.keys())}')
+    parent = c
+    for name in sections:
+        parent = parent[name]
+    parent[leaf] = _typed(seen, text, node)
+
+
+def _nearest_key(c: ConfigDict, key: str, name: str, names: list[str]) -> str:
+    near = nearest(name, names)
+    return near or nearest(key, list(flatten(c)))
+
+
+def _typed(key: str, text: str, default):
+    kind = type(default)
+    if kind is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = tuple(text.split(',') if text else ()) if kind is tuple else text
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple and type(value) in (list, int, str):
+        value = tuple(value) if type(value) is list else (value,)
+    if type(value) is not kind:
+        raise UserError(f'{key} = {text}: must be {_KIND_NAMES[kind]}')
+    if kind is tuple:
+        inner = type(default[0]) if default else str
+        if any(type(item) is not inner for item in value):
+            raise UserError(f'{key} = {text}: must hold {_KIND_NAMES[inner]} or several')
+    return value
+
+
+_KIND_NAMES = {
+    int: 'a whole number', float: 'a number', bool: 'True or False', tuple: 'a list like a,b',
+}  # fmt: skip
+
+
+def _one_line(error: BaseException) -> str:
+    text = ' '.join(str(error).split())
+    if isinstance(error, AttributeError | KeyError) and 'Other fields present' in text:
+        head, _, tail = text.partition(' does not exist')
+        near = tail.rpartition('Did you mean ')[2].rstrip('"?').split('"')
+        hint = f'; did you mean {near[1]}?' if 'Did you mean' in tail and len(near) > 1 else ''
+        return head.lstrip('\'"').replace('Key "', 'no such key ').rstrip('"') + hint
+    return f'{type(error).__name__}: {text}'
