@@ -28,7 +28,7 @@ def get_config(variant: str = ''):
     r = c.recipe
     budget = {
         '': {'teacher': (1200, 500), 'student': (1200, 500)},
-        'full': {'teacher': (6000, 1500), 'student': (2000, 800)},
+        'full': {'teacher': (4000, 1000), 'student': (1500, 600)},
         'ci': {'teacher': (20, 10), 'student': (20, 10)},
     }[variant]
     for name in ('teacher', 'student'):
