@@ -76,6 +76,7 @@ def error(found, wanted) -> float:
 
 
 def run(a: argparse.Namespace) -> dict:
+    """Compiles, runs and prints; returns what `--out` writes."""
     inputs = make_inputs(a)
     compiled = {}
     for name, loss in (('fused', fused), ('dense', dense)):
@@ -134,6 +135,7 @@ def run(a: argparse.Namespace) -> dict:
 
 
 def main() -> None:
+    """Reads the options."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument('--tokens', type=int, default=8192, help='predicted positions')
     parser.add_argument('--batch', type=int, default=8, help='examples they come from')

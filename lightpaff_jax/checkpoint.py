@@ -16,7 +16,6 @@ import collections
 import contextlib
 import functools
 import gc
-import hashlib
 import json
 import logging
 import pathlib
@@ -33,10 +32,9 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath  # type: ignore[import-untyped]
 from jax.experimental import multihost_utils
 
+from lightpaff_jax import digests
 from lightpaff_jax.config import UserError
-
-PyTree = Any
-Arrays = dict[str, Any]  # path of an array in the state ('params/blocks/kernel') -> the array
+from lightpaff_jax.digests import Arrays, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -86,9 +84,9 @@ class Checkpoints:
         folder = self.directory / str(step)
         if folder.exists():
             return
-        arrays = {name: jnp.asarray(value) for name, value in _named(state).items()}
-        parts = {name: _nest(part) for name, part in _parts(arrays).items()}
-        parts |= {'meta': json.loads(json.dumps(meta)), 'digests': _record(arrays, meta)}
+        arrays = {name: jnp.asarray(value) for name, value in digests.named(state).items()}
+        parts = {name: digests.nested(part) for name, part in _parts(arrays).items()}
+        parts |= {'meta': json.loads(json.dumps(meta)), 'digests': digests.record(arrays, meta)}
         with _context():
             # Orbax has every array on the host when this returns (no is_prioritized_key_fn, no
             # limit of bytes). On a CPU that is a view, and XLA donates no buffer with a view.
@@ -197,7 +195,7 @@ def load_params(directory: pathlib.Path, abstract: PyTree | None = None) -> PyTr
             name: jax.ShapeDtypeStruct(a['shape'], jnp.dtype(a['dtype']))
             for name, a in record.items()
         }
-        return _read_arrays(folder, record, _nest(stored))['params']
+        return _read_arrays(folder, record, digests.nested(stored))['params']
 
     return _newest(directory, read)
 
@@ -209,11 +207,6 @@ def read_meta(directory: pathlib.Path) -> dict:
       UserError: no checkpoint, or none intact.
     """
     return _newest(directory, lambda folder: _read_record(folder)[1])
-
-
-def identity(params: PyTree) -> str:
-    """16 hex digits of the names, shapes, types and bytes of all arrays, wherever they lie."""
-    return _sha256(_entries(_named(params)))[:16]
 
 
 def _newest(directory: pathlib.Path, read) -> Any:
@@ -244,92 +237,12 @@ def _steps(root: epath.Path) -> list[int]:
     return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and p.is_dir())
 
 
-def _named(tree: PyTree) -> Arrays:
-    """Leaves by their path, in the order of the tree."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
-
-
-def _nest(arrays: Arrays) -> dict:
-    """{'a/b': x} -> {'a': {'b': x}}."""
-    root: dict = {}
-    for name, value in arrays.items():
-        *parents, last = name.split('/')
-        node = root
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return root
-
-
 def _parts(arrays: Arrays) -> dict[str, Arrays]:
     """Arrays by checkpointable."""
     parts: dict[str, Arrays] = collections.defaultdict(dict)
     for name, value in arrays.items():
         parts['params' if name.startswith('params/') else 'training'][name] = value
     return dict(parts)
-
-
-# Digests.
-
-
-def _mix(h: jax.Array) -> jax.Array:
-    """Finalizer of MurmurHash3: a permutation of uint32 in which every bit moves every bit."""
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)
-
-
-def _digest(x: jax.Array) -> jax.Array:
-    """uint32 [2]: for two seeds, sum over i of mix(word_i ^ mix(i + seed)) mod 2^32.
-
-    A word is an element's bits (two words an element of 8 bytes), i its index in the global
-    array. A sum has no order, so shardings and processes do not matter. mix is a permutation:
-    a change inside one word always changes both sums, any other with probability 1 - 2^-64.
-    """
-    bits = x.astype(jnp.uint8) if x.dtype == bool else x
-    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[bits.dtype.itemsize]
-    words = jax.lax.bitcast_convert_type(bits, kind).astype(jnp.uint32)
-    index, stride = jnp.uint32(0), 1
-    for axis in reversed(range(words.ndim)):
-        iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        index += iota * jnp.uint32(stride % 2**32)
-        stride *= words.shape[axis]
-    seeds = (0x9E3779B9, 0x7F4A7C15)
-    return jnp.stack(
-        [jnp.sum(_mix(words ^ _mix(index + jnp.uint32(s))), dtype=jnp.uint32) for s in seeds]
-    )
-
-
-@jax.jit
-def _digests(arrays: list[jax.Array]) -> jax.Array:
-    return jnp.stack([_digest(x) for x in arrays])
-
-
-def _mesh(arrays: list[jax.Array]):
-    sharding = max((x.sharding for x in arrays), key=lambda s: len(s.device_set))
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        return sharding.mesh
-    return jax.sharding.Mesh(np.array([*sharding.device_set]), ('all',))
-
-
-def _entries(arrays: Arrays) -> dict[str, dict]:
-    """What the record says of each array. Only the sums leave the device."""
-    with jax.set_mesh(_mesh([*arrays.values()])):  # the caller's may have other devices
-        sums = np.asarray(_digests([*arrays.values()])).tolist()
-    return {
-        name: {'shape': [*x.shape], 'dtype': str(x.dtype), 'digest': f'{a:08x}{b:08x}'}
-        for (name, x), (a, b) in zip(arrays.items(), sums, strict=True)
-    }
-
-
-def _sha256(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def _record(arrays: Arrays, meta: dict) -> dict:
-    record = {'arrays': _entries(arrays), 'meta': _sha256(meta)}
-    return record | {'self': _sha256(record)}
 
 
 # Reading a step.
@@ -340,9 +253,9 @@ def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
     record = _load(folder, 'digests')
     meta = _load(folder, 'meta')
     problem = None
-    if not isinstance(record, dict) or record.pop('self', None) != _sha256(record):
+    if not isinstance(record, dict) or record.pop('self', None) != digests.sha256(record):
         problem = 'digests: not what was saved'
-    elif record['meta'] != _sha256(meta):
+    elif record['meta'] != digests.sha256(meta):
         problem = 'meta: not what was saved'
     _agree(problem)
     return record['arrays'], meta
@@ -350,13 +263,13 @@ def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
 
 def _read_arrays(folder: epath.Path, record: dict[str, dict], abstract: PyTree) -> PyTree:
     """The arrays, verified; UserError where `abstract` is not what the record lists."""
-    wanted = {name: _placed(x) for name, x in _named(abstract).items()}
+    wanted = {name: _placed(x) for name, x in digests.named(abstract).items()}
     _check(folder, record, wanted)
     arrays: Arrays = {}
     for part, named in _parts(wanted).items():
-        arrays |= _named(_load(folder, part, _nest(named)))
+        arrays |= digests.named(_load(folder, part, digests.nested(named)))
     arrays = {name: arrays[name] for name in wanted}
-    changed = [name for name, entry in _entries(arrays).items() if entry != record[name]]
+    changed = [name for name, entry in digests.entries(arrays).items() if entry != record[name]]
     _agree(f'{changed[0]}: the bytes are not those that were saved' if changed else None)
     return jax.tree.unflatten(jax.tree.structure(abstract), [*arrays.values()])
 

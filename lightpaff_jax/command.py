@@ -4,13 +4,14 @@ import ast
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax.config import MissingPaths, UserError, flatten, nearest, validate
+from lightpaff_jax.config import MissingPaths, UserError, default, flatten, nearest, validate
 
 
 def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | None = None) -> int:
@@ -117,10 +118,13 @@ def load(spec: str) -> ConfigDict:
         c = module.get_config(variant)
     except Exception as error:
         raise UserError(f'--config={spec}: {_one_line(error)}') from error
-    if not isinstance(c, ConfigDict):
+    if not isinstance(c, ConfigDict) or flatten(c).keys() != flatten(default()).keys():
         raise UserError(
             f'--config={name}: get_config must return the ConfigDict of config.default()'
         )
+    for key, value in flatten(c).items():
+        if value is None:
+            raise UserError(f'config.{key} = None: must have a value')
     return c
 
 
@@ -181,15 +185,17 @@ def _typed(key: str, text: str, default):
 
 
 _KIND_NAMES = {
-    int: 'a whole number', float: 'a number', bool: 'True or False', tuple: 'a list like a,b',
+    int: 'a whole number', float: 'a number', str: 'a name', tuple: 'a list like a,b',
 }  # fmt: skip
 
 
 def _one_line(error: BaseException) -> str:
     text = ' '.join(str(error).split())
-    if isinstance(error, AttributeError | KeyError) and 'Other fields present' in text:
-        head, _, tail = text.partition(' does not exist')
-        near = tail.rpartition('Did you mean ')[2].rstrip('"?').split('"')
-        hint = f'; did you mean {near[1]}?' if 'Did you mean' in tail and len(near) > 1 else ''
-        return head.lstrip('\'"').replace('Key "', 'no such key ').rstrip('"') + hint
+    if isinstance(error, AttributeError | KeyError):  # ml_collections lists every key there is
+        near = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
+        if near:
+            return f'no such key {near[2]}; did you mean {near[1]}?'
+        unknown = re.search(r'Key "(\w+)" does not exist', text)
+        if unknown:
+            return f'no such key {unknown[1]}'
     return f'{type(error).__name__}: {text}'

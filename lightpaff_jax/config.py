@@ -27,6 +27,7 @@ MAY_CHANGE = (
     'data.path',
     'data.prefetch',
     'tokenizer.path',
+    'tokenizer.text',
     'teacher.path',
     'student.init',
     'train.updates',
@@ -72,6 +73,7 @@ def phase() -> ConfigDict:
     c.peak_lr = 1e-3  # learning rate after the warm-up
     c.batch_size = 8  # sequences an update
     c.packages = ()  # pydocs packages to read; () reads all
+    c.path = ''  # folder of text or of a prepared set, where data.source is one
     c.lambda_ = 0.5  # weight of the teacher, where there is one
     c.temperature = 1.0  # softens both distributions, where there is a teacher
     return c
@@ -118,7 +120,8 @@ def default() -> ConfigDict:
     c.data.prefetch = 4  # batches read ahead
 
     c.tokenizer = ConfigDict()
-    c.tokenizer.path = ''  # a SentencePiece .model file; '' trains one on the text
+    c.tokenizer.path = ''  # a SentencePiece .model file; '' trains one
+    c.tokenizer.text = ''  # folder whose train.txt it is trained on; '' is data.path
 
     c.train = ConfigDict()
     c.train.updates = 100  # optimizer updates in all
@@ -183,14 +186,15 @@ def validate(c: ConfigDict, devices: int | None = None) -> None:
     _check_loss('loss', c.loss.lambda_, c.loss.temperature)
     _rule('loss.chunk', c.loss.chunk, c.loss.chunk >= 0, 'must be at least 0')
     _one_of('optim.schedule', c.optim.schedule, SCHEDULES)
-    _rule('optim.peak_lr', c.optim.peak_lr, _positive(c.optim.peak_lr), 'must be above 0')
-    _rule('optim.eps', c.optim.eps, _positive(c.optim.eps), 'must be above 0')
+    for key in ('peak_lr', 'eps'):
+        _positive(f'optim.{key}', c.optim[key])
     _rule('optim.final_lr', c.optim.final_lr, 0 <= c.optim.final_lr <= 1, 'must be in [0, 1]')
     _rule('optim.warmup', c.optim.warmup, c.optim.warmup >= 0, 'must be at least 0')
     for key in ('b1', 'b2'):
         _rule(f'optim.{key}', c.optim[key], 0 <= c.optim[key] < 1, 'must be in [0, 1)')
     for key in ('weight_decay', 'clip_norm'):
-        _rule(f'optim.{key}', c.optim[key], 0 <= c.optim[key] < math.inf, 'must be at least 0')
+        value = c.optim[key]
+        _rule(f'optim.{key}', value, 0 <= value < math.inf, 'must be at least 0 and finite')
     _one_of('data.source', c.data.source, SOURCES)
     _one_of('train.compute_dtype', c.train.compute_dtype, DTYPES)
     _one_of('train.remat', c.train.remat, REMAT)
@@ -208,17 +212,16 @@ def validate(c: ConfigDict, devices: int | None = None) -> None:
     _rule(
         'mesh.data', c.mesh.data, c.mesh.data == -1 or c.mesh.data >= 1, 'must be -1 or at least 1'
     )
-    _rule('recipe.seeds', c.recipe.seeds, len(c.recipe.seeds) >= 1, 'must name at least one seed')
+    _seeds('seed', (c.seed,))
+    _seeds('recipe.seeds', c.recipe.seeds)
     for name, p in c.recipe.items():
         if name == 'seeds':
             continue
         _check_loss(f'recipe.{name}', p.lambda_, p.temperature)
-        _rule(f'recipe.{name}.updates', p.updates, p.updates >= 1, 'must be at least 1')
-        _rule(f'recipe.{name}.peak_lr', p.peak_lr, _positive(p.peak_lr), 'must be above 0')
-    _rule(
-        'data.path', repr(c.data.path), c.data.path or c.data.source == 'pydocs',
-        f'must be a folder for source {c.data.source!r}',
-    )  # fmt: skip
+        for key, minimum in (('updates', 1), ('warmup', 0), ('batch_size', 1)):
+            rule = f'must be at least {minimum}'
+            _rule(f'recipe.{name}.{key}', p[key], p[key] >= minimum, rule)
+        _positive(f'recipe.{name}.peak_lr', p.peak_lr)
     _rule(
         'tokenizer.path', repr(c.tokenizer.path), c.tokenizer.path or c.data.source != 'prepared',
         "must be the tokenizer that the set was prepared with, for source 'prepared'",
@@ -235,24 +238,33 @@ def _validate_devices(c: ConfigDict, devices: int) -> None:
         f'the product must be the number of devices = {devices}',
     )  # fmt: skip
     shards = devices // c.mesh.tensor
-    _rule(
-        'data.batch_size', c.data.batch_size,
-        c.data.batch_size % (c.train.micro_steps * shards) == 0,
-        f'must be a multiple of micro_steps x devices = {c.train.micro_steps * shards}',
-    )  # fmt: skip
+    check_batch('data.batch_size', c.data.batch_size, c, devices)
     _rule(
         'eval.batch_size', c.eval.batch_size, c.eval.batch_size % shards == 0,
         f'must be a multiple of devices = {shards}',
     )  # fmt: skip
 
 
+def check_batch(key: str, size: int, c: ConfigDict, devices: int) -> None:
+    """Raises UserError unless a batch of `size` sequences divides over micro-steps and devices."""
+    parts = c.train.micro_steps * (devices // c.mesh.tensor)
+    rule = f'must be a multiple of micro_steps x devices = {parts}'
+    _rule(key, size, size % parts == 0, rule)
+
+
 def _check_loss(where: str, lambda_: float, temperature: float) -> None:
     _rule(f'{where}.lambda_', lambda_, 0 <= lambda_ <= 1, 'must be in [0, 1]')
-    _rule(f'{where}.temperature', temperature, _positive(temperature), 'must be above 0')
+    _positive(f'{where}.temperature', temperature)
 
 
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
+def _positive(key: str, value: float) -> None:
+    _rule(key, value, 0 < value < math.inf, 'must be above 0 and finite')
+
+
+def _seeds(key: str, seeds: Sequence[int]) -> None:
+    text = ','.join(map(str, seeds)) or '()'
+    _rule(key, text, len({*seeds}) == len(seeds) >= 1, 'must name at least one seed, none twice')
+    _rule(key, text, all(0 <= seed < 2**31 for seed in seeds), 'must be at least 0 and below 2**31')
 
 
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
@@ -273,6 +285,10 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 def check_paths(c: ConfigDict) -> None:
     """Raises MissingPaths that names every path a run needs and does not find."""
+    _rule(
+        'data.path', repr(c.data.path), c.data.path or c.data.source == 'pydocs',
+        f'must be a folder for source {c.data.source!r}',
+    )  # fmt: skip
     run_of = 'the workdir of a finished run'
     needed = [
         ('teacher.path', c.teacher.path, run_of),
@@ -283,6 +299,7 @@ def check_paths(c: ConfigDict) -> None:
             'prepared': 'a folder that lightpaff_jax.data.prepare wrote',
         }[c.data.source]),
         ('tokenizer.path', c.tokenizer.path, 'a SentencePiece model'),
+        ('tokenizer.text', c.tokenizer.text, 'a folder with train.txt, validation.txt and test.txt'),
     ]  # fmt: skip
     missing = [
         f'config.{key} = {path}: no such path, put {what} there'
@@ -294,7 +311,7 @@ def check_paths(c: ConfigDict) -> None:
 
 
 def flatten(c: ConfigDict, prefix: str = '') -> dict:
-    """Dotted key -> value, in the order of `default()`."""
+    """Dotted key -> value, sorted within each section."""
     flat: dict = {}
     for key, value in c.items():
         if isinstance(value, ConfigDict):
@@ -327,6 +344,15 @@ def from_json(text: str) -> ConfigDict:
             node = node[name]
         node[leaf] = tuple(value) if isinstance(value, list) else value
     return c
+
+
+def read(workdir: pathlib.Path) -> ConfigDict:
+    """config.json of a run; raises UserError that names the file where it cannot be read."""
+    path = workdir / 'config.json'
+    try:
+        return from_json(path.read_text())
+    except (UserError, OSError, ValueError, TypeError) as error:
+        raise UserError(f'{path}: {" ".join(str(error).split())}') from error
 
 
 def differences(before: ConfigDict, after: ConfigDict) -> list[str]:

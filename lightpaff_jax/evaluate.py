@@ -27,7 +27,7 @@ def language_model(evaluate: Callable, params, teacher_params, batches: Iterable
 
     Returns:
       ce (nats a token), perplexity, word_perplexity, accuracy, tokens, words; with a teacher
-      also its kl and agreement. word_perplexity is NaN unless the split was read whole.
+      also its kl and agreement. Of a split read in part, words are counted in proportion.
     """
     total = None
     for batch in batches:
@@ -36,14 +36,14 @@ def language_model(evaluate: Callable, params, teacher_params, batches: Iterable
         total = sums if total is None else metrics.add(total, sums)
     assert total is not None, 'an empty split stops in data/'
     means = metrics.means(total)
-    whole = round(total['labelled']) == stats['tokens']
+    words = stats['words'] * total['labelled'] / stats['tokens']
     scores = {
         'ce': means['ce'],
         'perplexity': means['perplexity'],
-        'word_perplexity': math.exp(total['ce'] / stats['words']) if whole else math.nan,
+        'word_perplexity': math.exp(min(700, total['ce'] / words)),
         'accuracy': means['accuracy'],
         'tokens': round(total['labelled']),
-        'words': stats['words'],
+        'words': round(words),
     }
     if 'kl' in means:
         scores |= {name: means[name] for name in ('kl', 'agreement', 'teacher_ce')}

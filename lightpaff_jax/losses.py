@@ -26,8 +26,8 @@ from jaxtyping import Array, Float, Int
 BATCH_AXES = ('data', 'fsdp')
 """Mesh axes that split the examples."""
 
-_CHUNK_LOGITS = 1 << 23
-"""Logits of an automatic chunk; 32 MiB in float32, for each of teacher and student."""
+_CHUNK_LOGITS = 1 << 24
+"""Logits of an automatic chunk; 64 MiB in float32, for each of teacher and student."""
 
 _PRECISE = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -90,7 +90,7 @@ def distillation_loss(
 
 
 def automatic_chunk(vocabulary: int) -> int:
-    """Positions in a visit of the heads: a power of two that keeps C * V near 2^23."""
+    """Positions in a visit of the heads: a power of two that keeps C * V near 2^24."""
     return max(16, 1 << (max(1, _CHUNK_LOGITS // vocabulary)).bit_length() - 1)
 
 
@@ -223,13 +223,11 @@ def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features
            weights_C, lambda_C):  # fmt: skip
     """Sums, features' gradient [C, D] and head's gradient of one chunk, all in float32."""
     logits_CV = _logits(features_CD, head)
-    ids_V = jnp.arange(logits_CV.shape[1])
-    # A label's logit is picked by comparison: a gather over a sharded V would be a collective.
-    onehot_CV = labels_C[:, None] == ids_V
+    onehot_CV = labels_C[:, None] == jnp.arange(logits_CV.shape[1])
     labelled_C = weights_C * (labels_C >= 0)
-    lse_C, p_CV = _softmax(logits_CV)
-    ce_C = lse_C - jnp.sum(jnp.where(onehot_CV, logits_CV, 0), axis=1)
-    top_C = jnp.argmax(logits_CV, axis=1)
+    p = _softmax(logits_CV)
+    ce_C = p.lse_C - _pick(logits_CV, onehot_CV)
+    top_C = _first(logits_CV == p.top_C[:, None])
     sums = {
         'count': jnp.sum(weights_C),
         'ce': jnp.sum(labelled_C * ce_C),
@@ -238,29 +236,29 @@ def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features
     }
     if teacher_head is None:
         sums['loss'] = sums['ce']
-        label_weight_C = labelled_C
-        gradient_CV = label_weight_C[:, None] * (p_CV - onehot_CV)
+        gradient_CV = labelled_C[:, None] * (p.p_CV - onehot_CV)
     else:
         teacher_CV = _logits(teacher_features_CD, teacher_head)
-        teacher_lse_C, _ = _softmax(teacher_CV)
-        soft_lse_C, soft_CV = (lse_C, p_CV) if tau == 1 else _softmax(logits_CV / tau)
-        target_lse_C, target_CV = _softmax(teacher_CV / tau)
-        # sum p_t (log p_t - log p_s), with the normalisers outside of the sum
-        kl_C = (
-            jnp.sum(target_CV * (teacher_CV - logits_CV), axis=1) / tau + soft_lse_C - target_lse_C
-        )
+        q = _softmax(teacher_CV)
+        soft, target = p, q
+        if tau != 1:
+            soft, target = _softmax(logits_CV / tau), _softmax(teacher_CV / tau)
+        # sum q (log q - log p), with the normalisers outside of the sum
+        moved_C = jnp.sum(target.raised_CV * (teacher_CV - logits_CV), axis=1) / target.total_C
+        kl_C = moved_C / tau + soft.lse_C - target.lse_C
         lambda_C = jnp.where(labels_C >= 0, lambda_C, 1.0)
         label_weight_C = labelled_C * (1 - lambda_C)
         kl_weight_C = weights_C * lambda_C
-        teacher_ce_C = teacher_lse_C - jnp.sum(jnp.where(onehot_CV, teacher_CV, 0), axis=1)
+        teacher_ce_C = q.lse_C - _pick(teacher_CV, onehot_CV)
+        teacher_top_C = _first(teacher_CV == q.top_C[:, None])
         sums |= {
             'loss': jnp.sum(label_weight_C * ce_C + tau**2 * kl_weight_C * kl_C),
             'kl': jnp.sum(weights_C * kl_C),
-            'agree': jnp.sum(weights_C * (top_C == jnp.argmax(teacher_CV, axis=1))),
+            'agree': jnp.sum(weights_C * (top_C == teacher_top_C)),
             'teacher_ce': jnp.sum(labelled_C * teacher_ce_C),
         }
-        gradient_CV = label_weight_C[:, None] * (p_CV - onehot_CV)
-        gradient_CV += tau * kl_weight_C[:, None] * (soft_CV - target_CV)
+        gradient_CV = label_weight_C[:, None] * (p.p_CV - onehot_CV)
+        gradient_CV += tau * kl_weight_C[:, None] * (soft.p_CV - target.p_CV)
     if not differentiate:
         return sums, None, None
     features_gradient_CD = _PRECISE('cv,vd->cd', gradient_CV, head.weight)
@@ -274,9 +272,37 @@ def _logits(features_CD, head):
     return _PRECISE('cd,vd->cv', features_CD, head.weight) + head.bias.astype(jnp.float32)
 
 
+class _Softmax(NamedTuple):
+    """Exponentials and their sum: divided only where used, which saves a pass over the chunk."""
+
+    top_C: Float[Array, ' C']
+    raised_CV: Float[Array, 'C V']
+    total_C: Float[Array, ' C']
+
+    @property
+    def lse_C(self):
+        return jnp.log(self.total_C) + self.top_C
+
+    @property
+    def p_CV(self):
+        return self.raised_CV / self.total_C[:, None]
+
+
 def _softmax(logits_CV):
-    """Log-normaliser [C] and probabilities [C, V]."""
-    top_C1 = jnp.max(logits_CV, axis=1, keepdims=True)
-    raised_CV = jnp.exp(logits_CV - top_C1)
-    total_C1 = jnp.sum(raised_CV, axis=1, keepdims=True)
-    return (jnp.log(total_C1) + top_C1)[:, 0], raised_CV / total_C1
+    top_C = jnp.max(logits_CV, axis=1)
+    raised_CV = jnp.exp(logits_CV - top_C[:, None])
+    return _Softmax(top_C, raised_CV, jnp.sum(raised_CV, axis=1))
+
+
+def _pick(logits_CV, onehot_CV):
+    """The label's logit, 0 without a label: by comparison, a gather over a sharded V would be a
+    collective; by maximum, XLA's CPU writes the masked chunk to memory for a sum.
+    """
+    picked_C = jnp.max(jnp.where(onehot_CV, logits_CV, -jnp.inf), axis=1)
+    return jnp.where(jnp.isneginf(picked_C), 0.0, picked_C)
+
+
+def _first(chosen_CV):
+    """First chosen id: where chosen is the maximum, `argmax`, which XLA's CPU does not vectorise."""
+    ids_V = jnp.arange(chosen_CV.shape[1])
+    return jnp.min(jnp.where(chosen_CV, ids_V, chosen_CV.shape[1]), axis=1)

@@ -27,7 +27,9 @@ def run(c: ConfigDict) -> None:
     from lightpaff_jax.train import train  # after the configuration is known to be right
 
     for spec in c.after:
-        before = command.parse([f'--config={spec}', f'--config.data.cache={c.data.cache}'])
+        before = command.parse([f'--config={spec}'])
+        before.data.cache = c.data.cache
+        before.train.compilation_cache = c.train.compilation_cache
         if not (pathlib.Path(before.workdir) / 'result.json').is_file():
             print(f'first {spec}', flush=True)
             run(before)

@@ -80,6 +80,9 @@ def _run(c: ConfigDict, phase: str, network: ConfigDict, seed: int, cost: float 
     r.optim.peak_lr = p.peak_lr
     r.data.batch_size = p.batch_size
     r.data.packages = p.packages
+    r.data.path = p.path
+    if r.data.source == 'text' and not r.tokenizer.path:
+        r.tokenizer.text = r.tokenizer.text or c.recipe.teacher_pretrain.path
     r.loss.lambda_, r.loss.temperature = 0.0, 1.0
     return r
 
@@ -108,9 +111,15 @@ def run(c: ConfigDict) -> None:
             'config.teacher.layers = 0: a recipe trains its teacher, give its shape'
         )
     runs, table = plan(c)
+    devices = jax.device_count()
+    for name, p in c.recipe.items():
+        if name != 'seeds':  # said of the key that sets it, not of the run's
+            config.check_batch(f'recipe.{name}.batch_size', p.batch_size, c, devices)
     for name, r in runs.items():
         try:
-            config.validate(r, jax.device_count())
+            config.validate(r, devices)
+            if not r.teacher.path and r.student.init == 'scratch':
+                config.check_paths(r)
         except config.UserError as error:
             raise config.UserError(f'run {name}: {error}') from error
 

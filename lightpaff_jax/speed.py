@@ -48,8 +48,8 @@ def compare(big: str, small: str, length: int, batch_size: int, tokenizer_hash: 
     mesh = sharding.make_mesh(c, jax.devices()[:1])
     sides, calls = {}, {}
     with jax.set_mesh(mesh):
-        for name, path in (('teacher', big), ('student', small)):
-            shape, params = teacher.read_run(name, path, mesh, tokenizer_hash)
+        for name, key, path in (('teacher', 'teacher.path', big), ('student', 'workdir', small)):
+            shape, params = teacher.read_run(key, path, mesh, tokenizer_hash)
             model = models.build(shape)
             sides[name] = {
                 'parameters': model.parameters,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lightpaff_jax import checkpoint, config, models, sharding
+from lightpaff_jax import checkpoint, config, digests, models, sharding
 from lightpaff_jax.config import UserError
 
 
@@ -30,7 +30,7 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer_hash: str) -> Teacher | None:
     """
     if not c.teacher.path:
         return None
-    shape, params = read_run('teacher.path', c.teacher.path, mesh, tokenizer_hash)
+    shape = read_shape('teacher.path', c.teacher.path)
     if c.teacher.layers:
         for key, value in shape.items():
             if key != 'dropout' and c.teacher[key] != value:
@@ -47,7 +47,8 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer_hash: str) -> Teacher | None:
             f'config.data.length = {c.data.length}: must be at most the positions of the teacher '
             f'in {c.teacher.path} = {shape.positions}'
         )
-    identity = checkpoint.identity(params)
+    _, params = read_run('teacher.path', c.teacher.path, mesh, tokenizer_hash)
+    identity = digests.identity(params)
     dtype = _dtype(c)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     model = models.build(shape, compute_dtype=c.train.compute_dtype)
@@ -58,6 +59,17 @@ def _dtype(c: ConfigDict):
     if c.teacher.dtype == 'auto':
         return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
     return jnp.dtype(c.teacher.dtype)
+
+
+def read_shape(key: str, path: str) -> ConfigDict:
+    """Shape of the network that a run trained; raises UserError where there is no such run."""
+    workdir = pathlib.Path(path).expanduser()
+    if not (workdir / 'config.json').is_file() or not (workdir / 'checkpoints').is_dir():
+        raise UserError(
+            f'config.{key} = {path}: must be the workdir of a run (no checkpoint there)'
+        )
+    theirs = config.read(workdir).student
+    return config.network(**{name: theirs[name] for name in config.network()})
 
 
 def read_run(
@@ -74,14 +86,8 @@ def read_run(
     Raises:
       UserError: the run is missing, or has another tokenizer.
     """
-    workdir = pathlib.Path(path).expanduser()
-    if not (workdir / 'config.json').is_file() or not (workdir / 'checkpoints').is_dir():
-        raise UserError(
-            f'config.{key} = {path}: must be the workdir of a run (no checkpoint there)'
-        )
-    theirs = config.from_json((workdir / 'config.json').read_text()).student
-    shape = config.network(**{name: theirs[name] for name in config.network()})
-    found = checkpoint.read_meta(workdir / 'checkpoints')['tokenizer_hash']
+    shape, saved = read_shape(key, path), pathlib.Path(path).expanduser() / 'checkpoints'
+    found = checkpoint.read_meta(saved)['tokenizer_hash']
     if found != tokenizer_hash:
         raise UserError(
             f'config.{key} = {path}: its tokenizer has hash {found}, the data here {tokenizer_hash}'
@@ -91,4 +97,4 @@ def read_run(
     abstract = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places
     )
-    return shape, checkpoint.load_params(workdir / 'checkpoints', abstract)
+    return shape, checkpoint.load_params(saved, abstract)

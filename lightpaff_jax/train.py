@@ -44,8 +44,8 @@ def train(c: ConfigDict) -> dict:
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir / 'checkpoints', c.train.keep) as saved:
         tokenizer = tokenizers.load(c)
-        prepared = prepare.prepare(c, tokenizer)
         guide = teacher.load(c, mesh, tokenizer.hash)
+        prepared = prepare.prepare(c, tokenizer)
         guide_params = None if guide is None else guide.params
         identities = {
             'tokenizer_hash': tokenizer.hash,
@@ -72,7 +72,7 @@ def train(c: ConfigDict) -> dict:
                 evaluation = evaluate.EVALS[c.objective]
                 return evaluation(score, state.params, guide_params, passed, mesh, stats)
 
-            began, in_flight = time.perf_counter(), None
+            began, in_flight, validation = time.perf_counter(), None, None
             for index, batch in enumerate(batches.training(c, prepared, start), start + 1):
                 if index > c.train.updates:
                     break
@@ -89,7 +89,8 @@ def train(c: ConfigDict) -> dict:
                 if last or (c.train.eval_every and index % c.train.eval_every == 0):
                     jax.block_until_ready(state)
                     seconds += time.perf_counter() - began
-                    writer.log(index, scores_of('validation'), kind='validation')
+                    validation = scores_of('validation')
+                    writer.log(index, validation, kind='validation')
                     began = time.perf_counter()
                 # Saved after all lines of this update: a resumed run repeats none of them.
                 if index % c.train.save_every == 0 or last:
@@ -98,7 +99,7 @@ def train(c: ConfigDict) -> dict:
                     meta = {'seconds': seconds, 'window': metrics.to_json(window), **identities}
                     saved.save(index, state, meta)
                     began = time.perf_counter()
-            scores = {split: scores_of(split) for split in ('validation', 'test')}
+            scores = {'validation': validation or scores_of('validation'), 'test': scores_of('test')}
     result = summary(c, student, network, seconds, scores, identities)
     write_whole(workdir / 'result.json', json.dumps(result, indent=2) + '\n')
     return result
@@ -122,16 +123,15 @@ def finished(c: ConfigDict, workdir: pathlib.Path, identities: dict) -> dict | N
 
 def claim(c: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes config.json, or checks that the workdir belongs to the same configuration."""
-    path = workdir / 'config.json'
-    if path.is_file():
-        changed = config.differences(config.from_json(path.read_text()), c)
+    if (workdir / 'checkpoints').is_dir():  # else an attempt that came to nothing
+        changed = config.differences(config.read(workdir), c)
         if changed:
             raise UserError(
                 f'config.workdir = {c.workdir}: holds a run with another configuration '
                 f'({"; ".join(changed)}); choose another workdir or remove it'
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    write_whole(path, config.to_json(c) + '\n')
+    write_whole(workdir / 'config.json', config.to_json(c) + '\n')
 
 
 def restore(c, mesh, student, rule, saved, identities):
@@ -155,17 +155,24 @@ def restore(c, mesh, student, rule, saved, identities):
                     f'config.workdir = {c.workdir}: its checkpoint has {name} {meta[name]}, '
                     f'this run {value}; resuming needs the same'
                 )
+        if step > c.train.updates:
+            raise UserError(
+                f'config.train.updates = {c.train.updates}: must be at least {step}, the updates '
+                f'that {c.workdir} has done'
+            )
         window = metrics.from_json(meta['window'])
         return state, {'step': step, 'seconds': meta['seconds'], 'window': window}
-    state = jax.jit(fresh, out_shardings=places)()
     if c.student.init != 'scratch':
-        hash_ = identities['tokenizer_hash']
-        shape, params = teacher.read_run('student.init', c.student.init, mesh, hash_)
+        shape = teacher.read_shape('student.init', c.student.init)
         for key, value in shape.items():
             if key != 'dropout' and c.student[key] != value:
                 raise UserError(
                     f'config.student.{key} = {c.student[key]}: {c.student.init} has {value}'
                 )
+    state = jax.jit(fresh, out_shardings=places)()
+    if c.student.init != 'scratch':
+        hash_ = identities['tokenizer_hash']
+        _, params = teacher.read_run('student.init', c.student.init, mesh, hash_)
         state = distill_step.TrainState(state.step, params, state.opt_state)
     return state, {'step': 0, 'seconds': 0.0, 'window': None}
 
@@ -187,7 +194,8 @@ def summary(c, student, network, seconds, scores, identities) -> dict:
         'parameters': student.parameters,
         'bytes': 4 * student.parameters,
         'scores': scores,
-        'protocol': f'disjoint blocks of {length} tokens',
+        'protocol': f'disjoint blocks of {length} tokens'
+        + (f', the first {c.eval.batches} batches' if c.eval.batches else ''),
         'seed': c.seed,
         'hardware': f'{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores, '
         f'{platform.machine()}',

@@ -124,7 +124,9 @@ def collectives(text: str) -> dict[str, list[str]]:
         return found
 
     bodies = set(re.findall(r'body=%?([\w.\-]+)', text))
-    return {body: below(body, {body}) for body in bodies} | {'': sum(own.values(), [])}
+    return {body: below(body, {body}) for body in bodies} | {
+        '': [x for each in own.values() for x in each]
+    }
 
 
 @pytest.mark.parametrize('micro_steps', [1, 2])

@@ -80,6 +80,7 @@ def load(c: ConfigDict) -> Tokenizer:
     else:
         whole = config.copy(c)
         whole.data.packages = ()
+        whole.data.path = c.tokenizer.text or c.data.path
         size, source = c.student.vocab_size, c.data.source
         identity = json.dumps(sources.IDENTITIES[source](whole), sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]

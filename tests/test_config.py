@@ -1,0 +1,530 @@
+"""Every key is used, every recipe is right, and a bad value is named with its rule."""
+
+import ast
+import json
+import math
+import pathlib
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from lightpaff_jax import command, config, evaluate, models, recipe
+from lightpaff_jax.config import UserError
+from lightpaff_jax.data import objectives, sources
+
+ROOT = pathlib.Path(config.__file__).parents[1]
+PACKAGE = sorted((ROOT / 'lightpaff_jax').rglob('*.py'))
+FILES = sorted((ROOT / 'configs').glob('*.py'))
+RECIPES = [
+    f'{path}:{variant}'.removesuffix(':')
+    for path in FILES
+    for variant in ('', *command._module(str(path)).VARIANTS)
+]
+NETWORK, PHASE = set(config.network()), set(config.phase())
+
+
+def name_of(spec):
+    return command.config_name(spec)
+
+
+def text_of(node):
+    """The last name of `a`, of `x.a` and of `x['a']`."""
+    if isinstance(node, ast.Subscript):
+        return node.slice.value if isinstance(node.slice, ast.Constant) else text_of(node.value)
+    return getattr(node, 'attr', None) or getattr(node, 'id', None)
+
+
+def aliases(tree):
+    """Name -> last name of what it was assigned: `o = c.optim` gives o -> optim."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            pairs = [(target, node.value) for target in node.targets]
+            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+            for target, value in pairs:
+                if isinstance(target, ast.Name) and isinstance(
+                    value, ast.Attribute | ast.Subscript
+                ):
+                    found[target.id] = text_of(value)
+    return found
+
+
+def reads(tree):
+    """(owner, key) of every `owner.key` and `owner['key']` that is read, aliases followed."""
+    owners = aliases(tree)
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Load):
+            if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Constant):
+                continue
+            owner = text_of(node.value)
+            found |= {(owner, text_of(node)), (owners.get(owner), text_of(node))}
+    return found
+
+
+def unread(c, files):
+    """Keys of `c` that no file reads. In models/ a network is `c`; a phase is an item of recipe."""
+    inside, outside, words = set(), set(), set()
+    for path, text in files.items():
+        tree = ast.parse(text)
+        (inside if 'models' in path.parts else outside).update(reads(tree))
+        words |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+
+    def is_read(key):
+        *sections, leaf = ['c', *key.split('.')]
+        if sections[-1] in ('student', 'teacher') and leaf in NETWORK:
+            return (sections[-1], leaf) in outside or ('c', leaf) in inside
+        if 'recipe' in sections and leaf in PHASE:
+            return ('recipe', leaf) in outside and sections[-1] in words
+        return (sections[-1], leaf) in outside
+
+    return [key for key in config.flatten(c) if not is_read(key)]
+
+
+@pytest.fixture(scope='module')
+def sources_of_package():
+    return {path: path.read_text() for path in PACKAGE if path.name != 'config.py'}
+
+
+def test_every_key_is_read_somewhere(sources_of_package):
+    assert unread(config.default(), sources_of_package) == []
+
+
+def test_a_key_that_nothing_reads_is_found(sources_of_package):
+    c = config.default().unlock()
+    c.made_up = c.train.made_up = c.optim.path = c.student.made_up = 1
+    c.teacher.init = c.recipe.student_finetune.made_up = 1
+    c.recipe.made_up = config.phase()
+    assert set(unread(c, sources_of_package)) == {
+        'made_up', 'train.made_up', 'optim.path', 'student.made_up', 'teacher.init',
+        'recipe.student_finetune.made_up', *(f'recipe.made_up.{key}' for key in PHASE),
+    }  # fmt: skip
+
+
+def hidden_defaults(text):
+    """Lines that read a configuration with a default of their own: `.get` or `getattr`."""
+    tree = ast.parse(text)
+    names = {'c', 'config'} | {
+        node.arg
+        for node in ast.walk(tree)
+        if isinstance(node, ast.arg) and 'ConfigDict' in ast.unparse(node.annotation or ast.Pass())
+    }
+
+    def root(node):
+        while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+            node = node.func if isinstance(node, ast.Call) else node.value
+        return getattr(node, 'id', None)
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and root(node.value) in names:
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            get = isinstance(node.func, ast.Attribute) and node.func.attr == 'get'
+            attr = isinstance(node.func, ast.Name) and node.func.id in ('getattr', 'hasattr')
+            if (get and root(node.func) in names) or (attr and root(node.args[0]) in names):
+                lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize('path', PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_code_has_a_default_of_its_own(path):
+    assert hidden_defaults(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        "c.get('seed', 0)",
+        "c.train['x'].get('seed')",
+        "o = c.optim\no.get('b1', 0.9)",
+        "def f(settings: ConfigDict):\n  settings.get('x')",
+        "getattr(c.train, 'x', 0)",
+    ],
+)
+def test_a_default_where_a_key_is_used_is_found(text):
+    assert hidden_defaults(text)
+
+
+def test_names_that_a_key_may_have_are_those_of_the_tables():
+    assert tuple(models.MODELS) == config.FAMILIES
+    assert config.OBJECTIVES == tuple(objectives.OBJECTIVES) == tuple(evaluate.EVALS)
+    assert (*sources.SOURCES, 'prepared') == config.SOURCES
+
+
+def test_keys_that_may_change_exist():
+    known = config.flatten(config.default())
+    for key in config.MAY_CHANGE:
+        assert key in known or any(name.startswith(f'{key}.') for name in known), key
+
+
+# Recipe files.
+
+
+@pytest.mark.parametrize('spec', RECIPES, ids=name_of)
+def test_every_recipe_and_every_run_of_its_plan_is_valid(spec):
+    c = command.parse([f'--config={spec}'])
+    for devices in (1, 8):
+        config.validate(c, devices)
+    assert c.workdir == f'runs/{name_of(spec)}'
+    for before in c.after:
+        config.validate(command.load(before))
+    if c.teacher.layers and not c.teacher.path:  # a graph of runs
+        runs, table = recipe.plan(c)
+        assert len(runs) == 2 + 8 * len(c.recipe.seeds)
+        assert len(table['arms']) == 5 * len(c.recipe.seeds)
+        for run in runs.values():
+            config.validate(run, 1)
+
+
+@pytest.mark.parametrize('spec', RECIPES, ids=name_of)
+def test_a_run_starts_from_the_workdirs_of_the_runs_before_it(spec):
+    c = command.load(spec)
+    before = [command.parse([f'--config={one}']).workdir for one in c.after]
+    if before:
+        needed = {c.teacher.path, c.student.init} - {'', 'scratch'}
+        assert needed == set(before)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+def test_a_recipe_says_what_it_is_and_how_to_run_it(path):
+    tree = ast.parse(path.read_text())
+    doc = ast.get_docstring(tree)
+    assert doc
+    assert f'configs/{path.name}' in doc or 'launch/' in doc
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+def test_no_recipe_imports_another(path):
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported |= {f'{node.module}.{alias.name}' for alias in node.names}
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+    imported = {name for name in imported if name.split('.')[0] not in sys.stdlib_module_names}
+    assert imported == {'lightpaff_jax.config'}
+    assert 'importlib' not in path.read_text()
+
+
+@pytest.mark.parametrize('stage', ['gpt2_stage1', 'gpt2_stage2'])
+def test_networks_of_the_paper_have_the_sizes_of_the_paper(stage):
+    c = command.load(str(ROOT / f'configs/{stage}.py'))
+    assert models.build(c.teacher).parameters == 354_823_168
+    assert models.build(c.student).parameters == 67_736_832
+
+
+# validate
+
+
+def test_the_default_is_valid_on_devices_that_divide_its_batch():
+    config.validate(config.default())
+    for devices in (1, 2, 4, 8):
+        config.validate(config.default(), devices)
+
+
+NAN, INF = math.nan, math.inf
+BAD = [
+    ('student.family', 'gpt3', "'gpt3': must be one of gpt2; did you mean gpt2?"),
+    ('student.layers', 0, '0: must be at least 1'),
+    ('student.width', -8, '-8: must be at least 1'),
+    ('student.heads', 0, '0: must be at least 1'),
+    ('student.heads', 3, '3: must divide student.width = 128'),
+    ('student.ffn', 0, '0: must be at least 1'),
+    ('student.positions', 64, 'data.length = 128: must be at least 1 and at most student.positions = 64'),
+    ('student.vocab_size', 0, '0: must be at least 1'),
+    ('student.dropout', 1.0, '1.0: must be in [0, 1)'),
+    ('student.dropout', NAN, 'nan: must be in [0, 1)'),
+    ('teacher.layers', -1, '-1: must be at least 1'),
+    ('teacher.dtype', 'float16', "'float16': must be one of auto, float32, bfloat16; did you mean bfloat16?"),
+    ('objective', 'cml', "'cml': must be one of clm; did you mean clm?"),
+    ('seed', -1, '-1: must be at least 0 and below 2**31'),
+    ('seed', 2**31, '2147483648: must be at least 0 and below 2**31'),
+    ('loss.lambda_', 1.5, '1.5: must be in [0, 1]'),
+    ('loss.lambda_', -0.1, '-0.1: must be in [0, 1]'),
+    ('loss.lambda_', NAN, 'nan: must be in [0, 1]'),
+    ('loss.temperature', 0.0, '0.0: must be above 0 and finite'),
+    ('loss.temperature', -1.0, '-1.0: must be above 0 and finite'),
+    ('loss.temperature', INF, 'inf: must be above 0 and finite'),
+    ('loss.chunk', -1, '-1: must be at least 0'),
+    ('optim.peak_lr', 0.0, '0.0: must be above 0 and finite'),
+    ('optim.peak_lr', NAN, 'nan: must be above 0 and finite'),
+    ('optim.schedule', 'cosin', "'cosin': must be one of linear, cosine, constant; did you mean cosine?"),
+    ('optim.final_lr', 1.1, '1.1: must be in [0, 1]'),
+    ('optim.warmup', -1, '-1: must be at least 0'),
+    ('optim.b1', 1.0, '1.0: must be in [0, 1)'),
+    ('optim.b2', -0.1, '-0.1: must be in [0, 1)'),
+    ('optim.eps', 0.0, '0.0: must be above 0 and finite'),
+    ('optim.weight_decay', -0.1, '-0.1: must be at least 0 and finite'),
+    ('optim.weight_decay', INF, 'inf: must be at least 0 and finite'),
+    ('optim.clip_norm', -1.0, '-1.0: must be at least 0 and finite'),
+    ('data.source', 'pydoc', "'pydoc': must be one of pydocs, text, prepared; did you mean pydocs?"),
+    ('data.length', 0, '0: must be at least 1 and at most student.positions = 128'),
+    ('data.length', 129, '129: must be at least 1 and at most student.positions = 128'),
+    ('data.batch_size', 0, '0: must be at least 1'),
+    ('data.batch_size', 100, '100: must be a multiple of micro_steps x devices = 8'),
+    ('data.prefetch', 0, '0: must be at least 1'),
+    ('train.updates', 0, '0: must be at least 1'),
+    ('train.micro_steps', 0, '0: must be at least 1'),
+    ('train.micro_steps', 2, 'data.batch_size = 8: must be a multiple of micro_steps x devices = 16'),
+    ('train.compute_dtype', 'bf16', "'bf16': must be one of float32, bfloat16; did you mean bfloat16?"),
+    ('train.remat', 'blocks', "'blocks': must be one of none, block; did you mean block?"),
+    ('train.log_every', 0, '0: must be at least 1'),
+    ('train.eval_every', -1, '-1: must be at least 0'),
+    ('train.save_every', 0, '0: must be at least 1'),
+    ('train.keep', 0, '0: must be at least 1'),
+    ('eval.batch_size', 0, '0: must be at least 1'),
+    ('eval.batch_size', 12, '12: must be a multiple of devices = 8'),
+    ('eval.batches', -1, '-1: must be at least 0'),
+    ('mesh.data', 0, '0: must be -1 or at least 1'),
+    ('mesh.fsdp', 0, '0: must be at least 1'),
+    ('mesh.tensor', -1, '-1: must be at least 1'),
+    ('mesh.fsdp', 3, 'mesh = (data -1, fsdp 3, tensor 1): the product must be the number of devices = 8'),
+    ('mesh.data', 4, 'mesh = (data 4, fsdp 1, tensor 1): the product must be the number of devices = 8'),
+    ('recipe.seeds', (), '(): must name at least one seed, none twice'),
+    ('recipe.seeds', (1, 2, 1), '1,2,1: must name at least one seed, none twice'),
+    ('recipe.seeds', (0, -1), '0,-1: must be at least 0 and below 2**31'),
+    ('recipe.teacher_pretrain.updates', 0, '0: must be at least 1'),
+    ('recipe.teacher_finetune.peak_lr', NAN, 'nan: must be above 0 and finite'),
+    ('recipe.student_pretrain.lambda_', 2.0, '2.0: must be in [0, 1]'),
+    ('recipe.student_finetune.temperature', 0.0, '0.0: must be above 0 and finite'),
+    ('recipe.student_finetune.warmup', -1, '-1: must be at least 0'),
+    ('recipe.student_finetune.batch_size', 0, '0: must be at least 1'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('key', 'value', 'message'), BAD, ids=lambda x: str(x)[:40])
+def test_a_bad_value_is_named_with_its_key_and_its_rule(key, value, message):
+    c = config.default()
+    put(c, key, value)
+    if ' = ' not in message.partition(':')[0]:
+        message = f'{key} = {message}'
+    with pytest.raises(UserError) as error:
+        config.validate(c, 8)
+    assert str(error.value) == f'config.{message}'
+
+
+def put(c, key, value):
+    *sections, leaf = key.split('.')
+    for name in sections:
+        c = c[name]
+    c[leaf] = value
+
+
+def test_the_rule_of_the_batch_counts_micro_steps_and_devices():
+    c = config.default()
+    c.data.batch_size, c.train.micro_steps = 100, 4
+    config.validate(c)
+    message = 'config.data.batch_size = 100: must be a multiple of micro_steps x devices = 32'
+    with pytest.raises(UserError) as error:
+        config.validate(c, 8)
+    assert str(error.value) == message
+
+
+def test_devices_of_one_matrix_product_share_their_examples():
+    c = config.default()
+    c.mesh.tensor, c.data.batch_size = 4, 2
+    c.eval.batch_size = 6
+    config.validate(c, 8)
+
+
+def test_teacher_and_student_must_share_a_vocabulary():
+    c = config.default()
+    c.teacher.layers, c.teacher.vocab_size = 2, 4096
+    with pytest.raises(UserError) as error:
+        config.validate(c)
+    assert str(error.value) == (
+        'config.teacher.vocab_size = 4096: must equal student.vocab_size = 2048'
+    )
+
+
+@pytest.mark.parametrize('source', ['text', 'prepared'])
+def test_a_source_of_files_needs_their_folder(source):
+    c = config.default()
+    c.data.source = source
+    with pytest.raises(UserError) as error:
+        config.check_paths(c)
+    assert str(error.value) == f"config.data.path = '': must be a folder for source '{source}'"
+
+
+def test_every_path_that_is_not_there_is_named_in_one_line(tmp_path):
+    c = config.default()
+    c.data.source, c.data.path, c.student.init = 'text', str(tmp_path), 'runs/a'
+    c.teacher.path, c.tokenizer.path, c.tokenizer.text = 'runs/b', 'c.model', 'd'
+    with pytest.raises(config.MissingPaths) as error:
+        config.check_paths(c)
+    named = [part.partition(':')[0] for part in str(error.value).split('; ')]
+    assert sorted(named) == [
+        'config.student.init = runs/a',
+        'config.teacher.path = runs/b',
+        'config.tokenizer.path = c.model',
+        'config.tokenizer.text = d',
+    ]
+
+
+def test_a_teacher_whose_shape_is_read_from_its_path_has_no_rule():
+    c = config.default()
+    c.teacher.vocab_size, c.teacher.heads = 4096, 7
+    config.validate(c)
+
+
+def test_a_prepared_set_needs_its_tokenizer():
+    c = config.default()
+    c.data.source, c.data.path = 'prepared', 'sets/a'
+    with pytest.raises(UserError, match=r"^config\.tokenizer\.path = '': must be the tokenizer"):
+        config.validate(c)
+
+
+# Values on the command line.
+
+
+@pytest.mark.parametrize(
+    ('key', 'text', 'value'),
+    [
+        ('train.updates', '7', 7),
+        ('mesh.data', '-1', -1),
+        ('train.updates', '1_000', 1000),
+        ('optim.peak_lr', '3', 3.0),
+        ('optim.peak_lr', '1e-4', 1e-4),
+        ('optim.peak_lr', '-2.5', -2.5),
+        ('data.packages', 'jax,flax', ('jax', 'flax')),
+        ('data.packages', "('jax', 'flax')", ('jax', 'flax')),
+        ('data.packages', 'jax', ('jax',)),
+        ('data.packages', '', ()),
+        ('data.packages', '()', ()),
+        ('recipe.seeds', '1,2', (1, 2)),
+        ('recipe.seeds', '3', (3,)),
+        ('recipe.seeds', '[4, 5]', (4, 5)),
+        ('recipe.seeds', '()', ()),
+        ('workdir', '7', '7'),
+        ('data.path', "it's = here", "it's = here"),
+        ('teacher.path', '', ''),
+        ('recipe.student_finetune.lambda_', '0', 0.0),
+    ],
+)
+def test_text_becomes_the_type_of_the_default(key, text, value):
+    c = config.default()
+    command.override(c, key, text)
+    found = config.flatten(c)[key]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ('key', 'text', 'message'),
+    [
+        ('train.updates', '1.5', 'train.updates = 1.5: must be a whole number'),
+        ('train.updates', 'True', 'train.updates = True: must be a whole number'),
+        ('train.updates', '', 'train.updates = : must be a whole number'),
+        ('train.updates', '{[]: 1}', 'train.updates = {[]: 1}: must be a whole number'),
+        ('optim.peak_lr', 'fast', 'optim.peak_lr = fast: must be a number'),
+        ('optim.peak_lr', 'nan', 'optim.peak_lr = nan: must be a number'),
+        ('recipe.seeds', 'a,b', 'recipe.seeds = a,b: must hold a whole number or several'),
+        ('recipe.seeds', '0,"a"', 'recipe.seeds = 0,"a": must hold a whole number or several'),
+        ('recipe.seeds', '1.5', 'recipe.seeds = 1.5: must be a list like a,b'),
+        ('data.packages', '1,2', 'data.packages = 1,2: must hold a name or several'),
+        ('data', '3', 'data: is a section, set one of batch_size, cache, length, packages, path, prefetch, source'),
+        ('data.lenght', '3', 'data.lenght: no such key; did you mean length?'),
+        ('optm.b1', '3', 'optm: no such key; did you mean optim?'),
+        ('seed.x', '3', 'seed.x: no such key'),
+        ('batch_size', '3', 'batch_size: no such key; did you mean eval.batch_size?'),
+        ('', '3', ': no such key'),
+    ],
+)  # fmt: skip
+def test_text_that_does_not_fit_is_refused(key, text, message):
+    c = config.default()
+    with pytest.raises(UserError) as error:
+        command.override(c, key, text)
+    assert str(error.value).startswith(f'config.{message}')
+    assert config.to_json(c) == config.to_json(config.default())
+
+
+def test_the_last_of_two_values_holds():
+    spec = str(ROOT / 'configs/quickstart.py')
+    argv = ['--config.seed=1', '--config', spec, '--config.mesh.data', '-1', '--config.seed=2']
+    assert command.parse(argv).seed == 2
+
+
+def test_the_home_of_a_workdir_is_found(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/someone')
+    spec = str(ROOT / 'configs/quickstart.py')
+    c = command.parse([f'--config={spec}', '--config.workdir=~/runs/a'])
+    assert c.workdir == '/home/someone/runs/a'
+
+
+@pytest.mark.parametrize(
+    ('spec', 'name'),
+    [
+        ('configs/gpt2_stage1.py', 'gpt2_stage1'),
+        ('configs/gpt2_stage1.py:tiny', 'gpt2_stage1_tiny'),
+        ('/a.b/c.py:x', 'c_x'),
+        ('c.py:', 'c'),
+    ],
+)
+def test_a_run_is_named_after_its_file_and_variant(spec, name):
+    assert command.config_name(spec) == name
+
+
+# JSON, copies, differences.
+
+
+@pytest.mark.parametrize('spec', RECIPES, ids=name_of)
+def test_json_keeps_every_value_and_its_type(spec):
+    c = command.load(spec)
+    back = config.from_json(config.to_json(c))
+    assert config.flatten(back) == config.flatten(c)
+    for key, value in config.flatten(c).items():
+        assert type(config.flatten(back)[key]) is type(value), key
+
+
+def test_json_with_an_unknown_key_is_refused_with_the_nearest():
+    values = config.default().to_dict()
+    values['train']['updatse'] = 1
+    with pytest.raises(UserError, match=r'^config\.train\.updatse: no such key; did you mean'):
+        config.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize('text', ['{"seed": 1', '{"sed": 1}', '{"seed": "a"}', None])
+def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, text):
+    if text is not None:
+        (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(UserError) as error:
+        config.read(tmp_path)
+    assert str(error.value).startswith(f'{tmp_path}/config.json: ')
+    assert '\n' not in str(error.value)
+
+
+def changed(value):
+    """Another value of the same type."""
+    if isinstance(value, tuple):
+        return (*value, 7)
+    return f'{value}x' if isinstance(value, str) else value + 1
+
+
+@pytest.mark.parametrize('key', list(config.flatten(config.default())))
+def test_a_changed_key_is_reported_unless_it_may_change(key):
+    before, after = config.default(), config.default()
+    old = config.flatten(before)[key]
+    put(after, key, changed(old))
+    free = key in config.MAY_CHANGE or key.startswith('recipe.')
+    expected = [] if free else [f'{key}: {old!r} -> {changed(old)!r}']
+    assert config.differences(before, after) == expected
+
+
+def test_what_defines_a_run_may_not_change():
+    fixed = {'seed', 'objective', 'student.width', 'loss.lambda_', 'optim.peak_lr', 'data.length',
+             'data.batch_size', 'data.packages', 'train.micro_steps', 'train.compute_dtype'}  # fmt: skip
+    assert not fixed & set(config.MAY_CHANGE)
+
+
+def test_a_copy_shares_nothing_and_stays_locked():
+    c = config.default()
+    other = config.copy(c)
+    other.student.width, other.recipe.student_pretrain.updates = 5, 6
+    assert config.to_json(c) == config.to_json(config.default())
+    with pytest.raises(AttributeError):
+        other.train.made_up = 1
+    assert isinstance(other.recipe, ConfigDict)

@@ -1,0 +1,585 @@
+"""The fused loss is the formula, whatever the chunk, the padding and the devices."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import loss_reference as reference
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lightpaff_jax.losses import Head, Predictor, automatic_chunk, distillation_loss
+
+EXACT = 1e-5
+"""Of the largest value. float32 rounds to 6e-8; sums of up to 10^3 terms in another order
+reach some 1e-6. A wrong term or weight in the formula moves a tenth and more."""
+
+B, POSITIONS, D, D_TEACHER, V = 8, 5, 12, 20, 67
+
+
+def predictor(key, width, shape=(B, POSITIONS), vocabulary=V, dtype=jnp.float32):
+    a, b, c = jax.random.split(key, 3)
+    head = Head(
+        jax.random.normal(a, (vocabulary, width), dtype),
+        jax.random.normal(b, (vocabulary,), dtype),
+    )
+    return Predictor(jax.random.normal(c, (*shape, width), dtype), head)
+
+
+def make(seed=0, shape=(B, POSITIONS), vocabulary=V, dtype=jnp.float32):
+    """Student, wider teacher, labels (some -1), weights (some 0, not all equal)."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    labels = jax.random.randint(keys[0], shape, 0, vocabulary)
+    labels = jnp.where(jax.random.bernoulli(keys[1], 0.2, shape), -1, labels)
+    weights = jax.random.choice(keys[2], jnp.array([0.0, 0.5, 1.0, 1.0]), shape)
+    return (
+        predictor(keys[3], D, shape, vocabulary, dtype),
+        predictor(keys[4], D_TEACHER, shape, vocabulary, dtype),
+        labels,
+        weights,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=('temperature', 'chunk'))
+def fused(student, teacher, labels, weights, lambda_=0.5, temperature=1.0, chunk=16):
+    """((loss, sums), gradient of the student)."""
+
+    def loss(student):
+        sums = distillation_loss(
+            student, teacher, labels, weights, lambda_=lambda_, temperature=temperature, chunk=chunk
+        )
+        return sums['loss'], sums
+
+    return jax.value_and_grad(loss, has_aux=True)(student)
+
+
+def assert_close(found, wanted, tolerance=EXACT):
+    """Each array to within `tolerance` of its own largest value."""
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        assert x.shape == y.shape
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.max(np.abs(y)))
+
+
+# The formula
+
+
+@pytest.mark.parametrize('temperature', [1.0, 2.0, 8.0])
+@pytest.mark.parametrize('lambda_', [0.0, 0.5, 1.0])
+def test_value_sums_and_gradient_equal_dense_autodiff(lambda_, temperature):
+    inputs, options = make(), {'lambda_': lambda_, 'temperature': temperature}
+    assert_close(fused(*inputs, **options), reference.value_and_grad(*inputs, **options))
+
+
+def test_lambda_may_differ_by_example():
+    lambda_ = jnp.linspace(0, 1, B)
+    options = {'lambda_': lambda_, 'temperature': 2.0}
+    inputs = make(1)
+    assert_close(fused(*inputs, **options), reference.value_and_grad(*inputs, **options))
+    for i in range(B):
+        row = jax.tree.map(lambda x: x[i : i + 1], inputs[2:])
+        mine, other = (Predictor(p.features[i : i + 1], p.head) for p in inputs[:2])
+        alone = fused(mine, other, *row, lambda_=lambda_[i], temperature=2.0)[1].features
+        together = fused(*inputs, **options)[1].features[i : i + 1]
+        assert_close(together, alone)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 2.0, 8.0])
+def test_gradient_equals_the_closed_form(temperature):
+    student, teacher, labels, weights = inputs = make(2)
+    s, t, labels, weights, head = reference.float64(
+        (
+            student.features @ student.head.weight.T + student.head.bias,
+            teacher.features @ teacher.head.weight.T + teacher.head.bias,
+            labels,
+            weights,
+            student.head,
+        )
+    )
+
+    def softmax(x):
+        return np.exp(reference.log_softmax(np, x))
+
+    lambda_ = np.where(labels >= 0, 0.3, 1.0)[..., None]
+    onehot = labels[..., None] == np.arange(V)
+    logits_gradient = weights[..., None] * (
+        (1 - lambda_) * (softmax(s) - onehot)
+        + lambda_ * temperature * (softmax(s / temperature) - softmax(t / temperature))
+    )
+    features = np.asarray(student.features, np.float64)
+    closed = Predictor(
+        logits_gradient @ head.weight,
+        Head(
+            np.einsum('bpv,bpd->vd', logits_gradient, features),
+            logits_gradient.sum(axis=(0, 1)),
+        ),
+    )
+    assert_close(fused(*inputs, lambda_=0.3, temperature=temperature)[1], closed)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 2.0, 8.0])
+@pytest.mark.parametrize('part', ['features', 'weight', 'bias'])
+def test_gradient_equals_finite_differences_in_float64(part, temperature):
+    # The loss computes in float32 by design, where a difference loses half the digits. So the
+    # differences are those of the formula in float64: with h = 1e-4 they are off by h^2 = 1e-8
+    # times the third derivative, well below the float32 rounding that EXACT allows.
+    inputs = make(3)
+    (_, sums), gradient = fused(*inputs, lambda_=0.3, temperature=temperature)
+    student, *others = reference.float64(inputs)
+    random = np.random.default_rng(0)
+    size = {'features': student.features, 'weight': student.head.weight, 'bias': student.head.bias}
+
+    def value(shift):
+        features, (weight, bias) = student
+        moved = Predictor(
+            features + (shift if part == 'features' else 0),
+            Head(
+                weight + (shift if part == 'weight' else 0), bias + (shift if part == 'bias' else 0)
+            ),
+        )
+        return reference.sums(moved, *others, lambda_=0.3, temperature=temperature, xp=np)['loss']
+
+    assert_close(sums['loss'], value(0))
+    slope = gradient.features if part == 'features' else getattr(gradient.head, part)
+    slope = np.asarray(slope, np.float64)
+    for _ in range(5):
+        direction = random.standard_normal(size[part].shape)
+        direction /= np.linalg.norm(direction)
+        difference = (value(1e-4 * direction) - value(-1e-4 * direction)) / 2e-4
+        assert abs(difference - np.sum(slope * direction)) <= EXACT * np.linalg.norm(slope)
+
+
+def test_sums_equal_the_formula_in_float64():
+    inputs = make(4)
+    found = distillation_loss(*inputs, lambda_=0.3, temperature=2.0)
+    wanted = reference.sums(*reference.float64(inputs), lambda_=0.3, temperature=2.0, xp=np)
+    assert_close(found, wanted)
+    assert 0 < wanted['labelled'] < wanted['count']
+    assert_close(
+        distillation_loss(inputs[0], None, *inputs[2:]),
+        reference.sums(
+            reference.float64(inputs[0]), None, *reference.float64(inputs[2:]), xp=np
+        ),
+    )  # fmt: skip
+
+
+def test_student_and_teacher_that_are_right_are_counted():
+    student, teacher, _, weights = make(5)
+    top_student, top_teacher = (
+        jnp.argmax(p.features @ p.head.weight.T + p.head.bias, axis=-1) for p in (student, teacher)
+    )
+    # Half the positions get the teacher's answer, and one in five of these no label.
+    odd = jnp.arange(POSITIONS) % 2 == 1
+    labels = jnp.where(odd, top_student, jnp.where(top_student == 0, 1, 0)).at[::5].set(-1)
+    sums = distillation_loss(student, teacher, labels, weights)
+    assert sums['correct'] == jnp.sum(weights * odd * (labels >= 0))
+    assert sums['agree'] == jnp.sum(weights * (top_student == top_teacher))
+    sums = distillation_loss(student, student, labels, weights)
+    assert sums['agree'] == sums['count'] == jnp.sum(weights)
+
+
+def test_equal_logits_have_the_first_id_on_top():
+    student, teacher, labels, weights = make()
+    level = Predictor(jnp.zeros_like(student.features), Head(student.head.weight, jnp.zeros(V)))
+    weights = jnp.ones_like(weights)
+    labels = jnp.zeros_like(labels).at[0].set(1)
+    sums = distillation_loss(level, teacher, labels, weights)
+    assert sums['correct'] == (B - 1) * POSITIONS
+    assert distillation_loss(level, level, labels, weights)['agree'] == B * POSITIONS
+
+
+def test_rows_without_a_label_hear_the_teacher_alone():
+    student, teacher, labels, weights = make(6)
+    nothing = jnp.full_like(labels, -1)
+    (value, sums), gradient = fused(
+        student, teacher, nothing, weights, lambda_=0.0, temperature=2.0
+    )
+    assert sums['ce'] == sums['correct'] == sums['labelled'] == sums['teacher_ce'] == 0
+    assert sums['count'] == jnp.sum(weights)
+    full = fused(student, teacher, jnp.abs(labels), weights, lambda_=1.0, temperature=2.0)
+    assert_close((value, sums['kl'], gradient), (full[0][0], full[0][1]['kl'], full[1]))
+    (value, _), gradient = fused(student, None, nothing, weights)
+    assert value == 0
+    assert all(jnp.all(g == 0) for g in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize('temperature', [1.0, 2.0, 8.0])
+def test_a_student_equal_to_its_teacher_has_no_kl_and_no_gradient_of_it(temperature):
+    student, _, labels, weights = make(7)
+    (value, sums), gradient = fused(
+        student, student, labels, weights, lambda_=1.0, temperature=temperature
+    )
+    assert value == 0
+    assert sums['kl'] == 0
+    # Rounding of p - p, which a fused multiply-add need not make 0: below 6e-8 of p <= 1 each.
+    _, against_labels = fused(student, None, jnp.abs(labels), weights)
+    for zero, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(against_labels), strict=True):
+        assert jnp.max(jnp.abs(zero)) <= 1e-6 * jnp.max(jnp.abs(other))
+
+
+def test_without_a_teacher_it_is_plain_cross_entropy():
+    student, teacher, labels, weights = make(8)
+
+    def plain(student):
+        logits = student.features @ student.head.weight.T + student.head.bias
+        ce = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        return jnp.sum(jnp.where(labels >= 0, weights * ce, 0))
+
+    value, gradient = jax.value_and_grad(plain)(student)
+    (found, sums), found_gradient = fused(student, None, labels, weights)
+    assert_close((found, found_gradient), (value, gradient))
+    assert found == sums['ce']
+    assert set(sums) == {'loss', 'count', 'ce', 'correct', 'labelled'}
+
+    labels = jnp.maximum(labels, 0)  # a row without a label would hear the teacher
+    value, gradient = jax.value_and_grad(plain)(student)
+    (found, _), found_gradient = fused(student, teacher, labels, weights, lambda_=0.0)
+    assert_close((found, found_gradient), (value, gradient))
+
+
+def test_lambda_weights_and_teacher_get_no_gradient():
+    student, teacher, labels, weights = make(9)
+
+    def loss(student, teacher, weights, lambda_):
+        return distillation_loss(student, teacher, labels, weights, lambda_=lambda_)['loss']
+
+    gradient, *others = jax.grad(loss, argnums=(0, 1, 2, 3))(
+        student, teacher, weights, jnp.full(B, 0.5)
+    )
+    assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradient))
+    assert all(jnp.all(g == 0) for g in jax.tree.leaves(others))
+
+
+def test_the_other_sums_give_no_gradient():
+    student, teacher, labels, weights = make(10)
+    for name in ('ce', 'kl', 'teacher_ce', 'agree'):
+        gradient = jax.grad(lambda s, n=name: distillation_loss(s, teacher, labels, weights)[n])(
+            student
+        )
+        assert all(jnp.all(g == 0) for g in jax.tree.leaves(gradient))
+
+
+def test_the_gradient_is_scaled_by_what_the_loss_is_multiplied_with():
+    student, *others = make(11)
+    gradient = jax.grad(lambda s: 0.25 * distillation_loss(s, *others)['loss'])(student)
+    whole = fused(student, *others)[1]
+    assert_close(gradient, jax.tree.map(lambda g: 0.25 * g, whole))
+
+
+@pytest.mark.parametrize('temperature', [1.0, 8.0])
+def test_large_logits_stay_finite(temperature):
+    student, teacher, labels, weights = make(12)
+    student = student._replace(features=student.features * 1e4)
+    teacher = teacher._replace(features=teacher.features * -1e4)
+    logits = student.features @ student.head.weight.T
+    assert jnp.max(jnp.abs(logits)) > 1e4
+    found = fused(student, teacher, labels, weights, temperature=temperature)
+    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(found))
+    # A logit of 1e5 has a rounding of 8e-3, and so has every difference of two: of losses of
+    # 1e5 that is nothing, of a gradient of one-hots little, unless the two largest are close.
+    wanted = reference.sums(
+        *reference.float64((student, teacher, labels, weights)), temperature=temperature, xp=np
+    )
+    assert_close(found[0][1], wanted)
+
+
+def test_bfloat16_gives_gradients_in_bfloat16_near_those_of_float32():
+    student, teacher, labels, weights = make(13, dtype=jnp.bfloat16)
+    (value, sums), gradient = fused(student, teacher, labels, weights)
+    assert {g.dtype for g in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.bfloat16)}
+    assert {s.dtype for s in sums.values()} == {jnp.dtype(jnp.float32)}
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (student, teacher))
+    (wanted, _), wanted_gradient = fused(*wide, labels, weights)
+    # The same numbers go in, and products add up in float32.
+    assert_close(value, wanted)
+    # One rounding to 8 bits at the end (2^-9 = 2e-3), and one where the product wants one type.
+    assert_close(gradient, wanted_gradient, 6e-3)
+
+
+# What must not matter
+
+
+@pytest.mark.parametrize('chunk', [0, 1, 7, 8, 16, 39, 40, 41, 1000])
+def test_chunk_size_changes_nothing_beyond_rounding(chunk):
+    inputs = make(14)
+    assert B * POSITIONS == 40
+    assert_close(fused(*inputs, chunk=chunk), reference.value_and_grad(*inputs))
+
+
+def test_padding_changes_nothing_beyond_rounding():
+    student, teacher, labels, weights = inputs = make(15)
+    (value, sums), gradient = fused(*inputs, temperature=2.0)
+
+    def pad(x, fill):
+        widths = [(0, 3), (0, 4)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.pad(x, widths, constant_values=fill)
+
+    padded = fused(
+        Predictor(pad(student.features, 7.0), student.head),
+        Predictor(pad(teacher.features, -7.0), teacher.head),
+        pad(labels, 1),
+        pad(weights, 0.0),
+        temperature=2.0,
+    )
+    features = padded[1].features
+    assert jnp.all(features[B:] == 0)
+    assert jnp.all(features[:, POSITIONS:] == 0)
+    assert_close(
+        (*padded[0], Predictor(features[:B, :POSITIONS], padded[1].head)), (value, sums, gradient)
+    )
+
+
+def test_a_batch_of_padding_has_loss_zero_and_gradient_zero():
+    student, teacher, labels, weights = make(16)
+    for other in (teacher, None):
+        found = fused(student, other, labels, jnp.zeros_like(weights))
+        assert all(jnp.all(x == 0) for x in jax.tree.leaves(found))
+
+
+def test_sums_and_gradients_of_parts_add_up_to_the_whole():
+    student, teacher, labels, weights = inputs = make(17)
+    lambda_ = jnp.linspace(0, 1, B)
+    parts = []
+    for rows in (slice(0, 1), slice(1, 3), slice(3, B)):
+        mine, other = (Predictor(p.features[rows], p.head) for p in (student, teacher))
+        parts.append(fused(mine, other, labels[rows], weights[rows], lambda_=lambda_[rows]))
+    added = jax.tree.map(lambda *x: sum(x), *((p[0], p[1].head) for p in parts))
+    features = jnp.concatenate([p[1].features for p in parts])
+    whole = fused(*inputs, lambda_=lambda_)
+    assert_close((added[0], Predictor(features, added[1])), whole)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 2.0])
+def test_padding_of_the_vocabulary_changes_nothing_and_gets_no_gradient(temperature):
+    student, teacher, labels, weights = inputs = make(18)
+
+    def pad(predictor, extra=13):
+        weight = jnp.pad(predictor.head.weight, [(0, extra), (0, 0)], constant_values=1.0)
+        bias = jnp.pad(predictor.head.bias, [(0, extra)], constant_values=-1e9)
+        return Predictor(predictor.features, Head(weight, bias))
+
+    for other in (teacher, None):
+        found, gradient = fused(
+            pad(student), other and pad(other), labels, weights, temperature=temperature
+        )
+        assert jnp.all(gradient.head.weight[V:] == 0)
+        assert jnp.all(gradient.head.bias[V:] == 0)
+        head = jax.tree.map(lambda x: x[:V], gradient.head)
+        whole = fused(student, other, *inputs[2:], temperature=temperature)
+        assert_close((found, Predictor(gradient.features, head)), whole)
+
+
+def mesh_of(data, fsdp, tensor):
+    return jax.make_mesh(
+        (data, fsdp, tensor),
+        ('data', 'fsdp', 'tensor'),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[: data * fsdp * tensor],
+    )
+
+
+def shardings(mesh):
+    rows, head = P(('data', 'fsdp')), Head(P('tensor', 'fsdp'), P('tensor'))
+    of_model = Predictor(rows, head)
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        (of_model, of_model, rows, rows),
+        is_leaf=lambda x: isinstance(x, P),
+    )
+
+
+@pytest.mark.parametrize('temperature', [1.0, 2.0])
+@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 1, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2)])
+def test_device_count_changes_nothing_beyond_rounding(shape, temperature):
+    inputs = make(19, vocabulary=64)  # which tensor = 2 divides
+    wanted = reference.value_and_grad(*inputs, temperature=temperature)
+    plain = distillation_loss(*inputs, temperature=temperature)
+    mesh = mesh_of(*shape)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(inputs, shardings(mesh))
+        found = jax.block_until_ready(fused(*placed, chunk=3, temperature=temperature))
+        sums = jax.jit(functools.partial(distillation_loss, temperature=temperature))(*placed)
+        jax.block_until_ready(sums)
+    assert_close(found, wanted)
+    assert_close(sums, plain)
+
+
+# What it costs
+
+
+def abstract(shape, vocabulary, width, teacher_width):
+    def predictor(width):
+        return Predictor(
+            jax.ShapeDtypeStruct((*shape, width), jnp.float32),
+            Head(
+                jax.ShapeDtypeStruct((vocabulary, width), jnp.float32),
+                jax.ShapeDtypeStruct((vocabulary,), jnp.float32),
+            ),
+        )
+
+    return (
+        predictor(width),
+        predictor(teacher_width),
+        jax.ShapeDtypeStruct(shape, jnp.int32),
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+    )
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr and of those inside it; a loop's body counts once."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+        ):
+            inner = getattr(value, 'jaxpr', value)
+            if hasattr(inner, 'eqns'):
+                yield from equations(inner)
+
+
+def products(function, *inputs):
+    """Shapes of the matrix products' results."""
+    found = equations(jax.make_jaxpr(function)(*inputs).jaxpr)
+    return sorted(eqn.outvars[0].aval.shape for eqn in found if eqn.primitive.name == 'dot_general')
+
+
+def test_a_gradient_takes_four_products_and_a_value_two():
+    inputs = make()
+    logits, hidden, head = (16, V), (16, D), (V, D)
+
+    def value(student, teacher):
+        return distillation_loss(student, teacher, *inputs[2:], chunk=16)['loss']
+
+    student, teacher = inputs[:2]
+    assert products(value, student, teacher) == [logits] * 2
+    assert products(lambda s: value(s, None), student) == [logits]
+    assert products(jax.grad(value), student, teacher) == sorted([logits, logits, hidden, head])
+    assert products(jax.grad(lambda s: value(s, None)), student) == sorted([logits, hidden, head])
+
+
+COLLECTIVE = re.compile(
+    r'[ )](?:all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\('
+)
+
+
+def computations(hlo):
+    """Name -> text of each computation of an HLO module."""
+    found = re.split(r'\n(?=(?:ENTRY )?%?[\w.-]+ \(.*\{\n)', hlo)
+    return {re.match(r'(?:ENTRY )?%?([\w.-]+)', text)[1]: text for text in found[1:]}
+
+
+def collectives(hlo):
+    """(inside, outside) of while bodies, with what the bodies call; and the number of bodies."""
+    texts = computations(hlo)
+    bodies = set(re.findall(r'\bbody=%?([\w.-]+)', hlo))
+    inside, new = set(), set(bodies)
+    while new:
+        inside |= new
+        called = {name for text in new for name in re.findall(r'%?([\w.-]+)', texts[text])}
+        new = (called & set(texts)) - inside
+    lines = {True: [], False: []}
+    for name, text in texts.items():
+        lines[name in inside] += [x for x in text.splitlines() if COLLECTIVE.search(x)]
+    return lines[True], lines[False], len(bodies)
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (4, 2, 1)])
+def test_devices_talk_once_and_not_in_every_chunk(shape):
+    inputs = abstract((B, 16), 64, D, D_TEACHER)
+    mesh = mesh_of(*shape)
+    with jax.set_mesh(mesh):
+        inputs = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), inputs, shardings(mesh)
+        )
+        hlo = fused.lower(*inputs, chunk=8).compile().as_text()
+    inside, outside, bodies = collectives(hlo)
+    assert bodies >= 1
+    assert any('all-reduce' in line for line in outside)
+    assert not inside
+
+
+def test_a_collective_in_every_chunk_would_be_seen():
+    mesh = mesh_of(8, 1, 1)
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P('data'), out_specs=P())
+    def each_step(x):
+        return jax.lax.scan(lambda c, row: (c + jax.lax.psum(row, 'data'), None), x[0] * 0, x)[0]
+
+    def run(x):
+        return each_step(x) if x.ndim == 2 else x
+
+    inside, _, bodies = collectives(
+        jax.jit(run).lower(jnp.ones((8 * 64, 256))).compile().as_text()
+    )  # fmt: skip
+    assert bodies == 1
+    assert any('all-reduce' in line for line in inside)
+
+
+def test_memory_is_at_most_a_twentieth_of_dense_autodiff():
+    inputs = abstract((8, 1024), 50304, 768, 1024)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    options = {'in_shardings': device, 'out_shardings': device}
+
+    def temporary(function):
+        compiled = jax.jit(function, **options).lower(*inputs).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def loss_only(function):
+        def value_and_grad(*inputs):
+            (value, _), gradient = function(*inputs)
+            return value, gradient
+
+        return value_and_grad
+
+    dense = temporary(loss_only(reference.value_and_grad))
+    ours = temporary(functools.partial(fused.__wrapped__, chunk=0))
+    assert dense > 8 * 1024 * 50304 * 4 * 2  # at least the logits of both
+    assert ours <= dense / 20, (ours, dense)
+
+
+def test_the_automatic_chunk_shrinks_with_the_vocabulary():
+    sizes = [automatic_chunk(v) for v in (2, 30522, 50304, 250_000, 10**9)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == 16
+    assert all(size & (size - 1) == 0 for size in sizes)
+    assert all(automatic_chunk(v) * v <= automatic_chunk(2) * 2 for v in (1000, 30522, 50304))
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'temperature': 0.0}, 'temperature = 0.0'),
+        ({'temperature': -1.0}, 'temperature = -1.0'),
+        ({'temperature': float('nan')}, 'temperature = nan'),
+        ({'lambda_': 1.5}, 'lambda_ = 1.5'),
+        ({'lambda_': -0.1}, 'lambda_ = -0.1'),
+        ({'lambda_': float('nan')}, 'lambda_ = nan'),
+        ({'lambda_': np.array([0.5] * (B - 1) + [2.0])}, 'must be in'),
+        ({'lambda_': np.full(B + 1, 0.5)}, 'one for each of 8 examples'),
+        ({'lambda_': np.full((B, POSITIONS), 0.5)}, 'one for each of 8 examples'),
+        ({'chunk': -1}, 'chunk = -1'),
+        ({'labels': jnp.zeros((B, POSITIONS + 1), jnp.int32)}, 'features'),
+        ({'labels': jnp.zeros(B, jnp.int32)}, 'labels'),
+        ({'weights': jnp.ones(B)}, 'weights'),
+        ({'teacher': predictor(jax.random.key(0), D, (B, POSITIONS + 1))}, 'teacher features'),
+        ({'teacher': predictor(jax.random.key(0), D, vocabulary=V + 1)}, 'teacher V = 68'),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    arguments = dict(zip(('student', 'teacher', 'labels', 'weights'), make(), strict=True))
+    with pytest.raises(ValueError, match=message):
+        distillation_loss(**(arguments | change))
+
+
+def test_a_traced_lambda_of_a_wrong_shape_is_an_error():
+    inputs = make()
+    with pytest.raises(ValueError, match='lambda_'):
+        jax.jit(lambda x: distillation_loss(*inputs, lambda_=x))(jnp.full((B, POSITIONS), 0.5))
