@@ -29,6 +29,7 @@ def get_config(variant: str = ''):
     c.student.init = 'runs/gpt2_stage1'
     c.teacher.path = 'teachers/gpt2_medium_wikitext103'
     c.data.source, c.data.path = 'text', 'data/wikitext-103'
+    c.tokenizer.text = 'data/openwebtext'  # that of stage 1
     c.data.length, c.data.batch_size = 1024, 64
     c.eval.batch_size = 64
     c.optim.update({'peak_lr': 1e-4, 'schedule': 'linear', 'final_lr': 0.0, 'warmup': 500})

@@ -33,14 +33,14 @@ from etils import epath  # type: ignore[import-untyped]
 from jax.experimental import multihost_utils
 
 from lightpaff_jax import digests
-from lightpaff_jax.config import UserError
+from lightpaff_jax.config import NotSaved, UserError
 from lightpaff_jax.digests import Arrays, PyTree
 
 _log = logging.getLogger(__name__)
 
 
 class _Corrupt(Exception):
-    """A step cannot be read, or is not what was saved."""
+    """A step cannot be read, or differs from what was saved."""
 
 
 class Checkpoints:
@@ -77,7 +77,7 @@ class Checkpoints:
         there already is left as it is.
 
         Raises:
-          RuntimeError: the save before this one failed.
+          NotSaved: the save before this one failed.
           TypeError: meta is not JSON, or an array has a type without a digest.
         """
         self.close()
@@ -133,7 +133,7 @@ class Checkpoints:
         """Waits for the save in progress, then deletes what `keep` leaves out.
 
         Raises:
-          RuntimeError: the save failed.
+          NotSaved: the save failed.
         """
         if self._pending is None:
             return
@@ -144,7 +144,7 @@ class Checkpoints:
             except Exception as error:
                 failed.append(_line(error))
         if failed:
-            raise RuntimeError(f'{self.directory}: step {step} was not saved: {failed[0]}')
+            raise NotSaved(f'{self.directory}: step {step} was not saved: {failed[0]}')
         self._prune()
 
     def _list(self, pattern: str) -> list[epath.Path]:

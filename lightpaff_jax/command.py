@@ -39,6 +39,9 @@ def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | No
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except OSError as error:  # no permission, a file where a folder should be, a full disk
+        print(f'error: {error.filename or "file system"}: {error.strerror}', file=sys.stderr)
+        return 2
     return 0
 
 

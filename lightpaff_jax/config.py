@@ -21,25 +21,11 @@ REMAT = ('none', 'block')
 
 # A run may be resumed after these keys changed; any other difference is an error.
 MAY_CHANGE = (
-    'workdir',
-    'after',
-    'data.cache',
-    'data.path',
-    'data.prefetch',
-    'tokenizer.path',
-    'tokenizer.text',
-    'teacher.path',
-    'student.init',
-    'train.updates',
-    'train.compilation_cache',
-    'train.log_every',
-    'train.eval_every',
-    'train.save_every',
-    'train.keep',
-    'eval.batch_size',
-    'eval.batches',
-    'recipe',
-)
+    'workdir', 'after', 'data.cache', 'data.path', 'data.prefetch', 'tokenizer.path',
+    'tokenizer.text', 'teacher.path', 'student.init', 'train.updates', 'train.compilation_cache',
+    'train.log_every', 'train.eval_every', 'train.save_every', 'train.keep', 'eval.batch_size',
+    'eval.batches', 'recipe',
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -48,6 +34,10 @@ class UserError(Exception):
 
 class MissingPaths(UserError):
     """Files that a run starts from are not there."""
+
+
+class NotSaved(UserError):
+    """A checkpoint could not be written: no space, no permission."""
 
 
 def network(**changes) -> ConfigDict:
@@ -139,7 +129,7 @@ def default() -> ConfigDict:
     c.eval.batches = 0  # batches of each split; 0 reads it whole
 
     c.mesh = ConfigDict()
-    c.mesh.data = -1  # devices along `data`; -1 takes those that are left
+    c.mesh.data = -1  # devices along `data`; -1 takes all that are left, fewer leave some idle
     c.mesh.fsdp = 1  # devices that share each parameter
     c.mesh.tensor = 1  # devices that share each matrix product
 
@@ -152,12 +142,13 @@ def default() -> ConfigDict:
     return c.lock()
 
 
-def validate(c: ConfigDict, devices: int | None = None) -> None:
+def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> None:
     """Raises UserError that names key, value and rule of the first mistake.
 
     Args:
       c: a configuration with the keys of `default()`.
-      devices: devices of the run; None skips the rules that need it.
+      devices: devices there are; None skips the rules that need it.
+      processes: processes that share them equally.
     """
     nets = [('student', c.student)]
     if c.teacher.layers:
@@ -222,22 +213,30 @@ def validate(c: ConfigDict, devices: int | None = None) -> None:
             rule = f'must be at least {minimum}'
             _rule(f'recipe.{name}.{key}', p[key], p[key] >= minimum, rule)
         _positive(f'recipe.{name}.peak_lr', p.peak_lr)
+    _check_unread(c)
     _rule(
         'tokenizer.path', repr(c.tokenizer.path), c.tokenizer.path or c.data.source != 'prepared',
         "must be the tokenizer that the set was prepared with, for source 'prepared'",
     )  # fmt: skip
     if devices is not None:
-        _validate_devices(c, devices)
+        _validate_devices(c, devices, processes)
 
 
-def _validate_devices(c: ConfigDict, devices: int) -> None:
+def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
     model = c.mesh.fsdp * c.mesh.tensor
+    mesh = f'(data {c.mesh.data}, fsdp {c.mesh.fsdp}, tensor {c.mesh.tensor})'
+    if c.mesh.data == -1:
+        fits = devices % model == 0
+        _rule('mesh', mesh, fits, f'fsdp x tensor must divide the number of devices = {devices}')
+    else:
+        few = c.mesh.data * model <= devices and (processes == 1 or c.mesh.data * model == devices)
+        least = 'at most' if processes == 1 else 'equal to'
+        _rule('mesh', mesh, few, f'the product must be {least} the number of devices = {devices}')
+    shards = _shards(c, devices)
     _rule(
-        'mesh', f'(data {c.mesh.data}, fsdp {c.mesh.fsdp}, tensor {c.mesh.tensor})',
-        devices % model == 0 and c.mesh.data in (-1, devices // model),
-        f'the product must be the number of devices = {devices}',
+        'mesh', mesh, shards % processes == 0,
+        f'data x fsdp must be a multiple of the number of processes = {processes}',
     )  # fmt: skip
-    shards = devices // c.mesh.tensor
     check_batch('data.batch_size', c.data.batch_size, c, devices)
     _rule(
         'eval.batch_size', c.eval.batch_size, c.eval.batch_size % shards == 0,
@@ -247,9 +246,28 @@ def _validate_devices(c: ConfigDict, devices: int) -> None:
 
 def check_batch(key: str, size: int, c: ConfigDict, devices: int) -> None:
     """Raises UserError unless a batch of `size` sequences divides over micro-steps and devices."""
-    parts = c.train.micro_steps * (devices // c.mesh.tensor)
+    parts = c.train.micro_steps * _shards(c, devices)
     rule = f'must be a multiple of micro_steps x devices = {parts}'
     _rule(key, size, size % parts == 0, rule)
+
+
+def _check_unread(c: ConfigDict) -> None:
+    """A key that the source does not read must be empty: it would be ignored."""
+    source, phases = (
+        c.data.source,
+        [(f'recipe.{k}', p) for k, p in c.recipe.items() if k != 'seeds'],
+    )
+    for where, section in [('data', c.data), *phases]:
+        key = 'path' if source == 'pydocs' else 'packages'
+        _rule(f'{where}.{key}', section[key], not section[key], f'is not read from {source!r}')
+    used = source == 'text' and not c.tokenizer.path
+    _rule('tokenizer.text', c.tokenizer.text, used or not c.tokenizer.text,
+          "is read for data.source 'text' and no tokenizer.path")  # fmt: skip
+
+
+def _shards(c: ConfigDict, devices: int) -> int:
+    """Parts that a batch is split into over devices."""
+    return devices // c.mesh.tensor if c.mesh.data == -1 else c.mesh.data * c.mesh.fsdp
 
 
 def _check_loss(where: str, lambda_: float, temperature: float) -> None:
@@ -283,8 +301,13 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f'; did you mean {found[0]}?' if found else ''
 
 
-def check_paths(c: ConfigDict) -> None:
-    """Raises MissingPaths that names every path a run needs and does not find."""
+def check_paths(c: ConfigDict, runs: bool = True) -> None:
+    """Raises MissingPaths that names every path a run needs and does not find.
+
+    Args:
+      c: the run's configuration.
+      runs: whether the runs that it starts from must be there already.
+    """
     _rule(
         'data.path', repr(c.data.path), c.data.path or c.data.source == 'pydocs',
         f'must be a folder for source {c.data.source!r}',
@@ -304,7 +327,10 @@ def check_paths(c: ConfigDict) -> None:
     missing = [
         f'config.{key} = {path}: no such path, put {what} there'
         for key, path, what in needed
-        if path and what and not pathlib.Path(path).expanduser().exists()
+        if path
+        and what
+        and (runs or what != run_of)
+        and not pathlib.Path(path).expanduser().exists()
     ]
     if missing:
         raise MissingPaths('; '.join(missing))

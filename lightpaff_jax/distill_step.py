@@ -9,7 +9,6 @@ micro-batches; it is reduced over the devices once, and divided once by the weig
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -64,8 +63,8 @@ def make_step(
     teacher: Model | None,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
-) -> Callable[[TrainState, Params | None, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step: donates the state, never the teacher.
+) -> jax.stages.Wrapped:
+    """The jitted step `(state, teacher_params, batch) -> state, sums`: donates the state, never the teacher.
 
     Its batch has micro-batches [M, B/M, ...]. It returns the sums of `distillation_loss`
     over the whole batch, `grad_norm` of the mean gradient and `learning_rate`.
@@ -167,7 +166,10 @@ def _gather_head(mesh, head):
 
 
 def make_evaluation(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None):
-    """The jitted `(params, teacher_params, batch) -> sums` over one batch [B, ...]."""
+    """The jitted `(params, teacher_params, batch) -> sums` over one batch [B, ...].
+
+    As in training, `kl` is at `config.loss.temperature`.
+    """
 
     def evaluate(params, teacher_params, batch):
         target = None
@@ -180,7 +182,7 @@ def make_evaluation(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | 
             target,
             batch.labels,
             batch.weights,
-            lambda_=c.loss.lambda_,
+            temperature=c.loss.temperature,
             chunk=c.loss.chunk,
         )
 

@@ -114,14 +114,14 @@ def _check(student, teacher, labels, weights, lambda_, temperature, chunk):
         raise ValueError(f'temperature = {temperature}: must be above 0')
     if chunk < 0:
         raise ValueError(f'chunk = {chunk}: must be at least 0')
+    if np.shape(lambda_) not in ((), labels.shape[:1]):
+        raise ValueError(
+            f'lambda_ {np.shape(lambda_)} must be one number or one for each of {labels.shape[0]} examples'
+        )
     if not isinstance(lambda_, jax.core.Tracer):
         values = np.asarray(lambda_)
         if not np.all((values >= 0) & (values <= 1)):
             raise ValueError(f'lambda_ = {lambda_}: must be in [0, 1]')
-        if values.shape not in ((), labels.shape[:1]):
-            raise ValueError(
-                f'lambda_ {values.shape} must be one number or one for each of {labels.shape[0]} examples'
-            )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

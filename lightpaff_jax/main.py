@@ -1,6 +1,5 @@
 """One run: `python -m lightpaff_jax.main --config=configs/gpt2_stage1.py:tiny`."""
 
-import pathlib
 import sys
 
 from ml_collections import ConfigDict
@@ -22,17 +21,17 @@ Keys, defaults and units: lightpaff_jax/config.py
 
 def run(c: ConfigDict) -> None:
     """Trains what `c` says, after the runs that it needs, and prints the scores."""
-    if not c.after:
-        config.check_paths(c)
-    from lightpaff_jax.train import train  # after the configuration is known to be right
+    config.check_paths(c, runs=not c.after)
+    from lightpaff_jax.train import check, train  # after the paths are known to be there
 
+    if c.after:
+        check(c, runs=False)
     for spec in c.after:
         before = command.parse([f'--config={spec}'])
         before.data.cache = c.data.cache
         before.train.compilation_cache = c.train.compilation_cache
-        if not (pathlib.Path(before.workdir) / 'result.json').is_file():
-            print(f'first {spec}', flush=True)
-            run(before)
+        print(f'first {spec}', flush=True)
+        run(before)
     result = train(c)
     for split, scores in result['scores'].items():
         print(f'{split}: ' + ', '.join(f'{name} {value:.6g}' for name, value in scores.items()))

@@ -70,7 +70,7 @@ def means(sums: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> d
         if total in host
     }
     if 'ce' in result:
-        result['perplexity'] = _exp(result['ce'])
+        result['perplexity'] = exp(result['ce'])
     twice = result.keys() & rest.keys()
     if twice:
         raise ValueError(f'means and other values have the same name: {", ".join(sorted(twice))}')
@@ -87,7 +87,8 @@ def from_json(sums: Mapping[str, float] | None) -> dict[str, np.float32] | None:
     return None if sums is None else {name: np.float32(x) for name, x in sums.items()}
 
 
-def _exp(x: float) -> float:
+def exp(x: float) -> float:
+    """e^x, inf where a float has no room."""
     try:
         return math.exp(x)
     except OverflowError:
@@ -117,10 +118,9 @@ class Writer:
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._files = {}
-        self._there: set[tuple[int, str]] = set()
         for name in ('metrics', 'timing'):
             path = workdir / f'{name}.jsonl'
-            self._there |= _truncate(path, resume_step)
+            _truncate(path, resume_step)
             self._files[name] = path.open('a', encoding='utf-8')
         self._tensorboard = SummaryWriter(
             str(workdir / 'tensorboard'),
@@ -143,7 +143,7 @@ class Writer:
         before a line of another kind counts for no update. A line of the restored step that
         is there already is not written again.
         """
-        if not self._active or (step, kind) in self._there:
+        if not self._active:
             return
         values = {name: float(metrics[name]) for name in sorted(metrics)}
         if kind == 'train':
@@ -181,14 +181,10 @@ class Writer:
         self._files[name].flush()
 
 
-def _truncate(path: pathlib.Path, resume_step: int) -> set[tuple[int, str]]:
-    """Cuts a file of JSON lines before the first that is broken or later than the step.
-
-    Returns (step, kind) of the lines of that step.
-    """
-    there: set[tuple[int, str]] = set()
+def _truncate(path: pathlib.Path, resume_step: int) -> None:
+    """Cuts a file of JSON lines before the first that is broken or later than the step."""
     if not path.exists():
-        return there
+        return
     end = 0
     if resume_step:
         for text in path.read_bytes().splitlines(keepends=True):
@@ -196,10 +192,7 @@ def _truncate(path: pathlib.Path, resume_step: int) -> set[tuple[int, str]]:
             if line is None or line['step'] > resume_step:
                 break
             end += len(text)
-            if line['step'] == resume_step and 'kind' in line:
-                there.add((resume_step, line['kind']))
     os.truncate(path, end)
-    return there
 
 
 def _parse(text: bytes) -> dict | None:

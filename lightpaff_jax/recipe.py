@@ -27,6 +27,12 @@ again, it skips the runs that are done and resumes the one that is not.
 config.student and config.teacher are the two networks, config.recipe the four arrows.
 """
 
+SET_BY_RECIPE = (
+    'student.init', 'teacher.path', 'loss.lambda_', 'loss.temperature', 'optim.peak_lr',
+    'optim.warmup', 'data.batch_size', 'data.packages', 'data.path', 'train.updates',
+)  # fmt: skip
+"""Keys that each run of a recipe has its own value of."""
+
 ARMS = {
     'two_stage': ('stage1', True),
     'stage1_only': ('stage1', False),
@@ -110,37 +116,42 @@ def run(c: ConfigDict) -> None:
         raise config.UserError(
             'config.teacher.layers = 0: a recipe trains its teacher, give its shape'
         )
+    for key in SET_BY_RECIPE:
+        section, leaf = key.split('.')
+        if c[section][leaf] != config.default()[section][leaf]:
+            raise config.UserError(
+                f'config.{key} = {c[section][leaf]}: a recipe sets it for each of its runs, from '
+                f'config.recipe'
+            )
     runs, table = plan(c)
     devices = jax.device_count()
     for name, p in c.recipe.items():
         if name != 'seeds':  # said of the key that sets it, not of the run's
             config.check_batch(f'recipe.{name}.batch_size', p.batch_size, c, devices)
+    from lightpaff_jax import report, speed, train, workdir
+
     for name, r in runs.items():
         try:
-            config.validate(r, devices)
-            if not r.teacher.path and r.student.init == 'scratch':
-                config.check_paths(r)
+            train.check(r, runs=False)
         except config.UserError as error:
             raise config.UserError(f'run {name}: {error}') from error
 
-    from lightpaff_jax import report, speed, train
-
-    workdir = pathlib.Path(c.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(c.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
     table['command'] = f'python -m lightpaff_jax.recipe {shlex.join(sys.argv[1:])}'
-    train.write_whole(workdir / 'recipe.json', json.dumps(table, indent=2) + '\n')
+    workdir.write(folder / 'recipe.json', json.dumps(table, indent=2) + '\n')
     for number, (name, r) in enumerate(runs.items(), 1):
         print(f'[{number}/{len(runs)}] {name}', flush=True)
         result = train.train(r)
-    if not (workdir / 'speed.json').is_file():
+    if not (folder / 'speed.json').is_file():
         first = table['arms'][0]['runs'][-1]
         found = speed.compare(
             f'{c.workdir}/teacher_finetune', f'{c.workdir}/{first}', c.data.length,
             c.eval.batch_size, result['tokenizer_hash'],
         )  # fmt: skip
-        train.write_whole(workdir / 'speed.json', json.dumps(found, indent=2) + '\n')
-    print(report.write(workdir))
-    print(f'{workdir}/report.html')
+        workdir.write(folder / 'speed.json', json.dumps(found, indent=2) + '\n')
+    print(report.write(folder))
+    print(f'{folder}/report.html')
 
 
 if __name__ == '__main__':

@@ -26,13 +26,12 @@ RULES = (
 
 
 def make_mesh(c: ConfigDict, devices: list | None = None) -> Mesh:
-    """The mesh of `config.mesh` over all devices (or those given)."""
+    """The mesh of `config.mesh` over all devices (or those given), or as many as it names."""
     devices = jax.devices() if devices is None else devices
     model = c.mesh.fsdp * c.mesh.tensor
     data = len(devices) // model if c.mesh.data == -1 else c.mesh.data
-    return jax.make_mesh(
-        (data, c.mesh.fsdp, c.mesh.tensor), AXES, (AxisType.Auto,) * 3, devices=devices
-    )
+    shape = (data, c.mesh.fsdp, c.mesh.tensor)
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=devices[: data * model])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config, models, sharding, teacher
+from lightpaff_jax import checkpoint, command, config, models, sharding, teacher, workdir
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.config import UserError
 from lightpaff_jax.losses import Head, Predictor, distillation_loss
@@ -109,17 +109,14 @@ def _pairs(a: Callable[[], None], b: Callable[[], None]) -> list[tuple[float, fl
 
 def run(c: ConfigDict) -> None:
     """Compares the networks of `c.teacher.path` and `c.workdir`; writes and prints speed.json."""
-    from lightpaff_jax import checkpoint
-
     if not c.teacher.path:
         raise UserError("config.teacher.path = '': must be the workdir of a run")
-    workdir = pathlib.Path(c.workdir)
-    if not (workdir / 'checkpoints').is_dir():
-        raise UserError(f'config.workdir = {c.workdir}: must be the workdir of a finished run')
-    tokenizer_hash = checkpoint.read_meta(workdir / 'checkpoints')['tokenizer_hash']
+    teacher.read_shape('workdir', c.workdir)
+    folder = pathlib.Path(c.workdir)
+    tokenizer_hash = checkpoint.read_meta(folder / 'checkpoints')['tokenizer_hash']
     found = compare(c.teacher.path, c.workdir, c.data.length, c.eval.batch_size, tokenizer_hash)
     text = json.dumps(found, indent=2)
-    (workdir / 'speed.json').write_text(text + '\n')
+    workdir.write(folder / 'speed.json', text + '\n')
     print(text)
 
 

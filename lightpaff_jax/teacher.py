@@ -32,11 +32,7 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer_hash: str) -> Teacher | None:
         return None
     shape = read_shape('teacher.path', c.teacher.path)
     if c.teacher.layers:
-        for key, value in shape.items():
-            if key != 'dropout' and c.teacher[key] != value:
-                raise UserError(
-                    f'config.teacher.{key} = {c.teacher[key]}: {c.teacher.path} has {value}'
-                )
+        _same_shape('teacher', c.teacher, shape, c.teacher.path)
     if shape.vocab_size != c.student.vocab_size:
         raise UserError(
             f'config.student.vocab_size = {c.student.vocab_size}: must equal that of the teacher '
@@ -55,6 +51,25 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer_hash: str) -> Teacher | None:
     return Teacher(model, params, identity)
 
 
+def load_initial(c: ConfigDict, mesh: Mesh, tokenizer_hash: str) -> models.Params | None:
+    """The parameters that `config.student.init` starts from; None for 'scratch'.
+
+    Raises:
+      UserError: no such run, or another shape or tokenizer than the student's.
+    """
+    path = c.student.init
+    if path == 'scratch':
+        return None
+    _same_shape('student', c.student, read_shape('student.init', path), path)
+    return read_run('student.init', path, mesh, tokenizer_hash)[1]
+
+
+def _same_shape(name: str, wanted: ConfigDict, found: ConfigDict, path: str) -> None:
+    for key, value in found.items():
+        if key != 'dropout' and wanted[key] != value:
+            raise UserError(f'config.{name}.{key} = {wanted[key]}: {path} has {value}')
+
+
 def _dtype(c: ConfigDict):
     if c.teacher.dtype == 'auto':
         return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
@@ -62,13 +77,14 @@ def _dtype(c: ConfigDict):
 
 
 def read_shape(key: str, path: str) -> ConfigDict:
-    """Shape of the network that a run trained; raises UserError where there is no such run."""
-    workdir = pathlib.Path(path).expanduser()
-    if not (workdir / 'config.json').is_file() or not (workdir / 'checkpoints').is_dir():
-        raise UserError(
-            f'config.{key} = {path}: must be the workdir of a run (no checkpoint there)'
-        )
-    theirs = config.read(workdir).student
+    """Shape of the network that a run trained; raises UserError where no run has finished."""
+    folder = pathlib.Path(path).expanduser()
+    for name in ('checkpoints', 'config.json', 'result.json'):
+        if not (folder / name).exists():
+            raise UserError(
+                f'config.{key} = {path}: must be the workdir of a finished run, has no {name}'
+            )
+    theirs = config.read(folder).student
     return config.network(**{name: theirs[name] for name in config.network()})
 
 

@@ -1,20 +1,17 @@
-"""One run: assemble, restore, step, log, save, evaluate. A teacher, a student and a control alike."""
+"""One run: assemble, restore, step, log, evaluate, save. A teacher, a student and a control alike."""
 
 import json
-import os
 import pathlib
-import platform
-import subprocess
 import time
-from importlib.metadata import version
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import lightpaff_jax
 from lightpaff_jax import (
     checkpoint,
     config,
+    digests,
     distill_step,
     evaluate,
     metrics,
@@ -22,9 +19,10 @@ from lightpaff_jax import (
     optimizer,
     sharding,
     teacher,
+    workdir,
 )
 from lightpaff_jax.config import UserError
-from lightpaff_jax.data import batches, prepare, tokenizers
+from lightpaff_jax.data import batches, prepare, sources, tokenizers
 
 
 def train(c: ConfigDict) -> dict:
@@ -36,35 +34,37 @@ def train(c: ConfigDict) -> dict:
     Raises:
       UserError: the configuration, its data, its teacher or its workdir does not fit.
     """
-    config.check_paths(c)
-    config.validate(c, jax.device_count())
-    workdir = pathlib.Path(c.workdir).expanduser()
-    claim(c, workdir)
+    check(c)
+    folder = pathlib.Path(c.workdir).expanduser()
+    workdir.check(c, folder)
     keep_compiled(c.train.compilation_cache)
     mesh = sharding.make_mesh(c)
-    with jax.set_mesh(mesh), checkpoint.Checkpoints(workdir / 'checkpoints', c.train.keep) as saved:
+    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder / 'checkpoints', c.train.keep) as saved:
         tokenizer = tokenizers.load(c)
         guide = teacher.load(c, mesh, tokenizer.hash)
+        initial = teacher.load_initial(c, mesh, tokenizer.hash)
         prepared = prepare.prepare(c, tokenizer)
-        guide_params = None if guide is None else guide.params
         identities = {
             'tokenizer_hash': tokenizer.hash,
             'data_hash': prepared.hash,
             'teacher_hash': None if guide is None else guide.hash,
+            'init_hash': None if initial is None else digests.identity(initial),
         }
-        student = models.build(c.student, compute_dtype=c.train.compute_dtype, remat=c.train.remat)
-        rule = optimizer.make(c)
-        network = None if guide is None else guide.model
-        step = distill_step.make_step(c, mesh, student, network, rule, optimizer.schedule(c))
-        score = distill_step.make_evaluation(c, mesh, student, network)
-
-        result = finished(c, workdir, identities)
+        result = workdir.finished(c, folder, identities)
         if result is not None:
             return result
-        state, done = restore(c, mesh, student, rule, saved, identities)
-        start, seconds, window = done['step'], done['seconds'], done['window']
+        student = models.build(c.student, compute_dtype=c.train.compute_dtype, remat=c.train.remat)
+        network, guide_params = (None, None) if guide is None else (guide.model, guide.params)
+        rule = optimizer.make(c)
+        step = distill_step.make_step(c, mesh, student, network, rule, optimizer.schedule(c))
+        score = distill_step.make_evaluation(c, mesh, student, network)
+        state, start, seconds, window = restore(c, mesh, student, rule, saved, identities, initial)
+        workdir.claim(c, folder)
+        if start < c.train.updates:
+            (folder / 'result.json').unlink(missing_ok=True)
+
         tokens = c.data.batch_size * c.data.length
-        with metrics.Writer(workdir, c.train.updates, tokens, start) as writer:
+        with metrics.Writer(folder, c.train.updates, tokens, start) as writer:
 
             def scores_of(split: str) -> dict[str, float]:
                 passed = batches.evaluation(c, prepared, split)
@@ -72,12 +72,16 @@ def train(c: ConfigDict) -> dict:
                 evaluation = evaluate.EVALS[c.objective]
                 return evaluation(score, state.params, guide_params, passed, mesh, stats)
 
-            began, in_flight, validation = time.perf_counter(), None, None
+            compiled, in_flight, validation, began = None, None, None, 0.0
             for index, batch in enumerate(batches.training(c, prepared, start), start + 1):
                 if index > c.train.updates:
                     break
-                state, sums = step(state, guide_params, sharding.put_batch(mesh, batch, micro=True))
-                jax.block_until_ready(in_flight)  # at most one step behind
+                placed = sharding.put_batch(mesh, batch, micro=True)
+                if compiled is None:
+                    compiled = step.lower(state, guide_params, placed).compile()
+                    began = time.perf_counter()
+                state, sums = compiled(state, guide_params, placed)
+                jax.block_until_ready(in_flight)  # at most one step in flight
                 in_flight = sums['loss']
                 rates = {name: sums.pop(name) for name in ('grad_norm', 'learning_rate')}
                 window = sums if window is None else metrics.add(window, sums)
@@ -99,43 +103,47 @@ def train(c: ConfigDict) -> dict:
                     meta = {'seconds': seconds, 'window': metrics.to_json(window), **identities}
                     saved.save(index, state, meta)
                     began = time.perf_counter()
-            scores = {'validation': validation or scores_of('validation'), 'test': scores_of('test')}
-    result = summary(c, student, network, seconds, scores, identities)
-    write_whole(workdir / 'result.json', json.dumps(result, indent=2) + '\n')
+            validation = validation or scores_of('validation')
+            scores = {'validation': validation, 'test': scores_of('test')}
+    result = summary(c, student, network, seconds, scores) | workdir.provenance() | identities
+    workdir.write(folder / 'result.json', json.dumps(result, indent=2) + '\n')
     return result
 
 
+def check(c: ConfigDict, runs: bool = True) -> None:
+    """Raises UserError for what can be known before any device works.
+
+    Args:
+      c: the run's configuration.
+      runs: whether the runs that it starts from must be there already.
+    """
+    if c.teacher.layers and not c.teacher.path:
+        raise UserError(
+            "config.teacher.path = '': must be the workdir of a run, as config.teacher.layers is "
+            'given; `python -m lightpaff_jax.recipe` is the command that trains its teacher'
+        )
+    config.check_paths(c, runs)
+    sources.check(c)
+    config.validate(c, jax.device_count(), jax.process_count())
+
+
 def keep_compiled(folder: str) -> None:
-    """Programs compiled once are read from `folder` the next time; '' keeps none."""
-    path = str(pathlib.Path(folder).expanduser()) if folder else None
-    jax.config.update('jax_compilation_cache_dir', path)
+    """Programs compiled once are read from `folder` the next time. jax takes the first folder."""
+    if folder:
+        path = str(pathlib.Path(folder).expanduser())
+        jax.config.update('jax_compilation_cache_dir', path)
 
 
-def finished(c: ConfigDict, workdir: pathlib.Path, identities: dict) -> dict | None:
-    """result.json of a run that has come to `c.train.updates` with the same data and teacher."""
-    path = workdir / 'result.json'
-    if not path.is_file():
-        return None
-    result = json.loads(path.read_text())
-    same = all(result[name] == value for name, value in identities.items())
-    return result if same and result['updates'] == c.train.updates else None
+def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule, saved: checkpoint.Checkpoints,
+            identities: dict, initial: models.Params | None):  # fmt: skip
+    """State, updates done, seconds they took, sums not yet logged: of the newest checkpoint.
 
+    Without one: the parameters `initial`, or fresh ones.
 
-def claim(c: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json, or checks that the workdir belongs to the same configuration."""
-    if (workdir / 'checkpoints').is_dir():  # else an attempt that came to nothing
-        changed = config.differences(config.read(workdir), c)
-        if changed:
-            raise UserError(
-                f'config.workdir = {c.workdir}: holds a run with another configuration '
-                f'({"; ".join(changed)}); choose another workdir or remove it'
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_whole(workdir / 'config.json', config.to_json(c) + '\n')
-
-
-def restore(c, mesh, student, rule, saved, identities):
-    """The state to go on from, and what its checkpoint says of step, seconds and window."""
+    Raises:
+      UserError: the checkpoint is of other data, another teacher or another start, or has done
+        more updates than `c.train.updates`.
+    """
     places = distill_step.state_shardings(mesh, student, rule)
 
     def fresh():
@@ -147,44 +155,32 @@ def restore(c, mesh, student, rule, saved, identities):
         places,
     )
     found = saved.restore(abstract)
-    if found is not None:
-        step, state, meta = found
-        for name, value in identities.items():
-            if meta[name] != value:
-                raise UserError(
-                    f'config.workdir = {c.workdir}: its checkpoint has {name} {meta[name]}, '
-                    f'this run {value}; resuming needs the same'
-                )
-        if step > c.train.updates:
+    if found is None:
+        state = jax.jit(fresh, out_shardings=places)()
+        if initial is not None:
+            state = distill_step.TrainState(state.step, initial, state.opt_state)
+        return state, 0, 0.0, None
+    step, state, meta = found
+    for name, value in identities.items():
+        if meta.get(name) != value:
             raise UserError(
-                f'config.train.updates = {c.train.updates}: must be at least {step}, the updates '
-                f'that {c.workdir} has done'
+                f'config.workdir = {c.workdir}: its checkpoint has {name} {meta.get(name)}, this '
+                f'run {value}; resuming needs the same: choose another workdir or remove it'
             )
-        window = metrics.from_json(meta['window'])
-        return state, {'step': step, 'seconds': meta['seconds'], 'window': window}
-    if c.student.init != 'scratch':
-        shape = teacher.read_shape('student.init', c.student.init)
-        for key, value in shape.items():
-            if key != 'dropout' and c.student[key] != value:
-                raise UserError(
-                    f'config.student.{key} = {c.student[key]}: {c.student.init} has {value}'
-                )
-    state = jax.jit(fresh, out_shardings=places)()
-    if c.student.init != 'scratch':
-        hash_ = identities['tokenizer_hash']
-        _, params = teacher.read_run('student.init', c.student.init, mesh, hash_)
-        state = distill_step.TrainState(state.step, params, state.opt_state)
-    return state, {'step': 0, 'seconds': 0.0, 'window': None}
+    if step > c.train.updates:
+        raise UserError(
+            f'config.train.updates = {c.train.updates}: must be at least {step}, the updates that '
+            f'{c.workdir} has done'
+        )
+    return state, step, meta['seconds'], metrics.from_json(meta['window'])
 
 
-def summary(c, student, network, seconds, scores, identities) -> dict:
-    """result.json: scores, cost, and what made them."""
-    examples = c.train.updates * c.data.batch_size
-    length = c.data.length
+def summary(c: ConfigDict, student: models.Model, network: models.Model | None, seconds: float,
+            scores: dict) -> dict:  # fmt: skip
+    """Scores and cost. Seconds are those of updates, without compiling and scoring."""
+    examples, length = c.train.updates * c.data.batch_size, c.data.length
     flops = 3 * student.flops(length, length)
     flops += 0 if network is None else network.flops(length, length)
-    names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-    device = jax.devices()[0]
     return {
         'updates': c.train.updates,
         'tokens': examples * length,
@@ -194,35 +190,6 @@ def summary(c, student, network, seconds, scores, identities) -> dict:
         'parameters': student.parameters,
         'bytes': 4 * student.parameters,
         'scores': scores,
-        'protocol': f'disjoint blocks of {length} tokens'
-        + (f', the first {c.eval.batches} batches' if c.eval.batches else ''),
+        'protocol': workdir.protocol(c),
         'seed': c.seed,
-        'hardware': f'{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores, '
-        f'{platform.machine()}',
-        'versions': {
-            'lightpaff_jax': lightpaff_jax.__version__,
-            'python': platform.python_version(),
-            **{name: version(name) for name in names},
-        },
-        'git_commit': git_commit(),
-        **identities,
     }
-
-
-def git_commit() -> str | None:
-    """The commit of the code that runs; None where it is no checkout."""
-    root = pathlib.Path(__file__).parent
-    command = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=12']
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() or None
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """A file that is there is whole: written beside its place and renamed."""
-    if jax.process_index() == 0:
-        part = path.with_name(path.name + '.part')
-        part.write_text(text)
-        part.replace(path)

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from lightpaff_jax import checkpoint
 from lightpaff_jax.checkpoint import Checkpoints, load_params, read_meta
-from lightpaff_jax.config import UserError
+from lightpaff_jax.config import NotSaved, UserError
 
 META = {'position': 7, 'config': {'seed': 0, 'optim': {'peak_lr': 1e-3}}, 'teacher': None}
 
@@ -366,7 +366,7 @@ def test_a_killed_save_is_ignored_and_cleaned_up(tmp_path):
 def test_a_save_that_cannot_begin_is_an_error_at_once(tmp_path):
     (tmp_path / 'file').write_text('')
     checkpoints = Checkpoints(tmp_path / 'file', keep=1)
-    with pytest.raises((RuntimeError, OSError), match='file'):
+    with pytest.raises((NotSaved, OSError), match='file'):
         checkpoints.save(1, make_state(1), {})
     checkpoints.close()
 
@@ -380,7 +380,7 @@ def test_a_failed_save_is_an_error_at_close_and_hides_no_other(tmp_path, caplog,
     monkeypatch.setattr(checkpoint.ocp, 'save_checkpointables_async', fail)
     message = f'{tmp_path}: step 1 was not saved: ValueError: no space left on device'
     with (
-        pytest.raises(RuntimeError, match=re.escape(message)),
+        pytest.raises(NotSaved, match=re.escape(message)),
         Checkpoints(tmp_path, keep=1) as checkpoints,
     ):
         checkpoints.save(1, make_state(1), {})

@@ -28,6 +28,7 @@ LEVELS = {
     'optimizer': 2,
     'metrics': 2,
     'digests': 1,
+    'workdir': 1,
     'data': 1,
     'data.batches': 1,
     'data.objectives': 1,

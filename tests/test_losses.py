@@ -21,26 +21,23 @@ reach some 1e-6. A wrong term or weight in the formula moves a tenth and more.""
 B, POSITIONS, D, D_TEACHER, V = 8, 5, 12, 20, 67
 
 
-def predictor(key, width, shape=(B, POSITIONS), vocabulary=V, dtype=jnp.float32):
-    a, b, c = jax.random.split(key, 3)
-    head = Head(
-        jax.random.normal(a, (vocabulary, width), dtype),
-        jax.random.normal(b, (vocabulary,), dtype),
-    )
-    return Predictor(jax.random.normal(c, (*shape, width), dtype), head)
+def predictor(random, width, shape=(B, POSITIONS), vocabulary=V, dtype=jnp.float32):
+    sizes = (*shape, width), (vocabulary, width), (vocabulary,)
+    features, weight, bias = (jnp.asarray(random.standard_normal(s), dtype) for s in sizes)
+    return Predictor(features, Head(weight, bias))
 
 
 def make(seed=0, shape=(B, POSITIONS), vocabulary=V, dtype=jnp.float32):
     """Student, wider teacher, labels (some -1), weights (some 0, not all equal)."""
-    keys = jax.random.split(jax.random.key(seed), 5)
-    labels = jax.random.randint(keys[0], shape, 0, vocabulary)
-    labels = jnp.where(jax.random.bernoulli(keys[1], 0.2, shape), -1, labels)
-    weights = jax.random.choice(keys[2], jnp.array([0.0, 0.5, 1.0, 1.0]), shape)
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, vocabulary, shape)
+    labels = np.where(random.random(shape) < 0.2, -1, labels).astype(np.int32)
+    weights = random.choice([0.0, 0.5, 1.0, 1.0], shape).astype(np.float32)
     return (
-        predictor(keys[3], D, shape, vocabulary, dtype),
-        predictor(keys[4], D_TEACHER, shape, vocabulary, dtype),
-        labels,
-        weights,
+        predictor(random, D, shape, vocabulary, dtype),
+        predictor(random, D_TEACHER, shape, vocabulary, dtype),
+        jnp.asarray(labels),
+        jnp.asarray(weights),
     )
 
 
@@ -55,6 +52,17 @@ def fused(student, teacher, labels, weights, lambda_=0.5, temperature=1.0, chunk
         return sums['loss'], sums
 
     return jax.value_and_grad(loss, has_aux=True)(student)
+
+
+@functools.partial(jax.jit, static_argnames='temperature')
+def dense(student, teacher, labels, weights, lambda_=0.5, temperature=1.0):
+    """The same by autodiff through all logits."""
+    return reference.value_and_grad(
+        student, teacher, labels, weights, lambda_=lambda_, temperature=temperature
+    )
+
+
+loss_sums = jax.jit(distillation_loss, static_argnames=('temperature', 'chunk'))
 
 
 def assert_close(found, wanted, tolerance=EXACT):
@@ -73,20 +81,20 @@ def assert_close(found, wanted, tolerance=EXACT):
 @pytest.mark.parametrize('lambda_', [0.0, 0.5, 1.0])
 def test_value_sums_and_gradient_equal_dense_autodiff(lambda_, temperature):
     inputs, options = make(), {'lambda_': lambda_, 'temperature': temperature}
-    assert_close(fused(*inputs, **options), reference.value_and_grad(*inputs, **options))
+    assert_close(fused(*inputs, **options), dense(*inputs, **options))
 
 
 def test_lambda_may_differ_by_example():
     lambda_ = jnp.linspace(0, 1, B)
     options = {'lambda_': lambda_, 'temperature': 2.0}
     inputs = make(1)
-    assert_close(fused(*inputs, **options), reference.value_and_grad(*inputs, **options))
-    for i in range(B):
-        row = jax.tree.map(lambda x: x[i : i + 1], inputs[2:])
-        mine, other = (Predictor(p.features[i : i + 1], p.head) for p in inputs[:2])
-        alone = fused(mine, other, *row, lambda_=lambda_[i], temperature=2.0)[1].features
-        together = fused(*inputs, **options)[1].features[i : i + 1]
-        assert_close(together, alone)
+    assert_close(fused(*inputs, **options), dense(*inputs, **options))
+    together = fused(*inputs, **options)[1].features
+    for i in (0, 3, 7):
+        one = slice(i, i + 1)
+        mine, other = (Predictor(p.features[one], p.head) for p in inputs[:2])
+        alone = fused(mine, other, *(x[one] for x in inputs[2:]), lambda_[i], temperature=2.0)
+        assert_close(together[one], alone[1].features)
 
 
 @pytest.mark.parametrize('temperature', [1.0, 2.0, 8.0])
@@ -156,12 +164,12 @@ def test_gradient_equals_finite_differences_in_float64(part, temperature):
 
 def test_sums_equal_the_formula_in_float64():
     inputs = make(4)
-    found = distillation_loss(*inputs, lambda_=0.3, temperature=2.0)
+    found = loss_sums(*inputs, lambda_=0.3, temperature=2.0)
     wanted = reference.sums(*reference.float64(inputs), lambda_=0.3, temperature=2.0, xp=np)
     assert_close(found, wanted)
     assert 0 < wanted['labelled'] < wanted['count']
     assert_close(
-        distillation_loss(inputs[0], None, *inputs[2:]),
+        loss_sums(inputs[0], None, *inputs[2:]),
         reference.sums(
             reference.float64(inputs[0]), None, *reference.float64(inputs[2:]), xp=np
         ),
@@ -173,13 +181,13 @@ def test_student_and_teacher_that_are_right_are_counted():
     top_student, top_teacher = (
         jnp.argmax(p.features @ p.head.weight.T + p.head.bias, axis=-1) for p in (student, teacher)
     )
-    # Half the positions get the teacher's answer, and one in five of these no label.
+    # The odd positions get the student's answer, the others a wrong one; some rows no label.
     odd = jnp.arange(POSITIONS) % 2 == 1
     labels = jnp.where(odd, top_student, jnp.where(top_student == 0, 1, 0)).at[::5].set(-1)
-    sums = distillation_loss(student, teacher, labels, weights)
+    sums = loss_sums(student, teacher, labels, weights)
     assert sums['correct'] == jnp.sum(weights * odd * (labels >= 0))
     assert sums['agree'] == jnp.sum(weights * (top_student == top_teacher))
-    sums = distillation_loss(student, student, labels, weights)
+    sums = loss_sums(student, student, labels, weights)
     assert sums['agree'] == sums['count'] == jnp.sum(weights)
 
 
@@ -188,9 +196,9 @@ def test_equal_logits_have_the_first_id_on_top():
     level = Predictor(jnp.zeros_like(student.features), Head(student.head.weight, jnp.zeros(V)))
     weights = jnp.ones_like(weights)
     labels = jnp.zeros_like(labels).at[0].set(1)
-    sums = distillation_loss(level, teacher, labels, weights)
+    sums = loss_sums(level, teacher, labels, weights)
     assert sums['correct'] == (B - 1) * POSITIONS
-    assert distillation_loss(level, level, labels, weights)['agree'] == B * POSITIONS
+    assert loss_sums(level, level, labels, weights)['agree'] == B * POSITIONS
 
 
 def test_rows_without_a_label_hear_the_teacher_alone():
@@ -248,7 +256,7 @@ def test_lambda_weights_and_teacher_get_no_gradient():
     def loss(student, teacher, weights, lambda_):
         return distillation_loss(student, teacher, labels, weights, lambda_=lambda_)['loss']
 
-    gradient, *others = jax.grad(loss, argnums=(0, 1, 2, 3))(
+    gradient, *others = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(
         student, teacher, weights, jnp.full(B, 0.5)
     )
     assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradient))
@@ -256,17 +264,19 @@ def test_lambda_weights_and_teacher_get_no_gradient():
 
 
 def test_the_other_sums_give_no_gradient():
-    student, teacher, labels, weights = make(10)
-    for name in ('ce', 'kl', 'teacher_ce', 'agree'):
-        gradient = jax.grad(lambda s, n=name: distillation_loss(s, teacher, labels, weights)[n])(
-            student
-        )
-        assert all(jnp.all(g == 0) for g in jax.tree.leaves(gradient))
+    student, *others = make(10)
+
+    def added(student):
+        sums = distillation_loss(student, *others)
+        return sum(value for name, value in sums.items() if name != 'loss')
+
+    assert all(jnp.all(g == 0) for g in jax.tree.leaves(jax.jit(jax.grad(added))(student)))
 
 
 def test_the_gradient_is_scaled_by_what_the_loss_is_multiplied_with():
     student, *others = make(11)
-    gradient = jax.grad(lambda s: 0.25 * distillation_loss(s, *others)['loss'])(student)
+    scaled = jax.grad(lambda s: 0.25 * loss_sums(s, *others)['loss'])
+    gradient = scaled(student)
     whole = fused(student, *others)[1]
     assert_close(gradient, jax.tree.map(lambda g: 0.25 * g, whole))
 
@@ -304,11 +314,11 @@ def test_bfloat16_gives_gradients_in_bfloat16_near_those_of_float32():
 # What must not matter
 
 
-@pytest.mark.parametrize('chunk', [0, 1, 7, 8, 16, 39, 40, 41, 1000])
+@pytest.mark.parametrize('chunk', [0, 1, 7, 16, 40, 41])
 def test_chunk_size_changes_nothing_beyond_rounding(chunk):
     inputs = make(14)
     assert B * POSITIONS == 40
-    assert_close(fused(*inputs, chunk=chunk), reference.value_and_grad(*inputs))
+    assert_close(fused(*inputs, chunk=chunk), dense(*inputs))
 
 
 def test_padding_changes_nothing_beyond_rounding():
@@ -345,7 +355,7 @@ def test_sums_and_gradients_of_parts_add_up_to_the_whole():
     student, teacher, labels, weights = inputs = make(17)
     lambda_ = jnp.linspace(0, 1, B)
     parts = []
-    for rows in (slice(0, 1), slice(1, 3), slice(3, B)):
+    for rows in (slice(0, 3), slice(3, B)):
         mine, other = (Predictor(p.features[rows], p.head) for p in (student, teacher))
         parts.append(fused(mine, other, labels[rows], weights[rows], lambda_=lambda_[rows]))
     added = jax.tree.map(lambda *x: sum(x), *((p[0], p[1].head) for p in parts))
@@ -354,8 +364,7 @@ def test_sums_and_gradients_of_parts_add_up_to_the_whole():
     assert_close((added[0], Predictor(features, added[1])), whole)
 
 
-@pytest.mark.parametrize('temperature', [1.0, 2.0])
-def test_padding_of_the_vocabulary_changes_nothing_and_gets_no_gradient(temperature):
+def test_padding_of_the_vocabulary_changes_nothing_and_gets_no_gradient():
     student, teacher, labels, weights = inputs = make(18)
 
     def pad(predictor, extra=13):
@@ -365,12 +374,12 @@ def test_padding_of_the_vocabulary_changes_nothing_and_gets_no_gradient(temperat
 
     for other in (teacher, None):
         found, gradient = fused(
-            pad(student), other and pad(other), labels, weights, temperature=temperature
+            pad(student), other and pad(other), labels, weights, temperature=2.0
         )
         assert jnp.all(gradient.head.weight[V:] == 0)
         assert jnp.all(gradient.head.bias[V:] == 0)
         head = jax.tree.map(lambda x: x[:V], gradient.head)
-        whole = fused(student, other, *inputs[2:], temperature=temperature)
+        whole = fused(student, other, *inputs[2:], temperature=2.0)
         assert_close((found, Predictor(gradient.features, head)), whole)
 
 
@@ -393,18 +402,16 @@ def shardings(mesh):
     )
 
 
-@pytest.mark.parametrize('temperature', [1.0, 2.0])
 @pytest.mark.parametrize('shape', [(1, 1, 1), (2, 1, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2)])
-def test_device_count_changes_nothing_beyond_rounding(shape, temperature):
+def test_device_count_changes_nothing_beyond_rounding(shape):
     inputs = make(19, vocabulary=64)  # which tensor = 2 divides
-    wanted = reference.value_and_grad(*inputs, temperature=temperature)
-    plain = distillation_loss(*inputs, temperature=temperature)
+    wanted = dense(*inputs, temperature=2.0)
+    plain = loss_sums(*inputs, temperature=2.0)
     mesh = mesh_of(*shape)
     with jax.set_mesh(mesh):
         placed = jax.device_put(inputs, shardings(mesh))
-        found = jax.block_until_ready(fused(*placed, chunk=3, temperature=temperature))
-        sums = jax.jit(functools.partial(distillation_loss, temperature=temperature))(*placed)
-        jax.block_until_ready(sums)
+        found = jax.block_until_ready(fused(*placed, chunk=3, temperature=2.0))
+        sums = jax.block_until_ready(loss_sums(*placed, temperature=2.0))
     assert_close(found, wanted)
     assert_close(sums, plain)
 
@@ -506,16 +513,12 @@ def test_devices_talk_once_and_not_in_every_chunk(shape):
 def test_a_collective_in_every_chunk_would_be_seen():
     mesh = mesh_of(8, 1, 1)
 
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P('data'), out_specs=P())
-    def each_step(x):
-        return jax.lax.scan(lambda c, row: (c + jax.lax.psum(row, 'data'), None), x[0] * 0, x)[0]
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P('data'), out_specs=P(), check_vma=False)
+    def every_step(rows):
+        return jax.lax.scan(lambda c, row: (c + jax.lax.psum(row, 'data'), None), rows[0], rows)[0]
 
-    def run(x):
-        return each_step(x) if x.ndim == 2 else x
-
-    inside, _, bodies = collectives(
-        jax.jit(run).lower(jnp.ones((8 * 64, 256))).compile().as_text()
-    )  # fmt: skip
+    inside, _, bodies = collectives(every_step.lower(jnp.ones((8 * 64, 256))).compile().as_text())
     assert bodies == 1
     assert any('all-reduce' in line for line in inside)
 
@@ -569,8 +572,11 @@ def test_the_automatic_chunk_shrinks_with_the_vocabulary():
         ({'labels': jnp.zeros((B, POSITIONS + 1), jnp.int32)}, 'features'),
         ({'labels': jnp.zeros(B, jnp.int32)}, 'labels'),
         ({'weights': jnp.ones(B)}, 'weights'),
-        ({'teacher': predictor(jax.random.key(0), D, (B, POSITIONS + 1))}, 'teacher features'),
-        ({'teacher': predictor(jax.random.key(0), D, vocabulary=V + 1)}, 'teacher V = 68'),
+        (
+            {'teacher': predictor(np.random.default_rng(0), D, (B, POSITIONS + 1))},
+            'teacher features',
+        ),
+        ({'teacher': predictor(np.random.default_rng(0), D, vocabulary=V + 1)}, 'teacher V = 68'),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):

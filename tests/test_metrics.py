@@ -93,13 +93,6 @@ def test_a_killed_and_resumed_run_has_the_metrics_of_an_undisturbed_one(tmp_path
     assert [json.loads(line)['step'] for line in timing] == list(range(1, 11))
 
 
-def test_a_line_of_the_restored_step_is_not_written_twice(tmp_path):
-    run(tmp_path, 1, 4, 0)
-    before = (tmp_path / 'metrics.jsonl').read_bytes()
-    run(tmp_path, 4, 4, 4)
-    assert (tmp_path / 'metrics.jsonl').read_bytes() == before
-
-
 def test_sums_come_back_from_json_with_their_bits():
     sums = {'loss': jnp.float32(0.1), 'count': jnp.float32(math.inf)}
     back = from_json(json.loads(json.dumps(to_json(sums))))

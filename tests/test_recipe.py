@@ -1,10 +1,13 @@
 """The graph of runs: every arm has its budget, its teacher, and what it starts from."""
 
+import json
 import pathlib
 
+import data_fixtures
 import pytest
 
-from lightpaff_jax import command, models, recipe
+from lightpaff_jax import command, models, recipe, train
+from lightpaff_jax.config import UserError
 
 QUICKSTART = pathlib.Path(__file__).parents[1] / 'configs' / 'quickstart.py'
 
@@ -93,3 +96,58 @@ def test_pre_training_and_fine_tuning_read_different_packages(planned):
     assert general
     assert task
     assert not general & task
+
+
+@pytest.fixture
+def micro(data_cache, tmp_path):
+    """A recipe of a few updates on one device."""
+    c = data_fixtures.tiny(data_cache)
+    c.workdir = str(tmp_path / 'recipe')
+    c.data.packages, c.data.batch_size, c.train.micro_steps = (), 8, 1
+    c.mesh.data, c.eval.batches = 1, 1
+    c.train.update({'compilation_cache': str(tmp_path / 'xla'), 'updates': 100})
+    small = {'layers': 1, 'heads': 2, 'ffn': 16, 'positions': 32, 'vocab_size': 512}
+    c.student.update({'width': 8, **small})
+    c.teacher.update({'width': 32, **small})
+    for name, phase in c.recipe.items():
+        if name != 'seeds':
+            packages = ('chex',) if 'finetune' in name else ('ml_collections',)
+            phase.update({'updates': 3, 'warmup': 1, 'batch_size': 4, 'packages': packages})
+    return c
+
+
+def test_a_recipe_that_was_stopped_goes_on_and_a_finished_one_changes_nothing(
+    micro, capsys, monkeypatch
+):
+    real, started = train.train, []
+
+    def stopping(c):
+        started.append(c.workdir)
+        if len(started) == 4:
+            raise KeyboardInterrupt
+        return real(c)
+
+    monkeypatch.setattr(train, 'train', stopping)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.run(micro)
+    workdir = pathlib.Path(micro.workdir)
+    results = sorted(workdir.rglob('result.json'))
+    assert len(results) == 3
+    stamps = [path.stat().st_mtime_ns for path in results]
+    recipe.run(micro)
+    assert [path.stat().st_mtime_ns for path in results] == stamps
+    table = capsys.readouterr().out
+    assert 'two-stage' in table
+    assert len(list(workdir.rglob('result.json'))) == 10
+    tested = json.loads((workdir / 'seed0' / 'two_stage' / 'result.json').read_text())
+    assert f'{tested["scores"]["test"]["perplexity"]:.2f}' in table
+    files = [workdir / 'report.md', workdir / 'speed.json']
+    before = [path.read_text() for path in files]
+    recipe.run(micro)
+    assert [path.read_text() for path in files] == before
+
+
+def test_a_key_that_the_recipe_sets_itself_is_refused(micro):
+    micro.train.updates = 7
+    with pytest.raises(UserError, match='a recipe sets it for each of its runs'):
+        recipe.run(micro)

@@ -6,7 +6,7 @@ The source `prepared` is not in the table: its folder is read by prepare.py, no 
 import hashlib
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 
@@ -36,8 +36,8 @@ def pydocs(c: ConfigDict, split: str) -> Iterator[str]:
         )
 
 
-def pydocs_identity(c: ConfigDict) -> dict:
-    """All that the documents of `pydocs` depend on, as JSON values."""
+def pydocs_identity(c: ConfigDict, splits: Sequence[str] = SPLITS) -> dict:
+    """All that the documents of `pydocs` depend on, as JSON values; one digest for all splits."""
     metadata = pydocs_lib.opened(c.data.cache).info.metadata
     return {
         'packages': _packages(c),
@@ -70,10 +70,10 @@ def text(c: ConfigDict, split: str) -> Iterator[str]:
         raise config.UserError(f'{_text_file(c, split)}: empty corpus, must hold a document')
 
 
-def text_identity(c: ConfigDict) -> dict:
+def text_identity(c: ConfigDict, splits: Sequence[str] = SPLITS) -> dict:
     """The content of the files of `text`."""
     hashes = {}
-    for split in SPLITS:
+    for split in splits:
         with _text_file(c, split).open('rb') as file:
             hashes[split] = hashlib.file_digest(file, 'sha256').hexdigest()
     return {'files': hashes}
@@ -101,7 +101,16 @@ def _paragraphs(file: pathlib.Path) -> Iterator[str]:
         raise config.UserError(f'{file}: must be UTF-8: {error.reason}') from error
 
 
+def check(c: ConfigDict) -> None:
+    """Raises UserError for a package or a file that is not there; reads no document."""
+    if c.data.source == 'pydocs':
+        _packages(c)
+    if c.data.source == 'text':
+        for split in SPLITS:
+            _text_file(c, split)
+
+
 # Name -> documents of one split, as (c, split) -> iterator of texts.
 SOURCES = {'pydocs': pydocs, 'text': text}
-# Name -> what those depend on; two configurations with equal ones have equal documents.
+# Name -> what those depend on, as (c, splits) -> JSON values; two configurations with equal ones have equal documents.
 IDENTITIES = {'pydocs': pydocs_identity, 'text': text_identity}

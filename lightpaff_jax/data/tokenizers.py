@@ -82,7 +82,7 @@ def load(c: ConfigDict) -> Tokenizer:
         whole.data.packages = ()
         whole.data.path = c.tokenizer.text or c.data.path
         size, source = c.student.vocab_size, c.data.source
-        identity = json.dumps(sources.IDENTITIES[source](whole), sort_keys=True)
+        identity = json.dumps(sources.IDENTITIES[source](whole, ('train',)), sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         folder = pathlib.Path(c.data.cache).expanduser() / 'tokenizers'
         path = folder / f'{source}-bpe-{size}-{digest}.model'

@@ -50,7 +50,7 @@ class Model:
     @property
     def abstract(self) -> Params:
         """ShapeDtypeStructs of the parameters."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     @property
     def parameters(self) -> int:

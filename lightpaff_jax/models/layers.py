@@ -30,7 +30,8 @@ class Embedding(nnx.Module):
         self.table = nnx.Param(jnp.pad(table, [(0, rows - used), (0, 0)]))
 
     def __call__(self, ids: Int[Array, '...'], dtype) -> Float[Array, '... D']:
-        return self.table[...].astype(dtype)[ids]
+        # Cast after the gather: the gradients of one id's occurrences add up in float32.
+        return self.table[...][ids].astype(dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -1,0 +1,81 @@
+"""The run, on the 8 fake devices: long, extended, finished, and from another start."""
+
+import json
+
+import data_fixtures
+import pytest
+
+from lightpaff_jax import checkpoint
+from lightpaff_jax.config import UserError
+from lightpaff_jax.train import train
+
+
+def configured(cache, workdir, **train_keys):
+    c = data_fixtures.tiny(cache)
+    c.workdir = str(workdir)
+    c.student.update({'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'positions': 32})
+    c.data.batch_size, c.train.micro_steps = 8, 1
+    c.train.compilation_cache = ''
+    c.eval.batches = 1
+    c.optim.warmup = 2
+    c.train.update({'updates': 4, 'save_every': 2, 'log_every': 1, **train_keys})
+    return c
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_300_updates_on_8_devices_end(data_cache, tmp_path):
+    """With one step in flight: free-running ones dead-lock on fake devices, and XLA aborts."""
+    c = configured(data_cache, tmp_path, updates=300, save_every=300, log_every=50)
+    result = train(c)
+    assert result['updates'] == 300
+    losses = [line['loss'] for line in lines(tmp_path) if line['kind'] == 'train']
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+
+
+def test_a_finished_run_is_not_run_again_and_a_longer_one_goes_on(data_cache, tmp_path):
+    first = train(configured(data_cache, tmp_path))
+    stamp = (tmp_path / 'checkpoints' / '4').stat().st_mtime_ns
+    assert train(configured(data_cache, tmp_path)) == first
+    assert (tmp_path / 'checkpoints' / '4').stat().st_mtime_ns == stamp
+    longer = train(configured(data_cache, tmp_path, updates=6))
+    assert longer['updates'] == 6
+    assert longer['seconds'] > first['seconds']
+    assert [x['step'] for x in lines(tmp_path) if x['kind'] == 'train'] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_protocol_scores_a_finished_run_again_and_trains_nothing(data_cache, tmp_path):
+    train(configured(data_cache, tmp_path))
+    c = configured(data_cache, tmp_path)
+    c.eval.batches = 2
+    again = train(c)
+    assert again['scores']['test']['tokens'] > 8 * 32
+    assert checkpoint.Checkpoints(tmp_path / 'checkpoints', 1).steps() == [2, 4]
+
+
+def test_a_run_refuses_to_resume_from_another_start(data_cache, tmp_path):
+    for name, seed in (('a', 0), ('b', 1)):
+        c = configured(data_cache, tmp_path / name)
+        c.seed = seed
+        train(c)
+    c = configured(data_cache, tmp_path / 'tuned')
+    c.student.init = str(tmp_path / 'a')
+    tuned = train(c)
+    assert tuned['init_hash']
+    c.student.init = str(tmp_path / 'b')
+    with pytest.raises(UserError, match='init_hash'):
+        train(c)
+    kept = json.loads((tmp_path / 'tuned' / 'config.json').read_text())
+    assert kept['student']['init'] == str(tmp_path / 'a')
+
+
+def test_a_run_that_is_not_finished_is_no_teacher(data_cache, tmp_path):
+    train(configured(data_cache, tmp_path / 'teacher'))
+    (tmp_path / 'teacher' / 'result.json').unlink()
+    c = configured(data_cache, tmp_path / 'student')
+    c.teacher.path = str(tmp_path / 'teacher')
+    with pytest.raises(UserError, match='must be the workdir of a finished run'):
+        train(c)
