@@ -88,6 +88,6 @@ setup(
         'tpu': jax('[tpu]'),
         'gpu': jax('[cuda12]'),  # runs on older drivers than jax[cuda13]
         'tf': ['tensorflow>=2.21'],
-        'test': ['mypy>=2.4', 'pre-commit>=4', 'pytest>=9.1', 'ruff==0.17.*'],
+        'test': ['mypy>=2.4', 'pre-commit>=4', 'pytest>=9.1', 'pytest-xdist>=3.8', 'ruff==0.17.*'],
     },
 )

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tests, without the slow ones: ./launch/test.sh [PYTEST ARGUMENT ...]
+# The tests, without the slow ones, in two processes: ./launch/test.sh [PYTEST ARGUMENT ...]
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment test
 cd "$REPOSITORY"
-exec "$VENV/bin/python" -m pytest "$@"
+exec "$VENV/bin/python" -m pytest --numprocesses=2 "$@"

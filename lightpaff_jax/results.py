@@ -231,7 +231,7 @@ def headlines(rows: dict[str, Row], speed: dict | None) -> list[str]:
         if speed:
             ratio = speed['ratios']['latency']
             times = f'{ratio:.1f}x faster' if ratio >= 1 else f'{1 / ratio:.1f}x slower'
-            fast = f' and is {times} (batch {speed["batch_size"]}, {speed["length"]} tokens)'
+            fast = f' and scores a sequence of {speed["length"]} tokens {times}'
         against = f'; the same student without a teacher has {mean(plain):.2f}' if plain else ''
         said.append(
             f"The two-stage student has {share:.0f} % of the teacher's parameters{fast}. "
@@ -315,8 +315,9 @@ def speed_table(speed: dict) -> Table:
         cells = (f'{speed[who][key] * factor:,.{digits}f}' for who in ('teacher', 'student'))
         lines.append((name, *cells, f'{speed["ratios"][ratio]:.2f}x'))
     note = (
-        f'{speed["pairs"]} pairs of measurements, batch {speed["batch_size"]}, {speed["length"]} '
-        f'tokens, on {speed["hardware"]}. Ratio: teacher / student; for tokens/s student / teacher.'
+        f'Medians of {speed["pairs"]} pairs of measurements on {speed["hardware"]}: latency of '
+        f'scoring one sequence of {speed["length"]} tokens, tokens/s with {speed["batch_size"]} at '
+        'a time. Ratio: teacher / student; for tokens/s student / teacher.'
     )
     return Table('Size and speed', ('', 'teacher', 'student', 'ratio'), lines, note)
 

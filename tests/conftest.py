@@ -17,6 +17,9 @@ _CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
 
 @pytest.fixture(scope='session')
 def data_cache(tmp_path_factory) -> str:
-    """The embedded corpus, built once a session."""
-    folder = pathlib.Path(_CACHE) if _CACHE else tmp_path_factory.mktemp('data')
-    return data_fixtures.build(folder)
+    """The embedded corpus, built once a session; processes of one session share it."""
+    if _CACHE:
+        return data_fixtures.build(pathlib.Path(_CACHE))
+    base = tmp_path_factory.getbasetemp()
+    parallel = 'PYTEST_XDIST_WORKER' in os.environ
+    return data_fixtures.build((base.parent if parallel else base) / 'data')

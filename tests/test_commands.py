@@ -264,8 +264,13 @@ def test_a_recipe_without_a_teacher_is_refused(here, capsys):
 
 
 def test_a_batch_of_a_recipe_is_named_by_the_key_that_sets_it(here, capsys):
+    unset = [
+        f'--config.{key}={config.flatten(config.default())[key] or ""}'
+        for key in recipe.SET_BY_RECIPE
+        if key != 'data.packages'
+    ]
     line = mistake(
-        capsys, '--config=small.py:teacher', '--config.teacher.layers=1',
+        capsys, '--config=small.py:teacher', *unset, '--config.teacher.layers=1',
         '--config.teacher.vocab_size=320', '--config.recipe.student_finetune.batch_size=16',
         '--config.recipe.student_pretrain.batch_size=100', run=recipe.run,
     )  # fmt: skip
@@ -314,12 +319,18 @@ def test_a_teacher_that_is_not_there_is_named(here, capsys):
 
 def test_a_teacher_that_is_no_run_is_named(here, capsys):
     line = mistake(capsys, *alone('--config.teacher.path=text'))
-    assert line == 'config.teacher.path = text: must be the workdir of a run (no checkpoint there)'
+    assert (
+        line
+        == 'config.teacher.path = text: must be the workdir of a finished run, has no checkpoints'
+    )
 
 
 def test_a_start_that_is_no_run_is_named(here, capsys):
     line = mistake(capsys, *alone('--config.student.init=text'))
-    assert line == 'config.student.init = text: must be the workdir of a run (no checkpoint there)'
+    assert (
+        line
+        == 'config.student.init = text: must be the workdir of a finished run, has no checkpoints'
+    )
 
 
 def test_a_start_with_another_shape_is_named(here, capsys):
@@ -416,11 +427,17 @@ def test_speed_needs_a_teacher_and_a_finished_run(here, capsys):
     line = mistake(capsys, '--config=small.py:teacher', run=speed.run)
     assert line == "config.teacher.path = '': must be the workdir of a run"
     line = mistake(capsys, *alone(workdir='runs/none'), run=speed.run)
-    assert line == 'config.workdir = runs/none: must be the workdir of a finished run'
+    assert (
+        line
+        == 'config.workdir = runs/none: must be the workdir of a finished run, has no checkpoints'
+    )
     line = mistake(
         capsys, *alone('--config.teacher.path=text', workdir='runs/small'), run=speed.run
     )
-    assert line == 'config.teacher.path = text: must be the workdir of a run (no checkpoint there)'
+    assert (
+        line
+        == 'config.teacher.path = text: must be the workdir of a finished run, has no checkpoints'
+    )
 
 
 # Runs.
@@ -440,7 +457,6 @@ def test_a_finished_run_is_not_done_again(here, capsys):
     assert len(files) == 6
     code, out, _ = call(capsys, '--config=small.py')
     assert code == 0
-    assert 'first' not in out
     assert 'test: ce ' in out
     assert out.endswith('runs/small/result.json\n')
     assert [path.stat().st_mtime_ns for path in files] == before

@@ -23,7 +23,7 @@ B, POSITIONS, D, D_TEACHER, V = 8, 5, 12, 20, 67
 
 def predictor(random, width, shape=(B, POSITIONS), vocabulary=V, dtype=jnp.float32):
     sizes = (*shape, width), (vocabulary, width), (vocabulary,)
-    features, weight, bias = (jnp.asarray(random.standard_normal(s), dtype) for s in sizes)
+    features, weight, bias = (random.standard_normal(s).astype(dtype) for s in sizes)
     return Predictor(features, Head(weight, bias))
 
 
@@ -36,8 +36,8 @@ def make(seed=0, shape=(B, POSITIONS), vocabulary=V, dtype=jnp.float32):
     return (
         predictor(random, D, shape, vocabulary, dtype),
         predictor(random, D_TEACHER, shape, vocabulary, dtype),
-        jnp.asarray(labels),
-        jnp.asarray(weights),
+        labels,
+        weights,
     )
 
 
@@ -85,7 +85,7 @@ def test_value_sums_and_gradient_equal_dense_autodiff(lambda_, temperature):
 
 
 def test_lambda_may_differ_by_example():
-    lambda_ = jnp.linspace(0, 1, B)
+    lambda_ = np.linspace(0, 1, B, dtype=np.float32)
     options = {'lambda_': lambda_, 'temperature': 2.0}
     inputs = make(1)
     assert_close(fused(*inputs, **options), dense(*inputs, **options))
@@ -179,23 +179,25 @@ def test_sums_equal_the_formula_in_float64():
 def test_student_and_teacher_that_are_right_are_counted():
     student, teacher, _, weights = make(5)
     top_student, top_teacher = (
-        jnp.argmax(p.features @ p.head.weight.T + p.head.bias, axis=-1) for p in (student, teacher)
+        np.argmax(p.features @ p.head.weight.T + p.head.bias, axis=-1) for p in (student, teacher)
     )
     # The odd positions get the student's answer, the others a wrong one; some rows no label.
-    odd = jnp.arange(POSITIONS) % 2 == 1
-    labels = jnp.where(odd, top_student, jnp.where(top_student == 0, 1, 0)).at[::5].set(-1)
+    odd = np.arange(POSITIONS) % 2 == 1
+    labels = np.where(odd, top_student, np.where(top_student == 0, 1, 0))
+    labels[::5] = -1
     sums = loss_sums(student, teacher, labels, weights)
-    assert sums['correct'] == jnp.sum(weights * odd * (labels >= 0))
-    assert sums['agree'] == jnp.sum(weights * (top_student == top_teacher))
+    assert sums['correct'] == np.sum(weights * odd * (labels >= 0))
+    assert sums['agree'] == np.sum(weights * (top_student == top_teacher))
     sums = loss_sums(student, student, labels, weights)
-    assert sums['agree'] == sums['count'] == jnp.sum(weights)
+    assert sums['agree'] == sums['count'] == np.sum(weights)
 
 
 def test_equal_logits_have_the_first_id_on_top():
     student, teacher, labels, weights = make()
-    level = Predictor(jnp.zeros_like(student.features), Head(student.head.weight, jnp.zeros(V)))
-    weights = jnp.ones_like(weights)
-    labels = jnp.zeros_like(labels).at[0].set(1)
+    level = Predictor(np.zeros_like(student.features), Head(student.head.weight, np.zeros(V)))
+    weights = np.ones_like(weights)
+    labels = np.zeros_like(labels)
+    labels[0] = 1
     sums = loss_sums(level, teacher, labels, weights)
     assert sums['correct'] == (B - 1) * POSITIONS
     assert loss_sums(level, level, labels, weights)['agree'] == B * POSITIONS
@@ -203,17 +205,17 @@ def test_equal_logits_have_the_first_id_on_top():
 
 def test_rows_without_a_label_hear_the_teacher_alone():
     student, teacher, labels, weights = make(6)
-    nothing = jnp.full_like(labels, -1)
+    nothing = np.full_like(labels, -1)
     (value, sums), gradient = fused(
         student, teacher, nothing, weights, lambda_=0.0, temperature=2.0
     )
     assert sums['ce'] == sums['correct'] == sums['labelled'] == sums['teacher_ce'] == 0
-    assert sums['count'] == jnp.sum(weights)
-    full = fused(student, teacher, jnp.abs(labels), weights, lambda_=1.0, temperature=2.0)
+    assert sums['count'] == np.sum(weights)
+    full = fused(student, teacher, np.abs(labels), weights, lambda_=1.0, temperature=2.0)
     assert_close((value, sums['kl'], gradient), (full[0][0], full[0][1]['kl'], full[1]))
     (value, _), gradient = fused(student, None, nothing, weights)
     assert value == 0
-    assert all(jnp.all(g == 0) for g in jax.tree.leaves(gradient))
+    assert all(np.all(g == 0) for g in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize('temperature', [1.0, 2.0, 8.0])
@@ -225,9 +227,9 @@ def test_a_student_equal_to_its_teacher_has_no_kl_and_no_gradient_of_it(temperat
     assert value == 0
     assert sums['kl'] == 0
     # Rounding of p - p, which a fused multiply-add need not make 0: below 6e-8 of p <= 1 each.
-    _, against_labels = fused(student, None, jnp.abs(labels), weights)
+    _, against_labels = fused(student, None, np.abs(labels), weights)
     for zero, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(against_labels), strict=True):
-        assert jnp.max(jnp.abs(zero)) <= 1e-6 * jnp.max(jnp.abs(other))
+        assert np.max(np.abs(zero)) <= 1e-6 * np.max(np.abs(other))
 
 
 def test_without_a_teacher_it_is_plain_cross_entropy():
@@ -235,17 +237,17 @@ def test_without_a_teacher_it_is_plain_cross_entropy():
 
     def plain(student):
         logits = student.features @ student.head.weight.T + student.head.bias
-        ce = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        ce = optax.softmax_cross_entropy_with_integer_labels(logits, np.maximum(labels, 0))
         return jnp.sum(jnp.where(labels >= 0, weights * ce, 0))
 
-    value, gradient = jax.value_and_grad(plain)(student)
+    value, gradient = jax.jit(jax.value_and_grad(plain))(student)
     (found, sums), found_gradient = fused(student, None, labels, weights)
     assert_close((found, found_gradient), (value, gradient))
     assert found == sums['ce']
     assert set(sums) == {'loss', 'count', 'ce', 'correct', 'labelled'}
 
-    labels = jnp.maximum(labels, 0)  # a row without a label would hear the teacher
-    value, gradient = jax.value_and_grad(plain)(student)
+    labels = np.maximum(labels, 0)  # a row without a label would hear the teacher
+    value, gradient = jax.jit(jax.value_and_grad(plain))(student)
     (found, _), found_gradient = fused(student, teacher, labels, weights, lambda_=0.0)
     assert_close((found, found_gradient), (value, gradient))
 
@@ -257,10 +259,10 @@ def test_lambda_weights_and_teacher_get_no_gradient():
         return distillation_loss(student, teacher, labels, weights, lambda_=lambda_)['loss']
 
     gradient, *others = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(
-        student, teacher, weights, jnp.full(B, 0.5)
+        student, teacher, weights, np.full(B, 0.5, np.float32)
     )
-    assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradient))
-    assert all(jnp.all(g == 0) for g in jax.tree.leaves(others))
+    assert all(np.any(g != 0) for g in jax.tree.leaves(gradient))
+    assert all(np.all(g == 0) for g in jax.tree.leaves(others))
 
 
 def test_the_other_sums_give_no_gradient():
@@ -270,7 +272,7 @@ def test_the_other_sums_give_no_gradient():
         sums = distillation_loss(student, *others)
         return sum(value for name, value in sums.items() if name != 'loss')
 
-    assert all(jnp.all(g == 0) for g in jax.tree.leaves(jax.jit(jax.grad(added))(student)))
+    assert all(np.all(g == 0) for g in jax.tree.leaves(jax.jit(jax.grad(added))(student)))
 
 
 def test_the_gradient_is_scaled_by_what_the_loss_is_multiplied_with():
@@ -286,9 +288,9 @@ def test_large_logits_stay_finite(temperature):
     student = student._replace(features=student.features * 1e4)
     teacher = teacher._replace(features=teacher.features * -1e4)
     logits = student.features @ student.head.weight.T
-    assert jnp.max(jnp.abs(logits)) > 1e4
+    assert np.max(np.abs(logits)) > 1e4
     found = fused(student, teacher, labels, weights, temperature=temperature)
-    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(found))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found))
     # A logit of 1e5 has a rounding of 8e-3, and so has every difference of two: of losses of
     # 1e5 that is nothing, of a gradient of one-hots little, unless the two largest are close.
     wanted = reference.sums(
@@ -313,7 +315,7 @@ def test_bfloat16_gives_gradients_in_bfloat16_near_those_of_float32():
 # What must not matter
 
 
-@pytest.mark.parametrize('chunk', [0, 1, 7, 16, 40, 41])
+@pytest.mark.parametrize('chunk', [0, 1, 7, 41])
 def test_chunk_size_changes_nothing_beyond_rounding(chunk):
     inputs = make(14)
     assert B * POSITIONS == 40
@@ -326,7 +328,7 @@ def test_padding_changes_nothing_beyond_rounding():
 
     def pad(x, fill):
         widths = [(0, 3), (0, 4)] + [(0, 0)] * (x.ndim - 2)
-        return jnp.pad(x, widths, constant_values=fill)
+        return np.pad(x, widths, constant_values=fill)
 
     padded = fused(
         Predictor(pad(student.features, 7.0), student.head),
@@ -336,8 +338,8 @@ def test_padding_changes_nothing_beyond_rounding():
         temperature=2.0,
     )
     features = padded[1].features
-    assert jnp.all(features[B:] == 0)
-    assert jnp.all(features[:, POSITIONS:] == 0)
+    assert np.all(features[B:] == 0)
+    assert np.all(features[:, POSITIONS:] == 0)
     assert_close(
         (*padded[0], Predictor(features[:B, :POSITIONS], padded[1].head)), (value, sums, gradient)
     )
@@ -346,19 +348,19 @@ def test_padding_changes_nothing_beyond_rounding():
 def test_a_batch_of_padding_has_loss_zero_and_gradient_zero():
     student, teacher, labels, weights = make(16)
     for other in (teacher, None):
-        found = fused(student, other, labels, jnp.zeros_like(weights))
-        assert all(jnp.all(x == 0) for x in jax.tree.leaves(found))
+        found = fused(student, other, labels, np.zeros_like(weights))
+        assert all(np.all(x == 0) for x in jax.tree.leaves(found))
 
 
 def test_sums_and_gradients_of_parts_add_up_to_the_whole():
     student, teacher, labels, weights = inputs = make(17)
-    lambda_ = jnp.linspace(0, 1, B)
+    lambda_ = np.linspace(0, 1, B, dtype=np.float32)
     parts = []
     for rows in (slice(0, 3), slice(3, B)):
         mine, other = (Predictor(p.features[rows], p.head) for p in (student, teacher))
         parts.append(fused(mine, other, labels[rows], weights[rows], lambda_=lambda_[rows]))
     added = jax.tree.map(lambda *x: sum(x), *((p[0], p[1].head) for p in parts))
-    features = jnp.concatenate([p[1].features for p in parts])
+    features = np.concatenate([p[1].features for p in parts])
     whole = fused(*inputs, lambda_=lambda_)
     assert_close((added[0], Predictor(features, added[1])), whole)
 
@@ -367,16 +369,16 @@ def test_padding_of_the_vocabulary_changes_nothing_and_gets_no_gradient():
     student, teacher, labels, weights = inputs = make(18)
 
     def pad(predictor, extra=13):
-        weight = jnp.pad(predictor.head.weight, [(0, extra), (0, 0)], constant_values=1.0)
-        bias = jnp.pad(predictor.head.bias, [(0, extra)], constant_values=-1e9)
+        weight = np.pad(predictor.head.weight, [(0, extra), (0, 0)], constant_values=1.0)
+        bias = np.pad(predictor.head.bias, [(0, extra)], constant_values=-1e9)
         return Predictor(predictor.features, Head(weight, bias))
 
     for other in (teacher, None):
         found, gradient = fused(
             pad(student), other and pad(other), labels, weights, temperature=2.0
         )
-        assert jnp.all(gradient.head.weight[V:] == 0)
-        assert jnp.all(gradient.head.bias[V:] == 0)
+        assert np.all(gradient.head.weight[V:] == 0)
+        assert np.all(gradient.head.bias[V:] == 0)
         head = jax.tree.map(lambda x: x[:V], gradient.head)
         whole = fused(student, other, *inputs[2:], temperature=2.0)
         assert_close((found, Predictor(gradient.features, head)), whole)
@@ -404,15 +406,20 @@ def shardings(mesh):
 @pytest.mark.parametrize('shape', [(1, 1, 1), (2, 1, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2)])
 def test_device_count_changes_nothing_beyond_rounding(shape):
     inputs = make(19, vocabulary=64)  # which tensor = 2 divides
-    wanted = dense(*inputs, temperature=2.0)
-    plain = loss_sums(*inputs, temperature=2.0)
     mesh = mesh_of(*shape)
     with jax.set_mesh(mesh):
         placed = jax.device_put(inputs, shardings(mesh))
         found = jax.block_until_ready(fused(*placed, chunk=3, temperature=2.0))
-        sums = jax.block_until_ready(loss_sums(*placed, temperature=2.0))
-    assert_close(found, wanted)
-    assert_close(sums, plain)
+    assert_close(found, dense(*inputs, temperature=2.0))
+
+
+def test_device_count_changes_nothing_where_no_gradient_is_taken():
+    inputs = make(19, vocabulary=64)
+    mesh = mesh_of(2, 2, 2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(inputs, shardings(mesh))
+        found = jax.block_until_ready(loss_sums(*placed, temperature=2.0))
+    assert_close(found, loss_sums(*inputs, temperature=2.0))
 
 
 # What it costs

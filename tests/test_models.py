@@ -178,7 +178,7 @@ def test_logits_and_gradients_equal_the_reference():
     prefix = 'transformer.'
 
     def ours(tensors):
-        numpy = {k.removeprefix(prefix): v.detach().numpy() for k, v in tensors}
+        numpy = {k.removeprefix(prefix): v.detach().numpy().copy() for k, v in tensors}
         return huggingface.from_huggingface(numpy, model.table, model.abstract)
 
     names = [(k, v) for k, v in reference.named_parameters() if k != 'lm_head.weight']
