@@ -1,6 +1,6 @@
 """A GPT-2 student from nothing but this machine: teacher, stage 1, stage 2, controls, table.
 
-    ./launch/quickstart.sh           one seed, about 6 minutes on 2 cores
+    ./launch/quickstart.sh           one seed, within 10 minutes on 2 cores
     ./launch/quickstart.sh full      three seeds, within an hour on 2 cores
 
 Text: pydocs, the documentation inside the packages that this project installs. Pre-training
@@ -28,7 +28,7 @@ def get_config(variant: str = ''):
     c.train.save_every = 500
     r = c.recipe
     budget = {
-        '': {'teacher': (1200, 500), 'student': (1200, 500)},
+        '': {'teacher': (800, 300), 'student': (700, 300)},
         'full': {'teacher': (4000, 1000), 'student': (1500, 600)},
         'ci': {'teacher': (20, 10), 'student': (20, 10)},
     }[variant]
