@@ -150,28 +150,7 @@ def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> N
       devices: devices there are; None skips the rules that need it.
       processes: processes that share them equally.
     """
-    nets = [('student', c.student)]
-    if c.teacher.layers:
-        nets.append(('teacher', c.teacher))
-    for name, net in nets:
-        _one_of(f'{name}.family', net.family, FAMILIES)
-        for key in ('layers', 'width', 'heads', 'ffn', 'positions', 'vocab_size'):
-            _rule(f'{name}.{key}', net[key], net[key] >= 1, 'must be at least 1')
-        _rule(
-            f'{name}.heads', net.heads, net.width % net.heads == 0,
-            f'must divide {name}.width = {net.width}',
-        )  # fmt: skip
-        _rule(f'{name}.dropout', net.dropout, 0 <= net.dropout < 1, 'must be in [0, 1)')
-        _rule(
-            'data.length', c.data.length, 1 <= c.data.length <= net.positions,
-            f'must be at least 1 and at most {name}.positions = {net.positions}',
-        )  # fmt: skip
-    if c.teacher.layers:
-        _rule(
-            'teacher.vocab_size', c.teacher.vocab_size,
-            c.teacher.vocab_size == c.student.vocab_size,
-            f'must equal student.vocab_size = {c.student.vocab_size}',
-        )  # fmt: skip
+    _validate_networks(c)
     _one_of('objective', c.objective, OBJECTIVES)
     _one_of('teacher.dtype', c.teacher.dtype, ('auto', *DTYPES))
     _check_loss('loss', c.loss.lambda_, c.loss.temperature)
@@ -203,6 +182,42 @@ def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> N
     _rule(
         'mesh.data', c.mesh.data, c.mesh.data == -1 or c.mesh.data >= 1, 'must be -1 or at least 1'
     )
+    _validate_recipe(c)
+    _check_unread(c)
+    _rule(
+        'tokenizer.path', repr(c.tokenizer.path), c.tokenizer.path or c.data.source != 'prepared',
+        "must be the tokenizer that the set was prepared with, for source 'prepared'",
+    )  # fmt: skip
+    if devices is not None:
+        _validate_devices(c, devices, processes)
+
+
+def _validate_networks(c: ConfigDict) -> None:
+    nets = [('student', c.student)]
+    if c.teacher.layers:
+        nets.append(('teacher', c.teacher))
+    for name, net in nets:
+        _one_of(f'{name}.family', net.family, FAMILIES)
+        for key in ('layers', 'width', 'heads', 'ffn', 'positions', 'vocab_size'):
+            _rule(f'{name}.{key}', net[key], net[key] >= 1, 'must be at least 1')
+        _rule(
+            f'{name}.heads', net.heads, net.width % net.heads == 0,
+            f'must divide {name}.width = {net.width}',
+        )  # fmt: skip
+        _rule(f'{name}.dropout', net.dropout, 0 <= net.dropout < 1, 'must be in [0, 1)')
+        _rule(
+            'data.length', c.data.length, 1 <= c.data.length <= net.positions,
+            f'must be at least 1 and at most {name}.positions = {net.positions}',
+        )  # fmt: skip
+    if c.teacher.layers:
+        _rule(
+            'teacher.vocab_size', c.teacher.vocab_size,
+            c.teacher.vocab_size == c.student.vocab_size,
+            f'must equal student.vocab_size = {c.student.vocab_size}',
+        )  # fmt: skip
+
+
+def _validate_recipe(c: ConfigDict) -> None:
     _seeds('seed', (c.seed,))
     _seeds('recipe.seeds', c.recipe.seeds)
     for name, p in c.recipe.items():
@@ -213,13 +228,6 @@ def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> N
             rule = f'must be at least {minimum}'
             _rule(f'recipe.{name}.{key}', p[key], p[key] >= minimum, rule)
         _positive(f'recipe.{name}.peak_lr', p.peak_lr)
-    _check_unread(c)
-    _rule(
-        'tokenizer.path', repr(c.tokenizer.path), c.tokenizer.path or c.data.source != 'prepared',
-        "must be the tokenizer that the set was prepared with, for source 'prepared'",
-    )  # fmt: skip
-    if devices is not None:
-        _validate_devices(c, devices, processes)
 
 
 def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
