@@ -27,7 +27,7 @@ LEVELS = {
     'losses': 2,
     'optimizer': 2,
     'metrics': 2,
-    'digests': 1,
+    'digests': 0,
     'workdir': 1,
     'data': 1,
     'data.batches': 1,

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from lightpaff_jax.config import UserError
+from lightpaff_jax.digests import named, nested
 
 
 class Row(NamedTuple):
@@ -33,7 +34,7 @@ def from_huggingface(tensors: Mapping[str, np.ndarray], table: Sequence[Row], li
     Raises:
       UserError: names every missing (-), unexpected (+) and misshapen tensor.
     """
-    wanted = _flat(like)
+    wanted = named(like)
     faults: list[str] = []
     used, flat = set(), {}
     for row in table:
@@ -47,7 +48,7 @@ def from_huggingface(tensors: Mapping[str, np.ndarray], table: Sequence[Row], li
     faults += [f'+ {name}' for name in tensors if name not in used]
     if faults:
         raise UserError('tensors do not fit the model: ' + ', '.join(faults))
-    return _nested(flat)
+    return nested(flat)
 
 
 def _fitted(row: Row, name: str, tensors: Mapping, goal: tuple[int, ...], faults: list[str]):
@@ -75,7 +76,7 @@ def to_huggingface(params, table: Sequence[Row], vocab_size: int) -> dict[str, n
 
     Matrices of several output or input axes (heads x head width) are flattened to two.
     """
-    flat, tensors = _flat(params), {}
+    flat, tensors = named(params), {}
     for row in table:
         whole = np.asarray(jax.device_get(flat[row.path]), np.float32)
         layered = '{layer}' in row.name
@@ -94,19 +95,3 @@ def _flatten(row: Row, part: np.ndarray) -> np.ndarray:
     if '/out/' in row.path:
         return part.reshape(-1, part.shape[-1])
     return part.reshape(part.shape[0], -1)
-
-
-def _flat(tree) -> dict:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {'/'.join(k.key for k in path): leaf for path, leaf in leaves}
-
-
-def _nested(flat: Mapping) -> dict:
-    tree: dict = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split('/')
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return tree
