@@ -7,8 +7,8 @@ updates and learning rate are not known; these follow BERT's in NAS-BERT (KDD 20
     python -m lightpaff_jax.main --config=configs/gpt2_stage1.py          on an accelerator
     python -m lightpaff_jax.main --config=configs/gpt2_stage1.py:tiny     2 minutes on a laptop
 
-It starts from teachers/gpt2_medium, the workdir of the teacher's run, and data/openwebtext, a
-folder of text. `tiny` reads the embedded text and first trains its teacher (`tiny_teacher`).
+It starts from teachers/gpt2_medium, a Hugging Face folder with GPT-2's tokenizer, and
+data/openwebtext, a folder of text. `tiny` reads the embedded text and first trains its teacher (`tiny_teacher`).
 """
 
 from lightpaff_jax import config

@@ -1,15 +1,17 @@
-"""A GPT-2 student from nothing but this machine: teacher, stage 1, stage 2, controls, table.
+"""A student from nothing but this machine: teacher, stage 1, stage 2, controls, table.
 
-    ./launch/quickstart.sh           one seed, within 10 minutes on 2 cores
-    ./launch/quickstart.sh full      three seeds, within an hour on 2 cores
+    ./launch/quickstart.sh           GPT-2; one seed, within 10 minutes on 2 cores
+    ./launch/quickstart.sh bert      BERT: which package is a text from, do two texts belong together
+    ./launch/quickstart.sh mass      MASS: the first line of a docstring from the rest of it
+    ./launch/quickstart.sh full      GPT-2; three seeds, within an hour on 2 cores
 
-Text: pydocs, the documentation inside the packages that this project installs. Pre-training
-reads all of them but jax, fine-tuning jax alone.
+Text: pydocs, the documentation inside the packages that this project installs. GPT-2 is pre-trained
+on all of them but jax and fine-tuned on jax; the others read all packages.
 """
 
 from lightpaff_jax import config
 
-VARIANTS = ('full', 'ci')
+VARIANTS = ('gpt2', 'bert', 'mass', 'full', 'ci', 'bert_ci', 'mass_ci')
 
 TASK = ('jax',)
 GENERAL = (
@@ -26,23 +28,49 @@ def get_config(variant: str = ''):
     c.eval.batch_size, c.eval.batches = 32, 40  # the task's splits are read whole
     c.train.log_every = 20
     c.train.save_every = 500
-    r = c.recipe
-    warmup = 20 if variant == 'full' else 5  # its share of the updates; 40 are too few at this rate
-    budget = {
-        '': {'teacher': (800, 300), 'student': (700, 300)},
-        'full': {'teacher': (4000, 1000), 'student': (1500, 600)},
-        'ci': {'teacher': (20, 10), 'student': (20, 10)},
-    }[variant]
-    for name in ('teacher', 'student'):
-        for phase, updates in zip(('pretrain', 'finetune'), budget[name], strict=True):
-            p = r[f'{name}_{phase}']
-            p.updates, p.warmup, p.batch_size = updates, updates // warmup, 4
-            p.packages = GENERAL if phase == 'pretrain' else TASK
-    r.teacher_pretrain.peak_lr = 2e-3
-    r.student_pretrain.update({'peak_lr': 3e-3, 'lambda_': 1.0, 'temperature': 2.0})
-    r.student_finetune.update({'peak_lr': 1e-3, 'lambda_': 0.5, 'temperature': 1.0})
-    if variant == 'full':
-        r.seeds = (0, 1, 2)
-    if variant == 'ci':
+    c.recipe.teacher_pretrain.peak_lr = 2e-3
+    c.recipe.student_pretrain.update({'peak_lr': 3e-3, 'lambda_': 1.0, 'temperature': 2.0})
+    c.recipe.student_finetune.update({'peak_lr': 1e-3, 'lambda_': 0.5, 'temperature': 1.0})
+    family, _, small = variant.partition('_')
+    {'bert': _bert, 'mass': _mass}.get(family, _gpt2)(c, variant)
+    if 'ci' in (family, small):
         c.eval.batches = 2
+        _phases(c, (20, 10), (20, 10))
     return c
+
+
+def _gpt2(c, variant):
+    if variant == 'full':
+        c.recipe.seeds = (0, 1, 2)
+        _phases(c, (4000, 1000), (1500, 600), warmup=20)
+    else:
+        _phases(c, (800, 300), (700, 300))
+    for name, p in c.recipe.items():
+        if name.endswith('_pretrain'):
+            p.packages = GENERAL
+        if name.endswith('_finetune'):
+            p.packages = TASK
+
+
+def _bert(c, variant):
+    c.objective = 'mlm'
+    c.student.family = c.teacher.family = 'bert'
+    c.recipe.tasks = ('topic', 'pairs')
+    _phases(c, (800, 300), (700, 300))
+
+
+def _mass(c, variant):
+    c.objective = 'mass'
+    c.student.family = c.teacher.family = 'mass'
+    c.teacher.decoder_layers, c.student.decoder_layers = 3, 1
+    c.recipe.tasks = ('summary',)
+    c.data.target_length = 32
+    _phases(c, (800, 300), (700, 300))
+
+
+def _phases(c, teacher, student, warmup=5):
+    """Updates of pre-training and fine-tuning; 1 / warmup of them raise the learning rate."""
+    for name, budget in (('teacher', teacher), ('student', student)):
+        for phase, updates in zip(('pretrain', 'finetune'), budget, strict=True):
+            p = c.recipe[f'{name}_{phase}']
+            p.updates, p.warmup, p.batch_size = updates, updates // warmup, 4

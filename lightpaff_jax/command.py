@@ -11,7 +11,8 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax.config import MissingPaths, UserError, default, flatten, nearest, validate
+from lightpaff_jax.config import NUMBERS, MissingPaths, UserError, default, flatten, nearest
+from lightpaff_jax.validation import validate
 
 
 def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | None = None) -> int:
@@ -181,14 +182,15 @@ def _typed(key: str, text: str, default):
     if type(value) is not kind:
         raise UserError(f'{key} = {text}: must be {_KIND_NAMES[kind]}')
     if kind is tuple:
-        inner = type(default[0]) if default else str
+        empty = int if key.removeprefix('config.') in NUMBERS else str
+        inner = type(default[0]) if default else empty
         if any(type(item) is not inner for item in value):
             raise UserError(f'{key} = {text}: must hold {_KIND_NAMES[inner]} or several')
     return value
 
 
 _KIND_NAMES = {
-    int: 'a whole number', float: 'a number', str: 'a name', tuple: 'a list like a,b',
+    bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a name', tuple: 'a list like a,b',
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config
+from lightpaff_jax import command, validation
 
 USAGE = """
 python -m lightpaff_jax.main --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
@@ -21,7 +21,7 @@ Keys, defaults and units: lightpaff_jax/config.py
 
 def run(c: ConfigDict) -> None:
     """Trains what `c` says, after the runs that it needs, and prints the scores."""
-    config.check_paths(c, runs=not c.after)
+    validation.check_paths(c, runs=not c.after)
     from lightpaff_jax.train import check, train  # after the paths are known to be there
 
     if c.after:

@@ -15,7 +15,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config
+from lightpaff_jax import command, config, validation
 
 USAGE = """
 python -m lightpaff_jax.recipe --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
@@ -28,8 +28,9 @@ config.student and config.teacher are the two networks, config.recipe the four a
 """
 
 SET_BY_RECIPE = (
-    'student.init', 'teacher.path', 'loss.lambda_', 'loss.temperature', 'optim.peak_lr',
-    'optim.warmup', 'data.batch_size', 'data.packages', 'data.path', 'train.updates',
+    'student.init', 'student.new_head', 'teacher.path', 'loss.lambda_', 'loss.temperature',
+    'optim.peak_lr', 'optim.warmup', 'data.batch_size', 'data.form', 'data.packages', 'data.path',
+    'train.updates',
 )  # fmt: skip
 """Keys that each run of a recipe has its own value of."""
 
@@ -46,51 +47,92 @@ ARMS = {
 def plan(c: ConfigDict) -> tuple[dict[str, ConfigDict], dict]:
     """Run name -> its configuration, in an order in which each finds what it needs; recipe.json.
 
-    A run's name is its folder in c.workdir. One teacher serves all seeds.
+    A run's name is its folder in c.workdir. One teacher serves all seeds; the pre-training of
+    a seed serves all tasks.
+
+    Raises:
+      UserError: a task that the family does not learn.
     """
-    runs = {
-        'teacher_pretrain': _run(c, 'teacher_pretrain', c.teacher, c.seed),
-        'teacher_finetune': _run(c, 'teacher_finetune', c.teacher, c.seed),
-    }
-    runs['teacher_finetune'].student.init = f'{c.workdir}/teacher_pretrain'
-    arms = []
+    runs = {'teacher_pretrain': _run(c, 'teacher_pretrain', c.teacher, c.seed)}
+    tasks: dict[str, dict] = {}
+    for task in c.recipe.tasks:
+        inside = f'{task}/' if len(c.recipe.tasks) > 1 else ''
+        taught = f'{inside}teacher_finetune'
+        runs[taught] = _run(c, 'teacher_finetune', c.teacher, c.seed, task)
+        _start(c, runs[taught], 'teacher_pretrain')
+        tasks[task] = {'teacher': ['teacher_pretrain', taught], 'arms': []}
     for seed in c.recipe.seeds:
-        for arm, (pretrain, guided) in ARMS.items():
-            first, last = f'seed{seed}/{pretrain}', f'seed{seed}/{arm}'
-            cost = _cost_of_teacher(c) if arm == 'no_teacher_equal_flops' else 1.0
-            if first not in runs:
-                runs[first] = _run(c, 'student_pretrain', c.student, seed, cost)
-                if pretrain == 'stage1':
-                    _guide(c, runs[first], 'student_pretrain', 'teacher_pretrain')
-            runs[last] = _run(c, 'student_finetune', c.student, seed, cost)
-            runs[last].student.init = f'{c.workdir}/{first}'
-            if guided:
-                _guide(c, runs[last], 'student_finetune', 'teacher_finetune')
-            arms.append({'arm': arm, 'seed': seed, 'runs': [first, last]})
+        for task in c.recipe.tasks:
+            inside = f'{task}/' if len(c.recipe.tasks) > 1 else ''
+            for arm, (pretrain, guided) in ARMS.items():
+                first, last = f'seed{seed}/{pretrain}', f'{inside}seed{seed}/{arm}'
+                longer = arm == 'no_teacher_equal_flops'
+                if first not in runs:
+                    runs[first] = _run(c, 'student_pretrain', c.student, seed, longer=longer)
+                    if pretrain == 'stage1':
+                        _guide(c, runs[first], 'student_pretrain', 'teacher_pretrain')
+                runs[last] = _run(c, 'student_finetune', c.student, seed, task, longer)
+                _start(c, runs[last], first)
+                if guided:
+                    _guide(c, runs[last], 'student_finetune', f'{inside}teacher_finetune')
+                tasks[task]['arms'].append({'arm': arm, 'seed': seed, 'runs': [first, last]})
     for name, r in runs.items():
         r.workdir = f'{c.workdir}/{name}'
-    teacher = ['teacher_pretrain', 'teacher_finetune']
-    return runs, {'name': pathlib.Path(c.workdir).name, 'teacher': teacher, 'arms': arms}
+    return runs, {'name': pathlib.Path(c.workdir).name, 'tasks': tasks}
 
 
-def _run(c: ConfigDict, phase: str, network: ConfigDict, seed: int, cost: float = 1.0):
-    """A run without a teacher: the network's shape and the phase's settings."""
+def _run(c: ConfigDict, phase: str, network: ConfigDict, seed: int, task: str = '',
+         longer: bool = False):  # fmt: skip
+    """A run without a teacher: the network's shape and the phase's settings.
+
+    Args:
+      c: the recipe's configuration.
+      phase: its section of `config.recipe`.
+      network: of the student or the teacher.
+      seed: of initialisation and order.
+      task: form that is fine-tuned for; '' pre-trains.
+      longer: whether to take as many FLOPs as distilling takes, by more updates.
+    """
     r, p = config.copy(c), c.recipe[phase]
     for key in config.network():
         r.student[key] = network[key]
     r.student.init = 'scratch'
     r.teacher.layers, r.teacher.path = 0, ''
     r.seed = seed
-    r.train.updates = round(p.updates * cost)
-    r.optim.warmup = round(p.warmup * cost)
-    r.optim.peak_lr = p.peak_lr
     r.data.batch_size = p.batch_size
     r.data.packages = p.packages
     r.data.path = p.path
+    _set_task(r, task)
+    cost = _cost_of_teacher(c, r) if longer else 1.0
+    r.train.updates = round(p.updates * cost)
+    r.optim.warmup = round(p.warmup * cost)
+    r.optim.peak_lr = p.peak_lr
     if r.data.source == 'text' and not r.tokenizer.path:
         r.tokenizer.text = r.tokenizer.text or c.recipe.teacher_pretrain.path
     r.loss.lambda_, r.loss.temperature = 0.0, 1.0
     return r
+
+
+def _set_task(r: ConfigDict, task: str) -> None:
+    """What is learnt, from which form of the data, with which head."""
+    from lightpaff_jax.data import sources
+
+    family = r.student.family
+    form = task or 'text'
+    fitting = [o for o in config.OBJECTIVES[family] if o in config.FORMS[form]]
+    if not fitting:
+        raise config.UserError(
+            f'config.recipe.tasks = {task}: must be a form that family {family!r} learns'
+        )
+    r.objective = fitting[0]
+    r.data.form = form if r.data.source == 'pydocs' else 'text'
+    if r.objective == 'classify':
+        r.student.head, r.student.classes = 'classify', sources.classes(r)
+
+
+def _start(c: ConfigDict, r: ConfigDict, before: str) -> None:
+    r.student.init = f'{c.workdir}/{before}'
+    r.student.new_head = r.student.head == 'classify'
 
 
 def _guide(c: ConfigDict, r: ConfigDict, phase: str, teacher: str) -> None:
@@ -99,13 +141,16 @@ def _guide(c: ConfigDict, r: ConfigDict, phase: str, teacher: str) -> None:
     r.loss.temperature = c.recipe[phase].temperature
 
 
-def _cost_of_teacher(c: ConfigDict) -> float:
-    """FLOPs of a distilled update over those of one without a teacher."""
+def _cost_of_teacher(c: ConfigDict, r: ConfigDict) -> float:
+    """FLOPs of a distilled update of run `r` over those of one without a teacher."""
     from lightpaff_jax import models
+    from lightpaff_jax.data import objectives
 
-    length = c.data.length
-    student = 3 * models.build(c.student).flops(length, length)
-    return 1 + models.build(c.teacher).flops(length, length) / student
+    shape = objectives.OBJECTIVES[r.objective].shape(r)
+    teacher = config.copy(c).teacher
+    teacher.update({'head': r.student.head, 'classes': r.student.classes})
+    student = 3 * models.build(r.student).flops(shape)
+    return 1 + models.build(teacher).flops(shape) / student
 
 
 def run(c: ConfigDict) -> None:
@@ -126,8 +171,8 @@ def run(c: ConfigDict) -> None:
     runs, table = plan(c)
     devices = jax.device_count()
     for name, p in c.recipe.items():
-        if name != 'seeds':  # said of the key that sets it, not of the run's
-            config.check_batch(f'recipe.{name}.batch_size', p.batch_size, c, devices)
+        if name not in ('seeds', 'tasks'):  # said of the key that sets it, not of the run's
+            validation.check_batch(f'recipe.{name}.batch_size', p.batch_size, c, devices)
     from lightpaff_jax import report, speed, train, workdir
 
     for name, r in runs.items():
@@ -142,13 +187,13 @@ def run(c: ConfigDict) -> None:
     workdir.write(folder / 'recipe.json', json.dumps(table, indent=2) + '\n')
     for number, (name, r) in enumerate(runs.items(), 1):
         print(f'[{number}/{len(runs)}] {name}', flush=True)
-        result = train.train(r)
+        train.train(r)
     if not (folder / 'speed.json').is_file():
-        first = table['arms'][0]['runs'][-1]
-        found = speed.compare(
-            f'{c.workdir}/teacher_finetune', f'{c.workdir}/{first}', c.data.length,
-            c.eval.batch_size, result['tokenizer_hash'],
-        )  # fmt: skip
+        first = table['tasks'][c.recipe.tasks[0]]
+        student = first['arms'][0]['runs'][-1]
+        r = config.copy(runs[student])
+        r.teacher.path = f'{c.workdir}/{first["teacher"][-1]}'
+        found = speed.compare(r)
         workdir.write(folder / 'speed.json', json.dumps(found, indent=2) + '\n')
     print(report.write(folder))
     print(f'{folder}/report.html')

@@ -17,11 +17,19 @@ AXES = ('data', 'fsdp', 'tensor')
 # divide, is whole on every device.
 RULES = (
     (('token_embedding', 'table'), ('tensor', 'fsdp')),
+    (('decoder_token_embedding', 'table'), ('tensor', 'fsdp')),
+    (('output', 'table'), ('tensor', 'fsdp')),
     (('position_embedding', 'table'), (None, 'fsdp')),
+    (('encoder_position', 'table'), (None, 'fsdp')),
+    (('decoder_position', 'table'), (None, 'fsdp')),
     (('qkv', 'kernel'), ('fsdp', None, 'tensor', None)),
+    (('query', 'kernel'), ('fsdp', 'tensor', None)),
+    (('kv', 'kernel'), ('fsdp', None, 'tensor', None)),
     (('out', 'kernel'), ('tensor', None, 'fsdp')),
     (('up', 'kernel'), ('fsdp', 'tensor')),
     (('down', 'kernel'), ('tensor', 'fsdp')),
+    (('transform', 'kernel'), ('fsdp', 'tensor')),
+    (('pooler', 'kernel'), ('fsdp', 'tensor')),
 )
 
 

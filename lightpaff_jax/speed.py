@@ -10,76 +10,78 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from lightpaff_jax import checkpoint, command, config, models, sharding, teacher, workdir
+from lightpaff_jax import command, config, models, pretrained, sharding, workdir
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.config import UserError
+from lightpaff_jax.data import batches, objectives, prepare, tokenizers
 from lightpaff_jax.losses import Head, Predictor, distillation_loss
 
 USAGE = """
 python -m lightpaff_jax.speed --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
 
-Compares the network trained in config.workdir with the teacher in config.teacher.path, and
-writes config.workdir/speed.json. Latency: one sequence of config.data.length tokens scored.
-Throughput: config.eval.batch_size sequences at a time.
+Compares the network trained in config.workdir with the teacher in config.teacher.path on test
+data, and writes config.workdir/speed.json. Latency: one example scored. Throughput:
+config.eval.batch_size examples at a time.
 """
 
 _PAIRS = 9
 _SECONDS = 0.1  # least time of one measurement
 
 
-def compare(big: str, small: str, length: int, batch_size: int, tokenizer_hash: str) -> dict:
+def compare(c: ConfigDict) -> dict:
     """Two trained networks side by side, in float32 on the first device.
 
     Args:
-      big: workdir of the teacher.
-      small: workdir of the student.
-      length: T, tokens a sequence.
-      batch_size: sequences at a time, for throughput.
-      tokenizer_hash: what both were trained with.
+      c: configuration of the student's run: `workdir`, and the teacher to compare with in
+        `teacher.path`.
 
     Returns:
       what speed.json holds; ratios are teacher / student (throughput: student / teacher), for
       times the median over pairs of measurements that follow each other.
     """
-    c = config.default()
-    mesh = sharding.make_mesh(c, jax.devices()[:1])
+    tokenizer = tokenizers.load(c)
+    whole = next(batches.evaluation(c, prepare.prepare(c, tokenizer), tokenizer, 'test'))
+    shape = objectives.OBJECTIVES[c.objective].shape(c)
+    size, length = c.eval.batch_size, shape.tokens + shape.source
+    inputs = {rows: jax.tree.map(lambda x, rows=rows: x[:rows], whole) for rows in (1, size)}
+    mesh = sharding.make_mesh(config.default(), jax.devices()[:1])
     sides, calls = {}, {}
     with jax.set_mesh(mesh):
-        for name, key, path in (('teacher', 'teacher.path', big), ('student', 'workdir', small)):
-            shape, params = teacher.read_run(key, path, mesh, tokenizer_hash)
-            model = models.build(shape)
+        places = (('teacher', 'teacher.path', c.teacher.path), ('student', 'workdir', c.workdir))
+        for name, key, path in places:
+            pretrained.check_tokenizer(key, path, tokenizer)
+            model = models.build(pretrained.read_network(key, path))
+            params = pretrained.read_params(key, path, model, mesh)
             sides[name] = {
                 'parameters': model.parameters,
                 'bytes': 4 * model.parameters,
-                'flops_per_token': model.flops(length, length) / length,
+                'flops': model.flops(shape),
             }
-            calls[name] = {b: _scorer(model, params, b, length) for b in (1, batch_size)}
+            calls[name] = {rows: _scorer(model, params, batch) for rows, batch in inputs.items()}
         one = _pairs(calls['teacher'][1], calls['student'][1])
-        many = _pairs(calls['teacher'][batch_size], calls['student'][batch_size])
+        many = _pairs(calls['teacher'][size], calls['student'][size])
     for index, side in enumerate(sides.values()):
         side['latency_ms'] = 1e3 * statistics.median(pair[index] for pair in one)
         seconds = statistics.median(pair[index] for pair in many)
-        side['tokens_per_second'] = batch_size * length / seconds
-    sizes = ('parameters', 'bytes', 'flops_per_token')
+        side['tokens_per_second'] = size * length / seconds
+    sizes = ('parameters', 'bytes', 'flops')
     ratios = {key: sides['teacher'][key] / sides['student'][key] for key in sizes}
     ratios['latency'] = statistics.median(a / b for a, b in one)
     ratios['throughput'] = statistics.median(a / b for a, b in many)
     device = jax.devices()[0]
     hardware = f'1 x {device.device_kind}, {os.cpu_count()} cores'
     return {
-        'batch_size': batch_size, 'length': length, 'pairs': _PAIRS, **sides,
-        'ratios': ratios, 'hardware': hardware,
+        'task': 'classifies a text' if c.objective == 'classify' else 'scores a sequence',
+        'batch_size': size, 'length': length, 'pairs': _PAIRS, **sides, 'ratios': ratios,
+        'hardware': hardware,
     }  # fmt: skip
 
 
-def _scorer(model: models.Model, params, batch_size: int, length: int) -> Callable[[], None]:
-    """A compiled call that scores random sequences: features, head, negative log-likelihood."""
-    ids = np.random.default_rng(0).integers(0, model.vocab_size, (batch_size, length + 1))
-    tokens, labels = jnp.asarray(ids[:, :-1], jnp.int32), jnp.asarray(ids[:, 1:], jnp.int32)
-    batch = Batch(tokens, labels, jnp.ones((batch_size, length)))
+def _scorer(model: models.Model, params, batch: Batch) -> Callable[[], None]:
+    """A compiled call that scores a batch: features, head, negative log-likelihood."""
+    batch = jax.tree.map(jnp.asarray, batch)
 
     @jax.jit
     def score(params, batch):
@@ -110,13 +112,10 @@ def _pairs(a: Callable[[], None], b: Callable[[], None]) -> list[tuple[float, fl
 def run(c: ConfigDict) -> None:
     """Compares the networks of `c.teacher.path` and `c.workdir`; writes and prints speed.json."""
     if not c.teacher.path:
-        raise UserError("config.teacher.path = '': must be the workdir of a run")
-    teacher.read_shape('workdir', c.workdir)
-    folder = pathlib.Path(c.workdir)
-    tokenizer_hash = checkpoint.read_meta(folder / 'checkpoints')['tokenizer_hash']
-    found = compare(c.teacher.path, c.workdir, c.data.length, c.eval.batch_size, tokenizer_hash)
-    text = json.dumps(found, indent=2)
-    workdir.write(folder / 'speed.json', text + '\n')
+        raise UserError("config.teacher.path = '': must be a workdir or a Hugging Face folder")
+    pretrained.read_network('workdir', c.workdir)
+    text = json.dumps(compare(c), indent=2)
+    workdir.write(pathlib.Path(c.workdir) / 'speed.json', text + '\n')
     print(text)
 
 

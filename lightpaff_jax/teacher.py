@@ -1,6 +1,5 @@
-"""The frozen teacher: read from a run's workdir, checked against the student, identified."""
+"""The frozen teacher: read, checked against the student, identified; and the student's start."""
 
-import pathlib
 from typing import NamedTuple
 
 import jax
@@ -8,8 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lightpaff_jax import checkpoint, config, digests, models, sharding
-from lightpaff_jax.config import UserError
+from lightpaff_jax import digests, models, pretrained
+from lightpaff_jax.config import STARTS, UserError
+from lightpaff_jax.data.tokenizers import Tokenizer
 
 
 class Teacher(NamedTuple):
@@ -21,52 +21,82 @@ class Teacher(NamedTuple):
     """Identity of its parameters."""
 
 
-def load(c: ConfigDict, mesh: Mesh, tokenizer_hash: str) -> Teacher | None:
+def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
     """The teacher of `config.teacher`; None where its path is ''.
 
     Raises:
-      UserError: no such run, another shape than the configuration says, another vocabulary
-        or another tokenizer than the student's.
+      UserError: nothing to read there, another shape than the configuration says, another
+        family, vocabulary, tokenizer or number of classes than the student's, or no such head.
     """
-    if not c.teacher.path:
+    path = c.teacher.path
+    if not path:
         return None
-    shape = read_shape('teacher.path', c.teacher.path)
+    shape = pretrained.read_network('teacher.path', path)
+    if shape.head == 'pretraining':  # the masked-LM half of it
+        shape.head = 'lm'
+    if shape.head == 'none':  # what it lacks is named on reading
+        shape.head, shape.classes = c.student.head, c.student.classes
     if c.teacher.layers:
-        _same_shape('teacher', c.teacher, shape, c.teacher.path)
-    if shape.vocab_size != c.student.vocab_size:
-        raise UserError(
-            f'config.student.vocab_size = {c.student.vocab_size}: must equal that of the teacher '
-            f'in {c.teacher.path} = {shape.vocab_size}'
-        )
-    if shape.positions < c.data.length:
-        raise UserError(
-            f'config.data.length = {c.data.length}: must be at most the positions of the teacher '
-            f'in {c.teacher.path} = {shape.positions}'
-        )
-    _, params = read_run('teacher.path', c.teacher.path, mesh, tokenizer_hash)
+        _same_shape('teacher', c.teacher, shape, path, but=('head',))
+    for key in ('family', 'head', 'classes', 'vocab_size'):
+        if shape[key] != c.student[key]:
+            raise UserError(
+                f'config.student.{key} = {c.student[key]}: must equal that of the teacher '
+                f'in {path} = {shape[key]}'
+            )
+    for key in ('length', 'target_length'):
+        if c.data[key] > shape.positions:
+            raise UserError(
+                f'config.data.{key} = {c.data[key]}: must be at most the positions of the teacher '
+                f'in {path} = {shape.positions}'
+            )
+    pretrained.check_tokenizer('teacher.path', path, tokenizer)
+    model = models.build(shape, compute_dtype=c.train.compute_dtype)
+    params = pretrained.read_params('teacher.path', path, model, mesh)
     identity = digests.identity(params)
     dtype = _dtype(c)
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
-    model = models.build(shape, compute_dtype=c.train.compute_dtype)
-    return Teacher(model, params, identity)
+    return Teacher(model, jax.tree.map(lambda x: x.astype(dtype), params), identity)
 
 
-def load_initial(c: ConfigDict, mesh: Mesh, tokenizer_hash: str) -> models.Params | None:
+def load_initial(
+    c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer, teacher: Teacher | None
+) -> models.Params | None:
     """The parameters that `config.student.init` starts from; None for 'scratch'.
 
     Raises:
-      UserError: no such run, or another shape or tokenizer than the student's.
+      UserError: nothing to read there, or another shape or tokenizer than the student's, or a
+        head that is not there and `config.student.new_head` does not ask for.
     """
     path = c.student.init
     if path == 'scratch':
         return None
-    _same_shape('student', c.student, read_shape('student.init', path), path)
-    return read_run('student.init', path, mesh, tokenizer_hash)[1]
+    student = models.build(c.student)
+    if path == 'teacher_layers':
+        assert teacher is not None, 'validation checks it'
+        model = models.build(teacher.model.network)
+        params = pretrained.read_params('teacher.path', c.teacher.path, model, mesh)
+        return pretrained.of_layers(c, model, params, student)
+    found = pretrained.read_network('student.init', path)
+    _same_shape('student', c.student, found, path, but=('head', 'classes'))
+    pretrained.check_tokenizer('student.init', path, tokenizer)
+
+    def fresh():
+        return student.init(jax.random.key(c.seed))
+
+    return pretrained.read_params(
+        'student.init', path, student, mesh, fresh if c.student.new_head else None
+    )
 
 
-def _same_shape(name: str, wanted: ConfigDict, found: ConfigDict, path: str) -> None:
+def paths(c: ConfigDict) -> list[tuple[str, str]]:
+    """(key, path) of the networks that a run starts from."""
+    found = [('teacher.path', c.teacher.path)] if c.teacher.path else []
+    return found + ([] if c.student.init in STARTS else [('student.init', c.student.init)])
+
+
+def _same_shape(name: str, wanted: ConfigDict, found: ConfigDict, path: str, but=()) -> None:
     for key, value in found.items():
-        if key != 'dropout' and wanted[key] != value:
+        if key not in ('dropout', *but) and wanted[key] != value:
             raise UserError(f'config.{name}.{key} = {wanted[key]}: {path} has {value}')
 
 
@@ -74,43 +104,3 @@ def _dtype(c: ConfigDict):
     if c.teacher.dtype == 'auto':
         return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
     return jnp.dtype(c.teacher.dtype)
-
-
-def read_shape(key: str, path: str) -> ConfigDict:
-    """Shape of the network that a run trained; raises UserError where no run has finished."""
-    folder = pathlib.Path(path).expanduser()
-    for name in ('checkpoints', 'config.json', 'result.json'):
-        if not (folder / name).exists():
-            raise UserError(
-                f'config.{key} = {path}: must be the workdir of a finished run, has no {name}'
-            )
-    theirs = config.read(folder).student
-    return config.network(**{name: theirs[name] for name in config.network()})
-
-
-def read_run(
-    key: str, path: str, mesh: Mesh, tokenizer_hash: str
-) -> tuple[ConfigDict, models.Params]:
-    """Shape and float32 parameters of the network that a run trained.
-
-    Args:
-      key: the configuration's key, for the message.
-      path: the run's workdir.
-      mesh: devices to put the parameters on, by sharding's rules.
-      tokenizer_hash: what the run must have been trained with.
-
-    Raises:
-      UserError: the run is missing, or has another tokenizer.
-    """
-    shape, saved = read_shape(key, path), pathlib.Path(path).expanduser() / 'checkpoints'
-    found = checkpoint.read_meta(saved)['tokenizer_hash']
-    if found != tokenizer_hash:
-        raise UserError(
-            f'config.{key} = {path}: its tokenizer has hash {found}, the data here {tokenizer_hash}'
-        )
-    abstract = models.build(shape).abstract
-    places = sharding.of_params(mesh, abstract)
-    abstract = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places
-    )
-    return shape, checkpoint.load_params(saved, abstract)

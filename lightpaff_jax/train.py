@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import (
     checkpoint,
-    config,
     digests,
     distill_step,
     evaluate,
@@ -19,10 +18,12 @@ from lightpaff_jax import (
     optimizer,
     sharding,
     teacher,
+    validation,
     workdir,
 )
+from lightpaff_jax.batch import Shape
 from lightpaff_jax.config import UserError
-from lightpaff_jax.data import batches, prepare, sources, tokenizers
+from lightpaff_jax.data import batches, objectives, prepare, pydocs, sources, tokenizers
 
 
 def train(c: ConfigDict) -> dict:
@@ -41,8 +42,8 @@ def train(c: ConfigDict) -> dict:
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder / 'checkpoints', c.train.keep) as saved:
         tokenizer = tokenizers.load(c)
-        guide = teacher.load(c, mesh, tokenizer.hash)
-        initial = teacher.load_initial(c, mesh, tokenizer.hash)
+        guide = teacher.load(c, mesh, tokenizer)
+        initial = teacher.load_initial(c, mesh, tokenizer, guide)
         prepared = prepare.prepare(c, tokenizer)
         identities = {
             'tokenizer_hash': tokenizer.hash,
@@ -60,20 +61,23 @@ def train(c: ConfigDict) -> dict:
         score = distill_step.make_evaluation(c, mesh, student, network)
         state, start, seconds, window = restore(c, mesh, student, rule, saved, identities, initial)
         workdir.claim(c, folder)
+        if jax.process_index() == 0 and not (folder / 'tokenizer').exists():
+            pydocs.publish(folder / 'tokenizer', tokenizer.save)
         if start < c.train.updates:
             (folder / 'result.json').unlink(missing_ok=True)
 
-        tokens = c.data.batch_size * c.data.length
+        shape = objectives.OBJECTIVES[c.objective].shape(c)
+        tokens = c.data.batch_size * (shape.tokens + shape.source)
         with metrics.Writer(folder, c.train.updates, tokens, start) as writer:
 
             def scores_of(split: str) -> dict[str, float]:
-                passed = batches.evaluation(c, prepared, split)
+                passed = batches.evaluation(c, prepared, tokenizer, split)
                 stats = prepared.split(split)
                 evaluation = evaluate.EVALS[c.objective]
                 return evaluation(score, state.params, guide_params, passed, mesh, stats)
 
-            compiled, in_flight, validation, began = None, None, None, 0.0
-            for index, batch in enumerate(batches.training(c, prepared, start), start + 1):
+            compiled, in_flight, found, began = None, None, None, 0.0
+            for index, batch in enumerate(batches.training(c, prepared, tokenizer, start), start + 1):
                 if index > c.train.updates:
                     break
                 placed = sharding.put_batch(mesh, batch, micro=True)
@@ -93,8 +97,8 @@ def train(c: ConfigDict) -> dict:
                 if last or (c.train.eval_every and index % c.train.eval_every == 0):
                     jax.block_until_ready(state)
                     seconds += time.perf_counter() - began
-                    validation = scores_of('validation')
-                    writer.log(index, validation, kind='validation')
+                    found = scores_of('validation')
+                    writer.log(index, found, kind='validation')
                     began = time.perf_counter()
                 # Saved after all lines of this update: a resumed run repeats none of them.
                 if index % c.train.save_every == 0 or last:
@@ -103,9 +107,9 @@ def train(c: ConfigDict) -> dict:
                     meta = {'seconds': seconds, 'window': metrics.to_json(window), **identities}
                     saved.save(index, state, meta)
                     began = time.perf_counter()
-            validation = validation or scores_of('validation')
-            scores = {'validation': validation, 'test': scores_of('test')}
-    result = summary(c, student, network, seconds, scores) | workdir.provenance() | identities
+            found = found or scores_of('validation')
+            scores = {'validation': found, 'test': scores_of('test')}
+    result = summary(c, shape, student, network, seconds, scores) | workdir.provenance() | identities
     workdir.write(folder / 'result.json', json.dumps(result, indent=2) + '\n')
     return result
 
@@ -122,9 +126,9 @@ def check(c: ConfigDict, runs: bool = True) -> None:
             "config.teacher.path = '': must be the workdir of a run, as config.teacher.layers is "
             'given; `python -m lightpaff_jax.recipe` is the command that trains its teacher'
         )
-    config.check_paths(c, runs)
+    validation.check_paths(c, runs)
     sources.check(c)
-    config.validate(c, jax.device_count(), jax.process_count())
+    validation.validate(c, jax.device_count(), jax.process_count())
 
 
 def keep_compiled(folder: str) -> None:
@@ -175,13 +179,14 @@ def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule, saved: check
     return state, step, meta['seconds'], metrics.from_json(meta['window'])
 
 
-def summary(c: ConfigDict, student: models.Model, network: models.Model | None, seconds: float,
-            scores: dict) -> dict:  # fmt: skip
+def summary(c: ConfigDict, shape: Shape, student: models.Model, network: models.Model | None,
+            seconds: float, scores: dict) -> dict:  # fmt: skip
     """Scores and cost. Seconds are those of updates, without compiling and scoring."""
-    examples, length = c.train.updates * c.data.batch_size, c.data.length
-    flops = 3 * student.flops(length, length)
-    flops += 0 if network is None else network.flops(length, length)
+    examples, length = c.train.updates * c.data.batch_size, shape.tokens + shape.source
+    flops = 3 * student.flops(shape)
+    flops += 0 if network is None else network.flops(shape)
     return {
+        'objective': c.objective,
         'updates': c.train.updates,
         'tokens': examples * length,
         'seconds': seconds,

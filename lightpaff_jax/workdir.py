@@ -52,9 +52,17 @@ def finished(c: ConfigDict, folder: pathlib.Path, identities: dict) -> dict | No
 
 
 def protocol(c: ConfigDict) -> str:
-    """How perplexity was measured."""
+    """How the scores were measured."""
     part = f', at most {c.eval.batches} batches of {c.eval.batch_size}' if c.eval.batches else ''
-    return f'disjoint blocks of {c.data.length} tokens{part}'
+    length = c.data.length
+    how = {
+        'clm': f'disjoint blocks of {length} tokens',
+        'mlm': f'{c.data.masked:.3g} of the tokens of disjoint blocks of {length}',
+        'mass': f'a fragment of {c.data.fragment:.3g} of disjoint blocks of {length} tokens',
+        'classify': f'every example once, at most {length} tokens of it',
+        'seq2seq': f'the right target before each token, at most {c.data.target_length} tokens',
+    }
+    return how[c.objective] + part
 
 
 def provenance() -> dict:

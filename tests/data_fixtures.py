@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import string
 import subprocess
 import sys
 
@@ -9,12 +10,13 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.data import prepare, pydocs, tokenizers
+from lightpaff_jax.data.records import Prepared
 
 VOCAB_SIZE = 512
 
 
 def build(folder: pathlib.Path) -> str:
-    """A data cache in `folder` that holds the corpus; takes some 15 s of one core."""
+    """A data cache in `folder` that holds the corpus; takes some 20 s of one core."""
     pydocs.opened(str(folder))
     return str(folder)
 
@@ -32,19 +34,42 @@ def tiny(cache: str) -> ConfigDict:
     return c
 
 
-def prepared(c: ConfigDict) -> prepare.Prepared:
+def examples(cache: str, form: str) -> ConfigDict:
+    """As `tiny`, of another form than text, each with the family and objective that reads it."""
+    c = tiny(cache)
+    c.data.packages = ('etils', 'optax')
+    c.data.form = form
+    if form == 'summary':
+        c.student.family, c.student.decoder_layers, c.objective = 'mass', 2, 'seq2seq'
+        c.data.target_length = 12
+    else:
+        c.student.family, c.student.head, c.objective = 'bert', 'classify', 'classify'
+        c.student.classes = len(pydocs.PACKAGES) if form == 'topic' else 2
+    return c
+
+
+def prepared(c: ConfigDict) -> Prepared:
     return prepare.prepare(c, tokenizers.load(c))
 
 
+def wordpiece(folder: pathlib.Path) -> tokenizers.Tokenizer:
+    """A BERT vocabulary of 61 pieces: letters, at the beginning of a word and in it, a few words."""
+    letters = string.ascii_lowercase
+    pieces = [*letters, *(f'##{letter}' for letter in letters), 'the', 'dog', '##ing', '.']
+    special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+    (folder / 'vocab.txt').write_text('\n'.join([*special, *pieces]) + '\n')
+    return tokenizers.read(str(folder))
+
+
 def small_process(script: str, cache: pathlib.Path, hash_seed: str = '0') -> subprocess.Popen:
-    """Runs `script` in a process of its own, where the corpus is two small packages.
+    """Runs `script` in a process of its own, where the corpus is three small packages.
 
     It finds `cache` in sys.argv[1]; `communicate()` gives what it wrote, as text.
     """
     head = (
         'import sys\n'
         'from lightpaff_jax.data import pydocs\n'
-        "names = ('chex', 'ml_collections')\n"
+        "names = ('chex', 'etils', 'ml_collections')\n"
         'pydocs.PACKAGES = {name: pydocs.PACKAGES[name] for name in names}\n'
     )
     root, tests = pathlib.Path(pydocs.__file__).parents[2], pathlib.Path(__file__).parent

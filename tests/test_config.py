@@ -9,7 +9,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config, evaluate, models, recipe
+from lightpaff_jax import command, config, evaluate, models, recipe, validation
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import objectives, sources
 
@@ -151,7 +151,10 @@ def test_a_default_where_a_key_is_used_is_found(text):
 
 def test_names_that_a_key_may_have_are_those_of_the_tables():
     assert tuple(models.MODELS) == config.FAMILIES
-    assert config.OBJECTIVES == tuple(objectives.OBJECTIVES) == tuple(evaluate.EVALS)
+    known = {name for names in config.OBJECTIVES.values() for name in names}
+    assert known == set(objectives.OBJECTIVES) == set(evaluate.EVALS)
+    assert {*config.OBJECTIVES} == {*config.FAMILIES}
+    assert {name for names in config.FORMS.values() for name in names} == known
     assert (*sources.SOURCES, 'prepared') == config.SOURCES
 
 
@@ -168,16 +171,17 @@ def test_keys_that_may_change_exist():
 def test_every_recipe_and_every_run_of_its_plan_is_valid(spec):
     c = command.parse([f'--config={spec}'])
     for devices in (1, 8):
-        config.validate(c, devices)
+        validation.validate(c, devices)
     assert c.workdir == f'runs/{name_of(spec)}'
     for before in c.after:
-        config.validate(command.load(before))
+        validation.validate(command.load(before))
     if c.teacher.layers and not c.teacher.path:  # a graph of runs
         runs, table = recipe.plan(c)
-        assert len(runs) == 2 + 8 * len(c.recipe.seeds)
-        assert len(table['arms']) == 5 * len(c.recipe.seeds)
+        seeds, tasks = len(c.recipe.seeds), len(c.recipe.tasks)
+        assert len(runs) == 1 + tasks + (3 + 5 * tasks) * seeds
+        assert [len(task['arms']) for task in table['tasks'].values()] == [5 * seeds] * tasks
         for run in runs.values():
-            config.validate(run, 1)
+            validation.validate(run, 1)
 
 
 @pytest.mark.parametrize('spec', RECIPES, ids=name_of)
@@ -211,25 +215,34 @@ def test_no_recipe_imports_another(path):
     assert 'importlib' not in path.read_text()
 
 
-@pytest.mark.parametrize('stage', ['gpt2_stage1', 'gpt2_stage2'])
-def test_networks_of_the_paper_have_the_sizes_of_the_paper(stage):
+@pytest.mark.parametrize(
+    ('stage', 'parameters'),
+    [
+        ('gpt2_stage1', 67_736_832),
+        ('gpt2_stage2', 67_736_832),
+        ('bert_stage1', 25_642_810),
+        ('bert_stage2', 25_348_608 + 512 * 513 + 2 * 513),  # no masked-LM head; pooler, classifier
+        ('mass_stage1', 37_201_722),
+        ('mass_stage2', 37_201_722),
+    ],
+)
+def test_students_have_the_sizes_of_the_paper(stage, parameters):
     c = command.load(str(ROOT / f'configs/{stage}.py'))
-    assert models.build(c.teacher).parameters == 354_823_168
-    assert models.build(c.student).parameters == 67_736_832
+    assert models.build(c.student).parameters == parameters
 
 
 # validate
 
 
 def test_the_default_is_valid_on_devices_that_divide_its_batch():
-    config.validate(config.default())
+    validation.validate(config.default())
     for devices in (1, 2, 4, 8):
-        config.validate(config.default(), devices)
+        validation.validate(config.default(), devices)
 
 
 NAN, INF = math.nan, math.inf
 BAD = [
-    ('student.family', 'gpt3', "'gpt3': must be one of gpt2; did you mean gpt2?"),
+    ('student.family', 'gpt3', "'gpt3': must be one of bert, gpt2, mass; did you mean gpt2?"),
     ('student.layers', 0, '0: must be at least 1'),
     ('student.width', -8, '-8: must be at least 1'),
     ('student.heads', 0, '0: must be at least 1'),
@@ -241,7 +254,26 @@ BAD = [
     ('student.dropout', NAN, 'nan: must be in [0, 1)'),
     ('teacher.layers', -1, '-1: must be at least 1'),
     ('teacher.dtype', 'float16', "'float16': must be one of auto, float32, bfloat16; did you mean bfloat16?"),
-    ('objective', 'cml', "'cml': must be one of clm; did you mean clm?"),
+    ('student.family', 'bert', "objective = 'clm': must be one of mlm, classify for family 'bert'; did you mean mlm?"),
+    ('student.family', 'mass', '''student.decoder_layers = 0: must be at least 1 for family 'mass' '''.strip()),
+    ('student.decoder_layers', 1, '1: is of MASS alone'),
+    ('student.head', 'none', "'none': is of BERT alone; others have 'lm'"),
+    ('student.head', 'lms', "'lms': must be one of lm, classify, pretraining, none; did you mean lm?"),
+    ('student.classes', 2, "2: is read for head 'classify'"),
+    ('student.activation', 'gelu_new', "'gelu_new': must be one of gelu, relu; did you mean gelu?"),
+    ('student.tied', 'both', "'both': must be one of all, decoder, none"),
+    ('student.types', 0, '0: must be at least 1'),
+    ('student.init', 'teacher_layers', 'teacher_layers: needs a teacher.path'),
+    ('student.init_layers', (1,), "(1,): is read for student.init 'teacher_layers'"),
+    ('objective', 'cml', "'cml': must be one of clm for family 'gpt2'; did you mean clm?"),
+    ('data.form', 'topics', "'topics': must be one of text, topic, pairs, summary; did you mean topic?"),
+    ('data.form', 'topic', "'topic': must be one of text for objective 'clm'"),
+    ('data.target_length', 8, '8: is of MASS alone'),
+    ('data.long_text', 'cut', "'cut': must be one of truncate, error"),
+    ('data.masked', 1.0, '1.0: must be above 0 and below 1'),
+    ('data.fragment', 0.0, '0.0: must be above 0 and below 1'),
+    ('recipe.tasks', (), '(): must name at least one form, none twice'),
+    ('recipe.tasks', ('topics',), "'topics': must be one of text, topic, pairs, summary; did you mean topic?"),
     ('seed', -1, '-1: must be at least 0 and below 2**31'),
     ('seed', 2**31, '2147483648: must be at least 0 and below 2**31'),
     ('loss.lambda_', 1.5, '1.5: must be in [0, 1]'),
@@ -304,7 +336,7 @@ def test_a_bad_value_is_named_with_its_key_and_its_rule(key, value, message):
     if ' = ' not in message.partition(':')[0]:
         message = f'{key} = {message}'
     with pytest.raises(UserError) as error:
-        config.validate(c, 8)
+        validation.validate(c, 8)
     assert str(error.value) == f'config.{message}'
 
 
@@ -318,10 +350,10 @@ def put(c, key, value):
 def test_the_rule_of_the_batch_counts_micro_steps_and_devices():
     c = config.default()
     c.data.batch_size, c.train.micro_steps = 100, 4
-    config.validate(c)
+    validation.validate(c)
     message = 'config.data.batch_size = 100: must be a multiple of micro_steps x devices = 32'
     with pytest.raises(UserError) as error:
-        config.validate(c, 8)
+        validation.validate(c, 8)
     assert str(error.value) == message
 
 
@@ -329,14 +361,14 @@ def test_devices_of_one_matrix_product_share_their_examples():
     c = config.default()
     c.mesh.tensor, c.data.batch_size = 4, 2
     c.eval.batch_size = 6
-    config.validate(c, 8)
+    validation.validate(c, 8)
 
 
 def test_teacher_and_student_must_share_a_vocabulary():
     c = config.default()
     c.teacher.layers, c.teacher.vocab_size = 2, 4096
     with pytest.raises(UserError) as error:
-        config.validate(c)
+        validation.validate(c)
     assert str(error.value) == (
         'config.teacher.vocab_size = 4096: must equal student.vocab_size = 2048'
     )
@@ -347,7 +379,7 @@ def test_a_source_of_files_needs_their_folder(source):
     c = config.default()
     c.data.source = source
     with pytest.raises(UserError) as error:
-        config.check_paths(c)
+        validation.check_paths(c)
     assert str(error.value) == f"config.data.path = '': must be a folder for source '{source}'"
 
 
@@ -356,7 +388,7 @@ def test_every_path_that_is_not_there_is_named_in_one_line(tmp_path):
     c.data.source, c.data.path, c.student.init = 'text', str(tmp_path), 'runs/a'
     c.teacher.path, c.tokenizer.path, c.tokenizer.text = 'runs/b', 'c.model', 'd'
     with pytest.raises(config.MissingPaths) as error:
-        config.check_paths(c)
+        validation.check_paths(c)
     named = [part.partition(':')[0] for part in str(error.value).split('; ')]
     assert sorted(named) == [
         'config.student.init = runs/a',
@@ -369,14 +401,14 @@ def test_every_path_that_is_not_there_is_named_in_one_line(tmp_path):
 def test_a_teacher_whose_shape_is_read_from_its_path_has_no_rule():
     c = config.default()
     c.teacher.vocab_size, c.teacher.heads = 4096, 7
-    config.validate(c)
+    validation.validate(c)
 
 
 def test_a_prepared_set_needs_its_tokenizer():
     c = config.default()
     c.data.source, c.data.path = 'prepared', 'sets/a'
     with pytest.raises(UserError, match=r"^config\.tokenizer\.path = '': must be the tokenizer"):
-        config.validate(c)
+        validation.validate(c)
 
 
 # Values on the command line.
@@ -400,6 +432,8 @@ def test_a_prepared_set_needs_its_tokenizer():
         ('recipe.seeds', '3', (3,)),
         ('recipe.seeds', '[4, 5]', (4, 5)),
         ('recipe.seeds', '()', ()),
+        ('student.init_layers', '0,2', (0, 2)),
+        ('student.new_head', 'True', True),
         ('workdir', '7', '7'),
         ('data.path', "it's = here", "it's = here"),
         ('teacher.path', '', ''),
@@ -426,7 +460,9 @@ def test_text_becomes_the_type_of_the_default(key, text, value):
         ('recipe.seeds', '0,"a"', 'recipe.seeds = 0,"a": must hold a whole number or several'),
         ('recipe.seeds', '1.5', 'recipe.seeds = 1.5: must be a list like a,b'),
         ('data.packages', '1,2', 'data.packages = 1,2: must hold a name or several'),
-        ('data', '3', 'data: is a section, set one of batch_size, cache, length, packages, path, prefetch, source'),
+        ('student.init_layers', 'a', 'student.init_layers = a: must hold a whole number or several'),
+        ('student.new_head', '1', 'student.new_head = 1: must be True or False'),
+        ('data', '3', 'data: is a section, set one of batch_size, cache, form, fragment, length, long_text, masked, packages, path, prefetch, source, target_length, whole_words'),
         ('data.lenght', '3', 'data.lenght: no such key; did you mean length?'),
         ('optm.b1', '3', 'optm: no such key; did you mean optim?'),
         ('seed.x', '3', 'seed.x: no such key'),
@@ -501,6 +537,8 @@ def changed(value):
     """Another value of the same type."""
     if isinstance(value, tuple):
         return (*value, 7)
+    if isinstance(value, bool):
+        return not value
     return f'{value}x' if isinstance(value, str) else value + 1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lightpaff_jax import config, distill_step, models, optimizer, sharding
+from lightpaff_jax import config, digests, distill_step, models, optimizer, sharding
 from lightpaff_jax.batch import Batch
 
 BATCH, LENGTH, VOCAB = 16, 24, 200
@@ -27,25 +27,47 @@ def configured(mesh=(1, 1, 1), micro_steps=1, **student):
     return c
 
 
-def padded_batch(micro_steps=1):
+UNTRAINED = ('output_bias/bias',)  # of MASS, a constant of imported checkpoints
+# Family and head -> what differs from `configured`.
+NETWORKS = {
+    'gpt2': {},
+    'bert': {'family': 'bert'},
+    'classifier': {'family': 'bert', 'head': 'classify', 'classes': 5},
+    'mass': {'family': 'mass', 'decoder_layers': 2},
+}
+
+
+def padded_batch(micro_steps=1, kind='gpt2'):
     """Random ids; some positions and two whole examples are padding."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCAB, (BATCH, LENGTH + 1)).astype(np.int32)
-    weights = (rng.random((BATCH, LENGTH)) < 0.7).astype(np.float32)
+    predicted = {'gpt2': LENGTH, 'bert': 4, 'classifier': 1, 'mass': LENGTH}[kind]
+    weights = (rng.random((BATCH, predicted)) < 0.7).astype(np.float32)
     weights[3:5] = 0
-    parts = (ids[:, :-1], ids[:, 1:], weights)
-    return Batch(*(x.reshape(micro_steps, BATCH // micro_steps, LENGTH) for x in parts))
+    labels = ids[:, 1 : predicted + 1] % (5 if kind == 'classifier' else VOCAB)
+    fields = {'tokens': ids[:, :-1], 'labels': labels, 'weights': weights}
+    segments = (np.arange(LENGTH) < rng.integers(8, LENGTH, (BATCH, 1))).astype(np.int32)
+    if kind in ('bert', 'classifier'):
+        positions = np.arange(predicted) * np.ones((BATCH, 1))
+        fields |= {'segments': segments, 'positions': positions.astype(np.int32)}
+    if kind == 'mass':
+        fields |= {'source': ids[:, ::-1][:, 1:].copy(), 'source_segments': segments}
+        fields |= {'position_ids': np.broadcast_to(np.arange(3, LENGTH + 3), segments.shape)}
+    parts = (micro_steps, BATCH // micro_steps)
+    return Batch(**{k: x.reshape(*parts, x.shape[1]) for k, x in fields.items()})
 
 
 class Run:
     """Student, teacher and batch of a configuration, placed on its mesh."""
 
-    def __init__(self, c, with_teacher=True):
+    def __init__(self, c, with_teacher=True, kind='gpt2'):
         self.c = c
+        c.student.update(NETWORKS[kind])
         devices = int(np.prod([c.mesh.data, c.mesh.fsdp, c.mesh.tensor]))
         self.mesh = sharding.make_mesh(c, jax.devices()[:devices])
         self.student = models.build(c.student)
         shape = config.network(layers=3, width=48, heads=4, ffn=96, vocab_size=VOCAB)
+        shape.update(NETWORKS[kind])
         self.teacher = models.build(shape) if with_teacher else None
         self.rule = optimizer.make(c)
         places = distill_step.state_shardings(self.mesh, self.student, self.rule)
@@ -58,7 +80,8 @@ class Run:
             # Larger weights than a fresh network's, so that teacher and student disagree.
             params = jax.tree.map(lambda x: 4 * x, params)
             self.teacher_params = jax.device_put(params, sharding.of_params(self.mesh, params))
-        self.batch = sharding.put_batch(self.mesh, padded_batch(c.train.micro_steps), micro=True)
+        batch = padded_batch(c.train.micro_steps, kind)
+        self.batch = sharding.put_batch(self.mesh, batch, micro=True)
 
     def gradient(self):
         function = jax.jit(
@@ -98,6 +121,16 @@ def test_gradient_is_the_same_on_every_mesh_and_micro_batch_split(reference, mes
     # Sums of a few hundred float32 terms in another order differ by some 1e-7 of the largest.
     chex.assert_trees_all_close(grads, reference[1], rtol=0, atol=1e-5 * largest)
     chex.assert_trees_all_close(sums, reference[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['bert', 'classifier', 'mass'])
+def test_gradient_of_every_family_is_the_same_on_a_mesh_of_three_axes(kind):
+    (sums, grads), _ = Run(configured(), kind=kind).gradient()
+    (split_sums, split), _ = Run(configured((2, 2, 2), 2), kind=kind).gradient()
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(grads))
+    chex.assert_trees_all_close(split, grads, rtol=0, atol=1e-5 * largest)
+    chex.assert_trees_all_close(split_sums, sums, rtol=1e-5)
+    assert all(np.any(x) for name, x in digests.named(grads).items() if name not in UNTRAINED)
 
 
 def collectives(text: str) -> dict[str, list[str]]:

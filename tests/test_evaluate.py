@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lightpaff_jax import config, distill_step, evaluate, models, sharding
-from lightpaff_jax.data import batches
+from lightpaff_jax.data import batches, tokenizers
 
 
 @pytest.fixture(scope='module')
@@ -17,7 +17,7 @@ def scored(data_cache):
     c = data_fixtures.tiny(data_cache)
     c.student.update({'layers': 1, 'width': 32, 'heads': 2, 'ffn': 32})
     c.eval.batch_size = 24
-    prepared = data_fixtures.prepared(c)
+    prepared, tokenizer = data_fixtures.prepared(c), tokenizers.load(c)
     mesh = sharding.make_mesh(c)
     student = models.build(c.student)
     shape = config.network(layers=1, width=16, heads=2, ffn=32, vocab_size=c.student.vocab_size)
@@ -28,7 +28,7 @@ def scored(data_cache):
     def scores():
         with jax.set_mesh(mesh):
             score = distill_step.make_evaluation(c, mesh, student, teacher)
-            passed = batches.evaluation(c, prepared, 'test')
+            passed = batches.evaluation(c, prepared, tokenizer, 'test')
             stats = prepared.split('test')
             return evaluate.language_model(score, params, teacher_params, passed, mesh, stats)
 
@@ -39,7 +39,7 @@ def test_perplexity_and_agreement_equal_a_float64_reference(scored):
     c, prepared, (student, params), (teacher, teacher_params), scores = scored
     found = scores()
     nll = correct = agree = divergence = count = 0.0
-    for batch in batches.evaluation(c, prepared, 'test'):
+    for batch in batches.evaluation(c, prepared, tokenizers.load(c), 'test'):
         s = np.asarray(student.logits(params, batch), np.float64)
         t = np.asarray(teacher.logits(teacher_params, batch), np.float64)
         log_s = s - np.logaddexp.reduce(s, axis=-1, keepdims=True)

@@ -1,6 +1,8 @@
-"""Claims about blocks of ids on disk."""
+"""Claims about records of ids on disk."""
 
+import itertools
 import json
+import logging
 import pathlib
 import shutil
 
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 
 from lightpaff_jax import config
-from lightpaff_jax.data import prepare, pydocs, sources, tokenizers
+from lightpaff_jax.data import objectives, prepare, pydocs, records, sources, tokenizers
+from lightpaff_jax.data.records import Record
+from lightpaff_jax.data.sources import Example
 
 PREPARE = """
 import data_fixtures
@@ -32,52 +36,209 @@ def prepared(c, tokenizer):
     return prepare.prepare(c, tokenizer)
 
 
+@pytest.fixture(scope='module')
+def vocabulary(tmp_path_factory):
+    """A tokenizer with every special token, one id a word of one letter."""
+    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
+
+
+@pytest.fixture
+def classify(tmp_path):
+    """A configuration whose examples a test gives itself, by `give`."""
+    c = data_fixtures.examples(str(tmp_path), 'pairs')
+    c.data.length = 8
+    return c
+
+
+def give(monkeypatch, examples):
+    """Every split of pydocs is `examples`."""
+    monkeypatch.setitem(sources.SOURCES, 'pydocs', lambda c, split: iter(examples))
+    monkeypatch.setitem(sources.IDENTITIES, 'pydocs', lambda c: {'n': len(examples)})
+
+
+def read(prepared, split='train'):
+    found = prepared.records(split)
+    return [found[i] for i in range(len(found))]
+
+
 def stream(c, tokenizer, split):
     ids = [tokenizer.eos_id]
-    for document in sources.SOURCES['pydocs'](c, split):
-        ids += [*tokenizer.encode([document])[0], tokenizer.eos_id]
+    for example in sources.SOURCES['pydocs'](c, split):
+        ids += [*tokenizer.encode([example.first])[0], tokenizer.eos_id]
     return ids
 
 
 @pytest.mark.parametrize('split', pydocs.SPLITS)
 def test_every_id_after_the_first_is_predicted_exactly_once(c, tokenizer, prepared, split):
-    predicted = []
-    for ids, real in (prepared.blocks(split)[i] for i in range(prepared.split(split)['blocks'])):
-        predicted += ids[1:real].tolist()
+    predicted = [i for block in read(prepared, split) for i in block.first[1:].tolist()]
     assert predicted == stream(c, tokenizer, split)[1:]
     assert prepared.split(split)['tokens'] == len(predicted)
 
 
 def test_a_block_begins_with_the_last_id_of_the_one_before(prepared):
-    blocks = prepared.blocks('train')
-    assert all(blocks[i][0][-1] == blocks[i + 1][0][0] for i in range(len(blocks) - 1))
+    blocks = [block.first for block in read(prepared)]
+    assert all(len(block) == 33 for block in blocks[:-1])
+    assert all(a[-1] == b[0] for a, b in itertools.pairwise(blocks))
+
+
+@pytest.mark.parametrize(('name', 'size'), [('mlm', 30), ('mass', 31)])
+def test_pieces_hold_every_id_of_the_documents_once(c, vocabulary, name, size):
+    """Each document with a separator behind it; room is left for special tokens."""
+    other = config.copy(c)
+    other.objective = name
+    prepared = prepare.prepare(other, vocabulary)
+    blocks = [record.first for record in read(prepared)]
+    assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
+    assert 1 <= len(blocks[-1]) <= size
+    ids = [i for block in blocks for i in block.tolist()]
+    assert ids == stream(c, vocabulary, 'train')[1:]  # [SEP] is its end too
+    assert prepared.split('train')['tokens'] == len(ids)
 
 
 @pytest.mark.parametrize('n', [0, 1, 2, 3, 4, 5, 8, 9, 10, 13])
-def test_packing_predicts_every_id_once_whatever_the_parts(n):
+@pytest.mark.parametrize('overlap', [0, 1])
+def test_packing_gives_every_id_once_whatever_the_parts(n, overlap):
     ids = list(range(100, 100 + n))
     for cut in range(n + 1):
-        blocks = list(prepare.pack([ids[:cut], ids[cut:]], length=4, pad_id=0))
-        assert [i for block, real in blocks for i in block[1:real].tolist()] == ids[1:]
-        assert all(len(block) == 5 and not block[real:].any() for block, real in blocks)
-        assert all(real == 5 for _, real in blocks[:-1])
+        blocks = list(prepare.pack([ids[:cut], ids[cut:]], 4 + overlap, 4))
+        assert [i for block in blocks for i in block[overlap:].tolist()] == ids[overlap:]
+        assert all(len(block) == 4 + overlap for block in blocks[:-1])
+        assert all(len(block) > overlap for block in blocks)
 
 
-def test_ids_of_a_large_vocabulary_survive(tmp_path):
-    class Tokenizer:
-        vocab_size, eos_id, pad_id = 1 << 17, 1, 0
+@pytest.mark.parametrize('kind', ['blocks', 'examples'])
+@pytest.mark.parametrize('size', [1 << 16, 1 << 17])
+def test_records_are_read_as_they_were_written(tmp_path, kind, size):
+    def ids(*values):
+        return np.array(values, np.int32)
 
-        def encode(self, texts):
-            return [[(1 << 17) - 1, 65536] for _ in texts]
+    written = [Record(ids(1, size - 1, 0)), Record(ids(2))]
+    if kind == 'examples':
+        written = [
+            Record(ids(size - 1), ids(1, 2), 7), Record(ids(), ids(3), 0), Record(ids(4), ids(), -1)
+        ]  # fmt: skip
+    file, dtype = tmp_path / 'train.array_record', records.id_type(size)
+    assert records.write(file, written, kind, dtype)['records'] == len(written)
+    found = records.Records(file, kind, dtype)
+    for i, record in enumerate(written):
+        assert found[i].first.tolist() == record.first.tolist()
+        assert found[i].second.tolist() == record.second.tolist()
+        assert (found[i].label, found[i].first.dtype) == (record.label, np.int32)
 
-    file = tmp_path / 'train.array_record'
-    stats = prepare._write_split(['two words'], Tokenizer(), 3, file)
-    ids, real = prepare.Blocks(file, stats, 3)[0]
-    assert (ids.tolist(), real, ids.dtype) == ([1, (1 << 17) - 1, 65536, 1], 4, np.int32)
+
+@pytest.mark.parametrize('form', ['topic', 'pairs', 'summary'])
+def test_every_example_is_a_record_of_its_ids_in_order(data_cache, vocabulary, form):
+    c = data_fixtures.examples(data_cache, form)
+    prepared = prepare.prepare(c, vocabulary)
+    for split in pydocs.SPLITS:
+        examples = list(sources.SOURCES['pydocs'](c, split))
+        found, stats = read(prepared, split), prepared.split(split)
+        assert len(found) == len(examples) == stats['examples']
+        for record, example in list(zip(found, examples, strict=True))[::7]:
+            fit = objectives.OBJECTIVES[c.objective].fit
+            fitted = fit(c, *vocabulary.encode([example.first, example.second]))
+            assert record.first.tolist() == fitted.first
+            assert record.second.tolist() == fitted.second
+            assert record.label == example.label
+
+
+def test_examples_are_counted_by_hand(classify, vocabulary, monkeypatch):
+    give(monkeypatch, [Example('a b c', 'd', 1), Example('a', '', 0), Example('a b\nc', 'a b', 1)])
+    stats = prepare.prepare(classify, vocabulary).split('test')
+    del stats['hash']
+    assert stats == {
+        'examples': 3, 'records': 3, 'words': 4 + 2 + 2 + 5 + 3, 'tokens': 4 + 1 + 5,
+        'truncated': 0, 'too_long': None, 'labels': [0, 1],
+    }  # fmt: skip
+
+
+def test_targets_are_counted_by_hand(tmp_path, vocabulary, monkeypatch):
+    c = data_fixtures.examples(str(tmp_path), 'summary')
+    c.data.length, c.data.target_length = 8, 3
+    give(monkeypatch, [Example('a b c', 'd e'), Example('a b c', 'd e g h')])
+    prepared = prepare.prepare(c, vocabulary)
+    stats = prepared.split('train')
+    assert (stats['words'], stats['tokens'], stats['examples']) == (3 + 5, 3 + 3, 2)
+    assert (stats['truncated'], stats['too_long']) == (1, [1, 5, 3])
+    assert [len(record.second) for record in read(prepared)] == [2, 2]
+
+
+def long_and_short(monkeypatch):
+    """2 of 3 are too long for 8 tokens: 3 + 5 + 4 and 2 + 7."""
+    give(monkeypatch, [
+        Example('a', 'b', 0), Example('a b c d e', 'a b c d', 1), Example('a b c d e g h', '', 1)
+    ])  # fmt: skip
+
+
+def test_long_texts_are_cut_and_counted_in_the_log_each_time(
+    classify, vocabulary, monkeypatch, caplog
+):
+    long_and_short(monkeypatch)
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, 'lightpaff_jax'):
+            prepared = prepare.prepare(classify, vocabulary)
+        assert caplog.messages == [
+            f'pydocs {split}: 2 of 3 examples cut to 8 tokens' for split in pydocs.SPLITS
+        ]
+    assert [(len(r.first), len(r.second)) for r in read(prepared)] == [(1, 1), (3, 2), (6, 0)]
+
+
+def test_the_log_says_nothing_where_nothing_was_cut(classify, vocabulary, monkeypatch, caplog):
+    give(monkeypatch, [Example('a b', 'c d e', 1)])
+    with caplog.at_level(logging.INFO, 'lightpaff_jax'):
+        prepare.prepare(classify, vocabulary)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize('cached', [False, True])
+def test_a_long_text_is_an_error_where_the_configuration_says_so(
+    classify, vocabulary, monkeypatch, cached
+):
+    long_and_short(monkeypatch)
+    if cached:
+        prepare.prepare(classify, vocabulary)
+    classify.data.long_text = 'error'
+    with pytest.raises(config.UserError) as raised:
+        prepare.prepare(classify, vocabulary)
+    assert str(raised.value) == (
+        "config.data.long_text = 'error': example 1 of split 'train' has 12 tokens, "
+        'must have at most 8'
+    )
+
+
+@pytest.mark.parametrize('label', [-1, 2, 7])
+@pytest.mark.parametrize('cached', [False, True])
+def test_a_label_that_is_no_class_is_an_error_that_names_the_example(
+    classify, vocabulary, monkeypatch, label, cached
+):
+    give(monkeypatch, [Example('a', 'b', 1), Example('a', 'c', 0), Example('b', 'c', label)])
+    if cached and label > 0:
+        classify.student.classes = 8
+        prepare.prepare(classify, vocabulary)
+        classify.student.classes = 2
+    with pytest.raises(config.UserError) as raised:
+        prepare.prepare(classify, vocabulary)
+    assert str(raised.value) == (
+        f"config.student.classes = 2: example 2 of split 'train' has label {label}, "
+        'must be at least 0 and below 2'
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'token'), [('mlm', r'\[MASK\]'), ('mass', r'\[MASK\]'), ('classify', r'\[CLS\]')]
+)
+def test_a_tokenizer_without_the_special_tokens_of_the_objective_is_an_error(
+    c, tokenizer, name, token
+):
+    other = config.copy(c)
+    other.objective = name
+    with pytest.raises(config.UserError, match=f"objective = '{name}': .* {token} token, .*none"):
+        prepare.prepare(other, tokenizer)
 
 
 def test_words_count_the_end_of_every_line(c, prepared):
-    texts = list(sources.SOURCES['pydocs'](c, 'test'))
+    texts = [example.first for example in sources.SOURCES['pydocs'](c, 'test')]
     assert prepare.words('one two\n\n three') == 3 + 3
     assert prepared.split('test')['words'] == sum(map(prepare.words, texts))
     assert prepared.split('test')['documents'] == len(texts)
@@ -87,25 +248,55 @@ def test_equal_configs_share_a_folder_and_do_not_write_it_again(
     c, tokenizer, prepared, monkeypatch
 ):
     monkeypatch.setattr(prepare, '_write', None)
-    other = c.copy_and_resolve_references()
+    other = config.copy(c)
     other.data.packages = tuple(reversed(c.data.packages))
     other.seed, other.data.batch_size = 7, 64
     assert prepare.prepare(other, tokenizer) == prepared
 
 
-@pytest.mark.parametrize('change', ['length', 'packages', 'tokenizer'])
+@pytest.mark.parametrize('change', ['length', 'packages', 'tokenizer', 'objective'])
 def test_other_contents_are_another_folder(c, tokenizer, prepared, change, tmp_path):
-    other = c.copy_and_resolve_references()
+    other = config.copy(c)
     if change == 'length':
         other.data.length = 16
     if change == 'packages':
         other.data.packages = ('chex',)
-    if change == 'tokenizer':
-        tokenizers.train(['some text that is short'], 300, tmp_path / 'model')
-        tokenizer = tokenizers.read(str(tmp_path / 'model'))
+    if change in ('tokenizer', 'objective'):
+        tokenizer = data_fixtures.wordpiece(tmp_path)
+    if change == 'objective':
+        prepared = prepare.prepare(other, tokenizer)
+        other.objective = 'mass'
     found = prepare.prepare(other, tokenizer)
     assert found.path != prepared.path
     assert found.hash != prepared.hash
+
+
+def test_another_form_or_target_length_is_another_folder(data_cache, vocabulary):
+    c = data_fixtures.examples(data_cache, 'summary')
+    found = [prepare.prepare(c, vocabulary)]
+    c.data.target_length = 9
+    found.append(prepare.prepare(c, vocabulary))
+    found += [
+        prepare.prepare(data_fixtures.examples(data_cache, form), vocabulary)
+        for form in ('topic', 'pairs')
+    ]
+    assert len({p.path for p in found}) == len({p.hash for p in found}) == 4
+    assert [p.classes for p in found] == [0, 0, len(pydocs.PACKAGES), 2]
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('data.masked', 0.3), ('data.fragment', 0.3), ('data.whole_words', True), ('seed', 5),
+     ('data.batch_size', 64), ('data.long_text', 'error'), ('student.width', 64)],
+)  # fmt: skip
+def test_what_the_records_do_not_depend_on_shares_a_folder(c, tokenizer, prepared, key, value):
+    other = config.copy(c)
+    *sections, leaf = key.split('.')
+    node = other
+    for name in sections:
+        node = node[name]
+    node[leaf] = value
+    assert prepare.prepare(other, tokenizer) == prepared
 
 
 def test_two_builds_are_byte_identical(tmp_path):
@@ -136,17 +327,18 @@ def test_two_processes_may_prepare_in_one_cache(tmp_path):
 
 def test_a_prepared_folder_may_be_moved_and_given_by_its_path(c, tokenizer, prepared, tmp_path):
     shutil.copytree(prepared.path, tmp_path / 'copy')
-    given = c.copy_and_resolve_references()
+    given = config.copy(c)
     given.data.source, given.data.path = 'prepared', str(tmp_path / 'copy')
     found = prepare.prepare(given, tokenizer)
     assert found.hash == prepared.hash
-    assert (found.blocks('test')[0][0] == prepared.blocks('test')[0][0]).all()
+    assert (found.records('test')[0].first == prepared.records('test')[0].first).all()
+    assert sources.classes(given) == found.classes == 0
 
 
 def test_a_prepared_folder_that_does_not_fit_is_a_user_error(c, tokenizer, prepared, tmp_path):
     tokenizers.train(['some text that is short'], 300, tmp_path / 'model')
     other = tokenizers.read(str(tmp_path / 'model'))
-    given = c.copy_and_resolve_references()
+    given = config.copy(c)
     given.data.source = 'prepared'
     for path in ('', str(tmp_path / 'absent')):
         given.data.path = path
@@ -159,14 +351,36 @@ def test_a_prepared_folder_that_does_not_fit_is_a_user_error(c, tokenizer, prepa
     with pytest.raises(config.UserError, match=f'tokenizer {tokenizer.hash}, .*{other.hash}'):
         prepare.prepare(given, other)
     given.data.length = 16
-    with pytest.raises(config.UserError, match=r'data\.length = 16: must equal the length 32'):
+    with pytest.raises(config.UserError, match=r'data\.length = 16: must equal the 32 that'):
         prepare.prepare(given, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'was'),
+    [('target_length', 9, '12'), ('form', 'text', "'summary'"), ('objective', 'clm', "'seq2seq'")],
+)
+def test_a_prepared_folder_of_another_kind_is_a_user_error(data_cache, vocabulary, key, value, was):
+    given = data_fixtures.examples(data_cache, 'summary')
+    path = prepare.prepare(given, vocabulary).path
+    given.data.source, given.data.path = 'prepared', path
+    assert prepare.prepare(given, vocabulary).path == path
+    section = given if key == 'objective' else given.data
+    section[key] = value
+    with pytest.raises(config.UserError, match=f'{key} = {value!r}: must equal the {was} that'):
+        prepare.prepare(given, vocabulary)
+
+
+def test_classes_of_a_prepared_folder_are_those_it_was_made_with(data_cache, vocabulary):
+    given = data_fixtures.examples(data_cache, 'topic')
+    given.data.path = prepare.prepare(given, vocabulary).path
+    given.data.source = 'prepared'
+    assert sources.classes(given) == len(pydocs.PACKAGES)
 
 
 @pytest.mark.parametrize('text', ['', '[]', '{}', '{"format": 0}'])
 def test_another_manifest_is_a_user_error(c, tokenizer, tmp_path, text):
     (tmp_path / 'manifest.json').write_text(text)
-    given = c.copy_and_resolve_references()
+    given = config.copy(c)
     given.data.source, given.data.path = 'prepared', str(tmp_path)
     with pytest.raises(config.UserError, match=r'manifest\.json'):
         prepare.prepare(given, tokenizer)
@@ -175,13 +389,13 @@ def test_another_manifest_is_a_user_error(c, tokenizer, tmp_path, text):
 def test_a_damaged_folder_is_a_user_error(prepared, tmp_path):
     shutil.copytree(prepared.path, tmp_path / 'copy')
     manifest = json.loads((tmp_path / 'copy' / 'manifest.json').read_text())
-    damaged = prepare.Prepared(str(tmp_path / 'copy'), manifest)
-    manifest['splits']['train']['blocks'] += 1
-    with pytest.raises(config.UserError, match='blocks'):
-        damaged.blocks('train')
+    damaged = records.Prepared(str(tmp_path / 'copy'), manifest)
+    manifest['splits']['train']['records'] += 1
+    with pytest.raises(config.UserError, match='records'):
+        damaged.records('train')
     pathlib.Path(damaged.path, 'test.array_record').unlink()
     with pytest.raises(config.UserError, match='no such file'):
-        damaged.blocks('test')
+        damaged.records('test')
 
 
 def test_unknown_split_is_an_error_that_offers_the_nearest(prepared):

@@ -1,5 +1,6 @@
 """The graph of runs: every arm has its budget, its teacher, and what it starts from."""
 
+import functools
 import json
 import pathlib
 
@@ -8,20 +9,38 @@ import pytest
 
 from lightpaff_jax import command, models, recipe, train
 from lightpaff_jax.config import UserError
+from lightpaff_jax.data import objectives, pydocs
 
 QUICKSTART = pathlib.Path(__file__).parents[1] / 'configs' / 'quickstart.py'
+CASES = {
+    'gpt2': ('full', ('text',), (0, 1, 2)),
+    'bert': ('bert', ('topic', 'pairs'), (0, 1)),
+    'mass': ('mass', ('summary',), (0,)),
+}
 
 
-@pytest.fixture(scope='module')
-def planned():
-    c = command.load(f'{QUICKSTART}:full')
-    c.workdir = 'work'
-    runs, table = recipe.plan(c)
-    return c, runs, table
+def load(variant, tasks, seeds):
+    c = command.load(f'{QUICKSTART}:{variant}')
+    c.recipe.tasks, c.recipe.seeds, c.workdir = tasks, seeds, 'work'
+    return c
 
 
-def test_every_run_comes_after_what_it_starts_from(planned):
-    _, runs, _ = planned
+@functools.cache
+def planned(family):
+    c = load(*CASES[family])
+    return c, *recipe.plan(c)
+
+
+def arms_of(table):
+    return [arm for task in table['tasks'].values() for arm in task['arms']]
+
+
+every_family = pytest.mark.parametrize('family', CASES)
+
+
+@every_family
+def test_every_run_comes_after_what_it_starts_from(family):
+    _, runs, _ = planned(family)
     done = set()
     for name, run in runs.items():
         needed = {run.teacher.path, run.student.init} - {'', 'scratch'}
@@ -30,67 +49,163 @@ def test_every_run_comes_after_what_it_starts_from(planned):
         done.add(run.workdir)
 
 
-def test_arms_of_equal_updates_have_equal_updates_data_and_schedule(planned):
-    c, runs, table = planned
-    same = ('train.updates', 'data.batch_size', 'data.packages', 'optim.peak_lr', 'optim.warmup')
-    for arm in table['arms']:
+@every_family
+def test_the_table_names_every_run_and_no_other(family):
+    c, runs, table = planned(family)
+    named = {run for arm in arms_of(table) for run in arm['runs']}
+    named |= {run for task in table['tasks'].values() for run in task['teacher']}
+    assert named == set(runs)
+    assert tuple(table['tasks']) == c.recipe.tasks
+
+
+@every_family
+def test_arms_of_equal_updates_have_equal_updates_data_and_schedule(family):
+    c, runs, table = planned(family)
+    same = ('data.batch_size', 'data.packages', 'optim.peak_lr', 'optim.warmup')
+    for arm in arms_of(table):
         for phase, name in zip(('student_pretrain', 'student_finetune'), arm['runs'], strict=True):
             if arm['arm'] == 'no_teacher_equal_flops':
                 continue
             budget = c.recipe[phase]
             assert runs[name].train.updates == budget.updates
             assert runs[name].seed == arm['seed']
-            for key in same[1:]:
+            for key in same:
                 section, leaf = key.split('.')
                 assert runs[name][section][leaf] == budget[leaf]
 
 
-def test_a_teacher_guides_exactly_the_stages_of_the_arm(planned):
-    _, runs, table = planned
-    guided = {
-        arm['arm']: [runs[name].teacher.path for name in arm['runs']] for arm in table['arms']
+@every_family
+def test_a_teacher_guides_exactly_the_stages_of_the_arm(family):
+    _, runs, table = planned(family)
+    for task, found in table['tasks'].items():
+        first, second = (f'work/{run}' for run in found['teacher'])
+        assert second == ('work/' + f'{task}/' * (len(table['tasks']) > 1) + 'teacher_finetune')
+        for arm in found['arms']:
+            assert [runs[name].teacher.path for name in arm['runs']] == {
+                'two_stage': [first, second],
+                'stage1_only': [first, ''],
+                'stage2_only': ['', second],
+                'no_teacher': ['', ''],
+                'no_teacher_equal_flops': ['', ''],
+            }[arm['arm']]
+
+
+@every_family
+def test_equal_flops_control_costs_what_the_distilled_student_costs(family):
+    c, runs, table = planned(family)
+    networks = {run.workdir: models.build(run.student) for run in runs.values()}
+
+    def flops(task, arm):
+        total = 0.0
+        for name in next(a['runs'] for a in task['arms'] if a['arm'] == arm):
+            r = runs[name]
+            shape = objectives.OBJECTIVES[r.objective].shape(r)
+            each = 3 * networks[r.workdir].flops(shape)
+            each += networks[r.teacher.path].flops(shape) if r.teacher.path else 0
+            total += r.train.updates * r.data.batch_size * each
+        return total
+
+    updates = min(c.recipe.student_pretrain.updates, c.recipe.student_finetune.updates)
+    for task in table['tasks'].values():
+        ratio = flops(task, 'no_teacher_equal_flops') / flops(task, 'two_stage')
+        assert ratio == pytest.approx(1, abs=0.5 / updates)  # updates are whole numbers
+
+
+@every_family
+def test_a_seed_is_pre_trained_once_for_all_its_arms_and_tasks(family):
+    c, runs, table = planned(family)
+    tasks, seeds = len(c.recipe.tasks), len(c.recipe.seeds)
+    assert {name for arm in arms_of(table) for name in arm['runs'][:1]} == {
+        f'seed{seed}/{name}'
+        for seed in c.recipe.seeds
+        for name in ('stage1', 'pretrain', 'pretrain_equal_flops')
     }
-    first, second = 'work/teacher_pretrain', 'work/teacher_finetune'
-    assert guided == {
-        'two_stage': [first, second],
-        'stage1_only': [first, ''],
-        'stage2_only': ['', second],
-        'no_teacher': ['', ''],
-        'no_teacher_equal_flops': ['', ''],
+    assert len(runs) == 1 + tasks + (3 + 5 * tasks) * seeds
+    for arm in arms_of(table):
+        first, last = (runs[name] for name in arm['runs'])
+        assert last.student.init == first.workdir
+
+
+def test_folders_of_one_task_have_no_prefix():
+    _, runs, _ = planned('mass')
+    assert list(runs) == [
+        'teacher_pretrain', 'teacher_finetune', 'seed0/stage1', 'seed0/two_stage',
+        'seed0/stage1_only', 'seed0/pretrain', 'seed0/stage2_only', 'seed0/no_teacher',
+        'seed0/pretrain_equal_flops', 'seed0/no_teacher_equal_flops',
+    ]  # fmt: skip
+    c = load('full', ('text',), (0,))
+    assert list(recipe.plan(c)[0]) == list(runs)
+
+
+def test_fine_tuning_folders_of_several_tasks_stand_in_the_folder_of_the_task():
+    _, runs, _ = planned('bert')
+    shared = {name for name in runs if not name.startswith(('topic/', 'pairs/'))}
+    assert shared == {'teacher_pretrain'} | {
+        f'seed{seed}/{name}'
+        for seed in (0, 1)
+        for name in ('stage1', 'pretrain', 'pretrain_equal_flops')
     }
+    for task in ('topic', 'pairs'):
+        inside = {name.removeprefix(f'{task}/') for name in runs if name.startswith(f'{task}/')}
+        assert inside == {'teacher_finetune'} | {
+            f'seed{seed}/{arm}' for seed in (0, 1) for arm in recipe.ARMS
+        }
 
 
-def test_equal_flops_control_costs_what_the_distilled_student_costs(planned):
-    c, runs, table = planned
-    length = c.data.length
-    student = 3 * models.build(c.student).flops(length, length)
-    teacher = models.build(c.teacher).flops(length, length)
+@pytest.mark.parametrize(
+    ('family', 'task', 'before', 'after', 'head', 'classes'),
+    [
+        ('gpt2', 'text', 'clm', 'clm', 'lm', 0),
+        ('bert', 'topic', 'mlm', 'classify', 'classify', len(pydocs.PACKAGES)),
+        ('bert', 'pairs', 'mlm', 'classify', 'classify', 2),
+        ('mass', 'summary', 'mass', 'seq2seq', 'lm', 0),
+    ],
+)
+def test_a_run_learns_its_task_with_the_head_that_it_needs(
+    family, task, before, after, head, classes
+):
+    _, runs, table = planned(family)
+    found = table['tasks'][task]
+    for chain in (found['teacher'], *(arm['runs'] for arm in found['arms'])):
+        first, last = (runs[name] for name in chain)
+        assert (first.objective, first.data.form) == (before, 'text')
+        assert (first.student.head, first.student.classes) == ('lm', 0)
+        assert (first.student.init, first.student.new_head) == ('scratch', False)
+        assert (last.objective, last.data.form) == (after, task)
+        assert (last.student.head, last.student.classes) == (head, classes)
+        assert last.student.new_head == (head == 'classify')
 
-    def flops(arm):
-        names = next(a['runs'] for a in table['arms'] if a['arm'] == arm)
-        return sum(
-            runs[n].train.updates * (student + (teacher if runs[n].teacher.path else 0))
-            for n in names
-        )
 
-    # Updates are whole numbers: half an update of some thousands.
-    assert flops('no_teacher_equal_flops') / flops('two_stage') == pytest.approx(1, abs=1e-3)
-
-
-def test_arms_share_the_pre_training_they_can(planned):
-    c, runs, table = planned
-    pretrained = {name for arm in table['arms'] for name in arm['runs'][:1]}
-    assert len(pretrained) == 3 * len(c.recipe.seeds)
-    assert len(runs) == 2 + (3 + 5) * len(c.recipe.seeds)
+@pytest.mark.parametrize(
+    ('family', 'shape'),
+    [('gpt2', ('layers', 'width')), ('bert', ('layers', 'width')),
+     ('mass', ('layers', 'decoder_layers', 'width'))],
+)  # fmt: skip
+def test_teachers_have_the_shape_of_the_teacher_and_students_that_of_the_student(family, shape):
+    c, runs, table = planned(family)
+    teachers = {run for task in table['tasks'].values() for run in task['teacher']}
+    for name, run in runs.items():
+        network = c.teacher if name in teachers else c.student
+        assert [run.student[key] for key in shape] == [network[key] for key in shape], name
 
 
-def test_the_student_has_at_most_a_fraction_of_the_parameters_of_the_teacher(planned):
-    c, _, _ = planned
+@pytest.mark.parametrize(('family', 'task'), [('gpt2', 'topic'), ('bert', 'summary'),
+                                              ('mass', 'pairs')])  # fmt: skip
+def test_a_task_that_the_family_does_not_learn_is_one_line(family, task):
+    variant, tasks, seeds = CASES[family]
+    rule = f'config.recipe.tasks = {task}: must be a form that family {family!r} learns'
+    with pytest.raises(UserError) as error:
+        recipe.plan(load(variant, (*tasks, task), seeds))
+    assert str(error.value) == rule
+
+
+def test_the_student_has_at_most_a_fraction_of_the_parameters_of_the_teacher():
+    c, _, _ = planned('gpt2')
     assert models.build(c.student).parameters * 4.5 <= models.build(c.teacher).parameters
 
 
-def test_pre_training_and_fine_tuning_read_different_packages(planned):
-    c, _, _ = planned
+def test_pre_training_and_fine_tuning_read_different_packages():
+    c, _, _ = planned('gpt2')
     general = set(c.recipe.student_pretrain.packages)
     task = set(c.recipe.student_finetune.packages)
     assert general
@@ -110,7 +225,7 @@ def micro(data_cache, tmp_path):
     c.student.update({'width': 8, **small})
     c.teacher.update({'width': 32, **small})
     for name, phase in c.recipe.items():
-        if name != 'seeds':
+        if name not in ('seeds', 'tasks'):
             packages = ('chex',) if 'finetune' in name else ('ml_collections',)
             phase.update({'updates': 3, 'warmup': 1, 'batch_size': 4, 'packages': packages})
     return c

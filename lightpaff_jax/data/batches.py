@@ -1,9 +1,8 @@
-"""Blocks -> Batches. A global batch is a pure function of (seed, index), whatever the hosts."""
+"""Records -> Batches. A global batch is a pure function of (seed, index), whatever the hosts."""
 
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import grain
 import jax
@@ -12,11 +11,15 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import batch as batch_lib
 from lightpaff_jax import config
-from lightpaff_jax.data import objectives, prepare
+from lightpaff_jax.data import objectives
+from lightpaff_jax.data.records import PADDING, Prepared
+from lightpaff_jax.data.tokenizers import Tokenizer
+
+_EVALUATION_SEED = 0  # of what is masked in every run's evaluation
 
 
 def training(
-    c: ConfigDict, prepared: prepare.Prepared, start: int = 0
+    c: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, start: int = 0
 ) -> Iterator[batch_lib.Batch]:
     """Global batches start, start + 1, ... without end: this process's rows of each.
 
@@ -26,79 +29,92 @@ def training(
     Raises:
       UserError: the train split is missing.
     """
-    make = _maker(c, prepared, jax.process_index(), jax.process_count())
+    make = _maker(c, prepared, tokenizer, jax.process_index(), jax.process_count())
     return _read_ahead(make, start, sys.maxsize, c.data.prefetch)
 
 
 def batch_at(
-    c: ConfigDict, prepared: prepare.Prepared, index: int, process: int = 0, processes: int = 1
-) -> batch_lib.Batch:
+    c: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, index: int, process: int = 0,
+    processes: int = 1,
+) -> batch_lib.Batch:  # fmt: skip
     """Rows of one process of global batch `index`: arrays [M, B/(M*processes), T].
 
-    The stream of training is every block once, in an order drawn from (seed, epoch 0), then
-    every block once in an order drawn from (seed, epoch 1), and so on. Row r of batch i is
-    record i*B + r of it; micro-batch m holds rows m*B/M and on, of which each process takes a
+    The stream of training is every record once, in an order drawn from (seed, epoch 0), then
+    every record once in an order drawn from (seed, epoch 1), and so on. Row r of batch i is
+    number i*B + r of it; micro-batch m holds rows m*B/M and on, of which each process takes a
     contiguous part in the order of the processes.
     """
-    return _maker(c, prepared, process, processes)(index)
+    return _maker(c, prepared, tokenizer, process, processes)(index)
 
 
-def evaluation(c: ConfigDict, prepared: prepare.Prepared, split: str) -> Iterator[batch_lib.Batch]:
-    """One pass over a split in order: this process's rows of each batch, [B/processes, T].
+def evaluation(
+    c: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, split: str
+) -> Iterator[batch_lib.Batch]:
+    """One pass over a split: this process's rows of each batch, [B/processes, T].
+
+    Blocks come in their order; examples in one that is drawn once for all runs, so that some of
+    them stand for the whole.
 
     The last batch is filled up with rows of weight 0. `config.eval.batches` > 0 stops after
-    so many. Every process yields the same number of batches.
+    so many. Every process yields the same number of batches. What is masked does not depend on
+    `config.seed`, so that all runs are asked the same.
 
     Raises:
       UserError: the split is unknown or empty.
     """
-    return _evaluation(c, prepared, split, jax.process_index(), jax.process_count())
+    return _evaluation(c, prepared, tokenizer, split, jax.process_index(), jax.process_count())
 
 
 def _evaluation(
-    c: ConfigDict, prepared: prepare.Prepared, split: str, process: int, processes: int
-) -> Iterator[batch_lib.Batch]:
-    blocks = prepared.blocks(split)
-    if not len(blocks):
-        raise config.UserError(f'empty corpus: split {split!r} of {prepared.path} has no block')
-    size, objective = c.eval.batch_size, objectives.OBJECTIVES[c.objective]
+    c: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, split: str, process: int,
+    processes: int,
+) -> Iterator[batch_lib.Batch]:  # fmt: skip
+    records = prepared.records(split)
+    if not len(records):
+        raise config.UserError(f'empty corpus: split {split!r} of {prepared.path} has no record')
+    size, arrays = c.eval.batch_size, objectives.OBJECTIVES[c.objective].arrays
     rows = _part(np.arange(size), process, processes)
-    batches = -(-len(blocks) // size)
+    batches = -(-len(records) // size)
     if c.eval.batches:
         batches = min(batches, c.eval.batches)
+    order = grain.MapDataset.range(len(records))
+    if prepared.kind == 'examples':  # they come class by class: a part must not be one class
+        order = order.shuffle(_order(_EVALUATION_SEED))
 
     def make(index: int) -> batch_lib.Batch:
-        records = [blocks[i] for i in (index * size + rows).tolist() if i < len(blocks)]
-        ids = np.zeros((len(rows), prepared.length + 1), np.int32)
-        lengths = np.zeros(len(rows), np.int32)
-        for row, (block, length) in enumerate(records):
-            ids[row], lengths[row] = block, length
-        return _batch(objective(ids, lengths), rows.shape)
+        numbers = (index * size + rows).tolist()
+        found = [records[int(order[i])] for i in numbers if i < len(records)]
+        found += [PADDING] * (len(rows) - len(found))
+        keys = [(_EVALUATION_SEED, 0, i) for i in numbers]
+        return _batch(arrays(c, tokenizer, found, keys), rows.shape)
 
     return _read_ahead(make, 0, batches, c.data.prefetch)
 
 
 def _maker(
-    c: ConfigDict, prepared: prepare.Prepared, process: int, processes: int
+    c: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, process: int, processes: int
 ) -> Callable[[int], batch_lib.Batch]:
     """index -> this process's part of a global batch."""
     size, micro = c.data.batch_size, c.train.micro_steps
-    records = grain.MapDataset.source(prepared.blocks('train')).shuffle(_order(c.seed)).repeat()
+    records = prepared.records('train')
+    order = grain.MapDataset.range(len(records)).shuffle(_order(c.seed)).repeat()
     rows_MB = _part(np.arange(size).reshape(micro, size // micro), process, processes)
-    objective = objectives.OBJECTIVES[c.objective]
+    arrays = objectives.OBJECTIVES[c.objective].arrays
 
     def make(index: int) -> batch_lib.Batch:
-        ids, lengths = zip(
-            *(records[i] for i in (index * size + rows_MB).ravel().tolist()), strict=True
-        )
-        arrays = objective(np.stack(ids), np.asarray(lengths))
-        return _batch(arrays, rows_MB.shape)
+        places = (index * size + rows_MB).ravel().tolist()
+        numbers = [int(order[place]) for place in places]
+        keys = [
+            (c.seed, place // len(records), i) for place, i in zip(places, numbers, strict=True)
+        ]
+        found = [records[i] for i in numbers]
+        return _batch(arrays(c, tokenizer, found, keys), rows_MB.shape)
 
     return make
 
 
-def _batch(arrays: dict[str, Any], shape: tuple[int, ...]) -> batch_lib.Batch:
-    """Arrays [rows, T] as a Batch [*shape, T]; NumPy's, the step puts them on devices."""
+def _batch(arrays: objectives.Arrays, shape: tuple[int, ...]) -> batch_lib.Batch:
+    """Arrays [rows, ...] as a Batch [*shape, ...]; NumPy's, the step puts them on devices."""
     return batch_lib.Batch(**{k: v.reshape(*shape, v.shape[-1]) for k, v in arrays.items()})
 
 
@@ -110,7 +126,7 @@ def _order(seed: int) -> int:
 def _part(rows: np.ndarray, process: int, processes: int) -> np.ndarray:
     """The part of the last axis that one process reads."""
     each = rows.shape[-1] // processes
-    assert each * processes == rows.shape[-1], 'config.validate checks the batch size'
+    assert each * processes == rows.shape[-1], 'validation checks the batch size'
     return rows[..., process * each : (process + 1) * each]
 
 

@@ -7,7 +7,6 @@ of Python and of the packages, which the built set names in its metadata.
 
 import ast
 import contextlib
-import dataclasses
 import gc
 import hashlib
 import importlib.metadata
@@ -22,9 +21,12 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from lightpaff_jax import config
+from lightpaff_jax.data import forms
+from lightpaff_jax.data.forms import Document
 
 # Name in `data.packages` -> (module that is looked for, distribution that has its version).
 # Default dependencies only, so that an extra never changes the corpus.
@@ -52,52 +54,46 @@ _FEWEST_WORDS = 5  # a shorter docstring is dropped
 _HELD_OUT = 20  # one document in so many is for validation, another for test
 
 
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """The docstrings of one file, or one topic of the language reference."""
-
-    package: str
-    path: str  # below the folder that holds the package: numpy/linalg/_linalg.py
-    text: str
-
-
 class Pydocs(tfds.core.GeneratorBasedBuilder):
-    """Builder of `pydocs`; call `opened`, which also makes it safe and silent."""
+    """Builder of `pydocs`, one config a form; call `opened`, which also makes it safe and silent."""
 
-    VERSION = tfds.core.Version('1.0.0')
+    VERSION = tfds.core.Version('1.1.0')
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS reads a list)
-        tfds.core.BuilderConfig(name='text', description='One document for each file.')
+        tfds.core.BuilderConfig(name=name, description=(make.__doc__ or '').partition('\n')[0])
+        for name, make in forms.FORMS.items()
     ]
     code_path = None  # no checksums, citations or tags in files beside this one
     pkg_dir_path = pathlib.Path(__file__).parent
+    parts: forms.Parts  # what it is built from; read once for all forms
 
     def _info(self) -> tfds.core.DatasetInfo:
+        texts = ('text',) if self.builder_config.name == 'text' else ('first', 'second')
+        features = {name: tfds.features.Text() for name in (*texts, 'package', 'path')}
+        if self.builder_config.name != 'text':
+            features['label'] = tfds.features.Scalar(np.int32)
         return tfds.core.DatasetInfo(
             builder=self,
             description='Docstrings of the packages this project depends on.',
-            features=tfds.features.FeaturesDict(
-                {name: tfds.features.Text() for name in ('text', 'package', 'path')}
-            ),
+            features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(versions=versions()),
             disable_shuffling=True,
         )
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
-        parts = split(documents())
-        self.info.metadata['digest'] = digest(parts)
-        return {name: self._generate_examples(parts[name]) for name in SPLITS}
+        rows = forms.FORMS[self.builder_config.name](self.parts, list(PACKAGES))
+        self.info.metadata['digest'] = digest(rows)
+        return {name: self._generate_examples(rows[name]) for name in SPLITS}
 
-    def _generate_examples(self, documents):
-        for i, document in enumerate(documents):
-            yield i, dataclasses.asdict(document)
+    def _generate_examples(self, rows):
+        yield from enumerate(rows)
 
 
-def opened(cache: str) -> Pydocs:
-    """The built data set below the folder `cache`; builds it there the first time.
+def opened(cache: str, form: str = 'text') -> Pydocs:
+    """The built data set below the folder `cache`; builds every form there the first time.
 
     Its `info.metadata` holds `versions` and `digest` (16 hex digits of the content),
-    `as_data_source(split)` the documents of a split, in the order of package and path.
+    `as_data_source(split)` the examples of a split, in the order of package and path.
 
     Raises:
       UserError: no document was found, or the folder cannot be written.
@@ -107,17 +103,20 @@ def opened(cache: str) -> Pydocs:
     folder = pathlib.Path(cache).expanduser() / 'tfds' / identity
     if not folder.exists():
         publish(folder, _build)
-    return Pydocs(data_dir=str(folder), config='text')
+    return Pydocs(data_dir=str(folder), config=form)
 
 
 def _build(folder: pathlib.Path) -> None:
     tfds.disable_progress_bar()
-    builder = Pydocs(data_dir=str(folder), config='text')
     collects = gc.isenabled()
     gc.disable()  # a third of the time otherwise: syntax trees are large and have no cycles
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it makes, and where
-            builder.download_and_prepare(file_format='array_record')
+        parts = split(documents())
+        for form in forms.FORMS:
+            builder = Pydocs(data_dir=str(folder), config=form)
+            builder.parts = parts
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it makes, and where
+                builder.download_and_prepare(file_format='array_record')
     finally:
         if collects:
             gc.enable()
@@ -160,16 +159,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def digest(parts: dict[str, list[Document]]) -> str:
-    """16 hex digits that name the content of the corpus."""
+def digest(rows: forms.Rows) -> str:
+    """16 hex digits that name the content of the corpus in one form."""
     hasher = hashlib.sha256()
     for name in SPLITS:
-        for d in parts[name]:
-            hasher.update(json.dumps([name, d.package, d.path, d.text]).encode())
+        for row in rows[name]:
+            hasher.update(json.dumps([name, *row.values()]).encode())
     return hasher.hexdigest()[:16]
 
 
-def split(documents: Sequence[Document]) -> dict[str, list[Document]]:
+def split(documents: Sequence[Document]) -> forms.Parts:
     """Parts the documents into SPLITS by a hash of their path, package by package.
 
     Of the n >= 3 documents of a package, ordered by the hash, the first max(1, n // 20)
@@ -205,7 +204,7 @@ def documents() -> list[Document]:
                 new = [t for t in dict.fromkeys(texts) if t not in seen]
                 seen.update(new)
                 if new:
-                    found.append(Document(package, path + suffix, '\n\n'.join(new)))
+                    found.append(Document(package, path + suffix, tuple(new)))
     if not found:
         raise config.UserError(f'empty corpus: no documentation found in {", ".join(PACKAGES)}')
     return found

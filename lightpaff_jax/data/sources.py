@@ -1,44 +1,58 @@
-"""SOURCES: where the documents come from. `config.data.source` names one.
+"""SOURCES: where the examples come from. `config.data.source` names one.
 
-The source `prepared` is not in the table: its folder is read by prepare.py, no document is.
+The source `prepared` is not in the table: its folder is read by records.py, no example is.
 """
 
 import hashlib
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.data import pydocs as pydocs_lib
+from lightpaff_jax.data import records
 
 SPLITS = pydocs_lib.SPLITS
 
 
-def pydocs(c: ConfigDict, split: str) -> Iterator[str]:
-    """Documents of `config.data.packages` (all if empty), in the order of package and path.
+class Example(NamedTuple):
+    """A document, a text, a pair of texts with a class, or a text and what to make of it."""
+
+    first: str
+    second: str = ''
+    label: int = -1
+    """Its class; -1: there is none."""
+
+
+def pydocs(c: ConfigDict, split: str) -> Iterator[Example]:
+    """Examples of `config.data.packages` (all if empty), in the order of package and path.
 
     Raises:
-      UserError: a package that is not in the corpus, or no document in this split.
+      UserError: a package that is not in the corpus, or no example in this split.
     """
     packages = _packages(c)
-    builder = pydocs_lib.opened(c.data.cache)
+    builder = pydocs_lib.opened(c.data.cache, c.data.form)
     empty = True
-    for example in builder.as_data_source(split):
-        if not packages or example['package'].decode() in packages:
+    for row in builder.as_data_source(split):
+        if not packages or row['package'].decode() in packages:
             empty = False
-            yield example['text'].decode()
+            if c.data.form == 'text':
+                yield Example(row['text'].decode())
+            else:
+                yield Example(row['first'].decode(), row['second'].decode(), int(row['label']))
     if empty:
         raise config.UserError(
             f'config.data.packages = {tuple(c.data.packages)}: empty corpus, '
-            f'no document of pydocs in split {split!r}'
+            f'no {c.data.form!r} of pydocs in split {split!r}'
         )
 
 
 def pydocs_identity(c: ConfigDict, splits: Sequence[str] = SPLITS) -> dict:
-    """All that the documents of `pydocs` depend on, as JSON values; one digest for all splits."""
-    metadata = pydocs_lib.opened(c.data.cache).info.metadata
+    """All that the examples of `pydocs` depend on, as JSON values; one digest for all splits."""
+    metadata = pydocs_lib.opened(c.data.cache, c.data.form).info.metadata
     return {
         'packages': _packages(c),
         'digest': metadata['digest'],
@@ -56,7 +70,7 @@ def _packages(c: ConfigDict) -> list[str]:
     return sorted(set(c.data.packages))
 
 
-def text(c: ConfigDict, split: str) -> Iterator[str]:
+def text(c: ConfigDict, split: str) -> Iterator[Example]:
     """Documents of `config.data.path`/<split>.txt, separated by blank lines.
 
     Raises:
@@ -65,7 +79,7 @@ def text(c: ConfigDict, split: str) -> Iterator[str]:
     empty = True
     for document in _paragraphs(_text_file(c, split)):
         empty = False
-        yield document
+        yield Example(document)
     if empty:
         raise config.UserError(f'{_text_file(c, split)}: empty corpus, must hold a document')
 
@@ -101,8 +115,19 @@ def _paragraphs(file: pathlib.Path) -> Iterator[str]:
         raise config.UserError(f'{file}: must be UTF-8: {error.reason}') from error
 
 
+def classes(c: ConfigDict) -> int:
+    """How many classes the examples of `config.data` have; 0 where they have none.
+
+    Raises:
+      UserError: for the source 'prepared', a folder that is no prepared set.
+    """
+    if c.data.source == 'prepared':
+        return records.manifest(pathlib.Path(c.data.path).expanduser())['classes']
+    return {'text': 0, 'topic': len(pydocs_lib.PACKAGES), 'pairs': 2, 'summary': 0}[c.data.form]
+
+
 def check(c: ConfigDict) -> None:
-    """Raises UserError for a package or a file that is not there; reads no document."""
+    """Raises UserError for a package or a file that is not there; reads no example."""
     if c.data.source == 'pydocs':
         _packages(c)
     if c.data.source == 'text':
@@ -110,7 +135,7 @@ def check(c: ConfigDict) -> None:
             _text_file(c, split)
 
 
-# Name -> documents of one split, as (c, split) -> iterator of texts.
+# Name -> one split, as (c, split) -> iterator of examples.
 SOURCES = {'pydocs': pydocs, 'text': text}
-# Name -> what those depend on, as (c, splits) -> JSON values; two configurations with equal ones have equal documents.
+# Name -> what those depend on, as (c, splits) -> JSON values; two configurations with equal ones have equal examples of a form.
 IDENTITIES = {'pydocs': pydocs_identity, 'text': text_identity}

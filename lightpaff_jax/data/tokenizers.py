@@ -1,95 +1,155 @@
-"""Text to ids and back. SentencePiece models, ours or given."""
+"""Text to ids and back: SentencePiece models, ours or given, and Hugging Face's formats."""
 
 import dataclasses
-import functools
 import hashlib
 import io
-import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import sentencepiece
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
-from lightpaff_jax.data import pydocs, sources
+from lightpaff_jax.data import pydocs, sources, spm, tokenizer_files
 
-_SPACE = '\u2581'  # SentencePiece writes a space so, and would decode a real one to a space
+SYMBOLS = {
+    'gpt2': (),
+    'bert': ('[CLS]', '[SEP]', '[MASK]'),
+    'mass': ('[MASK]',),
+}  # family -> special tokens of a vocabulary trained for it, with ids from 3
 _LONGEST_LINE = 4192  # bytes; SentencePiece drops longer ones from training
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A SentencePiece model. With a model of `train`, decode(encode([x])[0]) == x for all x."""
+    """A vocabulary. Threads may share one."""
 
     path: str
-    hash: str  # first 16 hex digits of the SHA-256 of the file
-    processor: sentencepiece.SentencePieceProcessor = dataclasses.field(compare=False, repr=False)
+    """The file or folder that `read` was given."""
+    hash: str
+    """First 16 hex digits of a SHA-256: of a SentencePiece file, or of what the ids depend on."""
+    model: spm.SentencePiece | tokenizer_files.HuggingFace = dataclasses.field(
+        compare=False, repr=False
+    )
 
     @property
     def vocab_size(self) -> int:
-        return self.processor.get_piece_size()
+        """Ids are below it."""
+        return self.model.vocab_size
 
     @property
     def eos_id(self) -> int:
         """Stands before the first document, between two, and after the last."""
-        return self.processor.eos_id()
+        return self.model.ids['eos']
 
     @property
     def pad_id(self) -> int:
-        """Fills a short sequence, where weights are 0; eos in a model that has no padding."""
-        pad = self.processor.pad_id()
-        return pad if pad >= 0 else self.eos_id
+        """Fills a short sequence, where weights are 0; eos where there is no padding."""
+        return self.model.ids.get('pad', self.eos_id)
+
+    @property
+    def cls_id(self) -> int | None:
+        """Stands before a sentence or a pair."""
+        return self._id('cls')
+
+    @property
+    def sep_id(self) -> int | None:
+        """Stands after each sentence of a pair."""
+        return self._id('sep')
+
+    @property
+    def mask_id(self) -> int | None:
+        """Stands where a token is hidden."""
+        return self._id('mask')
+
+    @property
+    def unk_id(self) -> int | None:
+        """Stands for what the vocabulary cannot write."""
+        return self._id('unk')
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are no text: neither hidden by a mask nor put in place of a token."""
+        return self.model.special_ids
+
+    @property
+    def word_starts(self) -> Bool[np.ndarray, ' V']:
+        """Whether an id begins a word; special tokens, tabs and line ends do too."""
+        return self.model.word_starts
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without eos."""
-        if not self._space_ids:
-            return self.processor.encode(list(texts))
-        parts = [text.split(_SPACE) for text in texts]
-        encoded = iter(self.processor.encode(list(itertools.chain.from_iterable(parts))))
-        return [self._joined([next(encoded) for _ in part]) for part in parts]
+        """Ids of each text; none is added to them.
+
+        A text that spells a special token has its id, unless it is a control piece (</s>, <pad>)
+        of a SentencePiece model.
+        """
+        return self.model.encode(texts)
+
+    def encode_pair(self, first: str, second: str, length: int) -> tuple[list[int], list[int]]:
+        """Ids and token types of [CLS] first [SEP] second [SEP], or of [CLS] first [SEP].
+
+        Args:
+          first: a text.
+          second: another, or '' for none.
+          length: the most ids there may be; the longer text is cut first.
+        """
+        cls, sep = self.cls_id, self.sep_id
+        assert cls is not None, 'prepare() refuses such a tokenizer'
+        assert sep is not None, 'prepare() refuses such a tokenizer'
+        if not second:
+            ids = [cls, *self.encode([first])[0][: length - 2], sep]
+            return ids, [0] * len(ids)
+        a, b = self.encode([first, second])
+        kept_a, kept_b = longest_first(len(a), len(b), length - 3)
+        ids = [cls, *a[:kept_a], sep, *b[:kept_b], sep]
+        return ids, [0] * (kept_a + 2) + [1] * (kept_b + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.processor.decode([int(i) for i in ids])
+        """The text; without control pieces of SentencePiece and special tokens of the others."""
+        return self.model.decode(ids)
 
-    @functools.cached_property
-    def _space_ids(self) -> list[int]:
-        """The bytes of _SPACE as pieces; none in a model without byte fallback."""
-        ids = [self.processor.piece_to_id(f'<0x{byte:02X}>') for byte in _SPACE.encode()]
-        return ids if all(self.processor.is_byte(i) for i in ids) else []
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes a folder that `read` and transformers read, to the same ids.
 
-    def _joined(self, parts: list[list[int]]) -> list[int]:
-        first, *rest = parts
-        return first + [i for part in rest for i in (*self._space_ids, *part)]
+        It holds tokenizer.json and tokenizer_config.json, and tokenizer.model of SentencePiece.
+
+        Raises:
+          UserError: no tokenizer.json can give the ids of this SentencePiece model.
+        """
+        self.model.save(pathlib.Path(folder))
+
+    def _id(self, name: str) -> int | None:
+        return self.model.ids.get(name)
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many ids of two texts are kept so that both fit in `room`, the longer cut first.
+
+    Of an odd room the longer one keeps more, of equal ones the second, as in `tokenizers`.
+    """
+    if first + second <= room:
+        return first, second
+    less = min(first, second, room // 2)
+    return (room - less, less) if first > second else (less, room - less)
 
 
 def load(c: ConfigDict) -> Tokenizer:
-    """The tokenizer of `config.tokenizer.path`, or one trained on the train split of the text.
+    """The tokenizer of a run.
 
-    The latter has `config.student.vocab_size` pieces and is kept in `config.data.cache`. Of
-    pydocs it sees every package, whatever `config.data.packages` says, so that pre-training and
-    fine-tuning share it.
+    It is that of `config.tokenizer.path`, or else of the teacher's folder, or else of the folder
+    that the student starts from, or else one trained on the train split of the text. The latter
+    has `config.student.vocab_size` pieces, SYMBOLS of the student's family among them, and is kept
+    in `config.data.cache`. Of pydocs it sees every package and no other form than `text`, so that
+    pre-training and all fine-tuning share it.
 
     Raises:
-      UserError: the file is missing or no SentencePiece model with an end-of-sentence id, or
-        its size is not `config.student.vocab_size`, or no such vocabulary can be trained.
+      UserError: the file is missing or malformed, or its size is not
+        `config.student.vocab_size`, or no such vocabulary can be trained.
     """
-    if c.tokenizer.path:
-        tokenizer = read(c.tokenizer.path)
-    else:
-        whole = config.copy(c)
-        whole.data.packages = ()
-        whole.data.path = c.tokenizer.text or c.data.path
-        size, source = c.student.vocab_size, c.data.source
-        identity = json.dumps(sources.IDENTITIES[source](whole, ('train',)), sort_keys=True)
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        folder = pathlib.Path(c.data.cache).expanduser() / 'tokenizers'
-        path = folder / f'{source}-bpe-{size}-{digest}.model'
-        if not path.is_file():
-            texts = sources.SOURCES[source](whole, 'train')
-            pydocs.publish(path, lambda temporary: train(texts, size, temporary))
-        tokenizer = read(str(path))
+    tokenizer = _given(c) or _trained(c)
     if tokenizer.vocab_size != c.student.vocab_size:
         raise config.UserError(
             f'config.student.vocab_size = {c.student.vocab_size}: must equal the '
@@ -98,33 +158,81 @@ def load(c: ConfigDict) -> Tokenizer:
     return tokenizer
 
 
-def read(path: str) -> Tokenizer:
-    """Opens a SentencePiece model file.
+def _given(c: ConfigDict) -> Tokenizer | None:
+    if c.tokenizer.path:
+        return read(c.tokenizer.path, c.tokenizer.lowercase)
+    init = '' if c.student.init in config.STARTS else c.student.init
+    for key, path in (('teacher.path', c.teacher.path), ('student.init', init)):
+        found = find(path) if path else None
+        if found:
+            return read(found, c.tokenizer.lowercase, key)
+    return None
+
+
+def _trained(c: ConfigDict) -> Tokenizer:
+    whole = config.copy(c)
+    whole.data.packages = ()
+    whole.data.form = 'text'
+    whole.data.path = c.tokenizer.text or c.data.path
+    size, source, symbols = c.student.vocab_size, c.data.source, SYMBOLS[c.student.family]
+    identity = json.dumps(sources.IDENTITIES[source](whole, ('train',)), sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    kind = f'bpe-{c.student.family}' if symbols else 'bpe'
+    folder = pathlib.Path(c.data.cache).expanduser() / 'tokenizers'
+    path = folder / f'{source}-{kind}-{size}-{digest}.model'
+    if not path.is_file():
+        texts = (example.first for example in sources.SOURCES[source](whole, 'train'))
+        pydocs.publish(path, lambda temporary: train(texts, size, temporary, symbols))
+    return read(str(path))
+
+
+def find(path: str) -> str | None:
+    """The tokenizer of a workdir (its folder `tokenizer`) or of a Hugging Face folder, if any."""
+    folder = pathlib.Path(path).expanduser()
+    for place in (folder / 'tokenizer', folder):
+        if tokenizer_files.located(place):
+            return str(place)
+    return None
+
+
+def read(path: str, lowercase: bool = True, key: str = 'tokenizer.path') -> Tokenizer:
+    """Opens a tokenizer.
+
+    Args:
+      path: a SentencePiece model, tokenizer.json, vocab.txt (WordPiece), vocab.json or
+        encoder.json (byte-level BPE, with merges.txt or vocab.bpe beside it), or a folder with
+        one: what comes first of tokenizer.model, tokenizer.json, vocab.json and merges.txt,
+        encoder.json and vocab.bpe, vocab.txt, one other *.model.
+      lowercase: whether a vocab.txt is lower case, where no tokenizer_config.json says so.
+      key: the configuration's key that named it, for messages.
 
     Raises:
-      UserError: there is no such file, or it is no model, or has no end-of-sentence id.
+      UserError: there is none, or it is malformed, or has no token that ends a text.
     """
-    file = pathlib.Path(path).expanduser()
-    if not file.is_file():
-        raise config.UserError(f'config.tokenizer.path = {path}: no such file')
-    data = file.read_bytes()
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(data)
-    except RuntimeError as error:
+    where, place = f'config.{key} = {path}', pathlib.Path(path).expanduser()
+    if not place.exists():
+        raise config.UserError(f'{where}: no such file')
+    file = tokenizer_files.located(place) if place.is_dir() else place
+    if file is None:
         raise config.UserError(
-            f'config.tokenizer.path = {path}: must be a SentencePiece model'
-        ) from error
-    if processor.eos_id() < 0:
-        raise config.UserError(f'config.tokenizer.path = {path}: must have an end-of-sentence id')
-    return Tokenizer(str(file), hashlib.sha256(data).hexdigest()[:16], processor)
+            f'{where}: must hold tokenizer.model, tokenizer.json, vocab.json and merges.txt, '
+            'encoder.json and vocab.bpe, vocab.txt, or one *.model'
+        )
+    model: spm.SentencePiece | tokenizer_files.HuggingFace
+    if file.suffix in ('.json', '.txt', '.bpe'):
+        model = tokenizer_files.read(file, lowercase, where)
+    else:
+        model = spm.SentencePiece(file.read_bytes(), where)
+    return Tokenizer(str(place), hashlib.sha256(model.identity).hexdigest()[:16], model)
 
 
-def train(texts: Iterable[str], vocab_size: int, path: str | pathlib.Path) -> None:
+def train(
+    texts: Iterable[str], vocab_size: int, path: str | pathlib.Path, symbols: Sequence[str] = ()
+) -> None:
     """Writes a SentencePiece BPE model of exactly `vocab_size` pieces to `path`.
 
     Text is taken as it is: no normalisation, spaces kept, bytes for unknown characters
-    and line ends. Equal texts give an equal file.
+    and line ends. Ids: padding 0, end 1, unknown 2, then `symbols`. Equal texts give an equal file.
 
     Raises:
       UserError: the texts cannot fill, or their characters do not fit, the vocabulary.
@@ -141,6 +249,7 @@ def train(texts: Iterable[str], vocab_size: int, path: str | pathlib.Path) -> No
             eos_id=1,
             unk_id=2,
             bos_id=-1,
+            user_defined_symbols=list(symbols),
             byte_fallback=True,
             character_coverage=0.9995,
             normalization_rule_name='identity',

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from lightpaff_jax.batch import Batch
-from lightpaff_jax.models import gpt2
+from lightpaff_jax import config
+from lightpaff_jax.batch import Batch, Shape
+from lightpaff_jax.models import bert, gpt2, mass
 from lightpaff_jax.models.huggingface import Row
 
 Params = dict[str, Any]
@@ -22,7 +23,9 @@ Params = dict[str, Any]
 _MASKED = -1e9  # finite: an infinite bias of a padding id makes KL NaN
 
 MODELS: dict[str, tuple[ModuleType, Callable[..., nnx.Module]]] = {
+    'bert': (bert, bert.BERT),
     'gpt2': (gpt2, gpt2.GPT2),
+    'mass': (mass, mass.MASS),
 }
 """Family name -> its file and its network."""
 
@@ -39,13 +42,19 @@ class Model:
     features: Callable[..., Float[Array, 'B P D']]
     """(params, batch, *, key=None) -> features at the predicted positions; key: dropout is on."""
     head: Callable[[Params], tuple[Float[Array, 'V D'], Float[Array, ' V']]]
-    """params -> output matrix and bias; the bias of a padding id is -1e9."""
-    flops: Callable[[int, int], float]
-    """(T, P) -> floating-point operations of one example's forward pass, head included."""
+    """params -> output matrix and bias; the bias of a padding id is -1e9. V is the number of
+    classes for a classifier."""
+    flops: Callable[[Shape], float]
+    """Floating-point operations of one example's forward pass, head included."""
     table: tuple[Row, ...]
     """Our parameters in Hugging Face's names."""
-    vocab_size: int
-    """Ids in use, without padding."""
+    network: ConfigDict
+    """What it was built from, frozen: the keys of `config.network()`."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in use, without padding."""
+        return self.network.vocab_size
 
     @property
     def abstract(self) -> Params:
@@ -55,14 +64,13 @@ class Model:
     @property
     def parameters(self) -> int:
         """Parameters in use: padding of the vocabulary is not counted."""
-        axes = {row.path: row.vocab_axis for row in self.table}
+        padded_rows = {row.path for row in self.table if row.vocab}
         total = 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract):
-            shape = list(leaf.shape)
-            axis = axes['/'.join(k.key for k in path)]
-            if axis is not None:
-                shape[axis] = self.vocab_size
-            total += math.prod(shape)
+            rows, *rest = leaf.shape
+            if '/'.join(k.key for k in path) in padded_rows:
+                rows = self.vocab_size
+            total += math.prod((rows, *rest))
         return total
 
     def logits(self, params: Params, batch: Batch) -> Float[Array, 'B P V']:
@@ -86,9 +94,11 @@ def build(c: ConfigDict, *, compute_dtype: str = 'float32', remat: str = 'none')
       compute_dtype: of features and matrix products; norms and softmax stay float32.
       remat: 'block' computes each block again in the backward pass instead of keeping it.
     """
+    c = FrozenConfigDict({key: c[key] for key in config.network()})
     module, network = MODELS[c.family]
-    rows, dtype = padded(c.vocab_size), jnp.dtype(compute_dtype)
-    make = functools.partial(network, c, rows)
+    vocab, dtype = padded(c.vocab_size), jnp.dtype(compute_dtype)
+    rows, used = (c.classes,) * 2 if c.head == 'classify' else (vocab, c.vocab_size)
+    make = functools.partial(network, c, vocab)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def init(key):
@@ -100,17 +110,14 @@ def build(c: ConfigDict, *, compute_dtype: str = 'float32', remat: str = 'none')
         return nnx.merge(graph, state)
 
     def features(params, batch, *, key=None):
-        x_BTD = bind(params)(batch, dtype=dtype, remat=remat, key=key)
-        if batch.positions is None:
-            return x_BTD
-        return jnp.take_along_axis(x_BTD, batch.positions[..., None], axis=1)
+        return bind(params)(batch, dtype=dtype, remat=remat, key=key)
 
     def head(params):
         weight, bias = bind(params).head()
         bias = jnp.zeros((rows,)) if bias is None else bias
-        return weight.astype(dtype), jnp.where(jnp.arange(rows) < c.vocab_size, bias, _MASKED)
+        return weight.astype(dtype), jnp.where(jnp.arange(rows) < used, bias, _MASKED)
 
-    def flops(length, predicted):
-        return length * module.flops_per_token(c, length) + 2.0 * predicted * c.width * rows
+    def flops(shape):
+        return module.flops(c, shape) + 2.0 * shape.predicted * c.width * rows
 
-    return Model(init, features, head, flops, module.TABLE, c.vocab_size)
+    return Model(init, features, head, flops, module.table(c), c)

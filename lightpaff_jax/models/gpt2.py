@@ -6,11 +6,10 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from lightpaff_jax.models import layers
-from lightpaff_jax.models.huggingface import Row
+from lightpaff_jax.models.huggingface import Names, Row, linear, norm
 
 _EPSILON = 1e-5
 _STD = 0.02
@@ -28,9 +27,11 @@ class Block(nnx.Module):
         self.ffn = layers.FeedForward(c.width, c.ffn, _gelu, _STD, out_std, rngs)
         self.dropout = c.dropout
 
-    def __call__(self, x_BTD, key=None):
+    def __call__(self, x_BTD, key=None, mask=None):
         inner, outer, ffn = layers.split(key, 3)
-        mixed_BTD = self.attention(self.norm1(x_BTD), causal=True, key=inner, dropout=self.dropout)
+        mixed_BTD = self.attention(
+            self.norm1(x_BTD), causal=True, mask=mask, key=inner, dropout=self.dropout
+        )
         x_BTD += layers.drop(mixed_BTD, outer, self.dropout)
         return x_BTD + layers.drop(self.ffn(self.norm2(x_BTD)), ffn, self.dropout)
 
@@ -46,43 +47,43 @@ class GPT2(nnx.Module):
         self.dropout = c.dropout
 
     def __call__(self, batch, *, dtype, remat: str, key=None):
-        """[B, T] ids -> features [B, T, D]."""
+        """Ids [B, T] -> features [B, P, D]."""
         embedded, blocks = layers.split(key, 2)
         x_BTD = self.token_embedding(batch.tokens, dtype)
-        x_BTD += self.position_embedding(jnp.arange(batch.tokens.shape[1]), dtype)
+        x_BTD += self.position_embedding(layers.places(batch.tokens, batch.position_ids), dtype)
         x_BTD = layers.drop(x_BTD, embedded, self.dropout)
-        return self.norm(layers.scan(self.blocks, x_BTD, blocks, remat))
+        mask = layers.within(batch.segments)
+        x_BTD = layers.scan(self.blocks, x_BTD, blocks, remat, mask)
+        return self.norm(layers.at(x_BTD, batch.positions))
 
     def head(self):
         """The tied output matrix [V, D]; GPT-2 has no output bias."""
         return self.token_embedding.table[...], None
 
 
-def flops_per_token(c, length: int) -> float:
-    """Matrix products of one forward pass for one token of T = `length`, head excluded.
+def flops(c, shape) -> float:
+    """Matrix products of one example's forward pass, head excluded.
 
     Attention counts the whole T x T square: that is what the XLA path computes.
     """
-    matrices = c.layers * (4 * c.width**2 + 2 * c.width * c.ffn)
-    return 2.0 * (matrices + c.layers * 2 * length * c.width)
+    return c.layers * layers.block_flops(c, shape.tokens)
 
 
-# Hugging Face stores GPT-2's matrices as [in, out], so nothing is transposed.
-TABLE = (
-    Row('wte.weight', 'token_embedding/table', vocab_axis=0),
-    Row('wpe.weight', 'position_embedding/table'),
-    Row('h.{layer}.ln_1.weight', 'blocks/norm1/scale'),
-    Row('h.{layer}.ln_1.bias', 'blocks/norm1/bias'),
-    Row('h.{layer}.attn.c_attn.weight', 'blocks/attention/qkv/kernel'),
-    Row('h.{layer}.attn.c_attn.bias', 'blocks/attention/qkv/bias'),
-    Row('h.{layer}.attn.c_proj.weight', 'blocks/attention/out/kernel'),
-    Row('h.{layer}.attn.c_proj.bias', 'blocks/attention/out/bias'),
-    Row('h.{layer}.ln_2.weight', 'blocks/norm2/scale'),
-    Row('h.{layer}.ln_2.bias', 'blocks/norm2/bias'),
-    Row('h.{layer}.mlp.c_fc.weight', 'blocks/ffn/up/kernel'),
-    Row('h.{layer}.mlp.c_fc.bias', 'blocks/ffn/up/bias'),
-    Row('h.{layer}.mlp.c_proj.weight', 'blocks/ffn/down/kernel'),
-    Row('h.{layer}.mlp.c_proj.bias', 'blocks/ffn/down/bias'),
-    Row('ln_f.weight', 'norm/scale'),
-    Row('ln_f.bias', 'norm/bias'),
-)
+NAMES = Names(prefix='transformer.', buffers=r'h\.\d+\.attn\.(bias|masked_bias)')
+
+
+def table(c) -> tuple[Row, ...]:
+    """Our parameters in Hugging Face's names, which store matrices as [in, out], as we do."""
+    layer = 'transformer.h.{layer}'
+    return (
+        Row('transformer.wte.weight', 'token_embedding/table', vocab=True,
+            same=('lm_head.weight',)),
+        Row('transformer.wpe.weight', 'position_embedding/table'),
+        *norm(f'{layer}.ln_1', 'blocks/norm1'),
+        *linear(f'{layer}.attn.c_attn', 'blocks/attention/qkv', transpose=False),
+        *linear(f'{layer}.attn.c_proj', 'blocks/attention/out', transpose=False),
+        *norm(f'{layer}.ln_2', 'blocks/norm2'),
+        *linear(f'{layer}.mlp.c_fc', 'blocks/ffn/up', transpose=False),
+        *linear(f'{layer}.mlp.c_proj', 'blocks/ffn/down', transpose=False),
+        *norm('transformer.ln_f', 'norm'),
+    )  # fmt: skip

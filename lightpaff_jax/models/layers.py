@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def normal(key, shape, std: float) -> nnx.Param:
@@ -34,6 +34,21 @@ class Embedding(nnx.Module):
         return self.table[...][ids].astype(dtype)
 
 
+class Output(nnx.Module):
+    """A head of its own: matrix [V, D] and bias [V], V ids or classes."""
+
+    def __init__(self, rows: int, width: int, std: float, rngs: nnx.Rngs):
+        self.table = normal(rngs.params(), (rows, width), std)
+        self.bias = zeros(rows)
+
+
+class Bias(nnx.Module):
+    """A bias [V] of a head whose matrix is an embedding."""
+
+    def __init__(self, rows: int):
+        self.bias = zeros(rows)
+
+
 class LayerNorm(nnx.Module):
     """Normalises the features in float32."""
 
@@ -54,29 +69,97 @@ class SelfAttention(nnx.Module):
     """Multi-head self-attention; one product makes queries, keys and values."""
 
     def __init__(self, width: int, heads: int, std: float, out_std: float, rngs: nnx.Rngs):
-        shape = (width, 3, heads, width // heads)
-        self.qkv = Linear(shape, 1, std, rngs)
+        self.qkv = Linear((width, 3, heads, width // heads), 1, std, rngs)
         self.out = Linear((heads, width // heads, width), 2, out_std, rngs)
 
     def __call__(
-        self, x_BTD: Float[Array, 'B T D'], *, causal: bool, key=None, dropout: float = 0.0
-    ) -> Float[Array, 'B T D']:
+        self, x_BTD: Float[Array, 'B T D'], *, causal: bool = False, mask=None, key=None,
+        dropout: float = 0.0,
+    ) -> Float[Array, 'B T D']:  # fmt: skip
         q_BTHK, k_BTHK, v_BTHK = jnp.moveaxis(self.qkv(x_BTD), -3, 0)
-        if key is None or not dropout:
-            mixed_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, is_causal=causal)
-        else:
-            mixed_BTHK = _attention_with_dropout(q_BTHK, k_BTHK, v_BTHK, causal, key, dropout)
-        return self.out(mixed_BTHK)
+        return self.out(attend(q_BTHK, k_BTHK, v_BTHK, causal, mask, key, dropout))
 
 
-def _attention_with_dropout(q_BTHK, k_BSHK, v_BSHK, causal, key, rate):
+class CrossAttention(nnx.Module):
+    """Multi-head attention of target positions to the encoder's output."""
+
+    def __init__(self, width: int, heads: int, std: float, rngs: nnx.Rngs):
+        self.query = Linear((width, heads, width // heads), 1, std, rngs)
+        self.kv = Linear((width, 2, heads, width // heads), 1, std, rngs)
+        self.out = Linear((heads, width // heads, width), 2, std, rngs)
+
+    def __call__(
+        self, x_BTD: Float[Array, 'B T D'], source_BSD: Float[Array, 'B S D'], *, mask=None,
+        key=None, dropout: float = 0.0,
+    ) -> Float[Array, 'B T D']:  # fmt: skip
+        k_BSHK, v_BSHK = jnp.moveaxis(self.kv(source_BSD), -3, 0)
+        return self.out(attend(self.query(x_BTD), k_BSHK, v_BSHK, False, mask, key, dropout))
+
+
+def attend(q_BTHK, k_BSHK, v_BSHK, causal: bool, mask_BTS, key, rate: float):
+    """Softmax attention; of its weights, `rate` are dropped where a key is given.
+
+    Args:
+      q_BTHK: queries.
+      k_BSHK: keys.
+      v_BSHK: values.
+      causal: whether position t sees 0 ... t only.
+      mask_BTS: True where t may see s; T or B may be 1; None: everywhere.
+      key: of the dropout, or None.
+      rate: of the dropout.
+    """
+    mask = None if mask_BTS is None else mask_BTS[:, None]
+    if key is None or not rate:
+        return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask, is_causal=causal)
     logits_BHTS = jnp.einsum('bthk,bshk->bhts', q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
     logits_BHTS *= q_BTHK.shape[-1] ** -0.5
+    lowest = jnp.finfo(jnp.float32).min
     if causal:
         seen_TS = jnp.tri(q_BTHK.shape[1], k_BSHK.shape[1], dtype=bool)
-        logits_BHTS = jnp.where(seen_TS, logits_BHTS, jnp.finfo(jnp.float32).min)
+        logits_BHTS = jnp.where(seen_TS, logits_BHTS, lowest)
+    if mask is not None:
+        logits_BHTS = jnp.where(mask, logits_BHTS, lowest)
     weights_BHTS = jax.nn.softmax(logits_BHTS).astype(q_BTHK.dtype)
     return jnp.einsum('bhts,bshk->bthk', drop(weights_BHTS, key, rate), v_BSHK)
+
+
+def within(segments_BT) -> Bool[Array, 'B T T'] | None:
+    """Mask of positions that see those of their own segment; padding sees padding."""
+    return None if segments_BT is None else segments_BT[:, :, None] == segments_BT[:, None, :]
+
+
+def at(x_BTD, positions_BP) -> Float[Array, 'B P D']:
+    """Features at the given positions; None takes all."""
+    if positions_BP is None:
+        return x_BTD
+    return jnp.take_along_axis(x_BTD, positions_BP[..., None], axis=1)
+
+
+def places(ids_BT, position_ids_BT) -> Int[Array, '... T']:
+    """Rows of the position table: those given, or 0 ... T-1."""
+    return jnp.arange(ids_BT.shape[1]) if position_ids_BT is None else position_ids_BT
+
+
+def block_flops(c, length: int) -> float:
+    """Matrix products of self-attention and feed-forward over one sequence."""
+    return length * 2.0 * (4 * c.width**2 + 2 * c.width * c.ffn + 2 * length * c.width)
+
+
+class PostNormBlock(nnx.Module):
+    """Attention and feed-forward, each added to the stream, which is then normalised."""
+
+    def __init__(self, c, activation: Callable, std: float, epsilon: float, rngs: nnx.Rngs):
+        self.attention = SelfAttention(c.width, c.heads, std, std, rngs)
+        self.attention_norm = LayerNorm(c.width, epsilon)
+        self.ffn = FeedForward(c.width, c.ffn, activation, std, std, rngs)
+        self.ffn_norm = LayerNorm(c.width, epsilon)
+        self.dropout = c.dropout
+
+    def __call__(self, x_BTD: Float[Array, 'B T D'], key=None, mask=None) -> Float[Array, 'B T D']:
+        inner, outer, ffn = split(key, 3)
+        mixed_BTD = self.attention(x_BTD, mask=mask, key=inner, dropout=self.dropout)
+        x_BTD = self.attention_norm(x_BTD + drop(mixed_BTD, outer, self.dropout))
+        return self.ffn_norm(x_BTD + drop(self.ffn(x_BTD), ffn, self.dropout))
 
 
 class FeedForward(nnx.Module):
@@ -132,15 +215,18 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
     return build(rngs)
 
 
-def scan(blocks: nnx.Module, x, key, remat: str):
-    """x through stacked blocks, one after the other: compiled once, whatever their number."""
+def scan(blocks: nnx.Module, x, key, remat: str, *constants):
+    """x through stacked blocks, one after the other: compiled once, whatever their number.
+
+    A block is called as (x, its key or None, *constants).
+    """
     graph, params = nnx.split(blocks)
     layers = jax.tree.leaves(params)[0].shape[0]
     keys = None if key is None else jax.random.split(key, layers)
 
     def block(x, layer):
         params, key = layer
-        return nnx.merge(graph, params)(x, key), None
+        return nnx.merge(graph, params)(x, key, *constants), None
 
     if remat == 'block':
         block = jax.checkpoint(block, prevent_cse=False)

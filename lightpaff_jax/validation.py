@@ -1,0 +1,288 @@
+"""The rules of a configuration: what is checked before any device works."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from lightpaff_jax.config import (
+    ACTIVATIONS,
+    DTYPES,
+    FAMILIES,
+    FORMS,
+    HEADS,
+    LONG_TEXT,
+    OBJECTIVES,
+    REMAT,
+    SCHEDULES,
+    SOURCES,
+    STARTS,
+    TIES,
+    MissingPaths,
+    UserError,
+    nearest,
+)
+
+
+def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> None:
+    """Raises UserError that names key, value and rule of the first mistake.
+
+    Args:
+      c: a configuration with the keys of `default()`.
+      devices: devices there are; None skips the rules that need it.
+      processes: processes that share them equally.
+    """
+    _validate_networks(c)
+    _validate_data(c)
+    _one_of('teacher.dtype', c.teacher.dtype, ('auto', *DTYPES))
+    _check_loss('loss', c.loss.lambda_, c.loss.temperature)
+    _rule('loss.chunk', c.loss.chunk, c.loss.chunk >= 0, 'must be at least 0')
+    _one_of('optim.schedule', c.optim.schedule, SCHEDULES)
+    for key in ('peak_lr', 'eps'):
+        _positive(f'optim.{key}', c.optim[key])
+    _rule('optim.final_lr', c.optim.final_lr, 0 <= c.optim.final_lr <= 1, 'must be in [0, 1]')
+    _rule('optim.warmup', c.optim.warmup, c.optim.warmup >= 0, 'must be at least 0')
+    for key in ('b1', 'b2'):
+        _rule(f'optim.{key}', c.optim[key], 0 <= c.optim[key] < 1, 'must be in [0, 1)')
+    for key in ('weight_decay', 'clip_norm'):
+        value = c.optim[key]
+        _rule(f'optim.{key}', value, 0 <= value < math.inf, 'must be at least 0 and finite')
+    _one_of('train.compute_dtype', c.train.compute_dtype, DTYPES)
+    _one_of('train.remat', c.train.remat, REMAT)
+    least = {
+        'train': {'updates': 1, 'micro_steps': 1, 'log_every': 1, 'eval_every': 0,
+                  'save_every': 1, 'keep': 1},
+        'data': {'batch_size': 1, 'prefetch': 1, 'target_length': 0},
+        'eval': {'batch_size': 1, 'batches': 0},
+        'mesh': {'fsdp': 1, 'tensor': 1},
+    }  # fmt: skip
+    for section, keys in least.items():
+        for key, minimum in keys.items():
+            value = c[section][key]
+            _rule(f'{section}.{key}', value, value >= minimum, f'must be at least {minimum}')
+    _rule(
+        'mesh.data', c.mesh.data, c.mesh.data == -1 or c.mesh.data >= 1, 'must be -1 or at least 1'
+    )
+    _validate_recipe(c)
+    _check_unread(c)
+    given = c.tokenizer.path or c.teacher.path or c.student.init not in STARTS
+    _rule(
+        'tokenizer.path', repr(c.tokenizer.path), given or c.data.source != 'prepared',
+        "must be the tokenizer that the set was prepared with, for source 'prepared'",
+    )  # fmt: skip
+    if devices is not None:
+        _validate_devices(c, devices, processes)
+
+
+def _validate_networks(c: ConfigDict) -> None:
+    nets = [('student', c.student)]
+    if c.teacher.layers:
+        nets.append(('teacher', c.teacher))
+    for name, net in nets:
+        _validate_network(name, net)
+    if c.teacher.layers:
+        for key in ('family', 'vocab_size', 'classes'):
+            _rule(
+                f'teacher.{key}', c.teacher[key], c.teacher[key] == c.student[key],
+                f'must equal student.{key} = {c.student[key]}',
+            )  # fmt: skip
+    layered = c.student.init == 'teacher_layers'
+    _rule('student.init', c.student.init, not layered or c.teacher.path, 'needs a teacher.path')
+    for key in ('init_layers', 'init_decoder_layers'):
+        _rule(
+            f'student.{key}', c.student[key], layered or not c.student[key],
+            "is read for student.init 'teacher_layers'",
+        )  # fmt: skip
+
+
+def _validate_network(name: str, net: ConfigDict) -> None:
+    _one_of(f'{name}.family', net.family, FAMILIES)
+    _one_of(f'{name}.head', net.head, HEADS)
+    _one_of(f'{name}.activation', net.activation, ACTIVATIONS)
+    _one_of(f'{name}.tied', net.tied, TIES)
+    for key in ('layers', 'width', 'heads', 'ffn', 'positions', 'vocab_size', 'types'):
+        _rule(f'{name}.{key}', net[key], net[key] >= 1, 'must be at least 1')
+    _rule(
+        f'{name}.heads', net.heads, net.width % net.heads == 0,
+        f'must divide {name}.width = {net.width}',
+    )  # fmt: skip
+    _rule(f'{name}.dropout', net.dropout, 0 <= net.dropout < 1, 'must be in [0, 1)')
+    decoder = net.decoder_layers >= 1 if net.family == 'mass' else net.decoder_layers == 0
+    rule = "must be at least 1 for family 'mass'" if net.family == 'mass' else 'is of MASS alone'
+    _rule(f'{name}.decoder_layers', net.decoder_layers, decoder, rule)
+    bert_only = net.head == 'lm' or net.family == 'bert'
+    _rule(f'{name}.head', repr(net.head), bert_only, "is of BERT alone; others have 'lm'")
+    if net.head == 'classify':
+        _rule(f'{name}.classes', net.classes, net.classes >= 2, 'must be at least 2 to classify')
+    else:
+        _rule(f'{name}.classes', net.classes, not net.classes, "is read for head 'classify'")
+
+
+def _validate_data(c: ConfigDict) -> None:
+    family = c.student.family
+    allowed = OBJECTIVES[family]
+    rule = (
+        f'must be one of {", ".join(allowed)} for family {family!r}{nearest(c.objective, allowed)}'
+    )
+    _rule('objective', repr(c.objective), c.objective in allowed, rule)
+    head = 'classify' if c.objective == 'classify' else 'lm'
+    _rule('student.head', repr(c.student.head), c.student.head == head,
+          f'must be {head!r} for objective {c.objective!r}')  # fmt: skip
+    _one_of('data.source', c.data.source, SOURCES)
+    _one_of('data.form', c.data.form, tuple(FORMS))
+    if c.data.source == 'pydocs':
+        forms = [form for form, objectives in FORMS.items() if c.objective in objectives]
+        rule = f'must be one of {", ".join(forms)} for objective {c.objective!r}'
+        _rule('data.form', repr(c.data.form), c.data.form in forms, rule)
+    else:
+        rule = f'is not read from {c.data.source!r}'
+        _rule('data.form', repr(c.data.form), c.data.form == 'text', rule)
+    _rule(
+        'data.source', repr(c.data.source),
+        c.data.source != 'text' or c.objective in FORMS['text'],
+        f'has documents, which objective {c.objective!r} does not learn from',
+    )  # fmt: skip
+    _one_of('data.long_text', c.data.long_text, LONG_TEXT)
+    for key in ('masked', 'fragment'):
+        _rule(f'data.{key}', c.data[key], 0 < c.data[key] < 1, 'must be above 0 and below 1')
+    shortest = 1 if c.objective == 'clm' else 4  # the others need room for special tokens
+    lengths = {'length': shortest}
+    if c.objective == 'seq2seq':
+        lengths['target_length'] = 2
+    else:
+        unread = not c.data.target_length or c.student.family == 'mass'
+        _rule('data.target_length', c.data.target_length, unread, 'is of MASS alone')  # fmt: skip
+    nets = {'student': c.student} | ({'teacher': c.teacher} if c.teacher.layers else {})
+    for key, least in lengths.items():
+        for name, net in nets.items():
+            _rule(
+                f'data.{key}', c.data[key], least <= c.data[key] <= net.positions,
+                f'must be at least {least} and at most {name}.positions = {net.positions}',
+            )  # fmt: skip
+
+
+def _validate_recipe(c: ConfigDict) -> None:
+    _seeds('seed', (c.seed,))
+    _seeds('recipe.seeds', c.recipe.seeds)
+    tasks = ','.join(c.recipe.tasks) or '()'
+    once = len({*c.recipe.tasks}) == len(c.recipe.tasks) >= 1
+    _rule('recipe.tasks', tasks, once, 'must name at least one form, none twice')
+    for task in c.recipe.tasks:
+        _one_of('recipe.tasks', task, tuple(FORMS))
+    for name, p in c.recipe.items():
+        if name in ('seeds', 'tasks'):
+            continue
+        _check_loss(f'recipe.{name}', p.lambda_, p.temperature)
+        for key, minimum in (('updates', 1), ('warmup', 0), ('batch_size', 1)):
+            rule = f'must be at least {minimum}'
+            _rule(f'recipe.{name}.{key}', p[key], p[key] >= minimum, rule)
+        _positive(f'recipe.{name}.peak_lr', p.peak_lr)
+
+
+def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
+    model = c.mesh.fsdp * c.mesh.tensor
+    mesh = f'(data {c.mesh.data}, fsdp {c.mesh.fsdp}, tensor {c.mesh.tensor})'
+    if c.mesh.data == -1:
+        fits = devices % model == 0
+        _rule('mesh', mesh, fits, f'fsdp x tensor must divide the number of devices = {devices}')
+    else:
+        few = c.mesh.data * model <= devices and (processes == 1 or c.mesh.data * model == devices)
+        least = 'at most' if processes == 1 else 'equal to'
+        _rule('mesh', mesh, few, f'the product must be {least} the number of devices = {devices}')
+    shards = _shards(c, devices)
+    _rule(
+        'mesh', mesh, shards % processes == 0,
+        f'data x fsdp must be a multiple of the number of processes = {processes}',
+    )  # fmt: skip
+    check_batch('data.batch_size', c.data.batch_size, c, devices)
+    _rule(
+        'eval.batch_size', c.eval.batch_size, c.eval.batch_size % shards == 0,
+        f'must be a multiple of devices = {shards}',
+    )  # fmt: skip
+
+
+def check_batch(key: str, size: int, c: ConfigDict, devices: int) -> None:
+    """Raises UserError unless a batch of `size` sequences divides over micro-steps and devices."""
+    parts = c.train.micro_steps * _shards(c, devices)
+    rule = f'must be a multiple of micro_steps x devices = {parts}'
+    _rule(key, size, size % parts == 0, rule)
+
+
+def _check_unread(c: ConfigDict) -> None:
+    """A key that the source does not read must be empty: it would be ignored."""
+    source, phases = (
+        c.data.source,
+        [(f'recipe.{k}', p) for k, p in c.recipe.items() if k not in ('seeds', 'tasks')],
+    )
+    for where, section in [('data', c.data), *phases]:
+        key = 'path' if source == 'pydocs' else 'packages'
+        _rule(f'{where}.{key}', section[key], not section[key], f'is not read from {source!r}')
+    used = source == 'text' and not c.tokenizer.path
+    _rule('tokenizer.text', c.tokenizer.text, used or not c.tokenizer.text,
+          "is read for data.source 'text' and no tokenizer.path")  # fmt: skip
+
+
+def _shards(c: ConfigDict, devices: int) -> int:
+    """Parts that a batch is split into over devices."""
+    return devices // c.mesh.tensor if c.mesh.data == -1 else c.mesh.data * c.mesh.fsdp
+
+
+def _check_loss(where: str, lambda_: float, temperature: float) -> None:
+    _rule(f'{where}.lambda_', lambda_, 0 <= lambda_ <= 1, 'must be in [0, 1]')
+    _positive(f'{where}.temperature', temperature)
+
+
+def _positive(key: str, value: float) -> None:
+    _rule(key, value, 0 < value < math.inf, 'must be above 0 and finite')
+
+
+def _seeds(key: str, seeds: Sequence[int]) -> None:
+    text = ','.join(map(str, seeds)) or '()'
+    _rule(key, text, len({*seeds}) == len(seeds) >= 1, 'must name at least one seed, none twice')
+    _rule(key, text, all(0 <= seed < 2**31 for seed in seeds), 'must be at least 0 and below 2**31')
+
+
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    rule = f'must be one of {", ".join(allowed)}{nearest(value, allowed)}'
+    _rule(key, repr(value), value in allowed, rule)
+
+
+def _rule(key: str, value, holds: bool, rule: str) -> None:
+    if not holds:
+        raise UserError(f'config.{key} = {value}: {rule}')
+
+
+def check_paths(c: ConfigDict, runs: bool = True) -> None:
+    """Raises MissingPaths that names every path a run needs and does not find.
+
+    Args:
+      c: the run's configuration.
+      runs: whether the runs that it starts from must be there already.
+    """
+    _rule(
+        'data.path', repr(c.data.path), c.data.path or c.data.source == 'pydocs',
+        f'must be a folder for source {c.data.source!r}',
+    )  # fmt: skip
+    run_of = 'the workdir of a finished run, or a folder with config.json and model.safetensors'
+    needed = [
+        ('teacher.path', c.teacher.path, run_of),
+        ('student.init', '' if c.student.init in STARTS else c.student.init, run_of),
+        ('data.path', c.data.path, {
+            'pydocs': '',
+            'text': 'a folder with train.txt, validation.txt and test.txt',
+            'prepared': 'a folder that lightpaff_jax.data.prepare wrote',
+        }[c.data.source]),
+        ('tokenizer.path', c.tokenizer.path, 'a tokenizer'),
+        ('tokenizer.text', c.tokenizer.text, 'a folder with train.txt, validation.txt and test.txt'),
+    ]  # fmt: skip
+    missing = [
+        f'config.{key} = {path}: no such path, put {what} there'
+        for key, path, what in needed
+        if path
+        and what
+        and (runs or what != run_of)
+        and not pathlib.Path(path).expanduser().exists()
+    ]
+    if missing:
+        raise MissingPaths('; '.join(missing))
