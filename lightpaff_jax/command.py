@@ -1,12 +1,14 @@
 """The command line: `--config=FILE[:VARIANT] --config.KEY=VALUE ...` to a configuration, and exit codes."""
 
 import ast
+import contextlib
 import importlib.util
+import logging
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 from ml_collections import ConfigDict
@@ -31,9 +33,10 @@ def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | No
         print(usage.strip())
         return 0 if argv else 2
     try:
-        c = parse(argv)
-        validate(c)
-        run(c)
+        with _notes():
+            c = parse(argv)
+            validate(c)
+            run(c)
     except MissingPaths as error:
         print(f'error: {error}{_offline(_split(argv)[0])}', file=sys.stderr)
         return 2
@@ -44,6 +47,22 @@ def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | No
         print(f'error: {error.filename or "file system"}: {error.strerror}', file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """What the package logs goes to stderr, as plain lines."""
+    log, handler = logging.getLogger('lightpaff_jax'), logging.StreamHandler()
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # a library's handler of the root would say it again
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
 
 
 def _offline(spec: str) -> str:

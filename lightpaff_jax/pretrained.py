@@ -1,7 +1,6 @@
 """Networks that are there already: in the workdir of a run, or in a Hugging Face folder."""
 
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable
 
@@ -62,12 +61,12 @@ def save(path: str, model: models.Model, params: models.Params,
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as temporary:
         part = pathlib.Path(temporary) / folder.name
-        tokenizer.save(part)  # first: it is what may be refused
-        ids = special_ids(model.network.family, tokenizer)
-        folders.write(part, model, jax.device_get(params), ids=ids)
+        tokenizer.save(part)  # may be refused, before the folder is touched
         folder.mkdir(exist_ok=True)
         for file in sorted(part.iterdir()):
-            shutil.move(file, folder / file.name)
+            file.replace(folder / file.name)
+    ids = special_ids(model.network.family, tokenizer)
+    folders.write(folder, model, jax.device_get(params), ids=ids)
 
 
 def special_ids(family: str, tokenizer: tokenizers.Tokenizer) -> dict[str, int]:

@@ -51,8 +51,8 @@ def compare(c: ConfigDict) -> dict:
     with jax.set_mesh(mesh):
         places = (('teacher', 'teacher.path', c.teacher.path), ('student', 'workdir', c.workdir))
         for name, key, path in places:
-            pretrained.check_tokenizer(key, path, tokenizer)
             model = models.build(pretrained.read_network(key, path))
+            pretrained.check_tokenizer(key, path, tokenizer)
             params = pretrained.read_params(key, path, model, mesh)
             sides[name] = {
                 'parameters': model.parameters,
@@ -114,6 +114,7 @@ def run(c: ConfigDict) -> None:
     if not c.teacher.path:
         raise UserError("config.teacher.path = '': must be a workdir or a Hugging Face folder")
     pretrained.read_network('workdir', c.workdir)
+    pretrained.read_network('teacher.path', c.teacher.path)
     text = json.dumps(compare(c), indent=2)
     workdir.write(pathlib.Path(c.workdir) / 'speed.json', text + '\n')
     print(text)

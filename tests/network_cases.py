@@ -49,7 +49,7 @@ def noisy(model: models.Model, seed: int = 0) -> models.Params:
         x = (0.1 * rng.normal(size=x.shape) + (path[-1].key == 'scale')).astype(np.float32)
         if x.shape[0] == PADDED:
             x[VOCABULARY:] = 0
-        return x
+        return jnp.asarray(x)
 
     return jax.tree_util.tree_map_with_path(noise, model.abstract)
 

@@ -115,21 +115,21 @@ def theirs(network, x: Inputs):
     if name == 'BertForSequenceClassification':
         out = network(**bert, labels=to(x.classes))
         return {'classes': out.logits}, out.loss
+    bart = {'input_ids': to(x.source), 'attention_mask': to(x.source_real),
+            'decoder_input_ids': ids, 'decoder_attention_mask': real}  # fmt: skip
     if name == 'BartForConditionalGeneration':
-        out = network(
-            to(x.source), attention_mask=to(x.source_real), decoder_input_ids=ids,
-            decoder_attention_mask=real, labels=to(x.labels),
-        )  # fmt: skip
+        out = network(**bart, labels=to(x.labels))
         return {'logits': out.logits}, out.loss
     if name == 'GPT2LMHeadModel':
         # It shifts the labels itself.
         labels = torch.cat([to(x.labels)[:, :1], to(x.labels)[:, :-1]], dim=1)
         out = network(ids, attention_mask=real, labels=labels)
         return {'logits': out.logits}, out.loss
-    out = network(**bert) if name == 'BertModel' else network(ids, attention_mask=real)
+    gpt2 = {'input_ids': ids, 'attention_mask': real}
+    out = network(**{'BertModel': bert, 'GPT2Model': gpt2, 'BartModel': bart}[name])
     features = out.last_hidden_state
     loss = (features[real == 1] @ to(x.direction)).mean()
-    if name == 'GPT2Model':
+    if name != 'BertModel':
         return {'features': features}, loss
     pooled = out.pooler_output
     return {'features': features, 'pooled': pooled}, loss + (pooled @ to(x.direction)).mean()

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import pathlib
 import random
@@ -19,6 +18,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from lightpaff_jax import checkpoint, command, config, digests, main, metrics, recipe, speed
+from lightpaff_jax.data import tokenizers
 
 ROOT = pathlib.Path(config.__file__).parents[1]
 LAST = 6  # updates of the runs made here
@@ -50,6 +50,9 @@ def get_config(variant=''):
         c.after = (f'{__file__}:teacher',)
     return c
 """
+NO_NETWORK = (
+    'must be the workdir of a finished run, or a folder with config.json and model.safetensors'
+)
 WORDS = [
     'a', 'loss', 'returns', 'sums', 'and', 'count', 'the', 'teacher', 'guides', 'student', 'every',
     'token', 'is', 'predicted', 'once', 'gradient', 'norm', 'of', 'update', 'learning', 'rate',
@@ -267,7 +270,7 @@ def test_a_batch_of_a_recipe_is_named_by_the_key_that_sets_it(here, capsys):
     unset = [
         f'--config.{key}={config.flatten(config.default())[key] or ""}'
         for key in recipe.SET_BY_RECIPE
-        if key != 'data.packages'
+        if key not in ('data.packages', 'student.new_head')
     ]
     line = mistake(
         capsys, '--config=small.py:teacher', *unset, '--config.teacher.layers=1',
@@ -299,7 +302,7 @@ def test_the_papers_recipe_says_what_to_put_where_and_what_to_run_without_it(
         line = mistake(capsys, *(word.format(path) for word in argv))
     assert line == (
         'config.teacher.path = teachers/gpt2_medium: no such path, put the workdir of a finished '
-        'run there; config.data.path = data/openwebtext: no such path, put a folder with '
+        'run, or a folder with config.json and model.safetensors there; config.data.path = data/openwebtext: no such path, put a folder with '
         'train.txt, validation.txt and test.txt there; '
         f'to try it without them: --config={path}:tiny'
     )
@@ -313,24 +316,19 @@ def alone(*changes, workdir='runs/other'):
 def test_a_teacher_that_is_not_there_is_named(here, capsys):
     line = mistake(capsys, *alone('--config.teacher.path=runs/none'))
     assert line == (
-        'config.teacher.path = runs/none: no such path, put the workdir of a finished run there'
+        'config.teacher.path = runs/none: no such path, put the workdir of a finished run, or a '
+        'folder with config.json and model.safetensors there'
     )
 
 
 def test_a_teacher_that_is_no_run_is_named(here, capsys):
     line = mistake(capsys, *alone('--config.teacher.path=text'))
-    assert (
-        line
-        == 'config.teacher.path = text: must be the workdir of a finished run, has no checkpoints'
-    )
+    assert line == f'config.teacher.path = text: {NO_NETWORK}'
 
 
 def test_a_start_that_is_no_run_is_named(here, capsys):
     line = mistake(capsys, *alone('--config.student.init=text'))
-    assert (
-        line
-        == 'config.student.init = text: must be the workdir of a finished run, has no checkpoints'
-    )
+    assert line == f'config.student.init = text: {NO_NETWORK}'
 
 
 def test_a_start_with_another_shape_is_named(here, capsys):
@@ -347,8 +345,8 @@ def test_a_teacher_with_another_shape_than_said_is_named(here, capsys):
 def test_a_teacher_with_another_vocabulary_is_named(here, capsys):
     line = mistake(capsys, *alone('--config.student.vocab_size=330'))
     assert line == (
-        'config.student.vocab_size = 330: must equal that of the teacher in '
-        f'{here}/runs/small_teacher = 320'
+        'config.student.vocab_size = 330: must equal the 320 pieces of the tokenizer '
+        f'{here}/runs/small_teacher/tokenizer'
     )
 
 
@@ -361,15 +359,16 @@ def test_a_teacher_with_fewer_positions_is_named(here, capsys):
 
 
 def test_a_teacher_with_another_tokenizer_is_named_with_both_hashes(here, capsys, tmp_path):
-    write_text(tmp_path / 'text', 1)
-    line = mistake(capsys, *alone(f'--config.data.path={tmp_path}/text'))
+    other = tmp_path / 'other.model'
+    tokenizers.train([' '.join(WORDS[::-1])] * 20, 320, other)
+    line = mistake(capsys, *alone(f'--config.tokenizer.path={other}'))
     theirs = json.loads((here / 'runs/small_teacher/result.json').read_text())['tokenizer_hash']
     start = (
         f'config.teacher.path = {here}/runs/small_teacher: its tokenizer has hash {theirs}, '
         'the data here '
     )
     assert line.startswith(start)
-    ours = line.removeprefix(start)
+    ours = line.removeprefix(start).removesuffix(f' ({other})')
     assert len(ours) == len(theirs) == 16
     assert int(ours, 16) != int(theirs, 16)
 
@@ -425,19 +424,13 @@ def test_fewer_updates_than_were_done_are_refused(here, capsys):
 
 def test_speed_needs_a_teacher_and_a_finished_run(here, capsys):
     line = mistake(capsys, '--config=small.py:teacher', run=speed.run)
-    assert line == "config.teacher.path = '': must be the workdir of a run"
+    assert line == "config.teacher.path = '': must be a workdir or a Hugging Face folder"
     line = mistake(capsys, *alone(workdir='runs/none'), run=speed.run)
-    assert (
-        line
-        == 'config.workdir = runs/none: must be the workdir of a finished run, has no checkpoints'
-    )
+    assert line == f'config.workdir = runs/none: {NO_NETWORK}'
     line = mistake(
         capsys, *alone('--config.teacher.path=text', workdir='runs/small'), run=speed.run
     )
-    assert (
-        line
-        == 'config.teacher.path = text: must be the workdir of a finished run, has no checkpoints'
-    )
+    assert line == f'config.teacher.path = text: {NO_NETWORK}'
 
 
 # Runs.
@@ -497,16 +490,15 @@ def damage(step):
         path.write_bytes(data)
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(here, tmp_path, capsys, caplog):
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(here, tmp_path, capsys):
     workdir = tmp_path / 'damaged'
     shutil.copytree(here / 'runs/small', workdir)
     (workdir / 'result.json').unlink()
     damage(workdir / f'checkpoints/{LAST}')
-    with caplog.at_level(logging.WARNING):
-        code, _, _ = call(capsys, *alone(workdir=workdir))
+    code, _, err = call(capsys, *alone(workdir=workdir))
     assert code == 0
-    assert f'step {LAST} is set aside as {LAST}.corrupt: ' in caplog.text
-    assert f'step {LAST - 2} is used instead' in caplog.text
+    assert f'step {LAST} is set aside as {LAST}.corrupt: ' in err
+    assert f'step {LAST - 2} is used instead' in err
     assert (workdir / f'checkpoints/{LAST}.corrupt').is_dir()
     assert_same_run(here / 'runs/small', workdir)
 

@@ -14,7 +14,6 @@ from lightpaff_jax.models import layers
 from lightpaff_jax.models.huggingface import Names, Row, linear, norm
 
 _EPSILON = 1e-12
-_STD = 0.02
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
@@ -24,23 +23,24 @@ class BERT(nnx.Module):
     """
 
     def __init__(self, c, padded_vocab: int, rngs: nnx.Rngs):
-        self.token_embedding = layers.Embedding(padded_vocab, c.vocab_size, c.width, _STD, rngs)
-        self.position_embedding = layers.Embedding(c.positions, c.positions, c.width, _STD, rngs)
-        self.type_embedding = layers.Embedding(c.types, c.types, c.width, _STD, rngs)
+        std = layers.initial_std(c.width)
+        self.token_embedding = layers.Embedding(padded_vocab, c.vocab_size, c.width, std, rngs)
+        self.position_embedding = layers.Embedding(c.positions, c.positions, c.width, std, rngs)
+        self.type_embedding = layers.Embedding(c.types, c.types, c.width, std, rngs)
         self.embedding_norm = layers.LayerNorm(c.width, _EPSILON)
         self.blocks = layers.stack(
-            lambda rngs: layers.PostNormBlock(c, _gelu, _STD, _EPSILON, rngs), c.layers, rngs
+            lambda rngs: layers.PostNormBlock(c, _gelu, _EPSILON, rngs), c.layers, rngs
         )
         if c.head in ('lm', 'pretraining'):
-            self.transform = layers.Linear((c.width, c.width), 1, _STD, rngs)
+            self.transform = layers.Linear((c.width, c.width), 1, std, rngs)
             self.transform_norm = layers.LayerNorm(c.width, _EPSILON)
             self.output_bias = layers.Bias(padded_vocab)
         if c.head != 'lm':
-            self.pooler = layers.Linear((c.width, c.width), 1, _STD, rngs)
+            self.pooler = layers.Linear((c.width, c.width), 1, std, rngs)
         if c.head == 'classify':
-            self.classifier = layers.Output(c.classes, c.width, _STD, rngs)
+            self.classifier = layers.Output(c.classes, c.width, std, rngs)
         if c.head == 'pretraining':
-            self.next_sentence = layers.Output(2, c.width, _STD, rngs)
+            self.next_sentence = layers.Output(2, c.width, std, rngs)
         self.kind = c.head
         self.dropout = c.dropout
 

@@ -17,6 +17,15 @@ def normal(key, shape, std: float) -> nnx.Param:
     return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
 
 
+def initial_std(width: int) -> float:
+    """Of weights of post-LayerNorm blocks: BERT's 0.02 at BERT-base's width, 768.
+
+    Products of a normalised input then have the same variance at any width; with 0.02 everywhere
+    a narrow network learns several times slower.
+    """
+    return 0.02 * (768 / width) ** 0.5
+
+
 def zeros(*shape: int) -> nnx.Param:
     """Zeros, as biases begin."""
     return nnx.Param(jnp.zeros(shape, jnp.float32))
@@ -148,7 +157,8 @@ def block_flops(c, length: int) -> float:
 class PostNormBlock(nnx.Module):
     """Attention and feed-forward, each added to the stream, which is then normalised."""
 
-    def __init__(self, c, activation: Callable, std: float, epsilon: float, rngs: nnx.Rngs):
+    def __init__(self, c, activation: Callable, epsilon: float, rngs: nnx.Rngs):
+        std = initial_std(c.width)
         self.attention = SelfAttention(c.width, c.heads, std, std, rngs)
         self.attention_norm = LayerNorm(c.width, epsilon)
         self.ffn = FeedForward(c.width, c.ffn, activation, std, std, rngs)

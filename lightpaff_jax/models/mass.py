@@ -17,7 +17,6 @@ from lightpaff_jax.models import layers
 from lightpaff_jax.models.huggingface import Names, Row, linear, norm
 
 _EPSILON = 1e-5
-_STD = 0.02
 _ACTIVATIONS: dict[str, Callable] = {
     'gelu': functools.partial(jax.nn.gelu, approximate=False),
     'relu': jax.nn.relu,
@@ -28,12 +27,13 @@ class DecoderBlock(nnx.Module):
     """Causal self-attention, attention to the source, feed-forward; a norm after each."""
 
     def __init__(self, c, rngs: nnx.Rngs):
-        self.attention = layers.SelfAttention(c.width, c.heads, _STD, _STD, rngs)
+        std = layers.initial_std(c.width)
+        self.attention = layers.SelfAttention(c.width, c.heads, std, std, rngs)
         self.attention_norm = layers.LayerNorm(c.width, _EPSILON)
-        self.cross = layers.CrossAttention(c.width, c.heads, _STD, rngs)
+        self.cross = layers.CrossAttention(c.width, c.heads, std, rngs)
         self.cross_norm = layers.LayerNorm(c.width, _EPSILON)
         activation = _ACTIVATIONS[c.activation]
-        self.ffn = layers.FeedForward(c.width, c.ffn, activation, _STD, _STD, rngs)
+        self.ffn = layers.FeedForward(c.width, c.ffn, activation, std, std, rngs)
         self.ffn_norm = layers.LayerNorm(c.width, _EPSILON)
         self.dropout = c.dropout
 
@@ -51,7 +51,9 @@ class MASS(nnx.Module):
     """Encoder and decoder; `tied` says which of their embeddings and the output are one matrix."""
 
     def __init__(self, c, padded_vocab: int, rngs: nnx.Rngs):
-        std = c.width**-0.5 if c.scale_embedding else _STD  # unit variance once it is scaled
+        std = layers.initial_std(c.width)
+        if c.scale_embedding:
+            std = c.width**-0.5  # unit variance once it is scaled
 
         def table():
             return layers.Embedding(padded_vocab, c.vocab_size, c.width, std, rngs)
@@ -69,7 +71,7 @@ class MASS(nnx.Module):
         self.encoder_position = positions()
         self.encoder_norm = layers.LayerNorm(c.width, _EPSILON)
         self.encoder = layers.stack(
-            lambda rngs: layers.PostNormBlock(c, activation, _STD, _EPSILON, rngs), c.layers, rngs
+            lambda rngs: layers.PostNormBlock(c, activation, _EPSILON, rngs), c.layers, rngs
         )
         self.decoder_position = positions()
         self.decoder_norm = layers.LayerNorm(c.width, _EPSILON)

@@ -14,8 +14,9 @@ ARCHITECTURES = {
     'BertModel': ('bert', 'none'),
     'BertForSequenceClassification': ('bert', 'classify'),
     'GPT2LMHeadModel': ('gpt2', 'lm'),
-    'GPT2Model': ('gpt2', 'lm'),  # its head would be its embedding, so it has one
+    'GPT2Model': ('gpt2', 'lm'),  # a head that is the embedding needs no tensor
     'BartForConditionalGeneration': ('mass', 'lm'),
+    'BartModel': ('mass', 'lm'),
 }
 """Name -> our family and head; the first of a pair is the one we write."""
 

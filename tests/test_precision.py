@@ -1,0 +1,47 @@
+"""bfloat16 matrix products beside float32 ones, over a real run of each family."""
+
+import json
+
+import data_fixtures
+import numpy as np
+import pytest
+
+from lightpaff_jax.train import train
+
+NETWORKS = {
+    'clm': {'family': 'gpt2'},
+    'mlm': {'family': 'bert'},
+    'classify': {'family': 'bert', 'head': 'classify', 'classes': 2},
+    'mass': {'family': 'mass', 'decoder_layers': 2},
+    'seq2seq': {'family': 'mass', 'decoder_layers': 2},
+}
+FORMS = {'classify': 'pairs', 'seq2seq': 'summary'}
+
+
+def losses(cache, workdir, objective, dtype):
+    c = data_fixtures.tiny(cache)
+    c.workdir, c.objective, c.train.compute_dtype = str(workdir), objective, dtype
+    c.student.update({'layers': 2, 'width': 64, 'heads': 4, 'ffn': 256, **NETWORKS[objective]})
+    c.data.packages = ('etils', 'optax')
+    c.data.form = FORMS.get(objective, 'text')
+    c.data.target_length = 16 * (objective == 'seq2seq')
+    c.mesh.data, c.train.micro_steps, c.data.batch_size = 1, 1, 16
+    c.eval.batches, c.train.compilation_cache = 1, ''
+    c.train.update({'updates': 50, 'save_every': 50, 'log_every': 1})
+    train(c)
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return np.array([line['loss'] for line in lines if line['kind'] == 'train'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('objective', NETWORKS)
+def test_bfloat16_stays_within_2_percent_of_the_float32_loss_over_50_updates(
+    data_cache, tmp_path, objective
+):
+    high = losses(data_cache, tmp_path / 'float32', objective, 'float32')
+    low = losses(data_cache, tmp_path / 'bfloat16', objective, 'bfloat16')
+    assert len(high) == len(low) == 50
+    assert np.any(low != high)
+    largest = float(np.abs(low / high - 1).max())
+    print(f'{objective}: at most {largest:.2%} apart, loss {high[0]:.3f} to {high[-1]:.3f}')
+    assert largest < 0.02
