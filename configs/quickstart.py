@@ -55,9 +55,11 @@ def _gpt2(c, variant):
 def _bert(c, variant):
     c.objective = 'mlm'
     _post_norm(c, 'bert')
+    c.teacher.update({'layers': 2, 'width': 128, 'heads': 4, 'ffn': 512})
+    c.student.update({'layers': 1, 'width': 48, 'heads': 2, 'ffn': 192})
     c.recipe.tasks = ('topic', 'pairs')
     c.data.length = 64
-    _phases(c, (400, 300), (400, 300), batch_size=16)
+    _phases(c, (1200, 800), (1000, 600), batch_size=16)
 
 
 def _mass(c, variant):

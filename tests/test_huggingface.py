@@ -196,7 +196,7 @@ def test_a_head_that_is_not_there_begins_fresh_only_where_it_may(tmp_path, caplo
     heads = ('pooler', 'classifier')
     expected = {name: (fresh if name in heads else params)[name] for name in model.abstract}
     chex.assert_trees_all_equal(found, expected)
-    assert [line for line in caplog.messages if 'begins fresh, is not there: ' in line]
+    assert [line for line in caplog.messages if 'begins fresh: ' in line]
 
 
 @pytest.mark.parametrize('name', ['bert.embeddings.LayerNorm.bias', 'bert.encoder.layer.1.output.dense.weight'])  # fmt: skip

@@ -179,6 +179,16 @@ def test_a_missing_head_begins_fresh_only_when_the_configuration_says_so(
     assert train.train(c)['scores']['test']['examples'] > 0
 
 
+def test_a_folder_of_other_classes_needs_a_new_head_too(data_cache, tmp_path):
+    folder_of(data_cache, tmp_path / 'three', 'bert', head='classify', classes=3)
+    c = classifier(data_cache, '')
+    c.student.init = str(tmp_path / 'three')
+    with pytest.raises(UserError, match=r'classifier.weight: \(3, 16\) does not fit \(2, 16\)'):
+        start(c, data_cache)
+    c.student.new_head = True
+    assert start(c, data_cache)['classifier']['table'].shape == (2, 16)
+
+
 def test_a_run_of_a_classifier_teaches_and_leaves_as_a_folder(data_cache, places, tmp_path):
     c = classifier(data_cache, tmp_path / 'teacher')
     train.train(c)

@@ -89,8 +89,8 @@ def from_huggingface(where: str, tensors: Mapping[str, np.ndarray], table: Seque
       names: of its family.
       like: our tree of ShapeDtypeStructs; its shapes decide layers and vocabulary padding.
       vocab_size: ids in use, which are the rows of Hugging Face's tables.
-      fresh: initial parameters, of which the rows of a head that is missing are taken, with a
-        line in the log; None: they are errors, as missing rows of the trunk always are.
+      fresh: initial parameters, of which the rows of a head that is missing or has other classes
+        are taken, with a line in the log; None: they are errors, as those of the trunk always are.
 
     Raises:
       UserError: names every missing (-), unexpected (+) and misfit tensor.
@@ -108,6 +108,9 @@ def from_huggingface(where: str, tensors: Mapping[str, np.ndarray], table: Seque
             here = [names.plain(one) for one in (name, *row.same)]
             known |= {*here, *map(names.plain, row.copies)}
             sources = [found[one] for one in here if one in found]
+            replaced = row.head and initial and sources
+            if replaced and tensors[sources[0]].shape != _shape(row, slot.shape):
+                sources = []  # the head of other classes
             if sources:
                 faults += _fill(slot, row, sources, tensors)
             elif row.head and initial:
@@ -124,7 +127,7 @@ def from_huggingface(where: str, tensors: Mapping[str, np.ndarray], table: Seque
     if left:
         _log.info('%s: left out, of other heads: %s', where, ', '.join(left))
     if begun:
-        _log.info('%s: begins fresh, is not there: %s', where, ', '.join(begun))
+        _log.info('%s: begins fresh: %s', where, ', '.join(begun))
     return nested(flat)
 
 
