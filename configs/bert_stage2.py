@@ -30,7 +30,7 @@ def get_config(variant: str = ''):
     c.student.update({'positions': 512, 'vocab_size': 30522, 'classes': 2})
     c.student.init, c.student.new_head = 'runs/bert_stage1', True
     c.teacher.path = 'teachers/bert_base_uncased_sst2'
-    c.data.source, c.data.path = 'prepared', 'data/sst2'
+    c.data.source, c.data.path, c.data.form = 'prepared', 'data/sst2', 'topic'
     c.data.length, c.data.batch_size = 128, 32
     c.eval.batch_size = 64
     c.optim.update({'peak_lr': 5e-5, 'schedule': 'linear', 'final_lr': 0.0, 'warmup': 600})

@@ -29,7 +29,7 @@ def get_config(variant: str = ''):
     c.student.update({'positions': 512, 'vocab_size': 30522, 'dropout': 0.1})
     c.student.init = 'runs/mass_stage1'
     c.teacher.path = 'teachers/mass_middle_gigaword'
-    c.data.source, c.data.path = 'prepared', 'data/gigaword'
+    c.data.source, c.data.path, c.data.form = 'prepared', 'data/gigaword', 'summary'
     c.data.update({'length': 128, 'target_length': 48, 'batch_size': 256})
     c.eval.batch_size = 256
     c.optim.update({'peak_lr': 1e-4, 'schedule': 'linear', 'final_lr': 0.0, 'warmup': 1_000})

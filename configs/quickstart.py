@@ -75,7 +75,7 @@ def _post_norm(c, family):
     """Higher rates leave a network with norms behind its layers at the frequencies of the ids."""
     c.student.family = c.teacher.family = family
     c.recipe.teacher_pretrain.peak_lr = 1e-3
-    c.recipe.student_pretrain.peak_lr = 2e-3
+    c.recipe.student_pretrain.update({'peak_lr': 2e-3, 'lambda_': 0.5, 'temperature': 1.0})
 
 
 def _phases(c, teacher, student, warmup=5, batch_size=4):

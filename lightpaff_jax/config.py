@@ -18,7 +18,7 @@ OBJECTIVES = {
     'gpt2': ('clm',),
     'mass': ('mass', 'seq2seq'),
 }
-# Form of an example -> objectives that learn from it.
+# Form of an example (a text; a text or two texts and a class; two texts) -> what learns from it.
 FORMS = {
     'text': ('clm', 'mlm', 'mass'),
     'topic': ('classify',),

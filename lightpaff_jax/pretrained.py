@@ -1,5 +1,6 @@
 """Networks that are there already: in the workdir of a run, or in a Hugging Face folder."""
 
+import logging
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from lightpaff_jax import checkpoint, config, digests, models, sharding
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.models import folders
+
+_log = logging.getLogger('lightpaff_jax')
 
 
 def load(path: str) -> tuple[models.Model, models.Params]:
@@ -50,19 +53,22 @@ def save(path: str, model: models.Model, params: models.Params,
       tokenizer: whose ids it reads, for instance `tokenizers.read('runs/gpt2_stage2/tokenizer')`.
 
     Raises:
-      UserError: the tokenizer has another vocabulary than the model, or no exact tokenizer.json.
+      UserError: the tokenizer has more ids than the model, or no exact tokenizer.json.
     """
-    if tokenizer.vocab_size != model.vocab_size:
+    if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f'{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}: '
-            'must be equal'
+            f'{path}: the tokenizer has {tokenizer.vocab_size} ids, must have at most the '
+            f"model's {model.vocab_size}"
         )
     folder = pathlib.Path(path).expanduser()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as temporary:
         part = pathlib.Path(temporary) / folder.name
-        tokenizer.save(part)  # may be refused, before the folder is touched
+        tokenizer.save(part, model.network.family)  # may be refused: the folder is not touched yet
         folder.mkdir(exist_ok=True)
+        # Without config.json the folder is refused until all of it is new.
+        for name in ('config.json', *tokenizers.FILES):
+            (folder / name).unlink(missing_ok=True)
         for file in sorted(part.iterdir()):
             file.replace(folder / file.name)
     ids = special_ids(model.network.family, tokenizer)
@@ -152,6 +158,7 @@ def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> mo
             'config.student.new_head = True begins a head fresh'
         )
     if lacking:
+        _log.info('config.%s = %s: begins fresh: %s', key, path, ', '.join(lacking))
         initial = digests.named(fresh())
         found |= {name: initial[name] for name in lacking}
     return digests.nested({name: found[name] for name in wanted})

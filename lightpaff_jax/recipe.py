@@ -125,7 +125,7 @@ def _set_task(r: ConfigDict, task: str) -> None:
             f'config.recipe.tasks = {task}: must be a form that family {family!r} learns'
         )
     r.objective = fitting[0]
-    r.data.form = form if r.data.source == 'pydocs' else 'text'
+    r.data.form = form
     if r.objective == 'classify':
         r.student.head, r.student.classes = 'classify', sources.classes(r)
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import time
 
 import jax
@@ -61,8 +62,7 @@ def train(c: ConfigDict) -> dict:
         score = distill_step.make_evaluation(c, mesh, student, network)
         state, start, seconds, window = restore(c, mesh, student, rule, saved, identities, initial)
         workdir.claim(c, folder)
-        if jax.process_index() == 0 and not (folder / 'tokenizer').exists():
-            pydocs.publish(folder / 'tokenizer', tokenizer.save)
+        _keep_tokenizer(tokenizer, folder / 'tokenizer', c.student.family)
         if start < c.train.updates:
             (folder / 'result.json').unlink(missing_ok=True)
 
@@ -77,7 +77,9 @@ def train(c: ConfigDict) -> dict:
                 return evaluation(score, state.params, guide_params, passed, mesh, stats)
 
             compiled, in_flight, found, began = None, None, None, 0.0
-            for index, batch in enumerate(batches.training(c, prepared, tokenizer, start), start + 1):
+            for index, batch in enumerate(
+                batches.training(c, prepared, tokenizer, start), start + 1
+            ):
                 if index > c.train.updates:
                     break
                 placed = sharding.put_batch(mesh, batch, micro=True)
@@ -109,9 +111,21 @@ def train(c: ConfigDict) -> dict:
                     began = time.perf_counter()
             found = found or scores_of('validation')
             scores = {'validation': found, 'test': scores_of('test')}
-    result = summary(c, shape, student, network, seconds, scores) | workdir.provenance() | identities
+    result = (
+        summary(c, shape, student, network, seconds, scores) | workdir.provenance() | identities
+    )
     workdir.write(folder / 'result.json', json.dumps(result, indent=2) + '\n')
     return result
+
+
+def _keep_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, family: str) -> None:
+    """Puts the tokenizer beside the checkpoints, so that the workdir can be loaded and exported."""
+    if jax.process_index() != 0:
+        return
+    if folder.exists() and tokenizers.read(str(folder)).hash != tokenizer.hash:
+        shutil.rmtree(folder)  # of an attempt that came to nothing
+    if not folder.exists():
+        pydocs.publish(folder, lambda temporary: tokenizer.save(temporary, family))
 
 
 def check(c: ConfigDict, runs: bool = True) -> None:

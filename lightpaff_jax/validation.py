@@ -87,6 +87,9 @@ def _validate_networks(c: ConfigDict) -> None:
                 f'teacher.{key}', c.teacher[key], c.teacher[key] == c.student[key],
                 f'must equal student.{key} = {c.student[key]}',
             )  # fmt: skip
+    started = c.student.init not in STARTS
+    _rule('student.new_head', c.student.new_head, started or not c.student.new_head,
+          'is read where student.init is a path')  # fmt: skip
     layered = c.student.init == 'teacher_layers'
     _rule('student.init', c.student.init, not layered or c.teacher.path, 'needs a teacher.path')
     for key in ('init_layers', 'init_decoder_layers'):
@@ -131,7 +134,7 @@ def _validate_data(c: ConfigDict) -> None:
           f'must be {head!r} for objective {c.objective!r}')  # fmt: skip
     _one_of('data.source', c.data.source, SOURCES)
     _one_of('data.form', c.data.form, tuple(FORMS))
-    if c.data.source == 'pydocs':
+    if c.data.source != 'text':
         forms = [form for form, objectives in FORMS.items() if c.objective in objectives]
         rule = f'must be one of {", ".join(forms)} for objective {c.objective!r}'
         _rule('data.form', repr(c.data.form), c.data.form in forms, rule)
@@ -144,6 +147,10 @@ def _validate_data(c: ConfigDict) -> None:
         f'has documents, which objective {c.objective!r} does not learn from',
     )  # fmt: skip
     _one_of('data.long_text', c.data.long_text, LONG_TEXT)
+    types = c.student.types
+    _rule(
+        'student.types', types, types >= 2 or c.data.form != 'pairs', 'must be at least 2 for pairs'
+    )
     for key in ('masked', 'fragment'):
         _rule(f'data.{key}', c.data[key], 0 < c.data[key] < 1, 'must be above 0 and below 1')
     shortest = 1 if c.objective == 'clm' else 4  # the others need room for special tokens

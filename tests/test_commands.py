@@ -345,8 +345,8 @@ def test_a_teacher_with_another_shape_than_said_is_named(here, capsys):
 def test_a_teacher_with_another_vocabulary_is_named(here, capsys):
     line = mistake(capsys, *alone('--config.student.vocab_size=330'))
     assert line == (
-        'config.student.vocab_size = 330: must equal the 320 pieces of the tokenizer '
-        f'{here}/runs/small_teacher/tokenizer'
+        'config.student.vocab_size = 330: must equal that of the teacher in '
+        f'{here}/runs/small_teacher = 320'
     )
 
 

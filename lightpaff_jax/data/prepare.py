@@ -216,6 +216,8 @@ def _examples(
                     counts['examples'], fitted.length, fitted.limit,
                 ]  # fmt: skip
             read = (e.second,) if targets else (e.first, e.second)
+            if targets and len(fitted.second) < len(both[2 * i + 1]):
+                read = (tokenizer.decode(fitted.second),)  # what is left of it is what is scored
             counts['examples'] += 1
             counts['words'] += sum(words(text) for text in read if text or targets)
             counts['tokens'] += len(fitted.second) + (1 if targets else len(fitted.first))

@@ -87,7 +87,7 @@ class Prepared:
         `records`; `hash`, 16 hex digits of their bytes; `tokens`, ids that one pass predicts
         (clm, seq2seq), may predict (mlm, mass) or reads (classify). Of blocks also `documents`,
         and `words`: white-space words, and one for the end of every line of the text. Of examples
-        also `examples`; `words`, those of the targets, for classify of all texts; `truncated`, how
+        also `examples`; `words`, those of the targets as they were cut, for classify of all texts; `truncated`, how
         many were too long; `too_long`, of the first of these its number, ids and limit, or None;
         `labels`, the lowest and the highest.
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as messages
-from tokenizers import processors
 
 from lightpaff_jax import config
 from lightpaff_jax.data import spm_json, tokenizer_files
@@ -72,7 +71,7 @@ class SentencePiece:
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
 
-    def save(self, folder: pathlib.Path) -> None:
+    def save(self, folder: pathlib.Path, family: str) -> None:
         """Writes tokenizer.model, tokenizer.json and tokenizer_config.json.
 
         Raises:
@@ -80,14 +79,11 @@ class SentencePiece:
         """
         fast = spm_json.convert(self._proto, self.encode, bool(self._space_ids), self._where)
         tokens = {name: self._pieces[i] for name, i in self.ids.items()}
-        eos = tokens['eos']
-        fast.post_processor = processors.TemplateProcessing(
-            single=f'$A {eos}', pair=f'$A {eos} $B {eos}', special_tokens=[(eos, self.ids['eos'])]
-        )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'tokenizer.model').write_bytes(self.identity)
         # Text that spells a control piece is text to SentencePiece.
-        tokenizer_files.write(folder, fast, tokens, split_special_tokens=True)
+        family = family or ('bert' if 'cls' in tokens else 'mass')
+        tokenizer_files.write(folder, fast, tokens, family, split_special_tokens=True)
 
     @functools.cached_property
     def _space_ids(self) -> list[int]:

@@ -106,42 +106,51 @@ class HuggingFace:
     def decode(self, ids: Sequence[int]) -> str:
         return self._fast.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def save(self, folder: pathlib.Path) -> None:
+    def save(self, folder: pathlib.Path, family: str) -> None:
         """Writes tokenizer.json and tokenizer_config.json."""
         fast = tokenizers.Tokenizer.from_str(self._fast.to_str())
         tokens = {name: str(fast.id_to_token(i)) for name, i in self.ids.items()}
-        write(folder, fast, tokens)
+        write(folder, fast, tokens, family or ('bert' if tokens.get('cls') == '[CLS]' else ''))
 
 
 def _plain(part):
-    """JSON without what is empty, false or null, and without offsets: the same as leaving it out."""
+    """JSON without what is empty or null, and without offsets: the same as leaving it out."""
     if isinstance(part, list):
         return [_plain(one) for one in part]
     if isinstance(part, dict):
         return {
             name: _plain(value)
             for name, value in part.items()
-            if value is not None and value is not False and value != '' and name != 'trim_offsets'
+            if value is not None and value != '' and name != 'trim_offsets'
         }
     return part
 
 
 def write(
-    folder: pathlib.Path, fast: tokenizers.Tokenizer, tokens: Mapping[str, str], **settings
-) -> None:
+    folder: pathlib.Path, fast: tokenizers.Tokenizer, tokens: Mapping[str, str], family: str,
+    **settings,
+) -> None:  # fmt: skip
     """Writes tokenizer.json and tokenizer_config.json as PreTrainedTokenizerFast reads them.
 
-    With a [CLS], special tokens are added as BERT does: [CLS] a [SEP] b [SEP], types 0 and 1.
+    Special tokens are added as the family reads them: bert [CLS] a [SEP] b [SEP], types 0 and 1;
+    mass an end behind each text; others as the tokenizer has it.
 
     Args:
       folder: where to.
       fast: the tokenizer; its post-processor may be replaced.
       tokens: what special tokens are for -> their spelling.
+      family: of the network that reads the ids, or ''.
       settings: more of tokenizer_config.json.
     """
     tokens = dict(tokens)
     inputs = ['input_ids', 'attention_mask']
-    if tokens.get('cls') == '[CLS]':
+    if family == 'mass':
+        eos = tokens['eos']
+        fast.post_processor = processors.TemplateProcessing(
+            single=f'$A {eos}', pair=f'$A {eos} $B {eos}',
+            special_tokens=[(eos, fast.token_to_id(eos))],
+        )  # fmt: skip
+    if family == 'bert':
         cls, sep = tokens['cls'], tokens['sep']
         fast.post_processor = processors.TemplateProcessing(
             single=f'{cls}:0 $A:0 {sep}:0',

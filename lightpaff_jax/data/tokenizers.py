@@ -20,6 +20,11 @@ SYMBOLS = {
     'bert': ('[CLS]', '[SEP]', '[MASK]'),
     'mass': ('[MASK]',),
 }  # family -> special tokens of a vocabulary trained for it, with ids from 3
+FILES = (
+    'tokenizer.model', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
+    'added_tokens.json', 'vocab.txt', *(name for pair in tokenizer_files.BYTE_LEVEL for name in pair),
+)  # fmt: skip
+"""Names that a tokenizer may have in a folder."""
 _LONGEST_LINE = 4192  # bytes; SentencePiece drops longer ones from training
 
 
@@ -111,15 +116,20 @@ class Tokenizer:
         """The text; without control pieces of SentencePiece and special tokens of the others."""
         return self.model.decode(ids)
 
-    def save(self, folder: str | pathlib.Path) -> None:
+    def save(self, folder: str | pathlib.Path, family: str = '') -> None:
         """Writes a folder that `read` and transformers read, to the same ids.
 
         It holds tokenizer.json and tokenizer_config.json, and tokenizer.model of SentencePiece.
 
+        Args:
+          folder: made where it is missing.
+          family: of the network that reads the ids; decides the special tokens that transformers
+            adds around a text. '' goes by those there are.
+
         Raises:
           UserError: no tokenizer.json can give the ids of this SentencePiece model.
         """
-        self.model.save(pathlib.Path(folder))
+        self.model.save(pathlib.Path(folder), family)
 
     def _id(self, name: str) -> int | None:
         return self.model.ids.get(name)
@@ -146,14 +156,15 @@ def load(c: ConfigDict) -> Tokenizer:
     pre-training and all fine-tuning share it.
 
     Raises:
-      UserError: the file is missing or malformed, or its size is not
-        `config.student.vocab_size`, or no such vocabulary can be trained.
+      UserError: the file is missing or malformed, or has more ids than
+        `config.student.vocab_size` (a network may have more rows than its tokenizer has ids), or no
+        such vocabulary can be trained.
     """
     tokenizer = _given(c) or _trained(c)
-    if tokenizer.vocab_size != c.student.vocab_size:
+    if tokenizer.vocab_size > c.student.vocab_size:
         raise config.UserError(
-            f'config.student.vocab_size = {c.student.vocab_size}: must equal the '
-            f'{tokenizer.vocab_size} pieces of the tokenizer {tokenizer.path}'
+            f'config.student.vocab_size = {c.student.vocab_size}: must be at least the '
+            f'{tokenizer.vocab_size} ids of the tokenizer {tokenizer.path}'
         )
     return tokenizer
 

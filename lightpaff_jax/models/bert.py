@@ -48,7 +48,7 @@ class BERT(nnx.Module):
         """Ids [B, T] -> features [B, P, D]; the head's transform sees predicted positions only."""
         embedded, blocks, pooled = layers.split(key, 3)
         x_BTD = self.token_embedding(batch.tokens, dtype)
-        x_BTD += self.position_embedding(layers.places(batch.tokens, batch.position_ids), dtype)
+        x_BTD += layers.positions(self.position_embedding, batch.tokens, batch.position_ids, dtype)
         types = jnp.zeros_like(batch.tokens) if batch.type_ids is None else batch.type_ids
         x_BTD += self.type_embedding(types, dtype)
         x_BTD = layers.drop(self.embedding_norm(x_BTD), embedded, self.dropout)

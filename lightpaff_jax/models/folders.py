@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from lightpaff_jax.models import MODELS, Model, Params, huggingface, settings
 _CONFIG = 'config.json'
 _WHOLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
+_SHARD = re.compile(r'model-\d{5}-of-\d{5}\.safetensors')
 _UNREAD = ('.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack')
 
 
@@ -168,7 +170,8 @@ def write(
         new = sorted(part.iterdir())
         values = settings.write(model.network, {} if ids is None else ids)
         (part / _CONFIG).write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
-        for old in (folder / _CONFIG, folder / _INDEX, *folder.glob('model*.safetensors')):
+        shards = [file for file in folder.glob('model-*') if _SHARD.fullmatch(file.name)]
+        for old in (folder / _CONFIG, folder / _INDEX, folder / _WHOLE, *shards):
             old.unlink(missing_ok=True)
         for file in (*new, part / _CONFIG):
             file.replace(folder / file.name)

@@ -50,7 +50,7 @@ class GPT2(nnx.Module):
         """Ids [B, T] -> features [B, P, D]."""
         embedded, blocks = layers.split(key, 2)
         x_BTD = self.token_embedding(batch.tokens, dtype)
-        x_BTD += self.position_embedding(layers.places(batch.tokens, batch.position_ids), dtype)
+        x_BTD += layers.positions(self.position_embedding, batch.tokens, batch.position_ids, dtype)
         x_BTD = layers.drop(x_BTD, embedded, self.dropout)
         mask = layers.within(batch.segments)
         x_BTD = layers.scan(self.blocks, x_BTD, blocks, remat, mask)

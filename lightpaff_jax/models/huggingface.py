@@ -102,18 +102,20 @@ def from_huggingface(where: str, tensors: Mapping[str, np.ndarray], table: Seque
     for name in tensors:
         if found.setdefault(names.plain(name), name) != name:
             faults.append(f'+ {name}')
+    lost = {
+        _part_of(row)
+        for row in table
+        if row.head and initial and not _fits(row, flat[row.path].shape, found, names, tensors)
+    }
     for row in table:
         for layer, name in _names(row, flat[row.path]):
             slot = _slot(flat[row.path], row, layer, vocab_size)
             here = [names.plain(one) for one in (name, *row.same)]
             known |= {*here, *map(names.plain, row.copies)}
             sources = [found[one] for one in here if one in found]
-            replaced = row.head and initial and sources
-            if replaced and tensors[sources[0]].shape != _shape(row, slot.shape):
-                sources = []  # the head of other classes
-            if sources:
+            if sources and _part_of(row) not in lost:
                 faults += _fill(slot, row, sources, tensors)
-            elif row.head and initial:
+            elif _part_of(row) in lost:
                 slot[...] = _slot(np.asarray(initial[row.path]), row, layer, vocab_size)
                 begun.append(name)
             elif not row.optional:
@@ -129,6 +131,17 @@ def from_huggingface(where: str, tensors: Mapping[str, np.ndarray], table: Seque
     if begun:
         _log.info('%s: begins fresh: %s', where, ', '.join(begun))
     return nested(flat)
+
+
+def _part_of(row: Row) -> str:
+    """The module of ours that a row is in: a head begins fresh as a whole."""
+    return row.path.partition('/')[0]
+
+
+def _fits(row: Row, shape: tuple[int, ...], found: Mapping, names: Names, tensors) -> bool:
+    """Whether a file has the row of a head, of as many classes."""
+    here = [found[names.plain(one)] for one in (row.name, *row.same) if names.plain(one) in found]
+    return bool(here) and (row.vocab or tensors[here[0]].shape == _shape(row, shape))
 
 
 def _fill(slot: np.ndarray, row: Row, sources: list[str], tensors: Mapping) -> list[str]:

@@ -144,9 +144,16 @@ def at(x_BTD, positions_BP) -> Float[Array, 'B P D']:
     return jnp.take_along_axis(x_BTD, positions_BP[..., None], axis=1)
 
 
-def places(ids_BT, position_ids_BT) -> Int[Array, '... T']:
-    """Rows of the position table: those given, or 0 ... T-1."""
-    return jnp.arange(ids_BT.shape[1]) if position_ids_BT is None else position_ids_BT
+def positions(table: Embedding, ids_BT, position_ids_BT, dtype) -> Float[Array, '... T D']:
+    """Embeddings of the positions of ids: those given, or 0 ... T-1.
+
+    Raises:
+      ValueError: the table has fewer than T rows.
+    """
+    rows, length = table.table[...].shape[0], ids_BT.shape[1]
+    if length > rows:
+        raise ValueError(f'{length} tokens, must be at most the {rows} positions of the model')
+    return table(jnp.arange(length) if position_ids_BT is None else position_ids_BT, dtype)
 
 
 def block_flops(c, length: int) -> float:

@@ -186,8 +186,8 @@ def _whole(value, least: int) -> bool:
 
 def _sizes(where: str, family: str, found: dict[str, Any]) -> dict[str, int]:
     keys = {ours: theirs for ours, (theirs, _) in _SIZES[family].items()}
-    if family == 'gpt2':
-        found['n_inner'] = found['n_inner'] or 4 * found['n_embd']
+    if family == 'gpt2' and not found['n_inner'] and _whole(found['n_embd'], 1):
+        found['n_inner'] = 4 * found['n_embd']
     for theirs in keys.values():
         _check(where, found, theirs, _whole(found[theirs], 1), 'must be a whole number above 0')
     width = found[keys['width']]
