@@ -59,7 +59,7 @@ def _bert(c, variant):
     c.student.update({'layers': 1, 'width': 48, 'heads': 2, 'ffn': 192})
     c.recipe.tasks = ('topic', 'pairs')
     c.data.length = 64
-    _phases(c, (1200, 800), (1000, 600), batch_size=16)
+    _phases(c, (1000, 700), (1000, 600), batch_size=16)
 
 
 def _mass(c, variant):

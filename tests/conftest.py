@@ -9,10 +9,20 @@ os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import data_fixtures
+import jax
 import pytest
 
 _CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
 """A folder to keep the corpus in between sessions of a developer; the default makes it anew."""
+
+
+@pytest.fixture(scope='module')
+def quick_compilation():
+    """Programs of a module's tests are compiled in half the time, and run slower."""
+    before = jax.config.values['jax_disable_most_optimizations']
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='session')

@@ -77,8 +77,10 @@ class Run:
         self.teacher_params = None
         if with_teacher:
             params = self.teacher.init(jax.random.key(9))
-            # Larger weights than a fresh network's, so that teacher and student disagree.
-            params = jax.tree.map(lambda x: 4 * x, params)
+            # Larger weights than a fresh network's, so that teacher and student disagree; at 4 the
+            # softmaxes of post-LayerNorm networks saturate, and rounding grows a thousandfold.
+            scale = 4 if kind == 'gpt2' else 2
+            params = jax.tree.map(lambda x: scale * x, params)
             self.teacher_params = jax.device_put(params, sharding.of_params(self.mesh, params))
         batch = padded_batch(c.train.micro_steps, kind)
         self.batch = sharding.put_batch(self.mesh, batch, micro=True)

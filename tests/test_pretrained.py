@@ -14,6 +14,8 @@ from lightpaff_jax import config, digests, models, teacher, train
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import batches, prepare, tokenizers
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 SHAPE = {'layers': 3, 'width': 16, 'heads': 2, 'ffn': 24, 'positions': 32}
 OBJECTIVES = {'gpt2': 'clm', 'bert': 'mlm', 'mass': 'mass'}
 
