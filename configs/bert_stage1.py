@@ -5,7 +5,7 @@ with its head), student 3 layers x 512 (25.6 M), lambda 0.5, temperature 1; upda
 learning rate are those of NAS-BERT (KDD 2021), the paper's own are not known.
 
     python -m lightpaff_jax.main --config=configs/bert_stage1.py          on an accelerator
-    python -m lightpaff_jax.main --config=configs/bert_stage1.py:tiny     2 minutes on a laptop
+    python -m lightpaff_jax.main --config=configs/bert_stage1.py:tiny     on a laptop
 
 It starts from teachers/bert_base_uncased, a Hugging Face folder with vocab.txt or tokenizer.json,
 and data/wikipedia_bookcorpus, a folder of text. `tiny` reads the embedded text and first trains

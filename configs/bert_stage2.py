@@ -5,7 +5,7 @@ teacher BERT-base, student 3 layers x 512, lambda 0.5, temperature 1. The paper'
 learning rate are not known.
 
     python -m lightpaff_jax.main --config=configs/bert_stage2.py          on an accelerator
-    python -m lightpaff_jax.main --config=configs/bert_stage2.py:tiny     4 minutes on a laptop
+    python -m lightpaff_jax.main --config=configs/bert_stage2.py:tiny     on a laptop
 
 It starts from runs/bert_stage1, from teachers/bert_base_uncased_sst2, a Hugging Face folder of a
 fine-tuned BertForSequenceClassification, and from data/sst2, a prepared set. `tiny` tells from

@@ -6,7 +6,7 @@ shallow decoder decodes faster); lambda 0.5, temperature 1. Half of every sequen
 fragment. The paper's own updates are not known.
 
     python -m lightpaff_jax.main --config=configs/mass_stage1.py          on an accelerator
-    python -m lightpaff_jax.main --config=configs/mass_stage1.py:tiny     2 minutes on a laptop
+    python -m lightpaff_jax.main --config=configs/mass_stage1.py:tiny     on a laptop
 
 It starts from teachers/mass_middle, a Hugging Face folder in BART's format with its tokenizer,
 and data/wikipedia_bookcorpus, a folder of text. `tiny` reads the embedded text and first trains

@@ -5,7 +5,7 @@ ROUGE-1/2/L 38.73/19.71/35.96): teacher 6 + 6 layers x 1024, student 4 + 2 layer
 0.5, temperature 1. The paper's own updates and learning rate are not known.
 
     python -m lightpaff_jax.main --config=configs/mass_stage2.py          on an accelerator
-    python -m lightpaff_jax.main --config=configs/mass_stage2.py:tiny     4 minutes on a laptop
+    python -m lightpaff_jax.main --config=configs/mass_stage2.py:tiny     on a laptop
 
 It starts from runs/mass_stage1, from teachers/mass_middle_gigaword, a Hugging Face folder in
 BART's format with its tokenizer, and from data/gigaword, a prepared set. `tiny` writes the first

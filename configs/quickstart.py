@@ -72,7 +72,7 @@ def _mass(c, variant):
 
 
 def _post_norm(c, family):
-    """Higher rates leave a network with norms behind its layers at the frequencies of the ids."""
+    """At twice this rate a BERT of 3 x 192 learned nothing but how frequent ids are."""
     c.student.family = c.teacher.family = family
     c.recipe.teacher_pretrain.peak_lr = 1e-3
     c.recipe.student_pretrain.update({'peak_lr': 2e-3, 'lambda_': 0.5, 'temperature': 1.0})

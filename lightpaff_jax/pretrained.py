@@ -164,8 +164,15 @@ def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> mo
     return digests.nested({name: found[name] for name in wanted})
 
 
-def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer) -> None:
-    """Raises UserError unless the network at `path` was trained with this tokenizer."""
+def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer, lowercase: bool) -> None:
+    """Raises UserError unless the network at `path` was trained with this tokenizer.
+
+    Args:
+      key: as in `read_network`.
+      path: likewise.
+      tokenizer: of the run.
+      lowercase: `config.tokenizer.lowercase`, for a folder's vocab.txt.
+    """
     if is_run(path):
         found = checkpoint.read_meta(pathlib.Path(path).expanduser() / 'checkpoints')
         theirs = found['tokenizer_hash']
@@ -176,7 +183,7 @@ def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer) -> Non
                 f'config.{key} = {path}: must hold the tokenizer of the network (tokenizer.json, '
                 'vocab.txt, or vocab.json and merges.txt)'
             )
-        theirs = tokenizers.read(place).hash
+        theirs = tokenizers.read(place, lowercase, key).hash
     if theirs != tokenizer.hash:
         raise UserError(
             f'config.{key} = {path}: its tokenizer has hash {theirs}, the data here '

@@ -52,7 +52,7 @@ def compare(c: ConfigDict) -> dict:
         places = (('teacher', 'teacher.path', c.teacher.path), ('student', 'workdir', c.workdir))
         for name, key, path in places:
             model = models.build(pretrained.read_network(key, path))
-            pretrained.check_tokenizer(key, path, tokenizer)
+            pretrained.check_tokenizer(key, path, tokenizer, c.tokenizer.lowercase)
             params = pretrained.read_params(key, path, model, mesh)
             sides[name] = {
                 'parameters': model.parameters,

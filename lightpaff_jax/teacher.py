@@ -50,7 +50,7 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
                 f'config.data.{key} = {c.data[key]}: must be at most the positions of the teacher '
                 f'in {path} = {shape.positions}'
             )
-    pretrained.check_tokenizer('teacher.path', path, tokenizer)
+    pretrained.check_tokenizer('teacher.path', path, tokenizer, c.tokenizer.lowercase)
     model = models.build(shape, compute_dtype=c.train.compute_dtype)
     params = pretrained.read_params('teacher.path', path, model, mesh)
     identity = digests.identity(params)
@@ -78,7 +78,7 @@ def load_initial(
         return pretrained.of_layers(c, model, params, student)
     found = pretrained.read_network('student.init', path)
     _same_shape('student', c.student, found, path, but=('head', 'classes'))
-    pretrained.check_tokenizer('student.init', path, tokenizer)
+    pretrained.check_tokenizer('student.init', path, tokenizer, c.tokenizer.lowercase)
 
     def fresh():
         return student.init(jax.random.key(c.seed))

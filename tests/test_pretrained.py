@@ -8,11 +8,15 @@ import data_fixtures
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 import lightpaff_jax
-from lightpaff_jax import config, digests, models, teacher, train
+from lightpaff_jax import config, digests, models, pretrained, teacher, train
+from lightpaff_jax.batch import Batch
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import batches, prepare, tokenizers
+from lightpaff_jax.models import folders
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -245,6 +249,81 @@ def test_teacher_and_student_with_different_tokenizers_are_refused(data_cache, p
     c.teacher.path = str(places['bert'][0])
     with pytest.raises(UserError, match=r'its tokenizer has hash \w{16}, the data here \w{16}'):
         train.train(c)
+
+
+@pytest.mark.parametrize('lowercase', [True, False])
+def test_a_vocab_txt_without_settings_is_read_as_the_configuration_says(tmp_path, lowercase):
+    vocabulary = data_fixtures.wordpiece(tmp_path)
+    c = config.default()
+    c.student.update({**SHAPE, 'family': 'bert', 'vocab_size': vocabulary.vocab_size})
+    model = models.build(c.student)
+    folders.write(tmp_path, model, model.init(jax.random.key(0)))
+    c.student.init, c.tokenizer.lowercase = str(tmp_path), lowercase
+    tokenizer = tokenizers.load(c)
+    pretrained.check_tokenizer('student.init', str(tmp_path), tokenizer, lowercase)
+    with pytest.raises(UserError, match='its tokenizer has hash'):
+        pretrained.check_tokenizer('student.init', str(tmp_path), tokenizer, not lowercase)
+
+
+def test_saving_leaves_no_tokenizer_of_before_and_no_half_of_a_folder(
+    data_cache, places, tmp_path, monkeypatch
+):
+    path, model, params = places['bert']
+    shutil.copytree(path, tmp_path / 'm')
+    (tmp_path / 'words').mkdir()
+    words = data_fixtures.wordpiece(tmp_path / 'words')
+    assert (tmp_path / 'm' / 'tokenizer.model').exists()
+    (tmp_path / 'm' / 'model_ema.safetensors').write_bytes(b'mine')
+    lightpaff_jax.save(str(tmp_path / 'm'), model, params, words)
+    assert tokenizers.read(str(tmp_path / 'm')).hash == words.hash
+    assert (tmp_path / 'm' / 'model_ema.safetensors').read_bytes() == b'mine'
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, 'write', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lightpaff_jax.save(str(tmp_path / 'm'), model, params, words)
+    with pytest.raises(UserError, match='must be the workdir of a finished run, or a folder'):
+        lightpaff_jax.load(str(tmp_path / 'm'))
+
+
+@pytest.mark.parametrize(('family', 'kept'), [('bert', 'cls a sep'), ('mass', 'a sep')])
+def test_an_exported_word_piece_frames_a_text_as_the_family_reads_it(tmp_path, family, kept):
+    words = data_fixtures.wordpiece(tmp_path)
+    words.save(tmp_path / 'out', family)
+    fast = Tokenizer.from_file(str(tmp_path / 'out' / 'tokenizer.json'))
+    ids = {'cls': [words.cls_id], 'sep': [words.sep_id], 'a': words.encode(['the dog'])[0]}
+    assert fast.encode('the dog').ids == [i for name in kept.split() for i in ids[name]]
+
+
+def test_a_tokenizer_left_by_an_attempt_that_came_to_nothing_is_replaced(data_cache, tmp_path):
+    c = configured(data_cache, tmp_path / 'run')
+    other = tmp_path / 'other.model'
+    tokenizers.train(['other words, another vocabulary of the same size ' * 9], 300, other)
+    tokenizers.read(str(other)).save(tmp_path / 'run' / 'tokenizer')
+    result = train.train(c)
+    kept = tokenizers.read(f'{c.workdir}/tokenizer')
+    assert kept.hash == result['tokenizer_hash'] != tokenizers.read(str(other)).hash
+
+
+def test_more_tokens_than_positions_are_refused(places):
+    _, model, params = places['gpt2']
+    ids = np.zeros((1, 33), np.int32)
+    with pytest.raises(ValueError, match='33 tokens, must be at most the 32 positions'):
+        model.features(params, Batch(ids, ids, np.ones(ids.shape, np.float32)))
+
+
+def test_half_a_head_begins_fresh_as_a_whole(data_cache, tmp_path):
+    folder_of(data_cache, tmp_path / 'm', 'bert', head='classify', classes=2)
+    file = tmp_path / 'm' / 'model.safetensors'
+    tensors = load_file(file)
+    del tensors['classifier.bias']
+    save_file(tensors, file, {'format': 'pt'})
+    c = classifier(data_cache, '')
+    c.student.init, c.student.new_head = str(tmp_path / 'm'), True
+    begun = start(c, data_cache)['classifier']['table']
+    assert not np.array_equal(begun, tensors['classifier.weight'])
 
 
 def test_a_teacher_without_its_tokenizer_is_refused(data_cache, places, tmp_path):

@@ -96,3 +96,10 @@ def test_a_bart_says_where_its_norms_are():
     wanted = {'normalize_before': False, 'add_final_layer_norm': False, 'normalize_embedding': True,
               'forced_eos_token_id': 3, 'pad_token_id': None}  # fmt: skip
     assert wanted.items() <= values.items()
+
+
+@pytest.mark.parametrize('value', [None, {}, 'wide'])
+def test_a_width_that_is_no_number_is_named(value):
+    found = {'architectures': ['GPT2LMHeadModel'], 'n_embd': value}
+    with pytest.raises(config.UserError, match=r'n_embd = .*: must be a whole number above 0'):
+        settings.read('here', found)

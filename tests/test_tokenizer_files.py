@@ -2,6 +2,7 @@
 
 import json
 
+import data_fixtures
 import pytest
 import tokenizers as library
 
@@ -257,3 +258,20 @@ def test_what_is_missing_or_malformed_is_one_line_that_names_it(
     assert text.startswith(f'config.tokenizer.path = {path}: ')
     assert '\n' not in text
     assert capfd.readouterr() == ('', '')
+
+
+def test_accents_that_are_stripped_or_kept_make_another_identity(tmp_path):
+    """Of a WordPiece, `strip_accents` null follows `lowercase`, and false does not."""
+    hashes, ids = set(), set()
+    for strip in (None, False):
+        folder = tmp_path / str(strip)
+        folder.mkdir()
+        one = data_fixtures.wordpiece(folder)
+        one.save(folder)
+        whole = json.loads((folder / 'tokenizer.json').read_text())
+        whole['normalizer']['strip_accents'] = strip
+        (folder / 'tokenizer.json').write_text(json.dumps(whole))
+        found = read(folder / 'tokenizer.json')
+        hashes.add(found.hash)
+        ids.add(tuple(found.encode(['caf\u00e9'])[0]))
+    assert len(hashes) == len(ids) == 2
