@@ -79,6 +79,7 @@ setup(
         'matplotlib>=3.11',
         'numpy>=2.4',
         'etils[epath]>=1.15.0',
+        'pyarrow>=26.0',
     ],
     extras_require={
         'compare': TORCH,
@@ -88,6 +89,7 @@ setup(
         'tpu': jax('[tpu]'),
         'gpu': jax('[cuda12]'),  # runs on older drivers than jax[cuda13]
         'tf': ['tensorflow>=2.21'],
+        'gs': ['gcsfs>=2026.8'],
         'test': ['mypy>=2.4', 'pre-commit>=4', 'pytest>=9.1', 'pytest-xdist>=3.8', 'ruff==0.17.*'],
     },
 )

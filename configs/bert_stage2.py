@@ -8,8 +8,9 @@ learning rate are not known.
     python -m lightpaff_jax.main --config=configs/bert_stage2.py:tiny     on a laptop
 
 It starts from runs/bert_stage1, from teachers/bert_base_uncased_sst2, a Hugging Face folder of a
-fine-tuned BertForSequenceClassification, and from data/sst2, a prepared set. `tiny` tells from
-which package a docstring of the embedded text is, and first does the runs that it needs.
+fine-tuned BertForSequenceClassification, and from data/SST-2, GLUE's train.tsv and dev.tsv: dev is
+the test, and 5 % of train the validation. `tiny` tells from which package a docstring of the
+embedded text is, and first does the runs that it needs.
 """
 
 import pathlib
@@ -30,8 +31,8 @@ def get_config(variant: str = ''):
     c.student.update({'positions': 512, 'vocab_size': 30522, 'classes': 2})
     c.student.init, c.student.new_head = 'runs/bert_stage1', True
     c.teacher.path = 'teachers/bert_base_uncased_sst2'
-    c.data.source, c.data.path, c.data.form = 'prepared', 'data/sst2', 'topic'
-    c.data.length, c.data.batch_size = 128, 32
+    c.data.source, c.data.path, c.data.held_out = 'sst2', 'data/SST-2', 0.05
+    c.data.length, c.data.buckets, c.data.batch_size = 128, (32, 64, 128), 32
     c.eval.batch_size = 64
     c.optim.update({'peak_lr': 5e-5, 'schedule': 'linear', 'final_lr': 0.0, 'warmup': 600})
     c.optim.b2 = 0.999

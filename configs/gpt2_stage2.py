@@ -8,7 +8,8 @@ learning rate are not known.
     python -m lightpaff_jax.main --config=configs/gpt2_stage2.py:tiny     4 minutes on a laptop
 
 It starts from runs/gpt2_stage1, from teachers/gpt2_medium_wikitext103, a workdir or Hugging Face
-folder of the fine-tuned teacher, and from data/wikitext-103, a folder of text. `tiny` reads the embedded text,
+folder of the fine-tuned teacher, and from data/wikitext-103, a folder with wiki.train.tokens,
+wiki.valid.tokens and wiki.test.tokens. `tiny` reads the embedded text,
 and first does the runs that it needs: stage 1, and the fine-tuning of its teacher.
 """
 
@@ -29,6 +30,7 @@ def get_config(variant: str = ''):
     c.student.init = 'runs/gpt2_stage1'
     c.teacher.path = 'teachers/gpt2_medium_wikitext103'
     c.data.source, c.data.path = 'text', 'data/wikitext-103'
+    c.data.detokenize = 'wikitext'  # the teacher knows text as it is written
     c.data.length, c.data.batch_size = 1024, 64
     c.eval.batch_size = 64
     c.optim.update({'peak_lr': 1e-4, 'schedule': 'linear', 'final_lr': 0.0, 'warmup': 500})

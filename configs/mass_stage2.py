@@ -8,8 +8,9 @@ ROUGE-1/2/L 38.73/19.71/35.96): teacher 6 + 6 layers x 1024, student 4 + 2 layer
     python -m lightpaff_jax.main --config=configs/mass_stage2.py:tiny     on a laptop
 
 It starts from runs/mass_stage1, from teachers/mass_middle_gigaword, a Hugging Face folder in
-BART's format with its tokenizer, and from data/gigaword, a prepared set. `tiny` writes the first
-line of a docstring from the rest of it, and first does the runs that it needs.
+BART's format with its tokenizer, and from data/gigaword, files of one text a line like
+train.article.txt and train.title.txt. `tiny` writes the first line of a docstring from the rest of
+it, and first does the runs that it needs.
 """
 
 import pathlib
@@ -29,7 +30,8 @@ def get_config(variant: str = ''):
     c.student.update({'positions': 512, 'vocab_size': 30522, 'dropout': 0.1})
     c.student.init = 'runs/mass_stage1'
     c.teacher.path = 'teachers/mass_middle_gigaword'
-    c.data.source, c.data.path, c.data.form = 'prepared', 'data/gigaword', 'summary'
+    c.data.source, c.data.path = 'parallel', 'data/gigaword'
+    c.data.sides, c.data.buckets = ('article', 'title'), (48, 64, 128)
     c.data.update({'length': 128, 'target_length': 48, 'batch_size': 256})
     c.eval.batch_size = 256
     c.optim.update({'peak_lr': 1e-4, 'schedule': 'linear', 'final_lr': 0.0, 'warmup': 1_000})

@@ -46,4 +46,13 @@ class Batch:
     source: Int[Array, '*m B S'] | None = None
     """Ids that the encoder of an encoder-decoder reads."""
     source_segments: Int[Array, '*m B S'] | None = None
-    """Of the source: every target position attends to all that are not 0. None: no padding."""
+    """Of the source, as `segments`. A target position attends to its own segment of the source; where
+    `segments` is None, to all that is not 0. None: no padding."""
+    source_position_ids: Int[Array, '*m B S'] | None = None
+    """Rows of the encoder's position table; None: 0 ... S-1."""
+
+    @property
+    def shape(self) -> Shape:
+        """Lengths of its examples."""
+        source = 0 if self.source is None else self.source.shape[-1]
+        return Shape(self.tokens.shape[-1], self.labels.shape[-1], source)

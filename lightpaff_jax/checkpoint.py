@@ -10,33 +10,29 @@ A step is the folder `<directory>/<step>` with four Orbax checkpointables:
 Orbax does not verify what it reads, so `restore` compares the digests. A step that cannot be
 read or differs is renamed `<step>.corrupt`, and the one before it is used. Orbax is imported
 nowhere else: the names of its v1 interface still move.
+
+The folder may be in a bucket, which cannot rename: there a step is complete when its last file is.
 """
 
 import collections
-import contextlib
-import functools
-import gc
 import json
 import logging
 import pathlib
 import re
-import sys
-import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
-from etils import epath  # type: ignore[import-untyped]
-from jax.experimental import multihost_utils
+from etils import epath
 
-from lightpaff_jax import digests
+from lightpaff_jax import digests, paths, processes, quiet
 from lightpaff_jax.config import NotSaved, UserError
 from lightpaff_jax.digests import Arrays, PyTree
 
 _log = logging.getLogger(__name__)
+_LAST_FILE = 'commit_success.txt'  # that Orbax writes of a step in a bucket
 
 
 class _Corrupt(Exception):
@@ -82,7 +78,7 @@ class Checkpoints:
         """
         self.close()
         folder = self.directory / str(step)
-        if folder.exists():
+        if processes.of_first(lambda: step in self.steps()):
             return
         arrays = {name: jnp.asarray(value) for name, value in digests.named(state).items()}
         parts = {name: digests.nested(part) for name, part in _parts(arrays).items()}
@@ -105,8 +101,7 @@ class Checkpoints:
             checkpoint, or has another shape or type there.
         """
         self.close()
-        _barrier('lightpaff_jax restore')
-        steps = self.steps()
+        steps = processes.of_first(self._tidied)
         for step in reversed(steps):
             folder = self.directory / str(step)
             try:
@@ -118,7 +113,7 @@ class Checkpoints:
             if step != steps[-1]:
                 _log.warning('%s: step %d is used instead', self.directory, step)
             return step, state, meta
-        if self._list(r'\d+\.corrupt.*'):
+        if processes.of_first(lambda: bool(self._list(r'\d+\.corrupt.*'))):
             raise UserError(
                 f'{self.directory}: no intact checkpoint, only steps that were set aside '
                 '(*.corrupt); remove the folder to start again'
@@ -138,11 +133,11 @@ class Checkpoints:
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
-        with _tidy() as failed:
+        with quiet.tidy() as failed:
             try:
                 response.result()
             except Exception as error:
-                failed.append(_line(error))
+                failed.append(quiet.line(error))
         if failed:
             raise NotSaved(f'{self.directory}: step {step} was not saved: {failed[0]}')
         self._prune()
@@ -154,22 +149,37 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Deletes old steps, and what a killed save or deletion left behind."""
-        if jax.process_index() != 0:
+        if not processes.first():
             return
         for step in self.steps()[: -self._keep]:
-            # Renamed first: a deletion that is killed half-way leaves nothing like a step.
-            (self.directory / str(step)).rename(self.directory / f'{step}.deleted')
+            # Not like a step before it is deleted: a deletion may be killed half-way.
+            folder = self.directory / str(step)
+            if paths.remote(folder):
+                (folder / _LAST_FILE).unlink()
+            else:
+                folder.rename(self.directory / f'{step}.deleted')
         for path in self._list(r'\d+(\.deleted|\.orbax-checkpoint-tmp.*)'):
             path.rmtree()
+        self._tidied()
+
+    def _tidied(self) -> list[int]:
+        """The steps; half-written ones are deleted from a bucket: Orbax writes none over them."""
+        steps = self.steps()
+        if paths.remote(self.directory):
+            for path in self._list(r'\d+'):
+                if int(path.name) not in steps:
+                    path.rmtree()
+        return steps
 
     def _set_aside(self, step: int, problem: _Corrupt) -> None:
-        before = len(self._list(rf'{step}\.corrupt.*'))
-        name = f'{step}.corrupt' + (f'.{before}' if before else '')
-        _log.warning('%s: step %d is set aside as %s: %s', self.directory, step, name, problem)
-        _barrier('lightpaff_jax set aside')
-        if jax.process_index() == 0:
+        def rename() -> str:
+            before = len(self._list(rf'{step}\.corrupt.*'))
+            name = f'{step}.corrupt' + (f'.{before}' if before else '')
             (self.directory / str(step)).rename(self.directory / name)
-        _barrier('lightpaff_jax set aside done')
+            return name
+
+        name = processes.of_first(rename)
+        _log.warning('%s: step %d is set aside as %s: %s', self.directory, step, name, problem)
 
 
 def load_params(directory: pathlib.Path, abstract: PyTree | None = None) -> PyTree:
@@ -212,7 +222,7 @@ def read_meta(directory: pathlib.Path) -> dict:
 def _newest(directory: pathlib.Path, read) -> Any:
     """`read(folder of a step)` of the newest step for which it succeeds."""
     root = _folder(directory)
-    steps = _steps(root)
+    steps = processes.of_first(lambda: _steps(root))
     if not steps:
         raise UserError(f'{root}: no checkpoint in this folder')
     for step in reversed(steps):
@@ -228,13 +238,17 @@ def _newest(directory: pathlib.Path, read) -> Any:
 
 def _folder(directory: pathlib.Path) -> epath.Path:
     path = epath.Path(directory)
-    return path if '://' in str(path) else epath.Path(pathlib.Path(path).absolute())
+    return path if paths.remote(path) else epath.Path(pathlib.Path(path).absolute())
 
 
 def _steps(root: epath.Path) -> list[int]:
     if not root.exists():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and p.is_dir())
+    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and _complete(p))
+
+
+def _complete(folder: epath.Path) -> bool:
+    return (folder / _LAST_FILE).exists() if paths.remote(folder) else folder.is_dir()
 
 
 def _parts(arrays: Arrays) -> dict[str, Arrays]:
@@ -286,7 +300,7 @@ def _check(folder: epath.Path, record: dict[str, dict], wanted: Arrays) -> None:
         try:
             x.sharding.shard_shape(x.shape)
         except ValueError as error:
-            raise UserError(f'{folder}: {name} {here}: {_line(error)}') from error
+            raise UserError(f'{folder}: {name} {here}: {quiet.line(error)}') from error
     for name in record:
         if name not in wanted:
             raise UserError(f'{folder}: has the array {name}, which is not wanted here')
@@ -303,16 +317,18 @@ def _placed(x: Any) -> jax.ShapeDtypeStruct:
 
 def _load(folder: epath.Path, part: str, abstract: PyTree | None = None) -> Any:
     """One checkpointable; _Corrupt, on all processes, when one of them cannot read it."""
-    value = None
-    with _tidy() as failed:
+    value, refused = None, None
+    with quiet.tidy() as failed:
         try:
-            with _context():
+            with _context(reading=True):
                 value = ocp.load_checkpointables(folder, {part: abstract})[part]
         except Exception as error:  # damaged files raise many types, of many libraries
-            if _is_local(error):
-                raise
-            failed.append(f'{part}: cannot be read: {_line(error)}')
-    _agree(failed[0] if failed else None)
+            refused = error if _is_local(error) else None
+            failed.append(f'{part}: cannot be read: {quiet.line(error)}')
+    if refused is not None and processes.count() == 1:
+        raise refused
+    problem = failed[0] if failed else None
+    _agree(problem, f'{folder}: {problem}' if refused is not None else None)
     return value
 
 
@@ -326,35 +342,25 @@ def _is_local(error: BaseException | None) -> bool:
     return False
 
 
-def _line(error: BaseException) -> str:
-    """The first cause of an error, on one line of some 200 characters: its start and its end."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = ' '.join(str(error).partition('[tensorstore_spec')[0].split())
-    if len(text) > 200:
-        text = f'{text[:60]} ... {text[-140:]}'
-    return f'{type(error).__name__}: {text}'
-
-
 # Processes, Orbax.
 
 
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def _agree(problem: str | None, refused: str | None = None) -> None:
+    """_Corrupt on every process when one has a problem, so that all fall back together.
+
+    UserError on every process when the machine of one refuses.
+    """
+    found = processes.gather([problem, refused])
+    names = [f'process {number}: ' if len(found) > 1 else '' for number in range(len(found))]
+    for name, (_, said) in zip(names, found, strict=True):
+        if said is not None:
+            raise UserError(name + said)
+    for name, (said, _) in zip(names, found, strict=True):
+        if said is not None:
+            raise _Corrupt(name + said)
 
 
-def _agree(problem: str | None) -> None:
-    """_Corrupt on every process when one has a problem, so that all fall back together."""
-    if jax.process_count() > 1:
-        bad = multihost_utils.process_allgather(np.array(problem is not None))
-        if problem is None and bad.any():
-            problem = f'process {int(bad.argmax())} cannot read it'
-    if problem is not None:
-        raise _Corrupt(problem)
-
-
-def _context() -> ocp.Context:
+def _context(reading: bool = False) -> ocp.Context:
     registry = ocp.handlers.local_registry()
     for name in ('meta', 'digests'):
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
@@ -362,39 +368,8 @@ def _context() -> ocp.Context:
     context.checkpointables.registry = registry
     # Made in a thread, a folder that cannot be made keeps the program from ending for minutes.
     context.asynchronous.create_directories_asynchronously = False
+    if reading:  # alone: Orbax would wait minutes for a process that failed; we agree afterwards
+        me = processes.index()
+        context.multiprocessing.primary_host = me
+        context.multiprocessing.active_processes = {me}
     return context
-
-
-@contextlib.contextmanager
-def _tidy() -> Iterator[list[str]]:
-    """A list for problems. Where Orbax fails it drops coroutines; they end here, unseen."""
-    failed: list[str] = []
-    hook = sys.unraisablehook
-    if getattr(hook, 'func', None) is not _unraisable:
-        sys.unraisablehook = functools.partial(_unraisable, hook)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
-        yield failed
-        if failed:
-            gc.collect()
-    if not failed:  # else reads are under way that will end in a closed event loop
-        sys.unraisablehook = hook
-
-
-def _unraisable(hook: Callable, event: Any) -> None:
-    """Passes on what Python cannot raise, unless it is a rest of a failed read."""
-    code = getattr(event.object, 'cr_code', None)
-    of_orbax = code is not None and 'orbax' in code.co_filename
-    if not of_orbax and str(event.exc_value) != 'Event loop is closed':
-        hook(event)
-
-
-def _quiet(record: logging.LogRecord) -> bool:
-    """Drops what Orbax logs, and tasks of its that fail: the user gets one line of ours."""
-    of_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
-    task = record.name == 'asyncio' and 'orbax' in record.getMessage()
-    return not (of_orbax or task)
-
-
-for _name in ('absl', 'asyncio'):
-    logging.getLogger(_name).addFilter(_quiet)

@@ -8,17 +8,21 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from lightpaff_jax import paths, processes
 from lightpaff_jax.config import NUMBERS, MissingPaths, UserError, default, flatten, nearest
 from lightpaff_jax.validation import validate
 
 
 def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | None = None) -> int:
     """Parses the command line and calls `run(config)`; the exit code of a command.
+
+    Where the environment names several processes, they are joined before and left after.
 
     Args:
       run: what the command does; may raise UserError.
@@ -33,26 +37,44 @@ def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | No
         print(usage.strip())
         return 0 if argv else 2
     try:
-        with _notes():
+        processes.start()
+        with notes():
             c = parse(argv)
             validate(c)
+            paths.reachable(c.workdir)
+            values = {f'config.{key}': value for key, value in flatten(c).items()}
+            processes.agree(values, 'all processes must be started by the same command')
+            processes.ready()
             run(c)
+            processes.finish()
     except MissingPaths as error:
-        print(f'error: {error}{_offline(_split(argv)[0])}', file=sys.stderr)
-        return 2
+        return processes.ended(f'{error}{_offline(_split(argv)[0])}', 2)
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return processes.ended(str(error), 2)
     except OSError as error:  # no permission, a file where a folder should be, a full disk
-        print(f'error: {error.filename or "file system"}: {error.strerror}', file=sys.stderr)
-        return 2
+        return processes.ended(f'{error.filename or "file system"}: {error.strerror}', 2)
+    except BaseException as error:
+        if processes.count() == 1:
+            raise
+        return _ended(error)
     return 0
 
 
+def _ended(error: BaseException) -> int:
+    """Ends one of several processes that did not expect this."""
+    if isinstance(error, KeyboardInterrupt):
+        return processes.ended('interrupted', 130)
+    if processes.lost(error):
+        return processes.ended(f'lost another process, which has ended ({_one_line(error)})', 1)
+    traceback.print_exc()
+    return processes.ended(_one_line(error), 1)
+
+
 @contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """What the package logs goes to stderr, as plain lines."""
+def notes() -> Iterator[None]:
+    """What the package logs goes to stderr, as plain lines; once, not from each process."""
     log, handler = logging.getLogger('lightpaff_jax'), logging.StreamHandler()
+    handler.setLevel(logging.INFO if processes.first() else logging.ERROR)
     before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -73,22 +95,26 @@ def _offline(spec: str) -> str:
     return f'; to try it without them: --config={name}:tiny'
 
 
-def parse(argv: Sequence[str]) -> ConfigDict:
+def parse(argv: Sequence[str], base: ConfigDict | None = None) -> ConfigDict:
     """`--config=FILE[:VARIANT] --config.KEY=VALUE ...` -> a configuration.
+
+    Args:
+      argv: arguments without the program's name.
+      base: what is changed where no FILE is given; None: one must be.
 
     Raises:
       UserError: an unknown file, variant, key or flag, or a value of the wrong type.
     """
-    spec, changes = _split(argv)
-    c = load(spec)
+    spec, changes = _split(argv, optional=base is not None)
+    c = load(spec) if spec or base is None else base
     for key, text in changes:
         override(c, key, text)
     c.workdir = os.path.expanduser(c.workdir or f'runs/{config_name(spec)}')
     return c
 
 
-def _split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
-    """FILE[:VARIANT], and (KEY, VALUE) of the other arguments in their order."""
+def _split(argv: Sequence[str], optional: bool = False) -> tuple[str, list[tuple[str, str]]]:
+    """FILE[:VARIANT], '' if there is none, and (KEY, VALUE) of the other arguments in their order."""
     files: list[str] = []
     changes: list[tuple[str, str]] = []
     rest = list(argv)
@@ -107,6 +133,8 @@ def _split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
             files.append(value)
         else:
             changes.append((flag.removeprefix('--config.'), value))
+    if optional and not files:
+        return '', changes
     if len(files) != 1:
         raise UserError(f'--config=FILE: must be given once, was given {len(files)} times')
     return files[0], changes

@@ -18,14 +18,47 @@ OBJECTIVES = {
     'gpt2': ('clm',),
     'mass': ('mass', 'seq2seq'),
 }
-# Form of an example (a text; a text or two texts and a class; two texts) -> what learns from it.
-FORMS = {
-    'text': ('clm', 'mlm', 'mass'),
-    'topic': ('classify',),
-    'pairs': ('classify',),
-    'summary': ('seq2seq',),
+# Objective -> kind of the examples it learns from. Documents can be had of any kind: its texts.
+LEARNS_FROM = {
+    'clm': 'documents',
+    'mlm': 'documents',
+    'mass': 'documents',
+    'classify': 'classes',  # a text or two, and a class
+    'seq2seq': 'targets',  # a text, and what to make of it
 }
-SOURCES = ('pydocs', 'text', 'prepared')
+# Form of pydocs -> kind of its examples.
+FORMS = {'text': 'documents', 'topic': 'classes', 'pairs': 'classes', 'summary': 'targets'}
+# Source -> kind of its examples; '': the form, the columns or the set decide.
+SOURCES = {
+    'pydocs': '',
+    'text': 'documents',
+    'sst2': 'classes',
+    'qqp': 'classes',
+    'mrpc': 'classes',
+    'mr': 'classes',
+    'table': '',
+    'parallel': 'targets',
+    'tfds': '',
+    'mixture': 'documents',
+    'prepared': '',
+}
+# Source -> the keys of `data` that it reads, of those that only some sources read.
+_FILES = ('path', 'files', 'held_out', 'on_error')
+READS = {
+    'pydocs': ('packages', 'form'),
+    'text': (*_FILES, 'documents', 'columns', 'detokenize'),
+    **dict.fromkeys(('sst2', 'qqp', 'mrpc', 'mr'), _FILES),
+    'table': (*_FILES, 'columns', 'labels', 'classes'),
+    'parallel': (*_FILES, 'sides'),
+    'tfds': ('path', 'tfds_dir', 'columns', 'held_out'),
+    'mixture': ('mixture', 'documents', 'columns', 'held_out', 'detokenize', 'on_error', 'tfds_dir'),
+    'prepared': ('path',),
+}
+# What parts the documents of a text file: blank lines, the end of each line, its own end.
+DOCUMENTS = ('blank', 'line', 'file')
+DETOKENIZERS = ('none', 'wikitext', 'ptb')
+PACKING = ('contiguous', 'best_fit')
+ON_ERROR = ('stop', 'skip')
 STARTS = ('scratch', 'teacher_layers')  # of student.init, which else is a path
 # What a network predicts: ids, classes, both (of a BertForPreTraining), nothing.
 HEADS = ('lm', 'classify', 'pretraining', 'none')
@@ -39,14 +72,14 @@ REMAT = ('none', 'block')
 
 # A run may be resumed after these keys changed; any other difference is an error.
 MAY_CHANGE = (
-    'workdir', 'after', 'data.cache', 'data.path', 'data.prefetch', 'tokenizer.path',
+    'workdir', 'after', 'data.cache', 'data.path', 'data.prefetch', 'data.tfds_dir', 'data.workers', 'tokenizer.path',
     'tokenizer.text', 'teacher.path', 'student.init', 'train.updates', 'train.compilation_cache',
     'train.log_every', 'train.eval_every', 'train.save_every', 'train.keep', 'eval.batch_size',
-    'eval.batches', 'recipe',
+    'eval.batches', 'eval.stride', 'recipe',
 )  # fmt: skip
 
 # Lists of numbers; other lists that are empty by default hold names.
-NUMBERS = ('student.init_layers', 'student.init_decoder_layers')
+NUMBERS = ('student.init_layers', 'student.init_decoder_layers', 'data.buckets')
 
 
 class UserError(Exception):
@@ -133,18 +166,32 @@ def default() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.source = 'pydocs'  # one of SOURCES
-    c.data.path = ''  # folder of a prepared set, or of train.txt, validation.txt, test.txt
+    c.data.path = ''  # folder (or gs:// folder) of the files or of a prepared set; tfds: NAME[/CONFIG]
     c.data.packages = ()  # pydocs: packages to read; () reads all
-    c.data.form = 'text'  # what one example is, one of FORMS
+    c.data.form = 'text'  # pydocs: what one example is, one of FORMS
+    c.data.files = ()  # SPLIT=GLOB below path; () finds a split's files by their names
+    c.data.documents = 'blank'  # text files: what parts documents, one of DOCUMENTS
+    c.data.columns = ()  # table, tfds: of the first text, the second ('' none) and the class; numbers: no header
+    c.data.labels = ()  # table: names of the classes in their order; () are 0, 1, ...
+    c.data.classes = 0  # table: how many, where labels is ()
+    c.data.sides = ()  # parallel: marks in the names of the source's and the target's files, as en,de
+    c.data.held_out = 0.0  # share of train, by a hash, that is a split which has no file; 0 is an error then
+    c.data.detokenize = 'none'  # undoes the spaces that a set puts around punctuation, one of DETOKENIZERS
+    c.data.on_error = 'stop'  # at a malformed row, one of ON_ERROR
+    c.data.tfds_dir = ''  # tfds: folder of its sets; '' is ~/tensorflow_datasets
+    c.data.mixture = ()  # SOURCE:PATH=WEIGHT of each part; its share of the rows is its share of the weights
     c.data.length = 128  # tokens a sequence; of an encoder-decoder's source
     c.data.target_length = 0  # seq2seq: tokens a target
     c.data.long_text = 'truncate'  # what is done with a longer example, one of LONG_TEXT
+    c.data.packing = 'contiguous'  # blocks of a stream, or of whole documents: one of PACKING
+    c.data.buckets = ()  # classify, seq2seq: lengths a batch may have, rising, the last is length; () is that alone
     c.data.masked = 0.15  # mlm: share of the tokens that is predicted
     c.data.whole_words = False  # mlm: all pieces of a word or none
     c.data.fragment = 0.5  # mass: share of a sequence that is predicted, one fragment
     c.data.batch_size = 8  # sequences an update, over all devices and micro-steps
     c.data.cache = '~/.cache/lightpaff_jax'  # sets and vocabularies made here
     c.data.prefetch = 4  # batches read ahead
+    c.data.workers = 1  # processes that tokenize
 
     c.tokenizer = ConfigDict()
     c.tokenizer.path = ''  # file or folder; '' takes that of the teacher or of init, or trains one
@@ -165,6 +212,7 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.batch_size = 16  # sequences a batch
     c.eval.batches = 0  # batches of each split; 0 reads it whole
+    c.eval.stride = 0  # clm: tokens from one window of data.length to the next; 0 is data.length
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along `data`; -1 takes all that are left, fewer leave some idle
@@ -179,6 +227,16 @@ def default() -> ConfigDict:
     c.recipe.student_pretrain = phase()  # stage 1, and its control without a teacher
     c.recipe.student_finetune = phase()  # stage 2, and its control without a teacher
     return c.lock()
+
+
+def kind(c: ConfigDict) -> str:
+    """'documents', 'classes' or 'targets': what an example of `config.data` is; '' where only its files say."""
+    source = c.data.source
+    if source == 'pydocs':
+        return FORMS[c.data.form]
+    if source in ('table', 'tfds') and c.data.columns:
+        return ('documents', 'targets', 'classes')[len(c.data.columns) - 1]
+    return SOURCES[source]
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, validation
+from lightpaff_jax import command, processes, validation
 
 USAGE = """
 python -m lightpaff_jax.main --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
@@ -30,12 +30,13 @@ def run(c: ConfigDict) -> None:
         before = command.parse([f'--config={spec}'])
         before.data.cache = c.data.cache
         before.train.compilation_cache = c.train.compilation_cache
-        print(f'first {spec}', flush=True)
+        processes.say(f'first {spec}')
         run(before)
     result = train(c)
     for split, scores in result['scores'].items():
-        print(f'{split}: ' + ', '.join(f'{name} {value:.6g}' for name, value in scores.items()))
-    print(f'{c.workdir}/result.json')
+        said = ', '.join(f'{name} {value:.6g}' for name, value in scores.items())
+        processes.say(f'{split}: {said}')
+    processes.say(f'{c.workdir}/result.json')
 
 
 if __name__ == '__main__':

@@ -5,6 +5,8 @@ Files in the workdir, one JSON object a line, each line flushed when it is writt
     metrics.jsonl   step, kind, means. No times: equal runs give equal files, bit for bit
     timing.jsonl    step, seconds since this process began, tokens a second
     tensorboard/    the means as `<kind>/<name>`
+
+Of a workdir in a bucket they are written in a temporary folder, and sent there whole.
 """
 
 import json
@@ -12,6 +14,7 @@ import math
 import operator
 import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any, Self
@@ -21,6 +24,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
+
+from lightpaff_jax import paths, processes
 
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
@@ -112,18 +117,22 @@ class Writer:
     def __init__(
         self, workdir: pathlib.Path, total_updates: int, tokens_per_update: int, resume_step: int
     ):
-        self._active = jax.process_index() == 0
+        self._active = processes.first()
         if not self._active:
             return
-        workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
+        self._bucket = workdir if paths.remote(workdir) else None
+        self._temporary = tempfile.TemporaryDirectory() if self._bucket else None
+        self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._files = {}
         for name in ('metrics', 'timing'):
-            path = workdir / f'{name}.jsonl'
+            path = self._folder / f'{name}.jsonl'
+            if self._bucket and resume_step:
+                paths.fetch(self._bucket / path.name, path)
             _truncate(path, resume_step)
             self._files[name] = path.open('a', encoding='utf-8')
         self._tensorboard = SummaryWriter(
-            str(workdir / 'tensorboard'),
+            str(self._folder / 'tensorboard'),
             purge_step=resume_step + 1 if resume_step else 0,
             filename_suffix=f'.{resume_step}',
         )
@@ -135,7 +144,20 @@ class Writer:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        if error is None:
+            self.keep()
         self.close()
+
+    def keep(self) -> None:
+        """Sends to a bucket what is written, before the state it belongs to is saved there: so the
+        lines of a checkpoint are never missing, whatever machine goes on from it.
+
+        Raises:
+          UserError: the bucket does not take it.
+        """
+        if self._active and self._bucket:
+            self._tensorboard.flush()
+            paths.send(self._folder, self._bucket)
 
     def log(self, step: int, metrics: Mapping[str, float], kind: str = 'train') -> None:
         """One line, flushed; keys in the order step, kind, then by name. NaN and inf are
@@ -175,6 +197,8 @@ class Writer:
         self._tensorboard.close()
         for file in self._files.values():
             file.close()
+        if self._temporary:
+            self._temporary.cleanup()
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
         self._files[name].write(json.dumps(line) + '\n')

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lightpaff_jax import checkpoint, config, digests, models, sharding
+from lightpaff_jax import checkpoint, config, digests, models, paths, sharding
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.models import folders
@@ -87,7 +87,8 @@ def special_ids(family: str, tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
 
 def is_run(path: str) -> bool:
     """Whether a folder is a run's workdir, and no Hugging Face folder."""
-    return (pathlib.Path(path).expanduser() / 'checkpoints').exists()
+    paths.reachable(path)
+    return (paths.place(path) / 'checkpoints').exists()
 
 
 def read_network(key: str, path: str) -> ConfigDict:
@@ -100,7 +101,7 @@ def read_network(key: str, path: str) -> ConfigDict:
     Raises:
       UserError: it is neither the workdir of a finished run nor a folder with a network we have.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = paths.place(path)
     if not is_run(path):
         if (folder / 'metrics.jsonl').exists() or not (folder / 'config.json').exists():
             raise UserError(
@@ -146,7 +147,7 @@ def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> mo
         theirs.abstract,
         sharding.of_params(mesh, theirs.abstract),
     )
-    saved = pathlib.Path(path).expanduser() / 'checkpoints'
+    saved = paths.place(path) / 'checkpoints'
     found = digests.named(checkpoint.load_params(saved, abstract))
     wanted = digests.named(model.abstract)
     lacking = [
@@ -174,7 +175,7 @@ def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer, lowerc
       lowercase: `config.tokenizer.lowercase`, for a folder's vocab.txt.
     """
     if is_run(path):
-        found = checkpoint.read_meta(pathlib.Path(path).expanduser() / 'checkpoints')
+        found = checkpoint.read_meta(paths.place(path) / 'checkpoints')
         theirs = found['tokenizer_hash']
     else:
         place = tokenizers.find(path)

@@ -15,7 +15,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config, validation
+from lightpaff_jax import command, config, processes, validation
 
 USAGE = """
 python -m lightpaff_jax.recipe --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
@@ -119,7 +119,7 @@ def _set_task(r: ConfigDict, task: str) -> None:
 
     family = r.student.family
     form = task or 'text'
-    fitting = [o for o in config.OBJECTIVES[family] if o in config.FORMS[form]]
+    fitting = [o for o in config.OBJECTIVES[family] if config.LEARNS_FROM[o] == config.FORMS[form]]
     if not fitting:
         raise config.UserError(
             f'config.recipe.tasks = {task}: must be a form that family {family!r} learns'
@@ -181,22 +181,22 @@ def run(c: ConfigDict) -> None:
         except config.UserError as error:
             raise config.UserError(f'run {name}: {error}') from error
 
-    folder = pathlib.Path(c.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = workdir.place(c)
     table['command'] = f'python -m lightpaff_jax.recipe {shlex.join(sys.argv[1:])}'
     workdir.write(folder / 'recipe.json', json.dumps(table, indent=2) + '\n')
     for number, (name, r) in enumerate(runs.items(), 1):
-        print(f'[{number}/{len(runs)}] {name}', flush=True)
+        processes.say(f'[{number}/{len(runs)}] {name}')
         train.train(r)
-    if not (folder / 'speed.json').is_file():
+    if not processes.of_first(lambda: (folder / 'speed.json').is_file()):
         first = table['tasks'][c.recipe.tasks[0]]
         student = first['arms'][0]['runs'][-1]
         r = config.copy(runs[student])
         r.teacher.path = f'{c.workdir}/{first["teacher"][-1]}'
         found = speed.compare(r)
         workdir.write(folder / 'speed.json', json.dumps(found, indent=2) + '\n')
-    print(report.write(folder))
-    print(f'{folder}/report.html')
+    if processes.first():
+        print(report.write(folder))
+        print(f'{folder}/report.html')
 
 
 if __name__ == '__main__':

@@ -88,3 +88,13 @@ def put_batch(mesh: Mesh, batch, micro: bool):
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
     )
+
+
+def put_ahead(mesh: Mesh, batches):
+    """Batches of micro-batches on all devices: the copy of one begins before the last is used."""
+    ahead: list = []
+    for batch in batches:
+        ahead.append(put_batch(mesh, batch, micro=True))
+        if len(ahead) > 1:
+            yield ahead.pop(0)
+    yield from ahead

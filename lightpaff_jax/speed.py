@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import statistics
 import sys
 import time
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config, models, pretrained, sharding, workdir
+from lightpaff_jax import command, config, models, pretrained, processes, sharding, workdir
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import batches, objectives, prepare, tokenizers
@@ -31,7 +30,7 @@ _SECONDS = 0.1  # least time of one measurement
 
 
 def compare(c: ConfigDict) -> dict:
-    """Two trained networks side by side, in float32 on the first device.
+    """Two trained networks side by side, in float32 on the first device; process 0 measures.
 
     Args:
       c: configuration of the student's run: `workdir`, and the teacher to compare with in
@@ -39,14 +38,16 @@ def compare(c: ConfigDict) -> dict:
 
     Returns:
       what speed.json holds; ratios are teacher / student (throughput: student / teacher), for
-      times the median over pairs of measurements that follow each other.
+      times the median over pairs of measurements that follow each other. On other processes
+      than 0, which only read what it reads, nothing.
     """
     tokenizer = tokenizers.load(c)
-    whole = next(batches.evaluation(c, prepare.prepare(c, tokenizer), tokenizer, 'test'))
+    prepared = prepare.prepare(c, tokenizer)
+    whole = next(batches.evaluation(c, prepared, tokenizer, 'test', whole=True))
     shape = objectives.OBJECTIVES[c.objective].shape(c)
     size, length = c.eval.batch_size, shape.tokens + shape.source
     inputs = {rows: jax.tree.map(lambda x, rows=rows: x[:rows], whole) for rows in (1, size)}
-    mesh = sharding.make_mesh(config.default(), jax.devices()[:1])
+    mesh = sharding.make_mesh(config.default(), jax.local_devices()[:1])
     sides, calls = {}, {}
     with jax.set_mesh(mesh):
         places = (('teacher', 'teacher.path', c.teacher.path), ('student', 'workdir', c.workdir))
@@ -59,7 +60,10 @@ def compare(c: ConfigDict) -> dict:
                 'bytes': 4 * model.parameters,
                 'flops': model.flops(shape),
             }
-            calls[name] = {rows: _scorer(model, params, batch) for rows, batch in inputs.items()}
+            if processes.first():
+                calls[name] = {n: _scorer(model, params, batch) for n, batch in inputs.items()}
+        if not calls:
+            return {}
         one = _pairs(calls['teacher'][1], calls['student'][1])
         many = _pairs(calls['teacher'][size], calls['student'][size])
     for index, side in enumerate(sides.values()):
@@ -116,8 +120,8 @@ def run(c: ConfigDict) -> None:
     pretrained.read_network('workdir', c.workdir)
     pretrained.read_network('teacher.path', c.teacher.path)
     text = json.dumps(compare(c), indent=2)
-    workdir.write(pathlib.Path(c.workdir) / 'speed.json', text + '\n')
-    print(text)
+    workdir.write(workdir.place(c) / 'speed.json', text + '\n')
+    processes.say(text)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,13 @@
 """One run: assemble, restore, step, log, evaluate, save. A teacher, a student and a control alike."""
 
+import dataclasses
+import itertools
 import json
 import pathlib
 import shutil
+import tempfile
 import time
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -17,6 +21,8 @@ from lightpaff_jax import (
     metrics,
     models,
     optimizer,
+    paths,
+    processes,
     sharding,
     teacher,
     validation,
@@ -25,6 +31,33 @@ from lightpaff_jax import (
 from lightpaff_jax.batch import Shape
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import batches, objectives, prepare, pydocs, sources, tokenizers
+from lightpaff_jax.data.mixture import Mixture
+from lightpaff_jax.data.records import Prepared
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run has done so far, beside its state; saved with it."""
+
+    updates: int = 0
+    seconds: float = 0.0
+    """Of updates, without compiling and scoring."""
+    tokens: int = 0
+    """Read by the student, padding too."""
+    flops: float = 0.0
+    window: dict | None = None
+    """Sums that are not logged yet."""
+
+
+class Inputs(NamedTuple):
+    """What a run reads."""
+
+    tokenizer: tokenizers.Tokenizer
+    guide: teacher.Teacher | None
+    initial: models.Params | None
+    """Parameters to start from; None: fresh ones."""
+    prepared: Prepared | Mixture
+    identities: dict[str, str | None]
 
 
 def train(c: ConfigDict) -> dict:
@@ -37,90 +70,127 @@ def train(c: ConfigDict) -> dict:
       UserError: the configuration, its data, its teacher or its workdir does not fit.
     """
     check(c)
-    folder = pathlib.Path(c.workdir).expanduser()
+    folder = workdir.place(c)
     workdir.check(c, folder)
     keep_compiled(c.train.compilation_cache)
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder / 'checkpoints', c.train.keep) as saved:
-        tokenizer = tokenizers.load(c)
-        guide = teacher.load(c, mesh, tokenizer)
-        initial = teacher.load_initial(c, mesh, tokenizer, guide)
-        prepared = prepare.prepare(c, tokenizer)
-        identities = {
-            'tokenizer_hash': tokenizer.hash,
-            'data_hash': prepared.hash,
-            'teacher_hash': None if guide is None else guide.hash,
-            'init_hash': None if initial is None else digests.identity(initial),
-        }
-        result = workdir.finished(c, folder, identities)
+        inputs = _inputs(c, mesh)
+        result = workdir.finished(c, folder, inputs.identities)
         if result is not None:
             return result
         student = models.build(c.student, compute_dtype=c.train.compute_dtype, remat=c.train.remat)
-        network, guide_params = (None, None) if guide is None else (guide.model, guide.params)
+        network = None if inputs.guide is None else inputs.guide.model
+        guide_params = None if inputs.guide is None else inputs.guide.params
         rule = optimizer.make(c)
         step = distill_step.make_step(c, mesh, student, network, rule, optimizer.schedule(c))
         score = distill_step.make_evaluation(c, mesh, student, network)
-        state, start, seconds, window = restore(c, mesh, student, rule, saved, identities, initial)
+        state, progress = restore(c, mesh, student, rule, saved, inputs)
         workdir.claim(c, folder)
-        _keep_tokenizer(tokenizer, folder / 'tokenizer', c.student.family)
-        if start < c.train.updates:
-            (folder / 'result.json').unlink(missing_ok=True)
+        _keep_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)
+        if progress.updates < c.train.updates:
+            workdir.remove(folder / 'result.json')
 
-        shape = objectives.OBJECTIVES[c.objective].shape(c)
-        tokens = c.data.batch_size * (shape.tokens + shape.source)
-        with metrics.Writer(folder, c.train.updates, tokens, start) as writer:
+        def scores_of(split: str, state: distill_step.TrainState) -> dict[str, float]:
+            passed = batches.evaluation(c, inputs.prepared, inputs.tokenizer, split)
+            stats = inputs.prepared.split(split)
+            evaluation = evaluate.EVALS[c.objective]
+            return evaluation(score, state.params, guide_params, passed, mesh, stats)
 
-            def scores_of(split: str) -> dict[str, float]:
-                passed = batches.evaluation(c, prepared, tokenizer, split)
-                stats = prepared.split(split)
-                evaluation = evaluate.EVALS[c.objective]
-                return evaluation(score, state.params, guide_params, passed, mesh, stats)
+        def cost(shape: Shape) -> float:
+            of_teacher = 0 if network is None else network.flops(shape)
+            return c.data.batch_size * (3 * student.flops(shape) + of_teacher)
 
-            compiled, in_flight, found, began = None, None, None, 0.0
-            for index, batch in enumerate(
-                batches.training(c, prepared, tokenizer, start), start + 1
-            ):
-                if index > c.train.updates:
-                    break
-                placed = sharding.put_batch(mesh, batch, micro=True)
-                if compiled is None:
-                    compiled = step.lower(state, guide_params, placed).compile()
-                    began = time.perf_counter()
-                state, sums = compiled(state, guide_params, placed)
-                jax.block_until_ready(in_flight)  # at most one step in flight
-                in_flight = sums['loss']
-                rates = {name: sums.pop(name) for name in ('grad_norm', 'learning_rate')}
-                window = sums if window is None else metrics.add(window, sums)
-                last = index == c.train.updates
-                if index % c.train.log_every == 0 or last:
-                    writer.log(index, metrics.means(window, rates))
-                    window = None
-                writer.advance(index)
-                if last or (c.train.eval_every and index % c.train.eval_every == 0):
-                    jax.block_until_ready(state)
-                    seconds += time.perf_counter() - began
-                    found = scores_of('validation')
-                    writer.log(index, found, kind='validation')
-                    began = time.perf_counter()
-                # Saved after all lines of this update: a resumed run repeats none of them.
-                if index % c.train.save_every == 0 or last:
-                    jax.block_until_ready(state)
-                    seconds += time.perf_counter() - began
-                    meta = {'seconds': seconds, 'window': metrics.to_json(window), **identities}
-                    saved.save(index, state, meta)
-                    began = time.perf_counter()
-            found = found or scores_of('validation')
-            scores = {'validation': found, 'test': scores_of('test')}
-    result = (
-        summary(c, shape, student, network, seconds, scores) | workdir.provenance() | identities
-    )
+        take = _compiled(step, guide_params)
+        state, found = _updates(c, mesh, inputs, take, cost, scores_of, state, progress, saved)
+        found = found or scores_of('validation', state)
+        scores = {'validation': found, 'test': scores_of('test', state)}
+    result = summary(c, student, progress, scores) | workdir.provenance() | inputs.identities
     workdir.write(folder / 'result.json', json.dumps(result, indent=2) + '\n')
     return result
 
 
+def _updates(c, mesh, inputs, take, cost, scores_of, state, progress, saved):
+    """The updates that are left; the state, and the last validation scores if there are some."""
+    folder, found, in_flight = workdir.place(c), None, None
+    shape = objectives.OBJECTIVES[c.objective].shape(c)
+    tokens = c.data.batch_size * (shape.tokens + shape.source)
+    start = progress.updates
+    with metrics.Writer(folder, c.train.updates, tokens, start) as writer:
+        stream = batches.training(c, inputs.prepared, inputs.tokenizer, start)
+        began = time.perf_counter()
+        for batch in sharding.put_ahead(mesh, itertools.islice(stream, c.train.updates - start)):
+            state, sums, compiling = take(state, batch, in_flight)
+            began += compiling
+            jax.block_until_ready(in_flight)  # at most one step in flight
+            in_flight = sums['loss']
+            rates = {name: sums.pop(name) for name in ('grad_norm', 'learning_rate')}
+            index = progress.updates = progress.updates + 1
+            progress.tokens += c.data.batch_size * (batch.shape.tokens + batch.shape.source)
+            progress.flops += cost(batch.shape)
+            window = progress.window
+            progress.window = sums if window is None else metrics.add(window, sums)
+            last = index == c.train.updates
+            if index % c.train.log_every == 0 or last:
+                writer.log(index, metrics.means(progress.window, rates))
+                progress.window = None
+            writer.advance(index)
+            scored = last or (c.train.eval_every and index % c.train.eval_every == 0)
+            kept = last or index % c.train.save_every == 0
+            if scored or kept:
+                jax.block_until_ready(state)
+                progress.seconds += time.perf_counter() - began
+            if scored:
+                found = scores_of('validation', state)
+                writer.log(index, found, kind='validation')
+            if kept:  # after all lines of this update: a resumed run repeats none of them
+                window = metrics.to_json(progress.window)
+                done = dataclasses.asdict(dataclasses.replace(progress, window=window))
+                writer.keep()
+                saved.save(index, state, {'progress': done, **inputs.identities})
+            if scored or kept:
+                began = time.perf_counter()
+    return state, found
+
+
+def _compiled(step: jax.stages.Wrapped, guide_params):
+    """`(state, batch, in flight) -> state, sums, seconds of compiling`: one program a shape."""
+    programs: dict[Shape, jax.stages.Compiled] = {}
+
+    def take(state, batch, in_flight):
+        began = time.perf_counter()
+        if batch.shape not in programs:
+            jax.block_until_ready(in_flight)
+            began = time.perf_counter()
+            programs[batch.shape] = step.lower(state, guide_params, batch).compile()
+        compiling = time.perf_counter() - began
+        return *programs[batch.shape](state, guide_params, batch), compiling
+
+    return take
+
+
+def _inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
+    tokenizer = tokenizers.load(c)
+    guide = teacher.load(c, mesh, tokenizer)
+    initial = teacher.load_initial(c, mesh, tokenizer, guide)
+    prepared = prepare.prepare(c, tokenizer)
+    identities = {
+        'tokenizer_hash': tokenizer.hash,
+        'data_hash': prepared.hash,
+        'teacher_hash': None if guide is None else guide.hash,
+        'init_hash': None if initial is None else digests.identity(initial),
+    }
+    return Inputs(tokenizer, guide, initial, prepared, identities)
+
+
 def _keep_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, family: str) -> None:
     """Puts the tokenizer beside the checkpoints, so that the workdir can be loaded and exported."""
-    if jax.process_index() != 0:
+    if not processes.first():
+        return
+    if paths.remote(folder):
+        with tempfile.TemporaryDirectory() as temporary:
+            tokenizer.save(temporary, family)
+            paths.send(pathlib.Path(temporary), folder)
         return
     if folder.exists() and tokenizers.read(str(folder)).hash != tokenizer.hash:
         shutil.rmtree(folder)  # of an attempt that came to nothing
@@ -152,11 +222,11 @@ def keep_compiled(folder: str) -> None:
         jax.config.update('jax_compilation_cache_dir', path)
 
 
-def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule, saved: checkpoint.Checkpoints,
-            identities: dict, initial: models.Params | None):  # fmt: skip
-    """State, updates done, seconds they took, sums not yet logged: of the newest checkpoint.
+def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule,
+            saved: checkpoint.Checkpoints, inputs: Inputs):  # fmt: skip
+    """(state, Progress) of the newest checkpoint.
 
-    Without one: the parameters `initial`, or fresh ones.
+    Without one: the parameters to start from, or fresh ones.
 
     Raises:
       UserError: the checkpoint is of other data, another teacher or another start, or has done
@@ -175,11 +245,11 @@ def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule, saved: check
     found = saved.restore(abstract)
     if found is None:
         state = jax.jit(fresh, out_shardings=places)()
-        if initial is not None:
-            state = distill_step.TrainState(state.step, initial, state.opt_state)
-        return state, 0, 0.0, None
+        if inputs.initial is not None:
+            state = distill_step.TrainState(state.step, inputs.initial, state.opt_state)
+        return state, Progress()
     step, state, meta = found
-    for name, value in identities.items():
+    for name, value in inputs.identities.items():
         if meta.get(name) != value:
             raise UserError(
                 f'config.workdir = {c.workdir}: its checkpoint has {name} {meta.get(name)}, this '
@@ -190,22 +260,20 @@ def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule, saved: check
             f'config.train.updates = {c.train.updates}: must be at least {step}, the updates that '
             f'{c.workdir} has done'
         )
-    return state, step, meta['seconds'], metrics.from_json(meta['window'])
+    progress = Progress(**meta['progress'])
+    progress.window = metrics.from_json(progress.window)
+    return state, progress
 
 
-def summary(c: ConfigDict, shape: Shape, student: models.Model, network: models.Model | None,
-            seconds: float, scores: dict) -> dict:  # fmt: skip
-    """Scores and cost. Seconds are those of updates, without compiling and scoring."""
-    examples, length = c.train.updates * c.data.batch_size, shape.tokens + shape.source
-    flops = 3 * student.flops(shape)
-    flops += 0 if network is None else network.flops(shape)
+def summary(c: ConfigDict, student: models.Model, progress: Progress, scores: dict) -> dict:
+    """Scores and cost."""
     return {
         'objective': c.objective,
-        'updates': c.train.updates,
-        'tokens': examples * length,
-        'seconds': seconds,
-        'flops': examples * flops,
-        'tokens_per_second': examples * length / seconds,
+        'updates': progress.updates,
+        'tokens': progress.tokens,
+        'seconds': progress.seconds,
+        'flops': progress.flops,
+        'tokens_per_second': progress.tokens / progress.seconds,
         'parameters': student.parameters,
         'bytes': 4 * student.parameters,
         'scores': scores,

@@ -6,14 +6,21 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from lightpaff_jax import config
 from lightpaff_jax.config import (
     ACTIVATIONS,
+    DETOKENIZERS,
+    DOCUMENTS,
     DTYPES,
     FAMILIES,
     FORMS,
     HEADS,
+    LEARNS_FROM,
     LONG_TEXT,
     OBJECTIVES,
+    ON_ERROR,
+    PACKING,
+    READS,
     REMAT,
     SCHEDULES,
     SOURCES,
@@ -53,7 +60,7 @@ def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> N
     least = {
         'train': {'updates': 1, 'micro_steps': 1, 'log_every': 1, 'eval_every': 0,
                   'save_every': 1, 'keep': 1},
-        'data': {'batch_size': 1, 'prefetch': 1, 'target_length': 0},
+        'data': {'batch_size': 1, 'prefetch': 1, 'target_length': 0, 'workers': 1},
         'eval': {'batch_size': 1, 'batches': 0},
         'mesh': {'fsdp': 1, 'tensor': 1},
     }  # fmt: skip
@@ -66,11 +73,6 @@ def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> N
     )
     _validate_recipe(c)
     _check_unread(c)
-    given = c.tokenizer.path or c.teacher.path or c.student.init not in STARTS
-    _rule(
-        'tokenizer.path', repr(c.tokenizer.path), given or c.data.source != 'prepared',
-        "must be the tokenizer that the set was prepared with, for source 'prepared'",
-    )  # fmt: skip
     if devices is not None:
         _validate_devices(c, devices, processes)
 
@@ -132,25 +134,22 @@ def _validate_data(c: ConfigDict) -> None:
     head = 'classify' if c.objective == 'classify' else 'lm'
     _rule('student.head', repr(c.student.head), c.student.head == head,
           f'must be {head!r} for objective {c.objective!r}')  # fmt: skip
-    _one_of('data.source', c.data.source, SOURCES)
-    _one_of('data.form', c.data.form, tuple(FORMS))
-    if c.data.source != 'text':
-        forms = [form for form, objectives in FORMS.items() if c.objective in objectives]
-        rule = f'must be one of {", ".join(forms)} for objective {c.objective!r}'
-        _rule('data.form', repr(c.data.form), c.data.form in forms, rule)
-    else:
-        rule = f'is not read from {c.data.source!r}'
-        _rule('data.form', repr(c.data.form), c.data.form == 'text', rule)
-    _rule(
-        'data.source', repr(c.data.source),
-        c.data.source != 'text' or c.objective in FORMS['text'],
-        f'has documents, which objective {c.objective!r} does not learn from',
-    )  # fmt: skip
+    _validate_source(c)
     _one_of('data.long_text', c.data.long_text, LONG_TEXT)
+    _one_of('data.packing', c.data.packing, PACKING)
+    blocks = c.data.packing == 'contiguous' or LEARNS_FROM[c.objective] == 'documents'
+    _rule('data.packing', repr(c.data.packing), blocks,
+          f'packs documents, of which objective {c.objective!r} has none')  # fmt: skip
+    _validate_buckets(c)
+    stream = c.data.packing == 'contiguous' and c.data.source != 'mixture'
+    clm = not c.eval.stride or (c.objective == 'clm' and stream)
+    _rule('eval.stride', c.eval.stride, clm,
+          "is of objective 'clm' and the contiguous blocks of one set alone")  # fmt: skip
+    _rule('eval.stride', c.eval.stride, 0 <= c.eval.stride <= c.data.length,
+          f'must be at least 0 and at most data.length = {c.data.length}')  # fmt: skip
+    pairs = c.data.source in ('qqp', 'mrpc') or c.data.form == 'pairs'
     types = c.student.types
-    _rule(
-        'student.types', types, types >= 2 or c.data.form != 'pairs', 'must be at least 2 for pairs'
-    )
+    _rule('student.types', types, types >= 2 or not pairs, 'must be at least 2 for pairs')
     for key in ('masked', 'fragment'):
         _rule(f'data.{key}', c.data[key], 0 < c.data[key] < 1, 'must be above 0 and below 1')
     shortest = 1 if c.objective == 'clm' else 4  # the others need room for special tokens
@@ -167,6 +166,46 @@ def _validate_data(c: ConfigDict) -> None:
                 f'data.{key}', c.data[key], least <= c.data[key] <= net.positions,
                 f'must be at least {least} and at most {name}.positions = {net.positions}',
             )  # fmt: skip
+
+
+def _validate_source(c: ConfigDict) -> None:
+    source, objective = c.data.source, c.objective
+    _one_of('data.source', source, tuple(SOURCES))
+    _one_of('data.form', c.data.form, tuple(FORMS))
+    for key, allowed in (
+        ('documents', DOCUMENTS), ('detokenize', DETOKENIZERS), ('on_error', ON_ERROR),
+    ):  # fmt: skip
+        _one_of(f'data.{key}', c.data[key], allowed)
+    share = c.data.held_out
+    _rule('data.held_out', share, 0 <= share < 0.5, 'must be at least 0 and below 0.5')
+    few = 1 if source == 'text' else 3
+    _rule('data.columns', ','.join(c.data.columns), len(c.data.columns) <= few,
+          f'must be at most {few}')  # fmt: skip
+    wanted, kind = LEARNS_FROM[objective], config.kind(c)
+    if source == 'pydocs':
+        forms = [form for form, found in FORMS.items() if found == wanted]
+        rule = f'must be one of {", ".join(forms)} for objective {objective!r}'
+        _rule('data.form', repr(c.data.form), c.data.form in forms, rule)
+    rule = f'has {kind}, which objective {objective!r} does not learn from'
+    _rule('data.source', repr(source), not kind or wanted in (kind, 'documents'), rule)
+    given = source != 'table' or c.data.columns
+    _rule('data.columns', '()', given, "must name the columns for source 'table'")
+    given = source != 'mixture' or c.data.mixture
+    _rule('data.mixture', '()', given, "must name the parts for source 'mixture'")
+    given = len(c.data.sides) == 2 or source != 'parallel'
+    _rule('data.sides', ','.join(c.data.sides) or '()', given,
+          "must be two marks in names of files for source 'parallel', as en,de")  # fmt: skip
+    _rule('data.classes', c.data.classes, c.data.classes >= 0, 'must be at least 0')
+
+
+def _validate_buckets(c: ConfigDict) -> None:
+    buckets, text = c.data.buckets, ','.join(map(str, c.data.buckets))
+    examples = not buckets or LEARNS_FROM[c.objective] != 'documents'
+    _rule('data.buckets', text, examples, f'has no use for objective {c.objective!r}')
+    rising = not buckets or (list(buckets) == sorted({*buckets}) and buckets[0] >= 4)
+    _rule('data.buckets', text, rising, 'must rise from at least 4')
+    last = not buckets or buckets[-1] == c.data.length
+    _rule('data.buckets', text, last, f'must end with data.length = {c.data.length}')
 
 
 def _validate_recipe(c: ConfigDict) -> None:
@@ -217,14 +256,17 @@ def check_batch(key: str, size: int, c: ConfigDict, devices: int) -> None:
 
 
 def _check_unread(c: ConfigDict) -> None:
-    """A key that the source does not read must be empty: it would be ignored."""
-    source, phases = (
-        c.data.source,
-        [(f'recipe.{k}', p) for k, p in c.recipe.items() if k not in ('seeds', 'tasks')],
-    )
-    for where, section in [('data', c.data), *phases]:
-        key = 'path' if source == 'pydocs' else 'packages'
-        _rule(f'{where}.{key}', section[key], not section[key], f'is not read from {source!r}')
+    """A key that the source does not read must be as it is by default: it would be ignored."""
+    source, plain = c.data.source, config.default().data
+    for key in dict.fromkeys(key for keys in READS.values() for key in keys):
+        value = c.data[key]
+        unread = key not in READS[source] and value != plain[key]
+        _rule(f'data.{key}', value, not unread, f'is not read from {source!r}')
+    for name, p in c.recipe.items():
+        for key in ('path', 'packages'):
+            if name not in ('seeds', 'tasks'):
+                rule = f'is not read from {source!r}'
+                _rule(f'recipe.{name}.{key}', p[key], key in READS[source] or not p[key], rule)
     used = source == 'text' and not c.tokenizer.path
     _rule('tokenizer.text', c.tokenizer.text, used or not c.tokenizer.text,
           "is read for data.source 'text' and no tokenizer.path")  # fmt: skip
@@ -260,6 +302,19 @@ def _rule(key: str, value, holds: bool, rule: str) -> None:
         raise UserError(f'config.{key} = {value}: {rule}')
 
 
+_TSV = 'a folder with train.tsv and dev.tsv of GLUE'
+LAYOUTS = {
+    'text': 'a folder with train.txt, validation.txt and test.txt',
+    **dict.fromkeys(('sst2', 'qqp'), _TSV),
+    'mrpc': 'a folder with msr_paraphrase_train.txt and msr_paraphrase_test.txt',
+    'mr': 'a folder with rt-polarity.neg and rt-polarity.pos',
+    'table': 'a folder with train, validation and test as .tsv, .csv, .jsonl or .parquet',
+    'parallel': 'a folder with train, validation and test, each in two files of as many lines',
+    'prepared': 'a folder that lightpaff_jax.data.prepare wrote',
+}
+"""Source -> what its path must be."""
+
+
 def check_paths(c: ConfigDict, runs: bool = True) -> None:
     """Raises MissingPaths that names every path a run needs and does not find.
 
@@ -267,19 +322,15 @@ def check_paths(c: ConfigDict, runs: bool = True) -> None:
       c: the run's configuration.
       runs: whether the runs that it starts from must be there already.
     """
-    _rule(
-        'data.path', repr(c.data.path), c.data.path or c.data.source == 'pydocs',
-        f'must be a folder for source {c.data.source!r}',
-    )  # fmt: skip
+    source = c.data.source
+    what = 'the name of a TFDS data set' if source == 'tfds' else 'a folder'
+    _rule('data.path', repr(c.data.path), c.data.path or 'path' not in READS[source],
+          f'must be {what} for source {source!r}')  # fmt: skip
     run_of = 'the workdir of a finished run, or a folder with config.json and model.safetensors'
     needed = [
         ('teacher.path', c.teacher.path, run_of),
         ('student.init', '' if c.student.init in STARTS else c.student.init, run_of),
-        ('data.path', c.data.path, {
-            'pydocs': '',
-            'text': 'a folder with train.txt, validation.txt and test.txt',
-            'prepared': 'a folder that lightpaff_jax.data.prepare wrote',
-        }[c.data.source]),
+        ('data.path', '' if source == 'tfds' else c.data.path, LAYOUTS.get(source, '')),
         ('tokenizer.path', c.tokenizer.path, 'a tokenizer'),
         ('tokenizer.text', c.tokenizer.text, 'a folder with train.txt, validation.txt and test.txt'),
     ]  # fmt: skip
@@ -289,6 +340,7 @@ def check_paths(c: ConfigDict, runs: bool = True) -> None:
         if path
         and what
         and (runs or what != run_of)
+        and '://' not in path
         and not pathlib.Path(path).expanduser().exists()
     ]
     if missing:

@@ -1,4 +1,8 @@
-"""A run's folder: whose it is, whether its run is finished, and what result.json says."""
+"""A run's folder: whose it is, whether its run is finished, and what result.json says.
+
+It may be in a bucket. Process 0 alone reads and writes here, what it finds all are told: so no
+process can see a file that another one is about to write. All processes make every call.
+"""
 
 import json
 import os
@@ -6,42 +10,67 @@ import pathlib
 import platform
 import subprocess
 from importlib.metadata import version
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 import lightpaff_jax
-from lightpaff_jax import config
+from lightpaff_jax import config, paths, processes
 from lightpaff_jax.config import UserError
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
+def place(c: ConfigDict) -> Any:
+    """The folder of `config.workdir`.
+
+    Raises:
+      UserError: its bucket cannot be reached.
+    """
+    paths.reachable(c.workdir)
+    return paths.place(c.workdir)
+
+
 def check(c: ConfigDict, folder: pathlib.Path) -> None:
     """Raises UserError if the folder holds a run with another configuration; names the keys."""
-    if not (folder / 'checkpoints').is_dir() and not (folder / 'result.json').is_file():
-        return  # an attempt that came to nothing
-    changed = config.differences(config.read(folder), c)
-    if changed:
+
+    def changed() -> list[str]:
+        with paths.faults(folder):
+            if not (folder / 'checkpoints').is_dir() and not (folder / 'result.json').is_file():
+                return []  # an attempt that came to nothing
+            return config.differences(config.read(folder), c)
+
+    found = processes.of_first(changed)
+    if found:
         raise UserError(
             f'config.workdir = {c.workdir}: holds a run with another configuration '
-            f'({"; ".join(changed)}); choose another workdir or remove it'
+            f'({"; ".join(found)}); choose another workdir or remove it'
         )
 
 
 def claim(c: ConfigDict, folder: pathlib.Path) -> None:
     """Makes the folder this run's: writes config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
     write(folder / 'config.json', config.to_json(c) + '\n')
 
 
 def finished(c: ConfigDict, folder: pathlib.Path, identities: dict) -> dict | None:
-    """result.json of a run that did `c.train.updates` and read, and was scored on, the same."""
-    path = folder / 'result.json'
-    if not path.is_file():
-        return None
+    """result.json of a run that did `c.train.updates` and read, and was scored on, the same.
+
+    Raises:
+      UserError: the file is no JSON; or a process has other identities than process 0.
+    """
+    processes.agree(identities, 'all processes must read the same')
+    return processes.of_first(lambda: _finished(c, folder / 'result.json', identities))
+
+
+def _finished(c: ConfigDict, path: pathlib.Path, identities: dict) -> dict | None:
+    with paths.faults(path):
+        if not path.is_file():
+            return None
+        text = path.read_text()
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(text)
     except ValueError as error:
         raise UserError(
             f'{path}: must be JSON: {error}; remove it to score the run again'
@@ -55,10 +84,17 @@ def protocol(c: ConfigDict) -> str:
     """How the scores were measured."""
     part = f', at most {c.eval.batches} batches of {c.eval.batch_size}' if c.eval.batches else ''
     length = c.data.length
+    blocks, windows = f'disjoint blocks of {length} tokens', ''
+    if c.data.packing == 'best_fit':
+        blocks = f'whole documents, cut at {length} tokens'
+    if 0 < c.eval.stride < length:
+        windows = f'windows of {length} tokens, one every {c.eval.stride}, each token scored once'
+    if c.data.detokenize != 'none':
+        part = f', text as before the word tokenization of {c.data.detokenize}{part}'
     how = {
-        'clm': f'disjoint blocks of {length} tokens',
-        'mlm': f'{c.data.masked:.3g} of the tokens of disjoint blocks of {length}',
-        'mass': f'a fragment of {c.data.fragment:.3g} of disjoint blocks of {length} tokens',
+        'clm': windows or blocks,
+        'mlm': f'{c.data.masked:.3g} of the tokens of {blocks}',
+        'mass': f'a fragment of {c.data.fragment:.3g} of {blocks}',
         'classify': f'every example once, at most {length} tokens of it',
         'seq2seq': f'the right target before each token, at most {c.data.target_length} tokens',
     }
@@ -71,6 +107,7 @@ def provenance() -> dict:
     cores = f'{os.cpu_count()} cores, {platform.machine()}'
     return {
         'hardware': f'{jax.device_count()} x {device.device_kind}, {cores}',
+        'processes': processes.count(),
         'versions': {
             'lightpaff_jax': lightpaff_jax.__version__,
             'python': platform.python_version(),
@@ -98,8 +135,22 @@ def git_commit() -> str | None:
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is whole whenever it is there: beside its place, then renamed."""
-    if jax.process_index() == 0:
-        part = path.with_name(path.name + '.part')
-        part.write_text(text)
-        part.replace(path)
+    """Process 0 writes a file that is whole whenever it is there; all return when it is there.
+
+    It is written beside its place, then renamed; in a bucket an object appears when it is whole.
+    """
+    if processes.first():
+        with paths.faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path if paths.remote(path) else path.with_name(path.name + '.part')
+            part.write_text(text)
+            if part != path:
+                part.replace(path)
+    processes.gather(None)
+
+
+def remove(path: pathlib.Path) -> None:
+    """Process 0 removes a file that may be there."""
+    if processes.first():
+        with paths.faults(path):
+            path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import random
 import string
 import subprocess
 import sys
@@ -59,6 +60,19 @@ def wordpiece(folder: pathlib.Path) -> tokenizers.Tokenizer:
     special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
     (folder / 'vocab.txt').write_text('\n'.join([*special, *pieces]) + '\n')
     return tokenizers.read(str(folder))
+
+
+def random_text(folder: pathlib.Path, size: int, seed: int = 0) -> None:
+    """train.txt of about `size` characters, validation.txt and test.txt of a ninth of that."""
+    draw, words = random.Random(seed), ['the', 'dog', 'a', 'b', 'sunny', '.', 'quick', 'fox']
+    folder.mkdir(parents=True)
+    for split, share in (('train', 1), ('validation', 9), ('test', 9)):
+        documents: list[str] = []
+        left = size // share
+        while left > 0:
+            documents.append(' '.join(draw.choices(words, k=draw.randint(1, 60))))
+            left -= len(documents[-1])
+        (folder / f'{split}.txt').write_text('\n\n'.join(documents) + '\n')
 
 
 def small_process(script: str, cache: pathlib.Path, hash_seed: str = '0') -> subprocess.Popen:

@@ -391,8 +391,8 @@ def test_an_empty_corpus_is_named(here, capsys, tmp_path, split):
 def test_a_folder_without_a_split_is_named(here, capsys, tmp_path):
     line = mistake(capsys, *alone(f'--config.data.path={tmp_path}'))
     assert line == (
-        f'config.data.path = {tmp_path}: must hold train.txt, validation.txt, test.txt; '
-        f'no {tmp_path}/train.txt'
+        f"config.data.path = {tmp_path}: has no split 'train': looked for files that have train in "
+        'their names and end in .txt, .tokens, .raw, .text, .jsonl, .parquet, or .gz of these'
     )
 
 

@@ -154,8 +154,9 @@ def test_names_that_a_key_may_have_are_those_of_the_tables():
     known = {name for names in config.OBJECTIVES.values() for name in names}
     assert known == set(objectives.OBJECTIVES) == set(evaluate.EVALS)
     assert {*config.OBJECTIVES} == {*config.FAMILIES}
-    assert {name for names in config.FORMS.values() for name in names} == known
-    assert (*sources.SOURCES, 'prepared') == config.SOURCES
+    assert set(config.LEARNS_FROM) == known
+    assert set(config.FORMS.values()) == set(config.LEARNS_FROM.values())
+    assert {*sources.SOURCES, 'prepared'} == set(config.SOURCES) == set(config.READS)
 
 
 def test_keys_that_may_change_exist():
@@ -269,6 +270,19 @@ BAD = [
     ('data.form', 'topics', "'topics': must be one of text, topic, pairs, summary; did you mean topic?"),
     ('data.form', 'topic', "'topic': must be one of text for objective 'clm'"),
     ('data.target_length', 8, '8: is of MASS alone'),
+    ('data.path', 'x', 'x: is not read from \'pydocs\''),
+    ('data.files', ('train=a',), "('train=a',): is not read from 'pydocs'"),
+    ('data.held_out', 0.1, "0.1: is not read from 'pydocs'"),
+    ('data.held_out', 0.5, '0.5: must be at least 0 and below 0.5'),
+    ('data.documents', 'lines', "'lines': must be one of blank, line, file; did you mean line?"),
+    ('data.detokenize', 'wiki', "'wiki': must be one of none, wikitext, ptb; did you mean wikitext?"),
+    ('data.on_error', 'ignore', "'ignore': must be one of stop, skip"),
+    ('data.classes', -1, '-1: must be at least 0'),
+    ('data.packing', 'best', "'best': must be one of contiguous, best_fit; did you mean best_fit?"),
+    ('data.buckets', (64, 128), "64,128: has no use for objective 'clm'"),
+    ('data.workers', 0, '0: must be at least 1'),
+    ('eval.stride', -1, '-1: must be at least 0 and at most data.length = 128'),
+    ('eval.stride', 129, '129: must be at least 0 and at most data.length = 128'),
     ('data.long_text', 'cut', "'cut': must be one of truncate, error"),
     ('data.masked', 1.0, '1.0: must be above 0 and below 1'),
     ('data.fragment', 0.0, '0.0: must be above 0 and below 1'),
@@ -294,7 +308,7 @@ BAD = [
     ('optim.weight_decay', -0.1, '-0.1: must be at least 0 and finite'),
     ('optim.weight_decay', INF, 'inf: must be at least 0 and finite'),
     ('optim.clip_norm', -1.0, '-1.0: must be at least 0 and finite'),
-    ('data.source', 'pydoc', "'pydoc': must be one of pydocs, text, prepared; did you mean pydocs?"),
+    ('data.source', 'pydoc', "'pydoc': must be one of pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, mixture, prepared; did you mean pydocs?"),
     ('data.length', 0, '0: must be at least 1 and at most student.positions = 128'),
     ('data.length', 129, '129: must be at least 1 and at most student.positions = 128'),
     ('data.batch_size', 0, '0: must be at least 1'),
@@ -383,6 +397,81 @@ def test_a_source_of_files_needs_their_folder(source):
     assert str(error.value) == f"config.data.path = '': must be a folder for source '{source}'"
 
 
+SOURCE_RULES = [
+    ({'source': 'table'}, "data.columns = (): must name the columns for source 'table'"),
+    ({'source': 'table', 'columns': tuple('abcd')}, 'data.columns = a,b,c,d: must be at most 3'),
+    ({'source': 'text', 'columns': tuple('ab')}, 'data.columns = a,b: must be at most 1'),
+    ({'source': 'mixture'}, "data.mixture = (): must name the parts for source 'mixture'"),
+    ({'source': 'text', 'sides': ('en', 'de')}, "data.sides = ('en', 'de'): is not read from 'text'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('changes', 'message'), SOURCE_RULES)
+def test_a_source_says_what_it_needs_and_what_it_does_not_read(changes, message):
+    c = config.default()
+    c.data.path = 'x' if changes['source'] != 'mixture' else ''
+    c.data.update(changes)
+    with pytest.raises(UserError) as error:
+        validation.validate(c)
+    assert str(error.value) == f'config.{message}'
+
+
+def classifier():
+    c = config.default()
+    c.objective, c.student.family = 'classify', 'bert'
+    c.student.head, c.student.classes = 'classify', 2
+    c.data.form = 'pairs'
+    return c
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('buckets', (64, 32, 128), '64,32,128: must rise from at least 4'),
+        ('buckets', (2, 128), '2,128: must rise from at least 4'),
+        ('buckets', (32, 64), '32,64: must end with data.length = 128'),
+        ('packing', 'best_fit', "'best_fit': packs documents, of which objective 'classify' has none"),
+    ],
+)
+def test_examples_have_rules_of_their_own(key, value, message):
+    c = classifier()
+    c.data[key] = value
+    with pytest.raises(UserError) as error:
+        validation.validate(c)
+    assert str(error.value) == f'config.data.{key} = {message}'
+
+
+@pytest.mark.parametrize(
+    ('source', 'kind'), [('text', 'documents'), ('parallel', 'targets'), ('sst2', 'classes')]
+)
+def test_an_objective_learns_from_its_kind_of_examples_and_from_texts_of_all(source, kind):
+    for name, wanted in config.LEARNS_FROM.items():
+        c = classifier() if name == 'classify' else config.default()
+        family = next(f for f, names in config.OBJECTIVES.items() if name in names)
+        c.student.family, c.objective, c.data.form = family, name, 'text'
+        if family == 'mass':
+            c.student.decoder_layers = 2
+            c.data.target_length = 64 if name == 'seq2seq' else 0
+        c.data.source, c.data.path = source, 'x'
+        c.data.sides = ('en', 'de') if source == 'parallel' else ()
+        if wanted in ('documents', kind):
+            validation.validate(c)
+            continue
+        with pytest.raises(UserError) as error:
+            validation.validate(c)
+        rule = f'has {kind}, which objective {name!r} does not learn from'
+        assert str(error.value) == f'config.data.source = {source!r}: {rule}'
+
+
+def test_windows_are_of_one_stream():
+    c = config.default()
+    c.eval.stride = 64
+    validation.validate(c)
+    c.data.packing = 'best_fit'
+    with pytest.raises(UserError, match=r"^config\.eval\.stride = 64: is of objective 'clm' and the"):
+        validation.validate(c)
+
+
 def test_every_path_that_is_not_there_is_named_in_one_line(tmp_path):
     c = config.default()
     c.data.source, c.data.path, c.student.init = 'text', str(tmp_path), 'runs/a'
@@ -402,13 +491,6 @@ def test_a_teacher_whose_shape_is_read_from_its_path_has_no_rule():
     c = config.default()
     c.teacher.vocab_size, c.teacher.heads = 4096, 7
     validation.validate(c)
-
-
-def test_a_prepared_set_needs_its_tokenizer():
-    c = config.default()
-    c.data.source, c.data.path = 'prepared', 'sets/a'
-    with pytest.raises(UserError, match=r"^config\.tokenizer\.path = '': must be the tokenizer"):
-        validation.validate(c)
 
 
 # Values on the command line.
@@ -462,7 +544,7 @@ def test_text_becomes_the_type_of_the_default(key, text, value):
         ('data.packages', '1,2', 'data.packages = 1,2: must hold a name or several'),
         ('student.init_layers', 'a', 'student.init_layers = a: must hold a whole number or several'),
         ('student.new_head', '1', 'student.new_head = 1: must be True or False'),
-        ('data', '3', 'data: is a section, set one of batch_size, cache, form, fragment, length, long_text, masked, packages, path, prefetch, source, target_length, whole_words'),
+        ('data', '3', 'data: is a section, set one of batch_size, buckets, cache, classes, columns, detokenize, documents, files, form, fragment, held_out, labels, length, long_text, masked, mixture, on_error, packages, packing, path, prefetch, sides, source, target_length, tfds_dir, whole_words, workers'),
         ('data.lenght', '3', 'data.lenght: no such key; did you mean length?'),
         ('optm.b1', '3', 'optm: no such key; did you mean optim?'),
         ('seed.x', '3', 'seed.x: no such key'),

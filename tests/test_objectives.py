@@ -10,6 +10,7 @@ import pytest
 
 from lightpaff_jax import config
 from lightpaff_jax.data import objectives
+from lightpaff_jax.data import rows as rows_lib
 from lightpaff_jax.data.records import PADDING, Record
 
 PRETRAINING = pytest.mark.parametrize('name', ['mlm', 'mass'])
@@ -147,12 +148,12 @@ def test_padding_of_clm_has_weight_0_and_every_real_label_weight_1(tokenizer):
 
 def test_draws_of_different_keys_have_nothing_in_common():
     keys = [(seed, epoch, i) for seed in (0, 1) for epoch in range(4) for i in range(4)]
-    draws = objectives._uniform(keys, 100)
+    draws = rows_lib.uniform(keys, 100)
     assert len(set(draws.ravel().tolist())) == draws.size
 
 
 def given(monkeypatch, *rows):
-    monkeypatch.setattr(objectives, '_uniform', lambda keys, n: np.array(rows, np.float64))
+    monkeypatch.setattr(rows_lib, 'uniform', lambda keys, n: np.array(rows, np.float64))
 
 
 # Masked language modelling.

@@ -1,9 +1,7 @@
-"""Claims about records of ids on disk."""
+"""Claims about what is prepared of examples, and about finding it again."""
 
 import itertools
-import json
 import logging
-import pathlib
 import shutil
 
 import data_fixtures
@@ -11,8 +9,16 @@ import numpy as np
 import pytest
 
 from lightpaff_jax import config
-from lightpaff_jax.data import objectives, prepare, pydocs, records, sources, tokenizers
-from lightpaff_jax.data.records import Record
+from lightpaff_jax.data import (
+    making,
+    objectives,
+    prepare,
+    pydocs,
+    sources,
+    tokenizers,
+    worker,
+)
+from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.sources import Example
 
 PREPARE = """
@@ -50,20 +56,32 @@ def classify(tmp_path):
     return c
 
 
-def give(monkeypatch, examples):
+def give(monkeypatch, examples, identity=None):
     """Every split of pydocs is `examples`."""
-    monkeypatch.setitem(sources.SOURCES, 'pydocs', lambda c, split: iter(examples))
-    monkeypatch.setitem(sources.IDENTITIES, 'pydocs', lambda c: {'n': len(examples)})
+    given = sources.SOURCES['pydocs']._replace(
+        examples=lambda c, split, skipped: iter(examples),
+        identity=lambda c, splits: {'n': len(examples), 'as': identity},
+    )
+    monkeypatch.setitem(sources.SOURCES, 'pydocs', given)
 
 
 def read(prepared, split='train'):
     found = prepared.records(split)
-    return [found[i] for i in range(len(found))]
+    return found.read(range(len(found)))
+
+
+def texts_below(folder, seed=0):
+    """A configuration of a text folder that this makes."""
+    data_fixtures.random_text(folder, 20_000, seed)
+    c = config.default()
+    c.data.source, c.data.path, c.data.length = 'text', str(folder), 32
+    c.data.cache = str(folder.parent / 'cache')
+    return c
 
 
 def stream(c, tokenizer, split):
     ids = [tokenizer.eos_id]
-    for example in sources.SOURCES['pydocs'](c, split):
+    for example in sources.examples(c, split):
         ids += [*tokenizer.encode([example.first])[0], tokenizer.eos_id]
     return ids
 
@@ -95,43 +113,12 @@ def test_pieces_hold_every_id_of_the_documents_once(c, vocabulary, name, size):
     assert prepared.split('train')['tokens'] == len(ids)
 
 
-@pytest.mark.parametrize('n', [0, 1, 2, 3, 4, 5, 8, 9, 10, 13])
-@pytest.mark.parametrize('overlap', [0, 1])
-def test_packing_gives_every_id_once_whatever_the_parts(n, overlap):
-    ids = list(range(100, 100 + n))
-    for cut in range(n + 1):
-        blocks = list(prepare.pack([ids[:cut], ids[cut:]], 4 + overlap, 4))
-        assert [i for block in blocks for i in block[overlap:].tolist()] == ids[overlap:]
-        assert all(len(block) == 4 + overlap for block in blocks[:-1])
-        assert all(len(block) > overlap for block in blocks)
-
-
-@pytest.mark.parametrize('kind', ['blocks', 'examples'])
-@pytest.mark.parametrize('size', [1 << 16, 1 << 17])
-def test_records_are_read_as_they_were_written(tmp_path, kind, size):
-    def ids(*values):
-        return np.array(values, np.int32)
-
-    written = [Record(ids(1, size - 1, 0)), Record(ids(2))]
-    if kind == 'examples':
-        written = [
-            Record(ids(size - 1), ids(1, 2), 7), Record(ids(), ids(3), 0), Record(ids(4), ids(), -1)
-        ]  # fmt: skip
-    file, dtype = tmp_path / 'train.array_record', records.id_type(size)
-    assert records.write(file, written, kind, dtype)['records'] == len(written)
-    found = records.Records(file, kind, dtype)
-    for i, record in enumerate(written):
-        assert found[i].first.tolist() == record.first.tolist()
-        assert found[i].second.tolist() == record.second.tolist()
-        assert (found[i].label, found[i].first.dtype) == (record.label, np.int32)
-
-
 @pytest.mark.parametrize('form', ['topic', 'pairs', 'summary'])
 def test_every_example_is_a_record_of_its_ids_in_order(data_cache, vocabulary, form):
     c = data_fixtures.examples(data_cache, form)
     prepared = prepare.prepare(c, vocabulary)
     for split in pydocs.SPLITS:
-        examples = list(sources.SOURCES['pydocs'](c, split))
+        examples = list(sources.examples(c, split))
         found, stats = read(prepared, split), prepared.split(split)
         assert len(found) == len(examples) == stats['examples']
         for record, example in list(zip(found, examples, strict=True))[::7]:
@@ -145,10 +132,10 @@ def test_every_example_is_a_record_of_its_ids_in_order(data_cache, vocabulary, f
 def test_examples_are_counted_by_hand(classify, vocabulary, monkeypatch):
     give(monkeypatch, [Example('a b c', 'd', 1), Example('a', '', 0), Example('a b\nc', 'a b', 1)])
     stats = prepare.prepare(classify, vocabulary).split('test')
-    del stats['hash']
+    stats = {key: value for key, value in stats.items() if key not in ('hash', 'shards')}
     assert stats == {
         'examples': 3, 'records': 3, 'words': 4 + 2 + 2 + 5 + 3, 'tokens': 4 + 1 + 5,
-        'truncated': 0, 'too_long': None, 'labels': [0, 1],
+        'truncated': 0, 'too_long': None, 'labels': [0, 1], 'pairs': 2, 'skipped': 0,
     }  # fmt: skip
 
 
@@ -238,16 +225,16 @@ def test_a_tokenizer_without_the_special_tokens_of_the_objective_is_an_error(
 
 
 def test_words_count_the_end_of_every_line(c, prepared):
-    texts = [example.first for example in sources.SOURCES['pydocs'](c, 'test')]
-    assert prepare.words('one two\n\n three') == 3 + 3
-    assert prepared.split('test')['words'] == sum(map(prepare.words, texts))
+    texts = [example.first for example in sources.examples(c, 'test')]
+    assert worker.words('one two\n\n three') == 3 + 3
+    assert prepared.split('test')['words'] == sum(map(worker.words, texts))
     assert prepared.split('test')['documents'] == len(texts)
 
 
 def test_equal_configs_share_a_folder_and_do_not_write_it_again(
     c, tokenizer, prepared, monkeypatch
 ):
-    monkeypatch.setattr(prepare, '_write', None)
+    monkeypatch.setattr(making, 'make', None)
     other = config.copy(c)
     other.data.packages = tuple(reversed(c.data.packages))
     other.seed, other.data.batch_size = 7, 64
@@ -357,7 +344,11 @@ def test_a_prepared_folder_that_does_not_fit_is_a_user_error(c, tokenizer, prepa
 
 @pytest.mark.parametrize(
     ('key', 'value', 'was'),
-    [('target_length', 9, '12'), ('form', 'text', "'summary'"), ('objective', 'clm', "'seq2seq'")],
+    [
+        ('target_length', 9, '12'),
+        ('packing', 'best_fit', "'contiguous'"),
+        ('objective', 'clm', "'seq2seq'"),
+    ],
 )
 def test_a_prepared_folder_of_another_kind_is_a_user_error(data_cache, vocabulary, key, value, was):
     given = data_fixtures.examples(data_cache, 'summary')
@@ -377,34 +368,113 @@ def test_classes_of_a_prepared_folder_are_those_it_was_made_with(data_cache, voc
     assert sources.classes(given) == len(pydocs.PACKAGES)
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{}', '{"format": 0}'])
-def test_another_manifest_is_a_user_error(c, tokenizer, tmp_path, text):
-    (tmp_path / 'manifest.json').write_text(text)
-    given = config.copy(c)
-    given.data.source, given.data.path = 'prepared', str(tmp_path)
-    with pytest.raises(config.UserError, match=r'manifest\.json'):
-        prepare.prepare(given, tokenizer)
-
-
-def test_a_damaged_folder_is_a_user_error(prepared, tmp_path):
-    shutil.copytree(prepared.path, tmp_path / 'copy')
-    manifest = json.loads((tmp_path / 'copy' / 'manifest.json').read_text())
-    damaged = records.Prepared(str(tmp_path / 'copy'), manifest)
-    manifest['splits']['train']['records'] += 1
-    with pytest.raises(config.UserError, match='records'):
-        damaged.records('train')
-    pathlib.Path(damaged.path, 'test.array_record').unlink()
-    with pytest.raises(config.UserError, match='no such file'):
-        damaged.records('test')
-
-
 def test_unknown_split_is_an_error_that_offers_the_nearest(prepared):
     with pytest.raises(config.UserError, match='did you mean validation'):
         prepared.split('valid')
 
 
-def test_no_document_is_an_empty_corpus(c, tokenizer, monkeypatch):
-    monkeypatch.setitem(sources.SOURCES, 'pydocs', lambda c, split: iter(()))
-    monkeypatch.setitem(sources.IDENTITIES, 'pydocs', lambda c: {})
+def test_no_document_is_an_empty_corpus(c, tokenizer, monkeypatch, tmp_path):
+    c = config.copy(c)
+    c.data.cache = str(tmp_path)
+    give(monkeypatch, [])
     with pytest.raises(config.UserError, match='empty corpus'):
         prepare.prepare(c, tokenizer)
+    assert list((tmp_path / 'prepared').iterdir()) == []
+
+
+# Packing
+
+
+def test_documents_that_are_packed_whole_are_counted_by_hand(tmp_path, vocabulary, monkeypatch):
+    c = data_fixtures.tiny(str(tmp_path))
+    c.objective, c.data.length, c.data.packing = 'mlm', 8, 'best_fit'
+    # 3, 2, 8 and 1 ids; 6 fit in a row beside [CLS] and [SEP]
+    give(monkeypatch, [Example(text) for text in ('a b c', 'a\nb', 'a b c d e g h i', 'dog', '')])
+    prepared = prepare.prepare(c, vocabulary)
+    assert prepared.kind == 'packed'
+    assert [r.second.tolist() for r in read(prepared)] == [[3, 1], [2, 2], [6]]
+    stats = {k: v for k, v in prepared.split('train').items() if k not in ('hash', 'shards')}
+    assert stats == {
+        'documents': 5, 'pieces': 5, 'records': 3, 'words': 4 + 4 + 9 + 2 + 1, 'tokens': 14,
+        'fill': round((14 + 2 * 5) / (3 * 8), 4), 'skipped': 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize('name', ['clm', 'mlm', 'mass'])
+def test_whole_documents_hold_every_id_once(tmp_path, vocabulary, name):
+    c = texts_below(tmp_path / 'text')
+    c.objective, c.data.packing = name, 'best_fit'
+    prepared = prepare.prepare(c, vocabulary)
+    for split in sources.SPLITS:
+        found = read(prepared, split)
+        size, each = objectives.OBJECTIVES[name].packed(c)
+        assert all(len(r.first) + each * len(r.second) <= size for r in found)
+        assert all(len(r.first) == r.second.sum() for r in found)
+        wanted = [i for e in sources.examples(c, split) for i in vocabulary.encode([e.first])[0]]
+        assert sorted(np.concatenate([r.first for r in found]).tolist()) == sorted(wanted)
+        pieces = sum(len(r.second) for r in found)
+        tokens = len(wanted) + (pieces if name == 'clm' else 0)
+        assert prepared.split(split)['tokens'] == tokens
+        assert prepared.split(split)['fill'] > 0.9
+
+
+def test_the_packing_is_part_of_what_a_set_is(tmp_path, vocabulary):
+    c = texts_below(tmp_path / 'text')
+    blocks = prepare.prepare(c, vocabulary)
+    c.data.packing = 'best_fit'
+    packed = prepare.prepare(c, vocabulary)
+    assert blocks.path != packed.path
+    assert blocks.hash != packed.hash
+
+
+# What the source says
+
+
+def test_words_are_those_of_the_original_text_where_the_source_tells_them(
+    tmp_path, vocabulary, monkeypatch
+):
+    c = data_fixtures.tiny(str(tmp_path))
+    give(monkeypatch, [Example('a b', words=7), Example('a\nb'), Example('a', words=0)])
+    assert prepare.prepare(c, vocabulary).split('train')['words'] == 7 + 4 + 0
+
+
+def test_malformed_rows_are_counted_and_the_first_ones_named(
+    tmp_path, vocabulary, monkeypatch, caplog
+):
+    c = texts_below(tmp_path / 'text')
+
+    def examples(c, split, skipped):
+        for row in range(14 if split == 'train' else 0):
+            skipped(f'row {row}')
+        return iter([Example('a b c')])
+
+    monkeypatch.setitem(
+        sources.SOURCES, 'text', sources.SOURCES['text']._replace(examples=examples)
+    )
+    with caplog.at_level(logging.INFO, 'lightpaff_jax'):
+        prepared = prepare.prepare(c, vocabulary)
+    assert [prepared.split(split)['skipped'] for split in sources.SPLITS] == [14, 0, 0]
+    named = [f'left out: row {row}' for row in range(10)]
+    assert caplog.messages == [*named, 'left out of train: 14 malformed rows in all']
+
+
+def test_pairs_need_a_network_with_two_token_types(classify, vocabulary, monkeypatch):
+    give(monkeypatch, [Example('a', '', 0), Example('b', 'c', 1)])
+    classify.student.types = 1
+    with pytest.raises(config.UserError, match=r'types = 1: must be at least 2, 1 examples of'):
+        prepare.prepare(classify, vocabulary)
+    give(monkeypatch, [Example('a', '', 0), Example('b', '', 1)], 'single')
+    prepare.prepare(classify, vocabulary)
+
+
+def test_a_mixture_is_the_sets_of_its_parts(tmp_path, vocabulary):
+    a, b = (texts_below(tmp_path / name, seed=i) for i, name in enumerate('ab'))
+    mixed = config.copy(a)
+    given = prepare.prepare(b, vocabulary)
+    mixed.data.source, mixed.data.path = 'mixture', ''
+    mixed.data.mixture = (f'text:{a.data.path}=3', f'prepared:{given.path}=1')
+    found = prepare.prepare(mixed, vocabulary)
+    assert found == Mixture((prepare.prepare(a, vocabulary), given), (3.0, 1.0))
+    mixed.data.length = 16
+    with pytest.raises(config.UserError, match=r'data\.length = 16: must equal the 32'):
+        prepare.prepare(mixed, vocabulary)

@@ -243,7 +243,7 @@ def test_package_filter_reads_examples_of_those_packages_only(data_cache, rows, 
             for e in rows[form][name]
             if e['package'] in c.data.packages
         ]
-        assert list(sources.SOURCES['pydocs'](c, name)) == want
+        assert list(sources.examples(c, name)) == want
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_classes_hold_every_label(data_cache, form, classes):
     c = data_fixtures.tiny(data_cache)
     c.data.form, c.data.packages = form, ()
     assert sources.classes(c) == classes
-    labels = {e.label for e in sources.SOURCES['pydocs'](c, 'test')}
+    labels = {e.label for e in sources.SOURCES['pydocs'].examples(c, 'test', print)}
     assert labels == (set(range(classes)) or {-1})
 
 
@@ -262,13 +262,13 @@ def test_package_filter_reads_those_packages_only(data_cache, parts):
     c = data_fixtures.tiny(data_cache)
     for name in pydocs.SPLITS:
         texts = [d['text'] for d in parts[name] if d['package'] in c.data.packages]
-        assert list(sources.SOURCES['pydocs'](c, name)) == [Example(t, '', -1) for t in texts]
+        assert list(sources.examples(c, name)) == [Example(t, '', -1) for t in texts]
 
 
 def test_all_packages_are_read_without_a_filter(data_cache, parts):
     c = data_fixtures.tiny(data_cache)
     c.data.packages = ()
-    read = collections.Counter(e.first for e in sources.SOURCES['pydocs'](c, 'test'))
+    read = collections.Counter(e.first for e in sources.examples(c, 'test'))
     assert read == collections.Counter(d['text'] for d in parts['test'])
 
 
@@ -276,7 +276,7 @@ def test_unknown_package_is_an_error_that_offers_the_nearest(data_cache):
     c = data_fixtures.tiny(data_cache)
     c.data.packages = ('nunpy',)
     with pytest.raises(config.UserError, match=r"'nunpy' must be .*did you mean numpy"):
-        next(sources.SOURCES['pydocs'](c, 'train'))
+        next(sources.examples(c, 'train'))
 
 
 def test_a_cache_that_cannot_be_written_is_a_user_error(tmp_path):

@@ -1,6 +1,5 @@
 """Records -> Batches. A global batch is a pure function of (seed, index), whatever the hosts."""
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
 
@@ -11,15 +10,17 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import batch as batch_lib
 from lightpaff_jax import config
-from lightpaff_jax.data import objectives
-from lightpaff_jax.data.records import PADDING, Prepared
+from lightpaff_jax.data import objectives, order
+from lightpaff_jax.data.mixture import MixedRecords, Mixture
+from lightpaff_jax.data.records import PADDING, Prepared, Record, Records
+from lightpaff_jax.data.rows import Arrays
 from lightpaff_jax.data.tokenizers import Tokenizer
 
 _EVALUATION_SEED = 0  # of what is masked in every run's evaluation
 
 
 def training(
-    c: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, start: int = 0
+    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, start: int = 0
 ) -> Iterator[batch_lib.Batch]:
     """Global batches start, start + 1, ... without end: this process's rows of each.
 
@@ -34,26 +35,26 @@ def training(
 
 
 def batch_at(
-    c: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, index: int, process: int = 0,
+    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, index: int, process: int = 0,
     processes: int = 1,
 ) -> batch_lib.Batch:  # fmt: skip
     """Rows of one process of global batch `index`: arrays [M, B/(M*processes), T].
 
-    The stream of training is every record once, in an order drawn from (seed, epoch 0), then
-    every record once in an order drawn from (seed, epoch 1), and so on. Row r of batch i is
-    number i*B + r of it; micro-batch m holds rows m*B/M and on, of which each process takes a
-    contiguous part in the order of the processes.
+    order.py says which records these are. Micro-batch m holds rows m*B/M and on, of which each
+    process takes a contiguous part in the order of the processes. With `config.data.buckets` T is
+    the bucket's.
     """
     return _maker(c, prepared, tokenizer, process, processes)(index)
 
 
 def evaluation(
-    c: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, split: str
-) -> Iterator[batch_lib.Batch]:
-    """One pass over a split: this process's rows of each batch, [B/processes, T].
+    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, split: str,
+    whole: bool = False,
+) -> Iterator[batch_lib.Batch]:  # fmt: skip
+    """One pass over a split: this process's rows of each batch, [B/processes, T]; `whole`: all rows.
 
-    Blocks come in their order; examples in one that is drawn once for all runs, so that some of
-    them stand for the whole.
+    Blocks come in their order, or as windows of `config.eval.stride`; examples in an order that is
+    drawn once for all runs, so that some of them stand for the whole.
 
     The last batch is filled up with rows of weight 0. `config.eval.batches` > 0 stops after
     so many. Every process yields the same number of batches. What is masked does not depend on
@@ -62,65 +63,106 @@ def evaluation(
     Raises:
       UserError: the split is unknown or empty.
     """
-    return _evaluation(c, prepared, tokenizer, split, jax.process_index(), jax.process_count())
+    process, processes = (0, 1) if whole else (jax.process_index(), jax.process_count())
+    return _evaluation(c, prepared, tokenizer, split, process, processes)
 
 
 def _evaluation(
-    c: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, split: str, process: int,
+    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, split: str, process: int,
     processes: int,
 ) -> Iterator[batch_lib.Batch]:  # fmt: skip
-    records = prepared.records(split)
-    if not len(records):
+    stored = prepared.records(split)
+    records: _Readable = stored
+    if not len(stored):
         raise config.UserError(f'empty corpus: split {split!r} of {prepared.path} has no record')
+    if 0 < c.eval.stride < c.data.length:
+        assert isinstance(stored, Records), 'validation refuses windows of a mixture'
+        records = _Windows(stored, c.data.length, c.eval.stride)
     size, arrays = c.eval.batch_size, objectives.OBJECTIVES[c.objective].arrays
     rows = _part(np.arange(size), process, processes)
     batches = -(-len(records) // size)
     if c.eval.batches:
         batches = min(batches, c.eval.batches)
-    order = grain.MapDataset.range(len(records))
-    if prepared.kind == 'examples':  # they come class by class: a part must not be one class
-        order = order.shuffle(_order(_EVALUATION_SEED))
+    # Examples come class by class: a part must not be one class.
+    places = order.fixed(len(records)) if prepared.kind == 'examples' else range(len(records))
 
     def make(index: int) -> batch_lib.Batch:
         numbers = (index * size + rows).tolist()
-        found = [records[int(order[i])] for i in numbers if i < len(records)]
+        found = records.read([int(places[i]) for i in numbers if i < len(records)])
         found += [PADDING] * (len(rows) - len(found))
         keys = [(_EVALUATION_SEED, 0, i) for i in numbers]
-        return _batch(arrays(c, tokenizer, found, keys), rows.shape)
+        made = arrays(c, tokenizer, found, keys)
+        if isinstance(records, _Windows):
+            made['weights'] *= records.weights(numbers)
+        return _batch(made, rows.shape)
 
     return _read_ahead(make, 0, batches, c.data.prefetch)
 
 
+class _Windows:
+    """Blocks of a stream read again as windows of T+1 ids, one every `stride`.
+
+    Every id is predicted once: by the first window all of its T, by each of the others its last
+    `stride`, which so see at least T - stride ids before them.
+    """
+
+    def __init__(self, blocks: 'Records', length: int, stride: int):
+        self._blocks, self._length, self._stride = blocks, length, stride
+        self._ids = (len(blocks) - 1) * length + len(blocks.read([len(blocks) - 1])[0].first)
+
+    def __len__(self) -> int:
+        left = self._ids - 1 - self._length
+        return 1 + max(0, -(-left // self._stride))
+
+    def read(self, indices: list[int]) -> list[Record]:
+        """Windows of these numbers."""
+        found = []
+        for index in indices:
+            block, offset = divmod(index * self._stride, self._length)
+            own, *following = self._blocks.read([block, block + 1][: len(self._blocks) - block])
+            parts = [own.first[: self._length], following[0].first] if following else [own.first]
+            found.append(Record(np.concatenate(parts)[offset : offset + self._length + 1]))
+        return found
+
+    def weights(self, numbers: list[int]) -> np.ndarray:
+        """[windows, T]: 1 where a window predicts, were it full."""
+        first = np.array([0 if n == 0 else self._length - self._stride for n in numbers])
+        return (np.arange(self._length) >= first[:, None]).astype(np.float32)
+
+
+_Readable = Records | MixedRecords | _Windows
+
+
 def _maker(
-    c: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, process: int, processes: int
+    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, process: int, processes: int
 ) -> Callable[[int], batch_lib.Batch]:
     """index -> this process's part of a global batch."""
     size, micro = c.data.batch_size, c.train.micro_steps
     records = prepared.records('train')
-    order = grain.MapDataset.range(len(records)).shuffle(_order(c.seed)).repeat()
     rows_MB = _part(np.arange(size).reshape(micro, size // micro), process, processes)
-    arrays = objectives.OBJECTIVES[c.objective].arrays
+    objective = objectives.OBJECTIVES[c.objective]
+    shapes = objectives.buckets(c)
+    if c.data.buckets:
+        assert isinstance(records, Records), 'validation refuses buckets of a mixture'
+        fits = objectives.smallest(c, shapes, records.lengths())
+        rows_of = order.bucketed(fits, c.seed, size)
+    else:
+        rows_of = order.of(prepared, c.seed, size)
 
     def make(index: int) -> batch_lib.Batch:
-        places = (index * size + rows_MB).ravel().tolist()
-        numbers = [int(order[place]) for place in places]
-        keys = [
-            (c.seed, place // len(records), i) for place, i in zip(places, numbers, strict=True)
-        ]
-        found = [records[i] for i in numbers]
-        return _batch(arrays(c, tokenizer, found, keys), rows_MB.shape)
+        rows = rows_of(index)
+        mine = rows_MB.ravel().tolist()
+        numbers = [rows.numbers[row] for row in mine]
+        keys = [(c.seed, rows.epochs[row], rows.numbers[row]) for row in mine]
+        found = objective.arrays(shapes[rows.bucket], tokenizer, records.read(numbers), keys)
+        return _batch(found, rows_MB.shape)
 
     return make
 
 
-def _batch(arrays: objectives.Arrays, shape: tuple[int, ...]) -> batch_lib.Batch:
+def _batch(arrays: Arrays, shape: tuple[int, ...]) -> batch_lib.Batch:
     """Arrays [rows, ...] as a Batch [*shape, ...]; NumPy's, the step puts them on devices."""
     return batch_lib.Batch(**{k: v.reshape(*shape, v.shape[-1]) for k, v in arrays.items()})
-
-
-def _order(seed: int) -> int:
-    """Grain orders epoch e of seed s as epoch e - 1 of seed s + 1: so draw seeds far apart."""
-    return int.from_bytes(hashlib.sha256(f'order of the data {seed}'.encode()).digest()[:4])
 
 
 def _part(rows: np.ndarray, process: int, processes: int) -> np.ndarray:

@@ -1,257 +1,320 @@
-"""Examples -> records of ids on disk, once for each (source, form, tokenizer, objective, lengths)."""
+"""Prepared sets: found in a cache, given as a folder, or made by the command of this module."""
 
+import contextlib
 import hashlib
-import itertools
 import json
 import logging
+import os
 import pathlib
-from collections.abc import Iterable, Iterator
+import shutil
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int32
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config
-from lightpaff_jax.data import objectives, pydocs, records, sources
-from lightpaff_jax.data.records import Prepared, Record
-from lightpaff_jax.data.sources import Example
+from lightpaff_jax import command, config, validation
+from lightpaff_jax.data import fitting, making, records, shards, sources, tokenizers
+from lightpaff_jax.data.mixture import Mixture
+from lightpaff_jax.data.records import Prepared
 from lightpaff_jax.data.tokenizers import Tokenizer
 
-_AT_ONCE = 256  # texts encoded in one call
 _LOG = logging.getLogger('lightpaff_jax')
 
 
-def prepare(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
+def prepare(c: ConfigDict, tokenizer: Tokenizer) -> Prepared | Mixture:
     """The records of `config.data`, made once in `config.data.cache` and then found there.
 
-    For clm, mlm and mass a split's documents make one stream, which is cut into blocks; for
-    classify and seq2seq each example is a record. Examples that were cut are counted in a line of
-    the log, each time.
+    For clm, mlm and mass a split's documents make one stream, which is cut into blocks, or rows
+    of whole documents (`config.data.packing`); for classify and seq2seq each example is a record.
+    Examples that were cut are counted in a line of the log, each time.
+
+    Of several processes on one machine one makes the set and the others wait for it; where it was
+    killed, the next one goes on behind the shards that it finished.
 
     Raises:
       UserError: a split without examples; a tokenizer without the special ids that the objective
-        needs; a label that is no class; a text that is too long, where `config.data.long_text` is
-        'error'; for the source 'prepared' a folder that is missing, or was made for something else.
+        needs; a label that is no class; pairs for a network of one token type; a text that is too
+        long, where `config.data.long_text` is 'error'; for the source 'prepared' a folder that is
+        missing, or was made for something else.
+      Unfinished: the set could not be written to its end.
     """
-    _check_tokenizer(c, tokenizer)
-    if c.data.source == 'prepared':
-        prepared = _given(c, tokenizer)
-    else:
-        identity = {
-            'format': records.FORMAT,
-            'source': c.data.source,
-            'made_from': sources.IDENTITIES[c.data.source](c),
-            **_cut(c, tokenizer),
-        }
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        folder = pathlib.Path(c.data.cache).expanduser() / 'prepared' / f'{c.data.source}-{key}'
+    if c.data.source == 'mixture':
+        return _mixture(c, tokenizer)
+    fitting.check_tokenizer(c, tokenizer)
+    given = c.data.source == 'prepared'
+    prepared = fitting.given(c, tokenizer) if given else _found(c, tokenizer)
+    fitting.check(c, prepared)
+    return prepared
+
+
+def _mixture(c: ConfigDict, tokenizer: Tokenizer) -> Mixture:
+    parts, weights = [], []
+    for part, weight in sources.parts(c):
+        prepared = prepare(part, tokenizer)
+        assert isinstance(prepared, Prepared), 'a part is no mixture'
+        parts.append(prepared)
+        weights.append(weight)
+    return Mixture(tuple(parts), tuple(weights))
+
+
+def _found(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
+    """The set in the cache; made if it is not there."""
+    made_from = identity(c, tokenizer)
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    folder = pathlib.Path(c.data.cache).expanduser() / 'prepared' / f'{c.data.source}-{key}'
+    if folder.exists():
+        return fitting.opened(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(shards.alone(folder.with_name(f'{folder.name}.lock')))
+        except OSError as error:
+            raise config.UserError(
+                f'config.data.cache: cannot write to {folder.parent}: {error.strerror}'
+            ) from error
         if not folder.exists():
-            pydocs.publish(folder, lambda temporary: _write(c, tokenizer, identity, temporary))
-        prepared = _open(folder)
-    if prepared.kind == 'examples':
-        for split in sources.SPLITS:
-            _check_labels(c, prepared, split)
-            _check_lengths(c, prepared, split)
-    return prepared
+            partial = folder.with_name(f'{folder.name}.partial')
+            making.make(partial, c, tokenizer, made_from)
+            partial.rename(folder)
+    return fitting.opened(folder)
 
 
-def _cut(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
-    """How examples become records, as JSON values."""
-    special = {name: getattr(tokenizer, name) for name in objectives.OBJECTIVES[c.objective].needs}
+def identity(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """All that the records of a set depend on, as JSON values."""
     return {
-        'form': c.data.form,
-        'objective': c.objective,
-        'lengths': [c.data.length, c.data.target_length],
-        'vocabulary': {'hash': tokenizer.hash, 'size': tokenizer.vocab_size, **special},
+        'format': records.FORMAT,
+        'source': c.data.source,
+        'made_from': sources.identity(c),
+        **fitting.cut(c, tokenizer),
     }
 
 
-def _check_tokenizer(c: ConfigDict, tokenizer: Tokenizer) -> None:
-    for name in objectives.OBJECTIVES[c.objective].needs:
-        if getattr(tokenizer, name) is None:
-            token = {'mask_id': '[MASK]', 'cls_id': '[CLS]', 'sep_id': '[SEP]'}.get(name, name)
-            raise config.UserError(
-                f'config.objective = {c.objective!r}: needs a tokenizer with a {token} token, '
-                f'{tokenizer.path} has none'
-            )
+# The command
+
+USAGE = """
+python -m lightpaff_jax.data.prepare --source=NAME[:PATH] --tokenizer=PATH --out=DIR [OPTION ...]
+
+Makes ids of the text of a source, once, for any number of runs with
+--config.data.source=prepared --config.data.path=DIR. Stopped at any moment, the same command goes
+on, to the same files. DIR then holds:
+  manifest.json        where the ids come from, counts, hashes      tokenizer/   its tokenizer
+  train-00000.array_record ..., validation-..., test-...            the ids
+
+  --train-tokenizer=SIZE  instead of --tokenizer: trains a SentencePiece vocabulary on train first
+  --workers=K             processes that tokenize; default: the cores
+  --on-error=skip         leaves malformed rows out and counts them; default: stops at the first
+  --shard-tokens=N        ids a file, about; default: 16777216
+  --config=FILE[:VARIANT] a recipe file to take all else from; default: that of config.py
+  --config.KEY=VALUE      any key: objective, data.length, data.packing, data.held_out, ...
+
+Keys, defaults and units: lightpaff_jax/config.py
+"""
+_FLAGS = (
+    'source', 'tokenizer', 'train-tokenizer', 'out', 'workers', 'on-error', 'shard-tokens',
+)  # fmt: skip
+_OURS = ('tokenizer', '.tokenizer', '.lock', shards.STATE, records.MANIFEST)  # beside shards
 
 
-def _check_labels(c: ConfigDict, prepared: Prepared, split: str) -> None:
-    """Only classes have labels; validation sees to it that there are some for classify alone."""
-    low, high = prepared.split(split)['labels']
-    classes = c.student.classes
-    if c.objective != 'classify' or 0 <= low <= high < classes:
-        return
-    found = prepared.records(split)
-    labels = ((i, found[i].label) for i in range(len(found)))
-    example, label = next((i, label) for i, label in labels if not 0 <= label < classes)
-    raise config.UserError(
-        f'config.student.classes = {classes}: example {example} of split {split!r} has label '
-        f'{label}, must be at least 0 and below {classes}'
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or '-h' in argv or '--help' in argv:
+        print(USAGE.strip())
+        return 0 if argv else 2
+    try:
+        with command.notes():
+            _command(argv)
+    except config.UserError as error:
+        return _ended(str(error), 2)
+    except OSError as error:  # no permission, a file where a folder should be
+        return _ended(f'{error.filename or "file system"}: {error.strerror}', 2)
+    except KeyboardInterrupt:
+        return _ended('interrupted; the same command goes on where this one stopped', 130)
+    return 0
+
+
+def _ended(line: str, code: int) -> int:
+    print(f'error: {line}', file=sys.stderr)
+    return code
+
+
+def _command(argv: Sequence[str]) -> None:
+    options, rest = _options(argv)
+    shard_tokens = _number(options, 'shard-tokens', making.SHARD_TOKENS)
+    c, tokenizer = _asked(options, rest)
+    out = pathlib.Path(options['out']).expanduser()
+    _check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with shards.alone(out / '.lock'):
+        tokenizer = tokenizer or _trained(c)
+        fitting.check_tokenizer(c, tokenizer)
+        made_from = identity(c, tokenizer)
+        if not _is_made(out, made_from | {'shard_tokens': shard_tokens}):
+            _keep(tokenizer, out, c.student.family)
+            making.make(out, c, tokenizer, made_from, shard_tokens)
+    _print(fitting.opened(out))
+
+
+def _options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The flags of this command, and the arguments of a configuration."""
+    found: dict[str, str] = {}
+    rest, words = [], list(argv)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition('=')
+        name = flag.removeprefix('--')
+        ours = name in _FLAGS and flag != name
+        if not ours and flag != '--config' and not flag.startswith('--config.'):
+            known = [f'--{one}' for one in (*_FLAGS, 'config')]
+            near = config.nearest(flag, known)
+            raise config.UserError(f'argument {word!r}: must be one of {", ".join(known)}{near}')
+        if not equals and (not words or words[0].startswith('--')):
+            raise config.UserError(f'argument {word!r}: must be followed by a value')
+        value = value if equals else words.pop(0)
+        if not ours:
+            rest.append(f'{flag}={value}')
+        elif name in found:
+            raise config.UserError(f'{flag}: must be given once')
+        else:
+            found[name] = value
+    for name in ('source', 'out'):
+        if not found.get(name):
+            raise config.UserError(f'--{name}: must be given')
+    if ('tokenizer' in found) == ('train-tokenizer' in found):
+        raise config.UserError('one of --tokenizer=PATH and --train-tokenizer=SIZE must be given')
+    return found, rest
+
+
+def _number(options: dict[str, str], name: str, default: int) -> int:
+    text = options.get(name, str(default))
+    if not text.isdecimal() or int(text) < 1:
+        raise config.UserError(f'--{name}={text}: must be a whole number above 0')
+    return int(text)
+
+
+def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokenizer | None]:
+    """The configuration, checked, and the tokenizer that is given."""
+    recipe = any(word.startswith('--config=') for word in rest)
+    c = command.parse(rest, config.default())
+    c.data.source, _, c.data.path = options['source'].partition(':')
+    c.data.workers = _number(options, 'workers', _cores())
+    c.data.on_error = options.get('on-error', c.data.on_error)
+    c.tokenizer.path = options.get('tokenizer', '')
+    if c.data.source in ('prepared', 'mixture'):
+        must = "must have text; of a mixture, prepare each part and mix 'prepared:DIR=WEIGHT'"
+        raise config.UserError(f'--source={c.data.source}: {must}')
+    tokenizer = None
+    if 'tokenizer' in options:
+        tokenizer = tokenizers.read(c.tokenizer.path, c.tokenizer.lowercase)
+    if not recipe:
+        c.student.vocab_size = tokenizer.vocab_size if tokenizer else c.student.vocab_size
+        _fit_network(c)
+    if tokenizer is None:
+        c.student.vocab_size = _number(options, 'train-tokenizer', 0)
+    validation.validate(c)
+    validation.check_paths(c, runs=False)
+    sources.check(c)
+    return c, tokenizer
+
+
+def _fit_network(c: ConfigDict) -> None:
+    """Makes the default network one that could read the set, so that the configuration is valid."""
+    families = [name for name, learns in config.OBJECTIVES.items() if c.objective in learns]
+    if not families or c.data.source not in config.SOURCES:
+        return  # validation says what there is
+    c.student.family = families[0]
+    c.student.positions = max(c.student.positions, c.data.length, c.data.target_length)
+    c.student.decoder_layers = c.student.layers if families[0] == 'mass' else 0
+    if c.objective == 'classify':
+        sources.check(c)
+        c.student.head, c.student.classes = 'classify', sources.classes(c)
+
+
+def _cores() -> int:
+    """Of this machine, that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _trained(c: ConfigDict) -> Tokenizer:
+    """A vocabulary of the train split, kept in `config.data.cache` too."""
+    alone = config.copy(c)
+    alone.teacher.path, alone.student.init = '', config.STARTS[0]
+    return tokenizers.load(alone)
+
+
+def _check_folder(out: pathlib.Path) -> None:
+    """Raises UserError where something else is in the folder, or it is none."""
+    if out.exists() and not out.is_dir():
+        raise config.UserError(f'--out={out}: must be a folder')
+    known = (
+        _OURS if not (out / shards.STATE).exists() and not (out / records.MANIFEST).exists() else ()
     )
-
-
-def _check_lengths(c: ConfigDict, prepared: Prepared, split: str) -> None:
-    stats = prepared.split(split)
-    if not stats['truncated']:
-        return
-    if c.data.long_text == 'error':
-        example, length, limit = stats['too_long']
+    others = sorted(path.name for path in out.glob('*') if known and path.name not in known)
+    if others:
         raise config.UserError(
-            f"config.data.long_text = 'error': example {example} of split {split!r} has {length} "
-            f'tokens, must have at most {limit}'
+            f'--out={out}: must be empty or what this command made; there is {others[0]}'
         )
-    target = f' and {c.data.target_length} of the target' if c.data.target_length else ''
-    _LOG.info(
-        '%s %s: %d of %d examples cut to %d tokens%s',
-        prepared.manifest['source'], split, stats['truncated'], stats['examples'], c.data.length,
-        target,
-    )  # fmt: skip
 
 
-def _given(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
-    folder = pathlib.Path(c.data.path).expanduser()
-    if not c.data.path or not folder.is_dir():
+def _is_made(out: pathlib.Path, wanted: dict[str, Any]) -> bool:
+    """Whether the set is there; raises UserError if another one is."""
+    if not (out / records.MANIFEST).is_file():
+        return False
+    made = records.manifest(out)
+    found = shards.differences(
+        {key: made.get(key) for key in wanted}, json.loads(json.dumps(wanted))
+    )
+    if found:
         raise config.UserError(
-            f"config.data.path = {c.data.path!r}: must be a folder for source 'prepared'"
+            f'--out={out}: holds another set ({found}): remove it, or choose another folder'
         )
-    prepared, wanted = _open(folder), _cut(c, tokenizer)
-    made = prepared.manifest
-    if made['vocabulary'] != wanted['vocabulary']:
-        raise config.UserError(
-            f'config.data.path = {c.data.path}: was prepared with tokenizer '
-            f'{made["vocabulary"]["hash"]}, this run has tokenizer {tokenizer.hash} '
-            f'({tokenizer.path})'
-        )
-    was = dict(zip(('data.length', 'data.target_length'), made['lengths'], strict=True))
-    was |= {'objective': made['objective'], 'data.form': made['form']}
-    for key, value in was.items():
-        own = config.flatten(c)[key]
-        if own != value:
+    (out / shards.STATE).unlink(missing_ok=True)  # killed between the last two steps
+    print(f'{out}: is prepared already')
+    return True
+
+
+def _keep(tokenizer: Tokenizer, out: pathlib.Path, family: str) -> None:
+    """Puts the tokenizer beside the ids, so that the folder is all that a run needs."""
+    place, part = out / 'tokenizer', out / '.tokenizer'
+    if place.exists():
+        there = tokenizers.read(str(place)).hash
+        if there != tokenizer.hash:
             raise config.UserError(
-                f'config.{key} = {own!r}: must equal the {value!r} that {c.data.path} was '
-                'prepared with'
+                f'{place}: is tokenizer {there}, not {tokenizer.hash}: remove {out}, or choose '
+                'another folder'
             )
-    return prepared
+        return
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        tokenizer.save(part, family)
+    except config.UserError as error:
+        _LOG.info('%s: no copy of the tokenizer is kept: %s', place, error)
+        return
+    except Exception as error:  # `tokenizers` raises no narrower one where the disk is full
+        reason = ' '.join(str(error).split())
+        raise shards.Unfinished(
+            f'{place}: cannot be written: {reason}; the same command goes on'
+        ) from error
+    part.rename(place)
 
 
-def _open(folder: pathlib.Path) -> Prepared:
-    return Prepared(str(folder), records.manifest(folder))
+def _print(prepared: Prepared) -> None:
+    for split in sources.SPLITS:
+        stats = prepared.split(split)
+        many = 'examples' if prepared.kind == 'examples' else 'documents'
+        parts = [
+            f'{split}: {stats[many]:,} {many}', f'{stats["words"]:,} words',
+            f'{stats["tokens"]:,} tokens', f'{stats["records"]:,} records',
+            f'{len(stats["shards"])} shards',
+        ]  # fmt: skip
+        if prepared.kind == 'packed':
+            parts.append(f'rows {stats["fill"]:.1%} full')
+        if stats['skipped']:
+            parts.append(f'{stats["skipped"]:,} malformed rows left out')
+        print(', '.join(parts))
+    print(f'{prepared.path}: hash {prepared.hash}')
 
 
-def _write(c: ConfigDict, tokenizer: Tokenizer, identity: dict, folder: pathlib.Path) -> None:
-    folder.mkdir()
-    content = {
-        **identity,
-        'kind': objectives.OBJECTIVES[c.objective].kind,
-        'classes': sources.classes(c),
-        'dtype': records.id_type(tokenizer.vocab_size).str,
-    }
-    content['splits'] = {
-        split: _write_split(
-            c,
-            sources.SOURCES[c.data.source](c, split),
-            tokenizer,
-            records.split_file(folder, split),
-        )
-        for split in sources.SPLITS
-    }
-    records.write_manifest(folder, content)
-
-
-def _write_split(
-    c: ConfigDict, examples: Iterable[Example], tokenizer: Tokenizer, file: pathlib.Path
-) -> dict[str, Any]:
-    """Writes the records of one split; returns its entry of the manifest."""
-    kind, counts = objectives.OBJECTIVES[c.objective].kind, dict[str, Any]()
-    make = _blocks if kind == 'blocks' else _examples
-    made = make(c, examples, tokenizer, counts)
-    written = records.write(file, made, kind, records.id_type(tokenizer.vocab_size))
-    if not counts['words']:
-        raise config.UserError(f'empty corpus: no example for {file.stem}')
-    return counts | written
-
-
-def _blocks(
-    c: ConfigDict, examples: Iterable[Example], tokenizer: Tokenizer, counts: dict[str, Any]
-) -> Iterator[Record]:
-    """Blocks of the documents' stream; counts what Prepared.split names."""
-    counts |= {'documents': 0, 'words': 0, 'tokens': 0}
-    make = objectives.OBJECTIVES[c.objective].pieces
-    assert make is not None
-    pieces = make(c, tokenizer)
-    overlap, separator = pieces.size - pieces.stride, pieces.separator
-    assert separator is not None, 'prepare checks the tokenizer'
-
-    def stream() -> Iterator[list[int]]:
-        if pieces.leads:
-            yield [separator]
-        for texts in _batched(examples):
-            counts['documents'] += len(texts)
-            counts['words'] += sum(words(e.first) for e in texts)
-            for ids in tokenizer.encode([e.first for e in texts]):
-                yield [*ids, separator]
-
-    for block in pack(stream(), pieces.size, pieces.stride):
-        counts['tokens'] += len(block) - overlap
-        yield Record(block)
-
-
-def _examples(
-    c: ConfigDict, examples: Iterable[Example], tokenizer: Tokenizer, counts: dict[str, Any]
-) -> Iterator[Record]:
-    """One record for each example; counts what Prepared.split names."""
-    counts |= {'examples': 0, 'words': 0, 'tokens': 0, 'truncated': 0, 'too_long': None}
-    fit = objectives.OBJECTIVES[c.objective].fit
-    assert fit is not None
-    targets, labels = c.objective == 'seq2seq', set()
-    for texts in _batched(examples):
-        both = tokenizer.encode([text for e in texts for text in (e.first, e.second)])
-        for i, e in enumerate(texts):
-            fitted = fit(c, both[2 * i], both[2 * i + 1])
-            if fitted.length > fitted.limit:
-                counts['truncated'] += 1
-                counts['too_long'] = counts['too_long'] or [
-                    counts['examples'], fitted.length, fitted.limit,
-                ]  # fmt: skip
-            read = (e.second,) if targets else (e.first, e.second)
-            if targets and len(fitted.second) < len(both[2 * i + 1]):
-                read = (tokenizer.decode(fitted.second),)  # what is left of it is what is scored
-            counts['examples'] += 1
-            counts['words'] += sum(words(text) for text in read if text or targets)
-            counts['tokens'] += len(fitted.second) + (1 if targets else len(fitted.first))
-            labels.add(e.label)
-            yield Record(
-                np.array(fitted.first, np.int32), np.array(fitted.second, np.int32), e.label
-            )
-    counts['labels'] = [min(labels), max(labels)] if labels else None
-
-
-def _batched(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    examples = iter(examples)
-    while batch := list(itertools.islice(examples, _AT_ONCE)):
-        yield batch
-
-
-def pack(
-    stream: Iterable[list[int]], size: int, stride: int
-) -> Iterator[Int32[np.ndarray, ' size']]:
-    """Cuts a stream of ids, which comes in parts, into blocks of `size`, one every `stride` ids.
-
-    Only the last block may be shorter; it has at least one id that none before it has.
-    """
-    left, overlap = np.zeros(0, np.int32), size - stride
-    for part in stream:
-        left = np.concatenate([left, np.asarray(part, np.int32)])
-        n = max(0, (len(left) - overlap) // stride)
-        for start in range(0, n * stride, stride):
-            yield left[start : start + size]
-        left = left[n * stride :]
-    if len(left) > overlap:
-        yield left
-
-
-def words(text: str) -> int:
-    """White-space words, and one for the end of every line: what perplexity a word divides by."""
-    return len(text.split()) + text.count('\n') + 1
+if __name__ == '__main__':
+    sys.exit(main())

@@ -4,22 +4,27 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable
+import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
 from jaxtyping import Int32
 
 from lightpaff_jax import config
 
-FORMAT = 2  # of the folder; another one is prepared again
-_MANIFEST = 'manifest.json'
-_HEADER = np.dtype('<i4')  # of an example: its label, and how many ids are of its first text
+FORMAT = 3  # of the folder; another one is prepared again
+MANIFEST = 'manifest.json'
+_INT = np.dtype('<i4')  # of what stands before the ids of a record
 
 
 class Record(NamedTuple):
-    """A block of a stream (`first` alone), or an example; no special ids but a stream's own."""
+    """A block of a stream (`first` alone), whole documents, or an example.
+
+    Of whole documents `first` is their ids, one document after the other, `second` how many are
+    of each. There are no special ids but a stream's own.
+    """
 
     first: Int32[np.ndarray, ' N']
     second: Int32[np.ndarray, ' M'] = np.zeros(0, np.int32)
@@ -35,39 +40,139 @@ def is_padding(record: Record) -> bool:
     return not len(record.first) and not len(record.second) and record.label < 0
 
 
-class Records:
-    """The records of one split, by index. May be read by several threads."""
+def to_bytes(record: Record, kind: str, dtype: np.dtype) -> bytes:
+    """A record on disk, where its ids are of type `dtype`.
 
-    def __init__(self, file: pathlib.Path, kind: str, dtype: np.dtype):
-        self._source = array_record_data_source.ArrayRecordDataSource(str(file))
+    blocks: the ids. packed: how many documents, ids of each, the ids. examples: the label, ids of
+    the first text, all ids. Numbers before the ids are int32.
+    """
+    ids = record.first.astype(dtype).tobytes()
+    if kind == 'blocks':
+        return ids
+    if kind == 'packed':
+        return np.array([len(record.second), *record.second], _INT).tobytes() + ids
+    header = np.array([record.label, len(record.first)], _INT).tobytes()
+    return header + ids + record.second.astype(dtype).tobytes()
+
+
+def from_bytes(data: bytes, kind: str, dtype: np.dtype) -> Record:
+    """What `to_bytes` wrote."""
+    if kind == 'blocks':
+        return Record(np.frombuffer(data, dtype).astype(np.int32))
+    if kind == 'packed':
+        documents = int(np.frombuffer(data, _INT, 1)[0])
+        second = np.frombuffer(data, _INT, documents, offset=_INT.itemsize)
+        ids = np.frombuffer(data, dtype, offset=_INT.itemsize * (1 + documents))
+        return Record(ids.astype(np.int32), second.astype(np.int32))
+    label, first = np.frombuffer(data, _INT, 2).tolist()
+    ids = np.frombuffer(data, dtype, offset=2 * _INT.itemsize).astype(np.int32)
+    return Record(ids[:first], ids[first:], label)
+
+
+class Records:
+    """The records of one split, by number. May be read by several threads."""
+
+    def __init__(self, shards: Sequence[tuple[pathlib.Path, int]], kind: str, dtype: np.dtype):
+        """Opens no file yet.
+
+        Args:
+          shards: files in their order, and how many records are in each.
+          kind: of the set.
+          dtype: of an id on disk.
+        """
+        self._files = [file for file, _ in shards]
+        self._counts = [count for _, count in shards]
+        self._ends = np.cumsum(self._counts)
+        self._readers: list[Any] = [None] * len(self._files)
+        self._lock = threading.Lock()
         self._kind = kind
         self._dtype = dtype
 
     def __len__(self) -> int:
-        return len(self._source)
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Record:
-        data = self._source[index]
-        if self._kind == 'blocks':
-            return Record(np.frombuffer(data, self._dtype).astype(np.int32))
-        label, first = np.frombuffer(data, _HEADER, 2).tolist()
-        ids = np.frombuffer(data, self._dtype, offset=2 * _HEADER.itemsize).astype(np.int32)
-        return Record(ids[:first], ids[first:], label)
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        """The records of these numbers, in this order.
+
+        One call of a reader for each shard: ArrayRecordDataSource starts a thread for each, which
+        takes longer than reading a batch.
+
+        Raises:
+          IndexError: there is no such record.
+          UserError: a file is damaged.
+        """
+        numbers = np.asarray(indices, np.int64)
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise IndexError(f'numbers must be at least 0 and below {len(self)}')
+        found: list[Record] = [PADDING] * len(numbers)
+        owners = np.searchsorted(self._ends, numbers, side='right')
+        for owner in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == owner)
+            within = numbers[places] - (self._ends[owner] - self._counts[owner])
+            for place, data in zip(places.tolist(), self._data(owner, within), strict=True):
+                found[place] = from_bytes(data, self._kind, self._dtype)
+        return found
+
+    def lengths(self) -> Int32[np.ndarray, 'n 2']:
+        """Of examples: ids in the first and the second text of each.
+
+        Raises:
+          UserError: a file of them is missing or damaged.
+        """
+        parts = []
+        for shard, count in zip(self._files, self._counts, strict=True):
+            file = lengths_file(shard)
+            try:
+                part = np.load(file, allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise config.UserError(f'{file}: {_again(file, "cannot be read")}') from error
+            if part.shape != (count, 2):
+                has = f'has lengths of {len(part)} records, {MANIFEST} says {count}'
+                raise config.UserError(f'{file}: {_again(file, has)}')
+            parts.append(part.astype(np.int32))
+        return np.concatenate(parts)
+
+    def _data(self, shard: int, numbers: np.ndarray) -> list[bytes]:
+        file = self._files[shard]
+        try:
+            with self._lock:
+                reader = self._readers[shard] = self._readers[shard] or opened(file)
+            if reader.num_records() == self._counts[shard]:
+                return reader.read(numbers.tolist())
+        except RuntimeError as error:  # the block that a record is in has another checksum
+            reason = ' '.join(str(error).split())
+            raise config.UserError(f'{file}: {_again(file, f"is damaged: {reason}")}') from error
+        has = f'has {reader.num_records()} records, {MANIFEST} says {self._counts[shard]}'
+        raise config.UserError(f'{file}: {_again(file, has)}')
 
     def __repr__(self) -> str:
         return f'Records({len(self)} {self._kind})'
 
 
+def opened(file: pathlib.Path):
+    """A reader of single records anywhere in the file."""
+    return array_record_module.ArrayRecordReader(
+        str(file), 'readahead_buffer_size:0', file_reader_buffer_size=1 << 15
+    )
+
+
+def _again(file: pathlib.Path, what: str) -> str:
+    return f'{what}; remove {file.parent}, and prepare makes it again'
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A folder of records, `blocks` or `examples`."""
+    """A folder of records: `blocks`, `packed` or `examples`."""
 
     path: str
     manifest: dict[str, Any]
 
     @property
     def kind(self) -> str:
-        """'blocks': pieces of one stream of documents. 'examples': a record each."""
+        """'blocks': pieces of one stream of documents. 'packed': whole documents. 'examples'."""
         return self.manifest['kind']
 
     @property
@@ -78,18 +183,26 @@ class Prepared:
     @property
     def hash(self) -> str:
         """16 hex digits of what a run reads here: the ids, their vocabulary, how they were cut."""
-        read = [self.manifest[key] for key in ('splits', 'objective', 'vocabulary', 'lengths')]
+        splits = {
+            name: {key: value for key, value in stats.items() if key != 'shards'}
+            for name, stats in self.manifest['splits'].items()
+        }
+        read = [splits, *(self.manifest[key] for key in ('objective', 'vocabulary', 'lengths'))]
         return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
 
     def split(self, split: str) -> dict[str, Any]:
         """What is in a split, counted by prepare.py.
 
-        `records`; `hash`, 16 hex digits of their bytes; `tokens`, ids that one pass predicts
-        (clm, seq2seq), may predict (mlm, mass) or reads (classify). Of blocks also `documents`,
-        and `words`: white-space words, and one for the end of every line of the text. Of examples
-        also `examples`; `words`, those of the targets as they were cut, for classify of all texts; `truncated`, how
-        many were too long; `too_long`, of the first of these its number, ids and limit, or None;
-        `labels`, the lowest and the highest.
+        `records`; `hash`, 16 hex digits of their bytes, whatever shards they are in; `shards`, of
+        each its `file`, `records`, `bytes` and `sha256`; `skipped`, malformed rows that were left
+        out; `tokens`, ids that one pass predicts (clm, seq2seq), may predict (mlm, mass) or reads
+        (classify). Of blocks and packed also `documents`, and `words`: white-space words, and one
+        for the end of every line of the original text. Of packed also `pieces`, those documents
+        after the long ones were cut, and `fill`, the share of the rows that they take. Of examples
+        also `examples`; `pairs`, how many have a second text; `words`, those of the targets as
+        they were cut, for classify of all texts; `truncated`, how many were too long; `too_long`,
+        of the first of these its number, ids and limit, or None; `labels`, the lowest and the
+        highest.
 
         Raises:
           UserError: no such split.
@@ -104,17 +217,18 @@ class Prepared:
         """Random access to the records of a split; may be read by several threads.
 
         Raises:
-          UserError: no such split, or its file is missing or cut short.
+          UserError: no such split, or a file of it is missing or cut short.
         """
-        stats, file = self.split(split), split_file(pathlib.Path(self.path), split)
-        if not file.is_file():
-            raise config.UserError(f'{file}: no such file, prepare this data set again')
-        found = Records(file, self.kind, np.dtype(self.manifest['dtype']))
-        if len(found) != stats['records']:
-            raise config.UserError(
-                f'{file}: has {len(found)} records, {_MANIFEST} says {stats["records"]}'
-            )
-        return found
+        shards = []
+        for shard in self.split(split)['shards']:
+            file = pathlib.Path(self.path) / shard['file']
+            size = file.stat().st_size if file.is_file() else None
+            if size != shard['bytes']:
+                has = 'no such file' if size is None else f'has {size} bytes'
+                says = f'{has}, {MANIFEST} says {shard["bytes"]} bytes'
+                raise config.UserError(f'{file}: {_again(file, says)}')
+            shards.append((file, shard['records']))
+        return Records(shards, self.kind, np.dtype(self.manifest['dtype']))
 
 
 def id_type(vocab_size: int) -> np.dtype:
@@ -122,25 +236,14 @@ def id_type(vocab_size: int) -> np.dtype:
     return np.dtype('<u2' if vocab_size <= 1 << 16 else '<i4')
 
 
-def write(file: pathlib.Path, records: Iterable[Record], kind: str, dtype: np.dtype) -> dict:
-    """Writes the records of one split; returns how many (`records`) and their `hash`."""
-    hasher, written = hashlib.sha256(), 0
-    writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1,uncompressed')
-    for record in records:
-        data = record.first.astype(dtype).tobytes()
-        if kind == 'examples':
-            header = np.array([record.label, len(record.first)], _HEADER).tobytes()
-            data = header + data + record.second.astype(dtype).tobytes()
-        writer.write(data)
-        hasher.update(len(data).to_bytes(4) + data)
-        written += 1
-    writer.close()
-    return {'records': written, 'hash': hasher.hexdigest()[:16]}
+def shard_file(folder: pathlib.Path, split: str, number: int) -> pathlib.Path:
+    """Where a shard of a split is."""
+    return folder / f'{split}-{number:05}.array_record'
 
 
-def write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
-    """What `manifest` reads."""
-    (folder / _MANIFEST).write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
+def lengths_file(shard: pathlib.Path) -> pathlib.Path:
+    """Of a shard of examples: [n, 2], how many ids are of each text of a record."""
+    return shard.with_suffix('.npy')
 
 
 def manifest(folder: pathlib.Path) -> dict[str, Any]:
@@ -149,19 +252,16 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: there is none, or it is not one of this FORMAT.
     """
-    file = folder / _MANIFEST
+    file = folder / MANIFEST
     if not file.is_file():
-        raise config.UserError(f'{folder}: has no {_MANIFEST}, must be a prepared data set')
+        raise config.UserError(f'{folder}: has no {MANIFEST}, must be a prepared data set')
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding='utf-8'))
         form = content['format']
     except (ValueError, TypeError, KeyError) as error:
         raise config.UserError(f'{file}: must be the manifest of a prepared data set') from error
     if form != FORMAT:
-        raise config.UserError(f'{file}: has format {form}, must be {FORMAT}')
+        raise config.UserError(
+            f'{file}: has format {form}, this version reads {FORMAT}: prepare the set again'
+        )
     return content
-
-
-def split_file(folder: pathlib.Path, split: str) -> pathlib.Path:
-    """Where the records of a split are."""
-    return folder / f'{split}.array_record'

@@ -3,40 +3,139 @@
 The source `prepared` is not in the table: its folder is read by records.py, no example is.
 """
 
-import hashlib
+import functools
 import itertools
+import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
+from lightpaff_jax.data import files, records, splits, tables, texts, tfds_sets
 from lightpaff_jax.data import pydocs as pydocs_lib
-from lightpaff_jax.data import records
+from lightpaff_jax.data.files import Found, Path
 
-SPLITS = pydocs_lib.SPLITS
-
-
-class Example(NamedTuple):
-    """A document, a text, a pair of texts with a class, or a text and what to make of it."""
-
-    first: str
-    second: str = ''
-    label: int = -1
-    """Its class; -1: there is none."""
+SPLITS = splits.SPLITS
+Example = splits.Example
+Skipped = Callable[[str], None]
 
 
-def pydocs(c: ConfigDict, split: str) -> Iterator[Example]:
-    """Examples of `config.data.packages` (all if empty), in the order of package and path.
+class Source(NamedTuple):
+    """What every source can do."""
+
+    examples: Callable[[ConfigDict, str, Skipped], Iterator[Example]]
+    """Of a split, in an order that is the same everywhere. `skipped` is called with a line for each
+    row that is left out, where `config.data.on_error` is 'skip'."""
+    identity: Callable[[ConfigDict, Sequence[str]], dict]
+    """All that the examples of some splits depend on, as JSON values: equal ones, equal examples."""
+    check: Callable[[ConfigDict], None]
+    """Raises UserError for what can be known without reading whole files."""
+    kind: Callable[[ConfigDict], str]
+    """'documents', 'classes' or 'targets'."""
+    classes: Callable[[ConfigDict], int]
+    """How many classes; 0 where there are none."""
+
+
+class _Layout(NamedTuple):
+    """A source of files."""
+
+    find: Callable[[ConfigDict], Found]
+    read: Callable[[ConfigDict, list[Path], splits.Fault], Iterator[Example]]
+    sought: str
+    """What are the files of a split that has the names {names}, for messages."""
+    check: Callable[[ConfigDict, Path], None] | None = None
+    """Of one file."""
+    finish: Callable[[ConfigDict, Example], Example] | None = None
+    """Is done to an example after it found its split."""
+    classes: Callable[[ConfigDict], int] | None = None
+
+
+def examples(c: ConfigDict, split: str, skipped: Skipped | None = None) -> Iterator[Example]:
+    """The examples of a split, as the objective needs them.
+
+    For an objective that learns from documents every text of another source is one.
+
+    Args:
+      c: the configuration.
+      split: one of SPLITS.
+      skipped: see Source.examples; None says nothing.
 
     Raises:
-      UserError: a package that is not in the corpus, or no example in this split.
+      UserError: there are none, or what the source raises.
     """
+    source = _source(c)
+    kind = _kind(c, source)
+    apart, empty = kind != 'documents' == config.LEARNS_FROM[c.objective], True
+    for example in source.examples(c, split, skipped or (lambda line: None)):
+        empty = False
+        if apart:
+            yield from (Example(text) for text in example[:2] if text.strip())
+        else:
+            yield example
+    if empty:
+        raise config.UserError(
+            f'config.data.path = {c.data.path}: empty corpus, no example of split {split!r}'
+        )
+
+
+def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
+    """All that the examples of some splits depend on, as JSON values.
+
+    Two configurations of one source and one kind of objective have equal examples if these are equal.
+    """
+    return _source(c).identity(c, wanted)
+
+
+def check(c: ConfigDict) -> None:
+    """Raises UserError for a package, a file, a set or a column that is not there."""
+    if c.data.source != 'prepared':
+        source = _source(c)
+        source.check(c)
+        _kind(c, source)
+
+
+def classes(c: ConfigDict) -> int:
+    """How many classes the examples of `config.data` have; 0 where they have none.
+
+    Raises:
+      UserError: for the source 'prepared', a folder that is no prepared set.
+    """
+    if c.data.source == 'prepared':
+        return records.manifest(pathlib.Path(c.data.path).expanduser())['classes']
+    return _source(c).classes(c)
+
+
+def _source(c: ConfigDict) -> Source:
+    if c.data.source == 'prepared':
+        raise config.UserError(
+            f"config.data.path = {c.data.path}: source 'prepared' has ids and no text, "
+            'config.tokenizer.path must name its tokenizer'
+        )
+    return SOURCES[c.data.source]
+
+
+def _kind(c: ConfigDict, source: Source) -> str:
+    """The kind of its examples; raises UserError where the objective cannot learn from them."""
+    wanted, kind = config.LEARNS_FROM[c.objective], source.kind(c)
+    if wanted not in (kind, 'documents'):
+        raise config.UserError(
+            f'config.data.source = {c.data.source!r}: {c.data.path} has {kind}, which objective '
+            f'{c.objective!r} does not learn from'
+        )
+    return kind
+
+
+# pydocs
+
+
+def _pydocs(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
+    """Examples of `config.data.packages` (all if empty), in the order of package and path."""
+    del skipped  # no row is malformed
     packages = _packages(c)
-    builder = pydocs_lib.opened(c.data.cache, c.data.form)
     empty = True
-    for row in builder.as_data_source(split):
+    for row in pydocs_lib.opened(c.data.cache, c.data.form).as_data_source(split):
         if not packages or row['package'].decode() in packages:
             empty = False
             if c.data.form == 'text':
@@ -50,8 +149,8 @@ def pydocs(c: ConfigDict, split: str) -> Iterator[Example]:
         )
 
 
-def pydocs_identity(c: ConfigDict, splits: Sequence[str] = SPLITS) -> dict:
-    """All that the examples of `pydocs` depend on, as JSON values; one digest for all splits."""
+def _pydocs_identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
+    del wanted  # one digest for all splits
     metadata = pydocs_lib.opened(c.data.cache, c.data.form).info.metadata
     return {
         'packages': _packages(c),
@@ -70,72 +169,174 @@ def _packages(c: ConfigDict) -> list[str]:
     return sorted(set(c.data.packages))
 
 
-def text(c: ConfigDict, split: str) -> Iterator[Example]:
-    """Documents of `config.data.path`/<split>.txt, separated by blank lines.
+def _check_pydocs(c: ConfigDict) -> None:
+    _packages(c)
+
+
+_PYDOCS_CLASSES = {'text': 0, 'topic': len(pydocs_lib.PACKAGES), 'pairs': 2, 'summary': 0}
+
+
+# Files
+
+
+def _of_files(layout: _Layout) -> Source:
+    return Source(
+        functools.partial(_file_examples, layout),
+        functools.partial(_file_identity, layout),
+        functools.partial(_check_files, layout),
+        config.kind,
+        layout.classes or (lambda c: 0),
+    )
+
+
+def _part(layout: _Layout, c: ConfigDict, found: Found, split: str) -> splits.Part:
+    sought = layout.sought.format(names=' or '.join(files.ALIASES[split]))
+    return splits.part(c, found, split, 'config.data.files has none' if c.data.files else sought)
+
+
+def _file_examples(
+    layout: _Layout, c: ConfigDict, split: str, skipped: Skipped
+) -> Iterator[Example]:
+    def stop(line: str) -> None:
+        raise config.UserError(f"{line} (config.data.on_error = 'skip' leaves such rows out)")
+
+    fault = skipped if c.data.on_error == 'skip' else stop
+    found = layout.find(c)
+    part = _part(layout, c, found, split)
+    made = layout.read(c, found[part.of], fault)
+    for example in splits.select(made, part, c.data.held_out):
+        yield layout.finish(c, example) if layout.finish else example
+
+
+def _file_identity(layout: _Layout, c: ConfigDict, wanted: Sequence[str]) -> dict:
+    found = layout.find(c)
+    parts = {split: _part(layout, c, found, split) for split in wanted}
+    read = dict.fromkeys(part.of for part in parts.values())
+    keys = [key for key in config.READS[c.data.source] if key not in ('path', 'files')]
+    return {
+        'keys': {key: list(v) if isinstance(v := c.data[key], tuple) else v for key in keys},
+        'parts': {split: [part.of, list(part.kept)] for split, part in parts.items()},
+        'files': {
+            split: [[files.extension(path.name), files.digest(path)] for path in found[split]]
+            for split in read
+        },
+    }
+
+
+def _check_files(layout: _Layout, c: ConfigDict) -> None:
+    found = layout.find(c)
+    for split in SPLITS:
+        _part(layout, c, found, split)
+    if layout.check:
+        for path in itertools.chain(*found.values()):
+            layout.check(c, path)
+
+
+def _read_table(c: ConfigDict, paths: list[Path], fault: splits.Fault) -> Iterator[Example]:
+    for path in paths:
+        yield from tables.read(_form(c), path, fault)
+
+
+def _check_table(c: ConfigDict, path: Path) -> None:
+    next(tables.read(_form(c), path, lambda line: None), None)
+
+
+def _form(c: ConfigDict) -> tables.Form:
+    return tables.form(c) if c.data.source == 'table' else tables.GLUE[c.data.source]
+
+
+# Mixtures
+
+
+def parts(c: ConfigDict) -> list[tuple[ConfigDict, float]]:
+    """The configuration and the weight of each part of the source 'mixture'.
 
     Raises:
-      UserError: the file is missing, not UTF-8, or has no document.
+      UserError: a part that is no SOURCE:PATH=WEIGHT.
     """
-    empty = True
-    for document in _paragraphs(_text_file(c, split)):
-        empty = False
-        yield Example(document)
-    if empty:
-        raise config.UserError(f'{_text_file(c, split)}: empty corpus, must hold a document')
+    found = []
+    for entry in c.data.mixture:
+        where = f'config.data.mixture = {entry!r}'
+        names, equals, number = entry.rpartition('=')
+        source, _, path = names.partition(':')
+        known = [name for name in config.SOURCES if name not in ('mixture', 'parallel')]
+        if not equals or source not in known:
+            near = config.nearest(source, known) if equals else ''
+            raise config.UserError(
+                f'{where}: must be SOURCE:PATH=WEIGHT with a SOURCE of {", ".join(known)}{near}'
+            )
+        if bool(path) != ('path' in config.READS[source]):
+            must = 'must not' if path else 'must'
+            raise config.UserError(f'{where}: source {source!r} {must} have a path')
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < math.inf:
+            raise config.UserError(f'{where}: the weight must be a number above 0')
+        part = config.copy(c)
+        part.data.source, part.data.path, part.data.mixture = source, path, ()
+        found.append((part, weight))
+    return found
 
 
-def text_identity(c: ConfigDict, splits: Sequence[str] = SPLITS) -> dict:
-    """The content of the files of `text`."""
-    hashes = {}
-    for split in splits:
-        with _text_file(c, split).open('rb') as file:
-            hashes[split] = hashlib.file_digest(file, 'sha256').hexdigest()
-    return {'files': hashes}
+def _mixed(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
+    for part, _ in parts(c):
+        yield from examples(part, split, skipped)
 
 
-def _text_file(c: ConfigDict, split: str) -> pathlib.Path:
-    file = pathlib.Path(c.data.path).expanduser() / f'{split}.txt'
-    if not file.is_file():
-        names = ', '.join(f'{name}.txt' for name in SPLITS)
-        raise config.UserError(f'config.data.path = {c.data.path}: must hold {names}; no {file}')
-    return file
+def _mixture_identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
+    return {'parts': [[part.data.source, identity(part, wanted)] for part, _ in parts(c)]}
 
 
-def _paragraphs(file: pathlib.Path) -> Iterator[str]:
-    lines: list[str] = []
-    try:
-        with file.open(encoding='utf-8', newline='\n') as opened:
-            for line in itertools.chain(opened, ['']):
-                if line.strip():
-                    lines.append(line)
-                elif lines:
-                    yield ''.join(lines).rstrip('\n')
-                    lines = []
-    except UnicodeDecodeError as error:
-        raise config.UserError(f'{file}: must be UTF-8: {error.reason}') from error
+def _check_mixture(c: ConfigDict) -> None:
+    for (part, _), entry in zip(parts(c), c.data.mixture, strict=True):
+        try:
+            check(part)
+        except config.UserError as error:
+            raise config.UserError(f'config.data.mixture = {entry!r}: {error}') from error
 
 
-def classes(c: ConfigDict) -> int:
-    """How many classes the examples of `config.data` have; 0 where they have none.
-
-    Raises:
-      UserError: for the source 'prepared', a folder that is no prepared set.
-    """
-    if c.data.source == 'prepared':
-        return records.manifest(pathlib.Path(c.data.path).expanduser())['classes']
-    return {'text': 0, 'topic': len(pydocs_lib.PACKAGES), 'pairs': 2, 'summary': 0}[c.data.form]
+def _two(c: ConfigDict) -> int:
+    del c
+    return 2
 
 
-def check(c: ConfigDict) -> None:
-    """Raises UserError for a package or a file that is not there; reads no example."""
-    if c.data.source == 'pydocs':
-        _packages(c)
-    if c.data.source == 'text':
-        for split in SPLITS:
-            _text_file(c, split)
+def _table_classes(c: ConfigDict) -> int:
+    return len(_form(c).labels) if config.kind(c) == 'classes' else 0
 
 
-# Name -> one split, as (c, split) -> iterator of examples.
-SOURCES = {'pydocs': pydocs, 'text': text}
-# Name -> what those depend on, as (c, splits) -> JSON values; two configurations with equal ones have equal examples of a form.
-IDENTITIES = {'pydocs': pydocs_identity, 'text': text_identity}
+_ENDS = 'looked for files that have {names} in their names and end in %s, or .gz of these'
+_TSV = 'looked for a .tsv file named {names} that has labels'
+SOURCES = {
+    'pydocs': Source(
+        _pydocs, _pydocs_identity, _check_pydocs, config.kind,
+        lambda c: _PYDOCS_CLASSES[c.data.form],
+    ),
+    'text': _of_files(_Layout(
+        texts.find, texts.read, _ENDS % ', '.join(texts.EXTENSIONS), texts.check, texts.finish,
+    )),
+    'sst2': _of_files(_Layout(tables.find_glue, _read_table, _TSV, _check_table, classes=_two)),
+    'qqp': _of_files(_Layout(tables.find_glue, _read_table, _TSV, _check_table, classes=_two)),
+    'mrpc': _of_files(_Layout(
+        tables.find_glue, _read_table, f'{_TSV}, and for msr_paraphrase_train.txt and _test.txt',
+        _check_table, classes=_two,
+    )),
+    'mr': _of_files(_Layout(
+        texts.find_polarity, texts.read_polarity,
+        'rt-polarity.neg and rt-polarity.pos are all train', classes=_two,
+    )),
+    'table': _of_files(_Layout(
+        tables.find, _read_table, _ENDS % ', '.join(tables.EXTENSIONS), _check_table,
+        classes=_table_classes,
+    )),
+    'parallel': _of_files(_Layout(
+        texts.find_parallel, texts.read_parallel,
+        'looked for files that have {names} and one of config.data.sides in their names',
+    )),
+    'tfds': Source(
+        lambda c, split, skipped: tfds_sets.examples(c, split), tfds_sets.identity,
+        tfds_sets.check, tfds_sets.kind, tfds_sets.classes,
+    ),
+    'mixture': Source(_mixed, _mixture_identity, _check_mixture, config.kind, lambda c: 0),
+}  # fmt: skip

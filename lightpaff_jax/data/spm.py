@@ -44,6 +44,10 @@ class SentencePiece:
         self.ids = self._named({self._pieces[i]: i for i in special})
         self.special_ids = frozenset(special)
 
+    def __reduce__(self):
+        """A pickle holds the file's content."""
+        return SentencePiece, (self.identity, self._where)
+
     def _named(self, special: dict[str, int]) -> dict[str, int]:
         """Name -> id: as the model says, or else by what the piece is called."""
         own = {

@@ -25,6 +25,7 @@ _NAMES = {
     'unk': ('[UNK]', '<unk>'),
 }  # what a special token is for -> how it is spelled where nothing says so
 _PAIRS = (('[CLS]', '[SEP]'), ('<s>', '</s>'))  # cls and sep
+_CACHED_WORDS = 1 << 18  # a full cache takes no new ones; the library's default, 10,000, is soon full
 _UNUSED = re.compile(r'\[unused\d+\]')
 LINE_BYTES = ('<0x09>', '<0x0A>', '<0x0D>')  # tabs and line ends, where bytes are pieces
 _WORD_MARKS = (' ', '\u2581', '\u0120', '\u010a', '\u0109', '\u010d', *LINE_BYTES)
@@ -62,6 +63,7 @@ class HuggingFace:
         fast.no_padding()
         if isinstance(fast.model, models.BPE):
             fast.model.dropout = None
+        _enlarge_cache(fast)
         self._fast = fast
         self._vocabulary = fast.get_vocab(with_added_tokens=True)
         added = {token.content: i for i, token in fast.get_added_tokens_decoder().items()}
@@ -79,6 +81,11 @@ class HuggingFace:
         special = {i for i, token in fast.get_added_tokens_decoder().items() if token.special}
         unused = {i for token, i in self._vocabulary.items() if _UNUSED.fullmatch(token)}
         self.special_ids = frozenset(special | unused | {*self.ids.values()})
+
+    def __setstate__(self, state: dict):
+        """Of a pickle, which has no cache."""
+        self.__dict__.update(state)
+        _enlarge_cache(self._fast)
 
     @functools.cached_property
     def identity(self) -> bytes:
@@ -111,6 +118,12 @@ class HuggingFace:
         fast = tokenizers.Tokenizer.from_str(self._fast.to_str())
         tokens = {name: str(fast.id_to_token(i)) for name, i in self.ids.items()}
         write(folder, fast, tokens, family or ('bert' if tokens.get('cls') == '[CLS]' else ''))
+
+
+def _enlarge_cache(fast: tokenizers.Tokenizer) -> None:
+    """Makes room for the words of a large text."""
+    if isinstance(fast.model, models.BPE | models.Unigram):
+        fast.model._resize_cache(_CACHED_WORDS)
 
 
 def _plain(part):

@@ -12,7 +12,7 @@ import sentencepiece
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config
+from lightpaff_jax import config, paths
 from lightpaff_jax.data import pydocs, sources, spm, tokenizer_files
 
 SYMBOLS = {
@@ -150,7 +150,7 @@ def load(c: ConfigDict) -> Tokenizer:
     """The tokenizer of a run.
 
     It is that of `config.tokenizer.path`, or else of the teacher's folder, or else of the folder
-    that the student starts from, or else one trained on the train split of the text. The latter
+    that the student starts from, or else that of a prepared set, or else one trained on the train split of the text. The latter
     has `config.student.vocab_size` pieces, SYMBOLS of the student's family among them, and is kept
     in `config.data.cache`. Of pydocs it sees every package and no other form than `text`, so that
     pre-training and all fine-tuning share it.
@@ -173,10 +173,17 @@ def _given(c: ConfigDict) -> Tokenizer | None:
     if c.tokenizer.path:
         return read(c.tokenizer.path, c.tokenizer.lowercase)
     init = '' if c.student.init in config.STARTS else c.student.init
-    for key, path in (('teacher.path', c.teacher.path), ('student.init', init)):
+    places = [('teacher.path', c.teacher.path), ('student.init', init)]
+    if c.data.source == 'prepared':
+        places.append(('data.path', c.data.path))
+    for key, path in places:
         found = find(path) if path else None
         if found:
             return read(found, c.tokenizer.lowercase, key)
+    if c.data.source == 'prepared':
+        raise config.UserError(
+            f"config.tokenizer.path = '': must be the tokenizer that {c.data.path} was prepared with"
+        )
     return None
 
 
@@ -184,15 +191,17 @@ def _trained(c: ConfigDict) -> Tokenizer:
     whole = config.copy(c)
     whole.data.packages = ()
     whole.data.form = 'text'
-    whole.data.path = c.tokenizer.text or c.data.path
+    whole.objective = 'clm'  # of every kind of example the texts
+    if c.tokenizer.text:
+        whole.data.path, whole.data.files = c.tokenizer.text, ()
     size, source, symbols = c.student.vocab_size, c.data.source, SYMBOLS[c.student.family]
-    identity = json.dumps(sources.IDENTITIES[source](whole, ('train',)), sort_keys=True)
+    identity = json.dumps(sources.identity(whole, ('train',)), sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     kind = f'bpe-{c.student.family}' if symbols else 'bpe'
     folder = pathlib.Path(c.data.cache).expanduser() / 'tokenizers'
     path = folder / f'{source}-{kind}-{size}-{digest}.model'
     if not path.is_file():
-        texts = (example.first for example in sources.SOURCES[source](whole, 'train'))
+        texts = (example.first for example in sources.examples(whole, 'train'))
         pydocs.publish(path, lambda temporary: train(texts, size, temporary, symbols))
     return read(str(path))
 
@@ -200,7 +209,8 @@ def _trained(c: ConfigDict) -> Tokenizer:
 def find(path: str) -> str | None:
     """The tokenizer of a workdir (its folder `tokenizer`) or of a Hugging Face folder, if any."""
     folder = pathlib.Path(path).expanduser()
-    for place in (folder / 'tokenizer', folder):
+    places = (folder / 'tokenizer', folder)
+    for place in [paths.copied(f'{path}/tokenizer')] if paths.remote(path) else places:
         if tokenizer_files.located(place):
             return str(place)
     return None

@@ -56,7 +56,7 @@ class Model:
         """Ids in use, without padding."""
         return self.network.vocab_size
 
-    @property
+    @functools.cached_property
     def abstract(self) -> Params:
         """ShapeDtypeStructs of the parameters."""
         return jax.eval_shape(lambda: self.init(jax.random.key(0)))

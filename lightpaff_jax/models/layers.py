@@ -136,6 +136,15 @@ def within(segments_BT) -> Bool[Array, 'B T T'] | None:
     return None if segments_BT is None else segments_BT[:, :, None] == segments_BT[:, None, :]
 
 
+def across(segments_BT, source_segments_BS) -> Bool[Array, 'B T S'] | None:
+    """Mask of target positions that see their own segment of the source; of one segment, all of it."""
+    if source_segments_BS is None:
+        return None
+    if segments_BT is None:
+        return source_segments_BS[:, None] != 0
+    return segments_BT[:, :, None] == source_segments_BS[:, None, :]
+
+
 def at(x_BTD, positions_BP) -> Float[Array, 'B P D']:
     """Features at the given positions; None takes all."""
     if positions_BP is None:

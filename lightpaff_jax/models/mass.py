@@ -84,20 +84,22 @@ class MASS(nnx.Module):
         """Source ids [B, S] and decoder inputs [B, T] -> the decoder's features [B, P, D]."""
         encoder, embedded, blocks = layers.split(key, 3)
         x_BSD = self.encode(batch, dtype=dtype, remat=remat, key=encoder)
-        real = None if batch.source_segments is None else batch.source_segments[:, None] != 0
+        seen = layers.across(batch.segments, batch.source_segments)
         embedding = self.token_embedding if self.tied == 'all' else self.decoder_token_embedding
         y_BTD = embedding(batch.tokens, dtype) * self.scale
         y_BTD += layers.positions(self.decoder_position, batch.tokens, batch.position_ids, dtype)
         y_BTD = layers.drop(self.decoder_norm(y_BTD), embedded, self.dropout)
         mask = layers.within(batch.segments)
-        y_BTD = layers.scan(self.decoder, y_BTD, blocks, remat, mask, x_BSD, real)
+        y_BTD = layers.scan(self.decoder, y_BTD, blocks, remat, mask, x_BSD, seen)
         return layers.at(y_BTD, batch.positions)
 
     def encode(self, batch, *, dtype, remat: str, key=None):
         """Source ids [B, S] -> the encoder's features [B, S, D]."""
         embedded, blocks = layers.split(key, 2)
         x_BSD = self.token_embedding(batch.source, dtype) * self.scale
-        x_BSD += layers.positions(self.encoder_position, batch.source, None, dtype)
+        x_BSD += layers.positions(
+            self.encoder_position, batch.source, batch.source_position_ids, dtype
+        )
         x_BSD = layers.drop(self.encoder_norm(x_BSD), embedded, self.dropout)
         mask = layers.within(batch.source_segments)
         return layers.scan(self.encoder, x_BSD, blocks, remat, mask)

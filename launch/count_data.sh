@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Counts of the data sets in a folder, compared with the known ones: ./launch/count_data.sh DATA
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+environment
+export PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
+exec "$VENV/bin/python" "$REPOSITORY/benchmarks/data_counts.py" "$@"

@@ -1,0 +1,56 @@
+"""Failures of Orbax, without what it prints and leaves behind."""
+
+import contextlib
+import functools
+import gc
+import logging
+import pathlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def line(error: BaseException) -> str:
+    """The first cause of an error, on one line of some 200 characters: its start and its end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = ' '.join(str(error).partition('[tensorstore_spec')[0].split())
+    if len(text) > 200:
+        text = f'{text[:60]} ... {text[-140:]}'
+    return f'{type(error).__name__}: {text}'
+
+
+@contextlib.contextmanager
+def tidy() -> Iterator[list[str]]:
+    """A list for problems. Where Orbax fails it drops coroutines; they end here, unseen."""
+    failed: list[str] = []
+    hook = sys.unraisablehook
+    if getattr(hook, 'func', None) is not _unraisable:
+        sys.unraisablehook = functools.partial(_unraisable, hook)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+        yield failed
+        if failed:
+            gc.collect()
+    if not failed:  # else reads are under way that will end in a closed event loop
+        sys.unraisablehook = hook
+
+
+def _unraisable(hook: Callable, event: Any) -> None:
+    """Passes on what Python cannot raise, unless it is a rest of a failed read."""
+    code = getattr(event.object, 'cr_code', None)
+    of_orbax = code is not None and 'orbax' in code.co_filename
+    if not of_orbax and str(event.exc_value) != 'Event loop is closed':
+        hook(event)
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """Drops what Orbax logs, and tasks of its that fail: the user gets one line of ours."""
+    of_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
+    task = record.name == 'asyncio' and 'orbax' in record.getMessage()
+    return not (of_orbax or task)
+
+
+for _name in ('absl', 'asyncio'):
+    logging.getLogger(_name).addFilter(_quiet)

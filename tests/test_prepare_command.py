@@ -1,0 +1,419 @@
+"""Claims about the command that prepares a set: it may be stopped anywhere, and its mistakes are a line."""
+
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import data_fixtures
+import pytest
+import tokenizers as reference
+
+from lightpaff_jax import config, validation
+from lightpaff_jax.data import prepare, records, sources, tokenizers
+
+DATA = os.environ.get('LIGHTPAFF_DATA')
+ROOT = pathlib.Path(config.__file__).parents[1]
+
+# Forks so that each of many processes need not import everything. Its text is about ten chunks
+# in as many shards.
+FORKS = """
+import json, os, random, resource, select, signal, sys, time
+from lightpaff_jax.data import encoding, prepare
+
+encoding.CHUNK = 100_000
+out, kills, limit, *argv = sys.argv[1:]
+draw = random.Random(0)
+
+def run(seconds=None):
+    'Exit code of the command, killed after so many seconds, and what it wrote to stderr.'
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.dup2(theirs, 2)
+        if int(limit):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+        os._exit(prepare.main([f'--out={out}', *argv]))
+    os.close(theirs)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    said = b''
+    while True:  # until every process that it started has closed its stderr
+        assert select.select([ours], [], [], 20)[0], 'a process that tokenizes outlives its parent'
+        part = os.read(ours, 1 << 16)
+        if not part:
+            os.close(ours)
+            return code, said.decode()
+        said += part
+
+killed, finished, longest = [], 0, None
+while len(killed) < int(kills):
+    began = time.monotonic()
+    code, _ = run(None if longest is None else draw.random() * longest)
+    longest = longest or time.monotonic() - began  # of the first, which is left alone
+    if code == -signal.SIGKILL:
+        killed.append(len([name for name in os.listdir(out) if name.endswith('_record')]))
+    else:
+        assert code == 0, code
+        finished += 1
+        os.rename(out, f'{out}-{finished}')
+code, said = run()
+print(json.dumps({'killed': killed, 'finished': finished, 'code': code, 'said': said.splitlines()}))
+"""
+
+
+def call(capsys, *argv):
+    """Exit code, stdout, stderr."""
+    capsys.readouterr()
+    return prepare.main(argv), *capsys.readouterr()
+
+
+def mistake(capsys, *argv):
+    """The line that the command ends with, without `error: `."""
+    code, _, err = call(capsys, *argv)
+    *others, line = err.splitlines()
+    assert code == 2
+    assert others == []
+    assert line.startswith('error: ')
+    return line.removeprefix('error: ')
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with text and a vocabulary."""
+    folder = tmp_path_factory.mktemp('prepare')
+    data_fixtures.random_text(folder / 'text', 30_000)
+    (folder / 'vocabulary').mkdir()
+    data_fixtures.wordpiece(folder / 'vocabulary')
+    return folder
+
+
+@pytest.fixture
+def given(place, tmp_path):
+    """The arguments that must be there."""
+    return (
+        f'--source=text:{place}/text', f'--tokenizer={place}/vocabulary', f'--out={tmp_path}/set',
+        '--workers=1',
+    )  # fmt: skip
+
+
+def digests(folder):
+    """Name -> SHA-256 of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(pathlib.Path(folder).rglob('*'))
+        if path.is_file()
+    }
+
+
+def reading(folder):
+    """A configuration that reads the set, and names nothing else."""
+    c = config.default()
+    c.data.source, c.data.path = 'prepared', str(folder)
+    return c
+
+
+def test_the_counts_are_those_of_a_direct_encoding(capsys, given, place, tmp_path):
+    code, out, err = call(capsys, *given, '--config.data.length=64')
+    assert (code, err) == (0, '')
+    direct = reference.Tokenizer.from_file(str(tmp_path / 'set/tokenizer/tokenizer.json'))
+    for split, line in zip(sources.SPLITS, out.splitlines(), strict=False):
+        documents = (place / f'text/{split}.txt').read_text().rstrip('\n').split('\n\n')
+        tokens = sum(
+            len(one.ids) for one in direct.encode_batch(documents, add_special_tokens=False)
+        )
+        words = sum(len(document.split()) for document in documents) + 2 * len(documents) - 1
+        assert line == (
+            f'{split}: {len(documents):,} documents, {words:,} words, '
+            f'{tokens + len(documents):,} tokens, {-(-(tokens + len(documents)) // 64):,} records, 1 shards'
+        )
+    assert out.splitlines()[-1].startswith(f'{tmp_path}/set: hash ')
+
+
+def test_the_set_is_read_with_nothing_but_its_folder(capsys, given, tmp_path):
+    call(capsys, *given, '--config.data.length=64')
+    c = reading(tmp_path / 'set')
+    c.data.length, c.student.vocab_size = 64, 128
+    validation.validate(c)
+    tokenizer = tokenizers.load(c)
+    found = prepare.prepare(c, tokenizer)
+    ids = found.records('test')[0].first.tolist()
+    first = next(sources.examples(_text(given), 'test')).first
+    assert ids[1 : 1 + len(first.split())] == tokenizer.encode([first])[0][: len(first.split())]
+
+
+def _text(given):
+    c = config.default()
+    c.data.source, _, c.data.path = given[0].partition('=')[2].partition(':')
+    return c
+
+
+def test_a_finished_set_is_not_made_again(capsys, given, tmp_path):
+    call(capsys, *given)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'set').rglob('*')}
+    code, out, err = call(capsys, *given)
+    assert (code, err) == (0, '')
+    assert out.startswith(f'{tmp_path}/set: is prepared already\ntrain: ')
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'set').rglob('*')} == before
+
+
+def test_a_run_finds_in_the_cache_what_the_command_would_make(capsys, given, place, tmp_path):
+    """One hash for one content, in whatever shards."""
+    call(capsys, *given, '--shard-tokens=900', '--config.data.length=64')
+    c = _text(given)
+    c.data.length, c.data.cache = 64, str(tmp_path / 'cache')
+    found = prepare.prepare(c, tokenizers.read(str(place / 'vocabulary')))
+    made = records.Prepared(str(tmp_path / 'set'), records.manifest(tmp_path / 'set'))
+    assert made.hash == found.hash
+
+
+@pytest.mark.parametrize(
+    ('change', 'says'),
+    [('--config.data.length=64', 'lengths: [128, 0], not [64, 0]'),
+     ('--config.data.packing=best_fit', "packing: 'contiguous', not 'best_fit'"),
+     ('--shard-tokens=1000', 'shard_tokens: 16777216, not 1000')],
+)  # fmt: skip
+def test_another_set_in_the_folder_is_an_error_that_says_what_differs(
+    capsys, given, tmp_path, change, says
+):
+    call(capsys, *given)
+    before = digests(tmp_path / 'set')
+    line = mistake(capsys, *given, change)
+    assert line.startswith(f'--out={tmp_path}/set: holds another set ({says}')
+    assert digests(tmp_path / 'set') == before
+
+
+def test_text_that_changed_is_another_set(capsys, given, place, tmp_path):
+    data_fixtures.random_text(tmp_path / 'text', 5000)
+    argv = (f'--source=text:{tmp_path}/text', *given[1:])
+    call(capsys, *argv)
+    (tmp_path / 'text/test.txt').write_text('the dog')
+    assert 'holds another set (made_from.files.test' in mistake(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ('argv', 'objective', 'kind', 'dtype'),
+    [(('--config.objective=mlm',), 'mlm', 'blocks', '<u2'),
+     (('--config.objective=mass', '--config.data.packing=best_fit'), 'mass', 'packed', '<u2')],
+)  # fmt: skip
+def test_any_key_makes_a_set_that_a_run_with_it_reads(
+    capsys, given, tmp_path, argv, objective, kind, dtype
+):
+    code, _, err = call(capsys, *given, *argv)
+    assert (code, err) == (0, '')
+    made = records.manifest(tmp_path / 'set')
+    assert (made['objective'], made['kind'], made['dtype']) == (objective, kind, dtype)
+
+
+def test_examples_of_every_kind_are_prepared(capsys, given, tmp_path):
+    rows = ['a b\tthe dog\t1', 'b\tfox\t0', 'a', 'a b a\tquick\t1']
+    (tmp_path / 'table').mkdir()
+    for split in sources.SPLITS:
+        text = '\n'.join(['first\tsecond\tclass', *rows]) + '\n'
+        (tmp_path / 'table' / f'{split}.tsv').write_text(text)
+    table = (f'--source=table:{tmp_path}/table', given[1], given[3])
+    pairs = ('--config.objective=classify', '--config.data.columns=first,second,class',
+             '--config.data.classes=2', '--config.data.length=16')  # fmt: skip
+    line = mistake(capsys, *table, *pairs, f'--out={tmp_path}/pairs')
+    assert 'train.tsv' in line
+    assert [path.name for path in (tmp_path / 'pairs').iterdir()] == ['tokenizer']
+    code, out, err = call(capsys, *table, *pairs, f'--out={tmp_path}/pairs', '--on-error=skip')
+    assert code == 0
+    assert err.count('left out: ') == 3
+    assert out.count('3 examples, ') == out.count(', 1 malformed rows left out') == 3
+    made = records.manifest(tmp_path / 'pairs')
+    assert (made['classes'], made['splits']['train']['pairs']) == (2, 3)
+    targets = ('--config.objective=seq2seq', '--config.data.columns=first,second',
+               '--config.data.target_length=8', '--on-error=skip')  # fmt: skip
+    code, out, _ = call(capsys, *table, *targets, f'--out={tmp_path}/targets')
+    assert code == 0
+    found = records.Prepared(f'{tmp_path}/targets', records.manifest(tmp_path / 'targets'))
+    assert found.records('train').lengths().tolist() == [[2, 2], [1, 3], [3, 5]]
+
+
+def test_a_vocabulary_is_trained_once_and_kept(capsys, given, tmp_path, monkeypatch):
+    argv = (given[0], *given[2:], '--train-tokenizer=300', f'--config.data.cache={tmp_path}/cache')
+    code, _, err = call(capsys, *argv, '--config.objective=mlm')
+    assert (code, err) == (0, '')
+    kept = tokenizers.read(str(tmp_path / 'set/tokenizer'))
+    assert (kept.vocab_size, kept.mask_id is None) == (300, False)
+    assert records.manifest(tmp_path / 'set')['vocabulary']['hash'] == kept.hash
+    monkeypatch.setattr(tokenizers, 'train', None)
+    code, out, _ = call(capsys, *argv, '--config.objective=mlm')
+    assert (code, 'is prepared already' in out) == (0, True)
+
+
+def test_a_recipe_file_says_the_rest(capsys, given, tmp_path):
+    recipe = tmp_path / 'ours.py'
+    recipe.write_text(
+        'from lightpaff_jax import config\n'
+        'def get_config(variant=""):\n'
+        '    c = config.default()\n'
+        '    c.data.length, c.student.vocab_size = 48, 100\n'
+        '    return c\n'
+    )
+    code, _, err = call(capsys, *given, f'--config={recipe}')
+    assert (code, err) == (0, '')
+    assert records.manifest(tmp_path / 'set')['lengths'] == [48, 0]
+
+
+MISTAKES = [
+    (('--source=text:{text}', '--out={out}'), 'one of --tokenizer=PATH and --train-tokenizer=SIZE must'),
+    (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--train-tokenizer=300'), 'one of --tok'),
+    (('--out={out}', '--tokenizer={v}'), '--source: must be given'),
+    (('--source=text:{text}', '--tokenizer={v}'), '--out: must be given'),
+    (('--sources=text:{text}',), "argument '--sources=text:{text}': must be one of --source, "),
+    (('--sources=text:{text}',), '; did you mean --source?'),
+    (('--source',), "argument '--source': must be followed by a value"),
+    (('--source=a', '--source=b'), '--source: must be given once'),
+    (('--source=txt:{text}', '--out={out}', '--tokenizer={v}'), "data.source = 'txt': must be one of"),
+    (('--source=prepared:{text}', '--out={out}', '--tokenizer={v}'), '--source=prepared: must have text'),
+    (('--source=text:{text}', '--out={out}', '--tokenizer={v}x'), 'tokenizer.path = {v}x: no such file'),
+    (('--source=text:{text}x', '--out={out}', '--tokenizer={v}'), 'data.path = {text}x: no such path'),
+    (('--source=text', '--out={out}', '--tokenizer={v}'), "data.path = '': must be a folder"),
+    (('--source=text:{text}', '--out={text}', '--tokenizer={v}'), '--out={text}: must be empty or what'),
+    (('--source=text:{text}', '--out={v}/vocab.txt', '--tokenizer={v}'), 'vocab.txt: must be a folder'),
+    (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--workers=0'), '--workers=0: must be a'),
+    (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--shard-tokens=many'), 'must be a whole'),
+    (('--source=text:{text}', '--out={out}', '--train-tokenizer=9'), 'no such vocabulary can be trained'),
+    (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--on-error=skp'), 'did you mean skip?'),
+    (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--config.data.lengt=9'), 'did you mean'),
+    (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--config.objective=cml'), 'did you mean clm'),
+    (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--config.objective=classify'), 'documents'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('argv', 'says'), MISTAKES)
+def test_a_mistake_is_one_line_that_names_it(capsys, place, tmp_path, argv, says):
+    names = {'text': place / 'text', 'v': place / 'vocabulary', 'out': tmp_path / 'set'}
+    cache = f'--config.data.cache={tmp_path}/cache'
+    line = mistake(capsys, *(word.format(**names) for word in argv), cache)
+    assert says.format(**names) in line
+
+
+def test_help_is_printed(capsys):
+    code, out, _ = call(capsys, '--help')
+    assert (code, out.split()[:3]) == (0, ['python', '-m', 'lightpaff_jax.data.prepare'])
+    assert call(capsys)[0] == 2
+
+
+# Stopped and started again
+
+
+def forks(place, out, *argv, kills=0, limit=0):
+    """What FORKS prints at its end."""
+    arguments = (
+        f'--source=text:{place}/long',
+        f'--tokenizer={place}/vocabulary',
+        '--shard-tokens=900',
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', FORKS, str(out), str(kills), str(limit), *arguments, *argv],
+        cwd=ROOT, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope='module')
+def undisturbed(place):
+    """Digests of a set of text of ten chunks."""
+    data_fixtures.random_text(place / 'long', 1_000_000)
+    report = forks(place, place / 'whole', '--workers=1')
+    assert report['code'] == 0
+    return digests(place / 'whole')
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(('workers', 'kills'), [(1, 10), (2, 4)])
+def test_what_is_killed_at_any_moment_ends_with_the_same_bytes(
+    place, undisturbed, tmp_path, workers, kills
+):
+    report = forks(place, tmp_path / 'set', f'--workers={workers}', kills=kills)
+    assert report['code'] == 0
+    assert len(report['killed']) == kills
+    assert max(report['killed']) > 2  # some came far
+    for folder in tmp_path.iterdir():  # each that came to its end, killed before or not
+        assert digests(folder) == undisturbed
+
+
+@pytest.mark.e2e
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(place, undisturbed, tmp_path):
+    """A file cannot be longer than a limit that the third shard exceeds."""
+    out = tmp_path / 'set'
+    long = place / 'long' / 'train.txt'
+    text = long.read_text()
+    try:
+        at = text.index('\n\n', 250_000)
+        long.write_text(text[:at] + ' dog' * 150_000 + text[at:])
+        report = forks(place, tmp_path / 'whole', '--workers=1')
+        report = forks(place, out, '--workers=1', limit=330_000)
+        assert report['code'] == 2
+        (line,) = report['said']
+        assert line.startswith(f'error: {out}/train-0000')
+        assert ': cannot be written: File too large; ' in line
+        assert line.endswith(' shards are kept, the same command goes on there')
+        kept = sorted(path.name for path in out.iterdir())
+        assert kept == [
+            'state.json',
+            'tokenizer',
+            'train-00000.array_record',
+            'train-00001.array_record',
+        ]
+        report = forks(place, out, '--workers=1')
+        assert (report['code'], len(report['said'])) == (0, 1)
+        assert digests(out) == digests(tmp_path / 'whole')
+    finally:
+        long.write_text(text)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize('limit', [1000, 3000])
+def test_a_disk_that_is_full_from_the_start_is_one_line(place, undisturbed, tmp_path, limit):
+    report = forks(place, tmp_path / 'set', '--workers=1', limit=limit)
+    assert report['code'] == 2
+    (line,) = report['said']
+    assert 'cannot be written: ' in line
+
+
+@pytest.mark.e2e
+def test_an_interrupt_ends_every_process_with_one_line(place, undisturbed, tmp_path):
+    out = tmp_path / 'set'
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'lightpaff_jax.data.prepare', f'--source=text:{place}/long',
+         f'--tokenizer={place}/vocabulary', f'--out={out}', '--workers=2', '--shard-tokens=900'],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not list(out.glob('*.array_record')) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert err == 'error: interrupted; the same command goes on where this one stopped\n'
+    assert process.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+@pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names no folder')
+def test_wikitext_has_the_tokens_of_a_direct_encoding(capsys, tmp_path):
+    base, names = f'{DATA}/tokenizers/gpt2', ('encoder.json', 'vocab.bpe')
+    argv = (f'--source=text:{DATA}/wikitext-2', f'--tokenizer={base}', f'--out={tmp_path}/set',
+            '--config.data.held_out=0.05')  # fmt: skip
+    code, _, _ = call(capsys, *argv, '--config.data.length=1024')
+    assert code == 0
+    direct = reference.Tokenizer(reference.models.BPE.from_file(*(f'{base}/{n}' for n in names)))
+    direct.pre_tokenizer = reference.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    c = _text(argv)
+    c.data.held_out = 0.05
+    made = records.manifest(tmp_path / 'set')['splits']
+    for split in sources.SPLITS:
+        texts = [example.first for example in sources.examples(c, split)]
+        ids = sum(len(one.ids) for one in direct.encode_batch(texts))
+        assert made[split]['tokens'] == ids + len(texts)
