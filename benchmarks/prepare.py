@@ -31,7 +31,9 @@ os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # of both; processes are what is
 try:
     import datasets
 except ImportError as error:
-    raise SystemExit('error: this benchmark needs the package `datasets`: pip install datasets') from error
+    raise SystemExit(
+        'error: this benchmark needs the package `datasets`: pip install datasets'
+    ) from error
 
 
 def ours(tokenizer: tokenizers.Tokenizer, documents: list[str], workers: int) -> np.ndarray:
@@ -111,7 +113,9 @@ def run(a: argparse.Namespace) -> dict:
 def main() -> None:
     """Reads the options."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument('--text', type=pathlib.Path, required=True, help='a file, a document a line')
+    parser.add_argument(
+        '--text', type=pathlib.Path, required=True, help='a file, a document a line'
+    )
     parser.add_argument('--tokenizer', type=pathlib.Path, required=True, help='file or folder')
     parser.add_argument('--workers', type=int, default=2, help='processes of each')
     parser.add_argument('--repeat', type=int, default=1, help='how often the text is taken')

@@ -231,6 +231,9 @@ def _typed(key: str, text: str, default):
     if kind is tuple:
         empty = int if key.removeprefix('config.') in NUMBERS else str
         inner = type(default[0]) if default else empty
+        if inner is str and all(type(item) is int for item in value):
+            names = text.strip('()[] ').split(',')
+            value = tuple(name.strip() for name in names) if value else ()  # of digits
         if any(type(item) is not inner for item in value):
             raise UserError(f'{key} = {text}: must hold {_KIND_NAMES[inner]} or several')
     return value

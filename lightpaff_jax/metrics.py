@@ -109,13 +109,13 @@ class Writer:
     Args:
       workdir: of the run; made where it is missing.
       total_updates: of the whole run.
-      tokens_per_update: over all devices and micro-batches.
       resume_step: the step that was restored; lines after it, and half a line, are removed.
         0 is a run from its start: the files begin empty.
+      tokens: that were read up to this step, over all devices and micro-batches.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, total_updates: int, tokens_per_update: int, resume_step: int
+        self, workdir: pathlib.Path, total_updates: int, resume_step: int, tokens: int = 0
     ):
         self._active = processes.first()
         if not self._active:
@@ -136,7 +136,7 @@ class Writer:
             purge_step=resume_step + 1 if resume_step else 0,
             filename_suffix=f'.{resume_step}',
         )
-        self._clock = _Clock(tokens_per_update, resume_step)
+        self._clock = _Clock(resume_step, tokens)
         self._progress = _Line(total_updates) if not _console().is_terminal else _Bar(total_updates)
         self._loss: float | None = None
 
@@ -173,18 +173,20 @@ class Writer:
             seconds = round(self._clock.seconds(), 3)
             timing = {'step': step, 'seconds': seconds, 'tokens_per_second': rate}
             self._write('timing', timing)
-            self.advance(step, values.get('loss'))
+            self.advance(step, loss=values.get('loss'))
         else:
             self._clock.pause(step)
         self._write('metrics', {'step': step, 'kind': kind, **values})
         for name, value in values.items():
             self._tensorboard.add_scalar(f'{kind}/{name}', value, step)
 
-    def advance(self, step: int, loss: float | None = None) -> None:
-        """Moves the progress to `step`; without a loss it shows the last one."""
+    def advance(self, step: int, tokens: int | None = None, loss: float | None = None) -> None:
+        """Moves the progress to `step`, with so many tokens read in all; without one of them, or
+        without a loss, it shows the last.
+        """
         if not self._active:
             return
-        self._clock.start(step)
+        self._clock.start(step, tokens)
         self._loss = self._loss if loss is None else loss
         self._progress.show(step, self._loss, self._clock.rate(step), self._clock.per_update(step))
 
@@ -231,20 +233,22 @@ def _parse(text: bytes) -> dict | None:
 class _Clock:
     """Tokens a second over updates only: over no evaluation, not over the first compilation."""
 
-    def __init__(self, tokens_per_update: int, step: int):
-        self._tokens = tokens_per_update
+    def __init__(self, step: int, tokens: int):
+        self._tokens = tokens
         self._begin = time.monotonic()
         self._started = False
-        self._mark = step, self._begin
+        self._mark = step, tokens, self._begin
         self._rate: float | None = None
+        self._each: float | None = None
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, tokens: int | None) -> None:
+        self._tokens = self._tokens if tokens is None else tokens
         if not self._started:
             self._started = True
             self.pause(step)
 
     def pause(self, step: int) -> None:
-        self._mark = step, time.monotonic()
+        self._mark = step, self._tokens, time.monotonic()
 
     def lap(self, step: int) -> float | None:
         """Tokens a second since the last lap or pause; None before there was an update."""
@@ -253,15 +257,21 @@ class _Clock:
         return self._rate
 
     def rate(self, step: int) -> float | None:
-        updates, seconds = step - self._mark[0], time.monotonic() - self._mark[1]
+        updates, tokens, seconds = self._since(step)
         if updates <= 0 or seconds <= 0:
             return self._rate
-        return round(updates * self._tokens / seconds, 1)
+        return round(tokens / seconds, 1)
 
     def per_update(self, step: int) -> float | None:
         """Seconds an update."""
-        rate = self.rate(step)
-        return self._tokens / rate if rate else None
+        updates, _, seconds = self._since(step)
+        if updates > 0 and seconds > 0:
+            self._each = seconds / updates
+        return self._each
+
+    def _since(self, step: int) -> tuple[int, int, float]:
+        """Updates, tokens and seconds since the mark."""
+        return step - self._mark[0], self._tokens - self._mark[1], time.monotonic() - self._mark[2]
 
     def seconds(self) -> float:
         return time.monotonic() - self._begin

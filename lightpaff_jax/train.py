@@ -30,7 +30,7 @@ from lightpaff_jax import (
 )
 from lightpaff_jax.batch import Shape
 from lightpaff_jax.config import UserError
-from lightpaff_jax.data import batches, objectives, prepare, pydocs, sources, tokenizers
+from lightpaff_jax.data import batches, prepare, pydocs, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Prepared
 
@@ -113,10 +113,8 @@ def train(c: ConfigDict) -> dict:
 def _updates(c, mesh, inputs, take, cost, scores_of, state, progress, saved):
     """The updates that are left; the state, and the last validation scores if there are some."""
     folder, found, in_flight = workdir.place(c), None, None
-    shape = objectives.OBJECTIVES[c.objective].shape(c)
-    tokens = c.data.batch_size * (shape.tokens + shape.source)
     start = progress.updates
-    with metrics.Writer(folder, c.train.updates, tokens, start) as writer:
+    with metrics.Writer(folder, c.train.updates, start, progress.tokens) as writer:
         stream = batches.training(c, inputs.prepared, inputs.tokenizer, start)
         began = time.perf_counter()
         for batch in sharding.put_ahead(mesh, itertools.islice(stream, c.train.updates - start)):
@@ -128,13 +126,13 @@ def _updates(c, mesh, inputs, take, cost, scores_of, state, progress, saved):
             index = progress.updates = progress.updates + 1
             progress.tokens += c.data.batch_size * (batch.shape.tokens + batch.shape.source)
             progress.flops += cost(batch.shape)
+            writer.advance(index, progress.tokens)
             window = progress.window
             progress.window = sums if window is None else metrics.add(window, sums)
             last = index == c.train.updates
             if index % c.train.log_every == 0 or last:
                 writer.log(index, metrics.means(progress.window, rates))
                 progress.window = None
-            writer.advance(index)
             scored = last or (c.train.eval_every and index % c.train.eval_every == 0)
             kept = last or index % c.train.save_every == 0
             if scored or kept:

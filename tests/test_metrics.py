@@ -70,9 +70,9 @@ def test_mean_of_added_sums_is_the_mean_over_both_steps():
 
 
 def run(workdir, first, last, resume):
-    with Writer(workdir, total_updates=10, tokens_per_update=64, resume_step=resume) as writer:
+    with Writer(workdir, total_updates=10, resume_step=resume, tokens=64 * resume) as writer:
         for step in range(first, last + 1):
-            writer.advance(step)
+            writer.advance(step, 64 * step)
             writer.log(step, {'loss': 1 / (step + 1), 'ce': 0.1 * step, 'accuracy': 1.0})
             if step % 4 == 0:
                 writer.log(step, {'perplexity': math.inf, 'ce': 2 / 3}, kind='validation')
@@ -105,7 +105,7 @@ def test_sums_come_back_from_json_with_their_bits():
 def test_resuming_before_a_broken_line_keeps_the_lines_before_it(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     path.write_bytes(b'{"step": 1}\n\x00\x00\x00\n{"step": 2}\n')
-    with Writer(tmp_path, 10, 64, resume_step=2):
+    with Writer(tmp_path, 10, resume_step=2):
         pass
     assert path.read_bytes() == b'{"step": 1}\n'
 
@@ -118,7 +118,7 @@ def test_a_run_from_the_start_begins_with_empty_files(tmp_path):
 
 
 def test_lines_are_on_disk_at_once_exact_and_in_one_order_of_keys(tmp_path):
-    with Writer(tmp_path / 'new', 10, 64, resume_step=0) as writer:
+    with Writer(tmp_path / 'new', 10, resume_step=0) as writer:
         writer.log(1, {'loss': 0.1 + 0.2, 'ce': float(jnp.float32(0.1))})
         writer.log(1, {'b': 1, 'a': math.nan}, kind='validation')
         assert (tmp_path / 'new' / 'metrics.jsonl').read_text() == (
@@ -130,14 +130,16 @@ def test_lines_are_on_disk_at_once_exact_and_in_one_order_of_keys(tmp_path):
 def test_tokens_a_second_count_neither_compilation_nor_evaluation(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
-    with Writer(tmp_path, 10, tokens_per_update=100, resume_step=0) as writer:
+    with Writer(tmp_path, 10, resume_step=0) as writer:
         now[0] = 60.0  # compilation
-        writer.advance(1)
+        writer.advance(1, 90)
         now[0] = 64.0
+        writer.advance(3, 290)
         writer.log(3, {'loss': 1.0})
         now[0] = 90.0
         writer.log(3, {'ce': 1.0}, kind='validation')
         now[0] = 91.0
+        writer.advance(4, 390)
         writer.log(4, {'loss': 1.0})
     lines = (tmp_path / 'timing.jsonl').read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
@@ -149,10 +151,10 @@ def test_tokens_a_second_count_neither_compilation_nor_evaluation(tmp_path, monk
 def test_without_a_terminal_progress_is_a_plain_line_now_and_then(tmp_path, monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
-    with Writer(tmp_path, 100, tokens_per_update=1000, resume_step=0) as writer:
+    with Writer(tmp_path, 100, resume_step=0) as writer:
         for step in range(1, 101):
             now[0] += 1.0
-            writer.advance(step, loss=2.0)
+            writer.advance(step, 1000 * step, loss=2.0)
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ''
@@ -165,9 +167,9 @@ def test_on_a_terminal_progress_is_a_bar(tmp_path, monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(metrics, '_console', lambda: console)
-    with Writer(tmp_path, 10, 64, resume_step=4) as writer:
+    with Writer(tmp_path, 10, resume_step=4) as writer:
         writer.log(5, {'loss': 1.25})
-        writer.advance(10)
+        writer.advance(10, 640)
     assert 'update 10/10' in screen.getvalue()
     assert 'loss 1.2500' in screen.getvalue()
 

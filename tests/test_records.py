@@ -183,6 +183,12 @@ def test_another_manifest_is_an_error(tmp_path, text):
         assert 'has format 2, this version reads 3: prepare the set again' in str(raised.value)
 
 
+def test_a_set_that_is_not_finished_is_an_error_that_says_so(tmp_path):
+    shards.State(tmp_path, {})
+    with pytest.raises(config.UserError, match=r'has no manifest\.json, preparing .* not finished'):
+        records.manifest(tmp_path)
+
+
 def test_a_record_of_zero_ids_can_be_kept(tmp_path):
     """Of a block of one id, or an example of an empty text."""
     made = [Record(ids()), Record(ids(), ids(), 0)]

@@ -73,10 +73,8 @@ def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
         yield here
         return
     model = pickle.dumps(tokenizer.model)
-    started = [_Process(model) for _ in range(workers)]
+    started: list[_Process] = []
     idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-    for process in started:
-        idle.put(process)
     pool = futures.ThreadPoolExecutor(workers)
 
     def one(work: Work) -> Encoded:
@@ -97,6 +95,9 @@ def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
             yield done, future.result()
 
     try:
+        for _ in range(workers):
+            started.append(_Process(model))
+            idle.put(started[-1])
         yield there
     finally:
         for process in started:

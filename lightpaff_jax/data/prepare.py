@@ -113,7 +113,7 @@ Keys, defaults and units: lightpaff_jax/config.py
 _FLAGS = (
     'source', 'tokenizer', 'train-tokenizer', 'out', 'workers', 'on-error', 'shard-tokens',
 )  # fmt: skip
-_OURS = ('tokenizer', '.tokenizer', '.lock', shards.STATE, records.MANIFEST)  # beside shards
+_OURS = ('tokenizer', '.tokenizer', '.lock', f'{records.STATE}.part')  # before there is a shard
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -247,10 +247,9 @@ def _check_folder(out: pathlib.Path) -> None:
     """Raises UserError where something else is in the folder, or it is none."""
     if out.exists() and not out.is_dir():
         raise config.UserError(f'--out={out}: must be a folder')
-    known = (
-        _OURS if not (out / shards.STATE).exists() and not (out / records.MANIFEST).exists() else ()
-    )
-    others = sorted(path.name for path in out.glob('*') if known and path.name not in known)
+    if (out / records.STATE).exists() or (out / records.MANIFEST).exists():
+        return
+    others = sorted(path.name for path in out.glob('*') if path.name not in _OURS)
     if others:
         raise config.UserError(
             f'--out={out}: must be empty or what this command made; there is {others[0]}'
@@ -269,7 +268,7 @@ def _is_made(out: pathlib.Path, wanted: dict[str, Any]) -> bool:
         raise config.UserError(
             f'--out={out}: holds another set ({found}): remove it, or choose another folder'
         )
-    (out / shards.STATE).unlink(missing_ok=True)  # killed between the last two steps
+    (out / records.STATE).unlink(missing_ok=True)  # killed between the last two steps
     print(f'{out}: is prepared already')
     return True
 

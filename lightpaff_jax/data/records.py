@@ -16,6 +16,7 @@ from lightpaff_jax import config
 
 FORMAT = 3  # of the folder; another one is prepared again
 MANIFEST = 'manifest.json'
+STATE = 'state.json'  # is there as long as the set is not finished
 _INT = np.dtype('<i4')  # of what stands before the ids of a record
 
 
@@ -254,7 +255,10 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
     """
     file = folder / MANIFEST
     if not file.is_file():
-        raise config.UserError(f'{folder}: has no {MANIFEST}, must be a prepared data set')
+        must = 'must be a prepared data set'
+        if (folder / STATE).is_file():
+            must = 'preparing it was not finished; the same command goes on where it stopped'
+        raise config.UserError(f'{folder}: has no {MANIFEST}, {must}')
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
         form = content['format']

@@ -20,10 +20,10 @@ from array_record.python import array_record_module
 
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import records
-from lightpaff_jax.data.records import Record
+from lightpaff_jax.data.records import STATE, Record
 
-STATE = 'state.json'
 _PART = '.part'
+_PARTS = ('*.array_record', '*.npy', '*.json')  # of these, in a folder
 _LOG = logging.getLogger('lightpaff_jax')
 
 
@@ -48,8 +48,9 @@ class State:
         self.identity = json.loads(json.dumps(identity))  # as it is read again
         self._splits: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob(f'*{_PART}'):
-            part.unlink()
+        for pattern in _PARTS:
+            for part in folder.glob(f'{pattern}{_PART}'):
+                part.unlink()
         content = read_state(folder)
         if content is None:
             self._write()
@@ -224,7 +225,7 @@ def writing(file: pathlib.Path, kept: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:  # the latter from ArrayRecord
         if isinstance(error, OSError):
-            reason = error.strerror
+            reason = error.strerror or str(error)  # NumPy's has none
         else:
             reason = str(error).partition(';')[0].removeprefix('write() failed: ')
         raise Unfinished(

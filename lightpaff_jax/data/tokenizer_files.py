@@ -1,6 +1,7 @@
 """Vocabularies in Hugging Face's formats: vocab.txt, byte-level BPE, tokenizer.json."""
 
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -25,7 +26,8 @@ _NAMES = {
     'unk': ('[UNK]', '<unk>'),
 }  # what a special token is for -> how it is spelled where nothing says so
 _PAIRS = (('[CLS]', '[SEP]'), ('<s>', '</s>'))  # cls and sep
-_CACHED_WORDS = 1 << 18  # a full cache takes no new ones; the library's default, 10,000, is soon full
+_KNOWN = 1 << 20  # characters of words whose ids are kept; about 40 MB
+_APART = re.compile(r'(?<=\S)(?= \S)')  # before a single space
 _UNUSED = re.compile(r'\[unused\d+\]')
 LINE_BYTES = ('<0x09>', '<0x0A>', '<0x0D>')  # tabs and line ends, where bytes are pieces
 _WORD_MARKS = (' ', '\u2581', '\u0120', '\u010a', '\u0109', '\u010d', *LINE_BYTES)
@@ -63,8 +65,10 @@ class HuggingFace:
         fast.no_padding()
         if isinstance(fast.model, models.BPE):
             fast.model.dropout = None
-        _enlarge_cache(fast)
         self._fast = fast
+        self._apart = _words_are_apart(fast)
+        self._known: dict[str, list[int]] = {}
+        self._size = 0  # characters in `_known`
         self._vocabulary = fast.get_vocab(with_added_tokens=True)
         added = {token.content: i for i, token in fast.get_added_tokens_decoder().items()}
         known = {name: token for name, token in declared.items() if token in self._vocabulary}
@@ -82,10 +86,9 @@ class HuggingFace:
         unused = {i for token, i in self._vocabulary.items() if _UNUSED.fullmatch(token)}
         self.special_ids = frozenset(special | unused | {*self.ids.values()})
 
-    def __setstate__(self, state: dict):
-        """Of a pickle, which has no cache."""
-        self.__dict__.update(state)
-        _enlarge_cache(self._fast)
+    def __getstate__(self) -> dict:
+        """Without the words it knows."""
+        return self.__dict__ | {'_known': {}, '_size': 0}
 
     @functools.cached_property
     def identity(self) -> bytes:
@@ -107,6 +110,19 @@ class HuggingFace:
         return starts
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text; of words that are apart each is encoded once, some 3 times as fast."""
+        if not self._apart:
+            return self._encode(texts)
+        parts = [_APART.split(text) for text in texts]
+        if self._size > _KNOWN:
+            self._known, self._size = {}, 0
+        known = self._known  # another thread may begin a new one
+        new = [*{*itertools.chain.from_iterable(parts)}.difference(known)]
+        self._size += sum(map(len, new))
+        known.update(zip(new, self._encode(new), strict=True))
+        return [[*itertools.chain.from_iterable(map(known.__getitem__, words))] for words in parts]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
         return [one.ids for one in encoded]
 
@@ -120,10 +136,20 @@ class HuggingFace:
         write(folder, fast, tokens, family or ('bert' if tokens.get('cls') == '[CLS]' else ''))
 
 
-def _enlarge_cache(fast: tokenizers.Tokenizer) -> None:
-    """Makes room for the words of a large text."""
-    if isinstance(fast.model, models.BPE | models.Unigram):
-        fast.model._resize_cache(_CACHED_WORDS)
+def _words_are_apart(fast: tokenizers.Tokenizer) -> bool:
+    """Whether a single space before a word begins a new token, whatever is around it.
+
+    True of GPT-2's pattern, in which a space is nowhere but at the beginning of a token, and of
+    BERT's rules, which part words at spaces. An added token may hold a space or take those behind.
+    """
+    cut, plain = fast.pre_tokenizer, fast.normalizer is None
+    if isinstance(cut, pre_tokenizers.ByteLevel):
+        apart = plain and cut.use_regex and not cut.add_prefix_space
+    else:
+        folded = plain or isinstance(fast.normalizer, normalizers.BertNormalizer)
+        apart = folded and isinstance(cut, pre_tokenizers.BertPreTokenizer)
+    added = fast.get_added_tokens_decoder().values()
+    return apart and not any(' ' in token.content or token.rstrip for token in added)
 
 
 def _plain(part):
