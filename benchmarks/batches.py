@@ -43,13 +43,14 @@ def main() -> None:
         found = {
             'cores': os.cpu_count(),
             'tokens_per_second': _rates(sides, tokenizer, options.pairs),
-            'waited': _waited(*sides['clm'], tokenizer),
+            'waited': {name: _waited(*side, tokenizer) for name, side in sides.items()},
             'memory_mb': _memory(*sides['clm'], tokenizer, options.epochs),
         }
     for name, rates in found['tokens_per_second'].items():
         print(f'{name}: {statistics.median(rates) / 1e6:.1f} M tokens/s, median of '
               f'{", ".join(f"{rate / 1e6:.1f}" for rate in rates)}')  # fmt: skip
-    print(f'a step of {1e3 * STEP:.0f} ms waits {100 * found["waited"]:.2f} % of the time')
+    for name, share in found['waited'].items():
+        print(f'{name}: a step of {1e3 * STEP:.0f} ms waits {100 * share:.2f} % of the time')
     memory = found['memory_mb']
     growth = max(memory[1:]) / memory[0] - 1 if memory[1:] else 0.0
     print(f'memory after each epoch: {", ".join(f"{m:.0f}" for m in memory)} MB; at most '

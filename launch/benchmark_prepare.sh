@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tokenizing against `datasets.map`: ./launch/benchmark_prepare.sh --text=FILE --tokenizer=PATH [--workers=K] ...
+# Preparing a text file against `datasets`, end to end: ./launch/benchmark_prepare.sh --text=FILE --tokenizer=PATH [--workers=K] ...
 # It needs the package `datasets`: "$VENV/bin/pip" install datasets
 set -euo pipefail
 # shellcheck source=launch/environment.sh

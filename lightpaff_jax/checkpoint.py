@@ -58,6 +58,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        if error is not None and processes.lost(error):
+            return  # the save in progress waits, for minutes, for the process that has ended
         try:
             self.close()
         except Exception as failure:

@@ -65,7 +65,8 @@ def _ended(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return processes.ended('interrupted', 130)
     if processes.lost(error):
-        return processes.ended(f'lost another process, which has ended ({_one_line(error)})', 1)
+        text = f'lost another process, which has ended ({_one_line(error)})'
+        return processes.ended(text, 1, lost=True)
     traceback.print_exc()
     return processes.ended(_one_line(error), 1)
 

@@ -72,8 +72,8 @@ REMAT = ('none', 'block')
 
 # A run may be resumed after these keys changed; any other difference is an error.
 MAY_CHANGE = (
-    'workdir', 'after', 'data.cache', 'data.path', 'data.prefetch', 'data.tfds_dir', 'data.workers', 'tokenizer.path',
-    'tokenizer.text', 'teacher.path', 'student.init', 'train.updates', 'train.compilation_cache',
+    'workdir', 'after', 'data.cache', 'data.path', 'data.files', 'data.mixture', 'data.prefetch',
+    'data.tfds_dir', 'data.workers', 'tokenizer.path', 'tokenizer.text', 'teacher.path', 'student.init', 'train.updates', 'train.compilation_cache',
     'train.log_every', 'train.eval_every', 'train.save_every', 'train.keep', 'eval.batch_size',
     'eval.batches', 'eval.stride', 'recipe',
 )  # fmt: skip
@@ -241,8 +241,9 @@ def kind(c: ConfigDict) -> str:
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """'; did you mean X?' for the closest of names, or nothing."""
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f'; did you mean {found[0]}?' if found else ''
+    lower = {known.lower(): known for known in reversed(names)}
+    found = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
+    return f'; did you mean {lower[found[0]]}?' if found else ''
 
 
 def flatten(c: ConfigDict, prefix: str = '') -> dict:

@@ -41,20 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _mistake(f'{" ".join(argv)}: must be N COMMAND [ARGUMENT ...], N at least 1')
     if not devices.isdecimal() or int(devices) < 1:
         return _mistake(f'DEVICES = {devices}: must be a whole number, at least 1')
+    stop = threading.Event()  # an exception could come between a process and its place in the list
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda *_: stop.set())
     environment = _environment(int(number), devices)
     processes: list[subprocess.Popen] = []
     threads: list[threading.Thread] = []
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, _interrupt)
     try:
         for k in range(int(number)):
             environment['JAX_PROCESS_ID'] = str(k)
             process, readers = _started(command, environment, k)
             processes.append(process)
             threads += readers
-        return _watched(processes)
-    except KeyboardInterrupt:
-        return 130
+        return _watched(processes, stop)
     except OSError as error:
         return _mistake(f'{error.filename}: {error.strerror}')
     finally:
@@ -68,19 +67,15 @@ def _mistake(text: str) -> int:
     return 2
 
 
-def _interrupt(number: int, frame) -> None:
-    raise KeyboardInterrupt
-
-
 def _environment(processes: int, devices: str) -> dict[str, str]:
     with socket.create_server(('127.0.0.1', 0)) as server:  # closed again: process 0 takes the port
         port = server.getsockname()[1]
-    count = f'--xla_force_host_platform_device_count={devices}'
-    flags = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if count[:40] not in flag]
+    count = '--xla_force_host_platform_device_count'
+    flags = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if count not in flag]
     return {
         'JAX_PLATFORMS': 'cpu',
         **os.environ,
-        'XLA_FLAGS': ' '.join([*flags, count]),
+        'XLA_FLAGS': ' '.join([*flags, f'{count}={devices}']),
         'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
         'JAX_NUM_PROCESSES': str(processes),
     }
@@ -108,10 +103,12 @@ def _pass_on(k: int, source: IO[bytes], target: IO[str]) -> None:
         target.flush()
 
 
-def _watched(processes: Sequence[subprocess.Popen]) -> int:
+def _watched(processes: Sequence[subprocess.Popen], stop: threading.Event) -> int:
     """Waits until all have ended, or some seconds after the first that failed; its exit code."""
     failed, until = 0, float('inf')
     while time.monotonic() < until:
+        if stop.is_set():
+            return 130
         codes = [process.poll() for process in processes]
         bad = [code for code in codes if code]
         if bad and not failed:

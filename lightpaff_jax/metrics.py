@@ -180,13 +180,20 @@ class Writer:
         for name, value in values.items():
             self._tensorboard.add_scalar(f'{kind}/{name}', value, step)
 
-    def advance(self, step: int, tokens: int | None = None, loss: float | None = None) -> None:
-        """Moves the progress to `step`, with so many tokens read in all; without one of them, or
-        without a loss, it shows the last.
+    def advance(
+        self, step: int, tokens: int | None = None, loss: float | None = None, idle: float = 0.0
+    ) -> None:
+        """Moves the progress to `step`.
+
+        Args:
+          step: updates done.
+          tokens: that were read in all; None: as many as before.
+          loss: to show; None: the last one.
+          idle: seconds since the step before that count for no update, as compiling.
         """
         if not self._active:
             return
-        self._clock.start(step, tokens)
+        self._clock.start(step, tokens, idle)
         self._loss = self._loss if loss is None else loss
         self._progress.show(step, self._loss, self._clock.rate(step), self._clock.per_update(step))
 
@@ -241,8 +248,9 @@ class _Clock:
         self._rate: float | None = None
         self._each: float | None = None
 
-    def start(self, step: int, tokens: int | None) -> None:
+    def start(self, step: int, tokens: int | None, idle: float) -> None:
         self._tokens = self._tokens if tokens is None else tokens
+        self._mark = *self._mark[:2], self._mark[2] + idle
         if not self._started:
             self._started = True
             self.pause(step)

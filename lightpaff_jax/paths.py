@@ -16,6 +16,10 @@ PATIENCE = 30.0  # seconds that a bucket may take to answer first; without a net
 _ANSWERED: set[str] = set()  # buckets that did
 
 
+class Unreadable(UserError):
+    """A place does not answer, or cannot be read now; nothing is wrong with what it holds."""
+
+
 def remote(path: Any) -> bool:
     """Whether a path is in a bucket."""
     return '://' in str(path)
@@ -26,6 +30,23 @@ def place(path: str) -> Any:
     from etils import epath
 
     return epath.Path(path) if remote(path) else epath.Path(path).expanduser()
+
+
+def here(key: str, path: str) -> pathlib.Path:
+    """A folder that ArrayRecord reads and writes; `~` is the home folder.
+
+    Args:
+      key: what names the path, with its `=`, for the message.
+      path: of the folder.
+
+    Raises:
+      UserError: it is in a bucket.
+    """
+    if remote(path):
+        raise UserError(
+            f'{key}{path}: ArrayRecord needs a folder, mount the bucket with gcsfuse and name that'
+        )
+    return pathlib.Path(path).expanduser()
 
 
 def reachable(path: str) -> None:
@@ -48,7 +69,7 @@ def reachable(path: str) -> None:
 
 
 def within(seconds: float, path: str, call: Callable[[], Any]) -> None:
-    """Calls in a thread of its own; raises what that raises, or UserError after so many seconds.
+    """Calls in a thread of its own; raises what that raises, or Unreadable after so many seconds.
 
     The thread stays behind: a connection that hangs cannot be stopped, and ends with the process.
     """
@@ -64,14 +85,14 @@ def within(seconds: float, path: str, call: Callable[[], Any]) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise UserError(f'{path}: cannot be reached within {seconds:g} s')
+        raise Unreadable(f'{path}: cannot be reached within {seconds:g} s')
     if raised:
         raise raised[0]
 
 
 @contextlib.contextmanager
 def faults(path: Any) -> Iterator[None]:
-    """Makes a UserError of what a bucket raises; a missing file stays what it is."""
+    """Makes Unreadable of what a bucket raises; a missing file stays what it is."""
     try:
         yield
     except (UserError, FileNotFoundError):
@@ -83,7 +104,7 @@ def faults(path: Any) -> Iterator[None]:
             needs = "buckets need the extra gs: pip install 'lightpaff-jax[gs]'"
             raise UserError(f'{path}: {needs}') from error
         text = ' '.join(str(error).split())
-        raise UserError(f'{path}: {type(error).__name__}: {text}') from error
+        raise Unreadable(f'{path}: {type(error).__name__}: {text}') from error
 
 
 def fetch(file: Any, to: pathlib.Path) -> None:

@@ -163,11 +163,17 @@ def finish() -> None:
     jax.distributed.shutdown()
 
 
-def ended(text: str, code: int) -> int:
+def ended(text: str, code: int, lost: bool = False) -> int:
     """Says why this process ends, in one line on stderr, and ends the others with it.
 
     They end within about two seconds, with a line that names this process and its error; where
     several have the same error, process 0 alone says it.
+
+    Args:
+      text: the error.
+      code: the exit code.
+      lost: whether the error is that another process has ended; if that one said why, it is why
+        this one ends too.
 
     Returns:
       the exit code, where this process is alone; else the process ends here.
@@ -175,7 +181,7 @@ def ended(text: str, code: int) -> int:
     if _watch is None:
         print(f'error: {text}', file=sys.stderr)
         return code
-    _watch.leave(text, code)
+    _watch.leave(text, code, lost)
     raise AssertionError('leave does not return')
 
 
@@ -202,8 +208,7 @@ class _Watch:
             failed = self._failed()
             if failed:
                 self._done.wait(_GRACE)
-                number, (text, code) = min((self._failed() or failed).items())
-                self.leave(f'process {number}: {text}', code, follows=True)
+                self.leave(*_told(failed), follows=True)
 
     def stop(self) -> None:
         """Ends the thread, before the interpreter does: it must not be inside jax then."""
@@ -213,9 +218,12 @@ class _Watch:
     def leave(self, text: str, code: int, follows: bool = False) -> None:
         """Says it, if process 0 does not say the same, and exits; process 0 as the last one."""
         self._leaving.acquire()  # the second to come waits for the end
-        if not follows:
+        failed = self._failed() if follows else {}
+        if failed:
+            text, code = _told(failed)
+        else:
             self._set('failed', json.dumps([text, code]))
-        if follows or not self._said(text):
+        if failed or not self._said(text):
             print(f'error: {text}', file=sys.stderr, flush=True)
         self._set('ended', '')
         until = time.monotonic() + _LEAVE
@@ -250,6 +258,12 @@ class _Watch:
         place = f'{_ROOT}/{folder}/{self._index}'
         with contextlib.suppress(Exception):  # as above
             self._client.key_value_set(place, text, allow_overwrite=True)
+
+
+def _told(failed: Mapping[int, tuple[str, int]]) -> tuple[str, int]:
+    """The error and exit code of those that follow the first that failed."""
+    number, (text, code) = min(failed.items())
+    return f'process {number}: {text}', code
 
 
 def _exit(code: int) -> None:

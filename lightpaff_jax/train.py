@@ -126,7 +126,7 @@ def _updates(c, mesh, inputs, take, cost, scores_of, state, progress, saved):
             index = progress.updates = progress.updates + 1
             progress.tokens += c.data.batch_size * (batch.shape.tokens + batch.shape.source)
             progress.flops += cost(batch.shape)
-            writer.advance(index, progress.tokens)
+            writer.advance(index, progress.tokens, idle=compiling)
             window = progress.window
             progress.window = sums if window is None else metrics.add(window, sums)
             last = index == c.train.updates
@@ -210,6 +210,12 @@ def check(c: ConfigDict, runs: bool = True) -> None:
         )
     validation.check_paths(c, runs)
     sources.check(c)
+    there = sources.classes(c) if c.objective == 'classify' else c.student.classes
+    if there != c.student.classes:
+        raise UserError(
+            f'config.student.classes = {c.student.classes}: must be {there}, as many as the '
+            f'examples of source {c.data.source!r} have'
+        )
     validation.validate(c, jax.device_count(), jax.process_count())
 
 

@@ -16,13 +16,17 @@ _CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
 """A folder to keep the corpus in between sessions of a developer; the default makes it anew."""
 
 
-@pytest.fixture(scope='module')
-def quick_compilation():
-    """Programs of a module's tests are compiled in half the time, and run slower."""
-    before = jax.config.values['jax_disable_most_optimizations']
-    jax.config.update('jax_disable_most_optimizations', True)
+# Programs of this process are compiled in half the time, and run slower: most of what a test takes
+# is compiling. Commands that a test starts are compiled as a user's are.
+jax.config.update('jax_disable_most_optimizations', True)
+
+
+@pytest.fixture
+def full_compilation():
+    """Programs are compiled as a user's are: where these are what is tested."""
+    jax.config.update('jax_disable_most_optimizations', False)
     yield
-    jax.config.update('jax_disable_most_optimizations', before)
+    jax.config.update('jax_disable_most_optimizations', True)
 
 
 @pytest.fixture(scope='session')

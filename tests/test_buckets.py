@@ -149,3 +149,7 @@ def test_a_mixture_of_text_folders_gives_each_its_share(tmp_path, data_cache):
     assert sum(b.weights.sum() for b in passed) == prepared.split('test')['tokens']
     halves = [part.split('test')['tokens'] for part in prepared.parts]
     assert prepared.split('test')['tokens'] == sum(halves)
+    c.eval.batches, c.eval.batch_size = 2, 8
+    (first, _) = batches.evaluation(c, prepared, tokenizer, 'test')
+    kinds = [bool(np.isin(row, a).any()) for row in first.tokens]
+    assert 0 < sum(kinds) < 8  # some of the batches stand for both sets

@@ -270,6 +270,7 @@ BAD = [
     ('data.form', 'topics', "'topics': must be one of text, topic, pairs, summary; did you mean topic?"),
     ('data.form', 'topic', "'topic': must be one of text for objective 'clm'"),
     ('data.target_length', 8, '8: is of MASS alone'),
+    ('data.source', 'SST2', "'SST2': must be one of pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, mixture, prepared; did you mean sst2?"),
     ('data.path', 'x', 'x: is not read from \'pydocs\''),
     ('data.files', ('train=a',), "('train=a',): is not read from 'pydocs'"),
     ('data.held_out', 0.1, "0.1: is not read from 'pydocs'"),

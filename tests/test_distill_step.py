@@ -91,8 +91,8 @@ class Run:
         )
         arguments = self.state.params, self.teacher_params, self.batch, jax.random.key(0)
         with jax.set_mesh(self.mesh):
-            text = function.lower(*arguments).compile().as_text()
-            return jax.device_get(function(*arguments)), text
+            compiled = function.lower(*arguments).compile()
+            return jax.device_get(compiled(*arguments)), compiled.as_text()
 
     def step(self):
         rate = optimizer.schedule(self.c)
@@ -165,6 +165,7 @@ def collectives(text: str) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.usefixtures('full_compilation')
 @pytest.mark.parametrize('micro_steps', [1, 2])
 def test_gradient_is_reduced_once_and_no_chunk_or_micro_batch_communicates(micro_steps):
     _, text = Run(configured((8, 1, 1), micro_steps)).gradient()

@@ -13,7 +13,7 @@ import pytest
 import source_cases
 from source_cases import configured, put, texts, write
 
-from lightpaff_jax import config
+from lightpaff_jax import config, paths
 from lightpaff_jax.data import files, sources
 
 NAMES = {
@@ -153,6 +153,81 @@ def test_a_file_that_may_not_be_opened_is_named(tmp_path):
     assert line == f'{tmp_path}/train.txt: Is a directory'
 
 
+@pytest.mark.parametrize(
+    ('error', 'kind'),
+    [
+        (OSError(5, 'Input/output error'), paths.Unreadable),
+        (FileNotFoundError(2, 'No such file or directory'), paths.Unreadable),
+        (gzip.BadGzipFile('CRC check failed'), config.UserError),
+        (EOFError('ended'), config.UserError),
+        (OSError('Unexpected end of stream'), config.UserError),  # of Parquet
+    ],
+)
+def test_what_cannot_be_read_now_is_told_from_what_is_malformed(error, kind):
+    with pytest.raises(config.UserError, match=r'^data/x: ') as caught, files.faults('data/x'):
+        raise error
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize('error', [OSError('429'), FileNotFoundError('x'), RuntimeError('closed')])
+def test_whatever_a_bucket_raises_it_cannot_be_read_now(error):
+    with pytest.raises(paths.Unreadable, match=r'^gs://b/x: '), files.faults('gs://b/x'):
+        raise error
+
+
+# Digests
+
+
+def hashed(tmp_path, monkeypatch, names):
+    """Digests of files of a folder, and the names of those that were read for it."""
+    read, raw = [], files._raw
+    with monkeypatch.context() as patch:
+        patch.setattr(files, '_raw', lambda file: read.append(file.name) or raw(file))
+        found = files.digests(str(tmp_path / 'cache'), [tmp_path / name for name in names])
+    return found, read
+
+
+def put_then(file, content, time):
+    put(file, content)
+    os.utime(file, ns=(time, time))
+
+
+LONG_AGO = 10**18
+
+
+def test_a_file_is_hashed_once_until_its_size_or_its_time_changes(tmp_path, monkeypatch):
+    for name in ('a', 'b'):
+        put_then(tmp_path / name, f'text {name}', LONG_AGO)
+    first, read = hashed(tmp_path, monkeypatch, ['a', 'b'])
+    assert read == ['a', 'b']
+    assert hashed(tmp_path, monkeypatch, ['b', 'a']) == (first[::-1], [])
+    put_then(tmp_path / 'a', 'other', LONG_AGO)
+    second, read = hashed(tmp_path, monkeypatch, ['a', 'b'])
+    assert read == ['a']
+    assert (second[0] != first[0], second[1]) == (True, first[1])
+    put_then(tmp_path / 'b', 'TEXT B', LONG_AGO + 1)
+    third, read = hashed(tmp_path, monkeypatch, ['a', 'b'])
+    assert read == ['b']
+    assert (third[0], third[1] != first[1]) == (second[0], True)
+    assert [path.name for path in (tmp_path / 'cache').iterdir()] == [files.DIGESTS]
+
+
+def test_a_file_that_has_just_changed_is_read_again(tmp_path, monkeypatch):
+    """Another change may leave its size and its time as they are."""
+    put(tmp_path / 'a', 'one')
+    first, _ = hashed(tmp_path, monkeypatch, ['a'])
+    assert hashed(tmp_path, monkeypatch, ['a']) == (first, ['a'])
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"x": 1', '{"%s": 5}'])
+def test_malformed_digests_are_made_again(tmp_path, monkeypatch, content):
+    put_then(tmp_path / 'a', 'one', LONG_AGO)
+    first, _ = hashed(tmp_path, monkeypatch, ['a'])
+    put(tmp_path / 'cache' / files.DIGESTS, content.replace('%s', str(tmp_path / 'a')))
+    assert hashed(tmp_path, monkeypatch, ['a']) == (first, ['a'])
+    assert hashed(tmp_path, monkeypatch, ['a']) == (first, [])
+
+
 def test_lines_have_numbers_and_ends_and_no_byte_order_mark(tmp_path):
     put(tmp_path / 'x', '\ufeffone\ntwo\r\n\nlast\ufeff')
     found = list(files.lines(tmp_path / 'x', pytest.fail))
@@ -172,36 +247,36 @@ def test_a_byte_that_is_no_utf_8_is_named_with_its_line(tmp_path):
 
 
 def test_a_local_path_is_reached_at_once():
-    files.reachable('/no/such/path')
-    files.reachable('data')
+    paths.reachable('/no/such/path')
+    paths.reachable('data')
 
 
 @pytest.mark.parametrize('path', ['s3://bucket/x', 'gs://', 'gs:///x', 'http://host/x'])
 def test_other_places_than_buckets_of_gs_are_errors(path):
     with pytest.raises(config.UserError, match=r'must be a local path or gs://BUCKET/\.\.\.$'):
-        files.reachable(path)
+        paths.reachable(path)
 
 
 def test_what_hangs_is_given_up_after_its_time():
     start, never = time.perf_counter(), threading.Event()
-    with pytest.raises(config.UserError, match=r'^gs://x/y: cannot be reached within 0\.2 s$'):
-        files.within(0.2, 'gs://x/y', never.wait)
+    with pytest.raises(paths.Unreadable, match=r'^gs://x/y: cannot be reached within 0\.2 s$'):
+        paths.within(0.2, 'gs://x/y', never.wait)
     assert 0.2 <= time.perf_counter() - start < 2
     never.set()
 
 
 def test_what_answers_in_time_raises_what_it_raises():
-    files.within(10, 'x', lambda: None)
+    paths.within(10, 'x', lambda: None)
     with pytest.raises(ZeroDivisionError):
-        files.within(10, 'x', lambda: 1 / 0)
+        paths.within(10, 'x', lambda: 1 / 0)
 
 
 # What a run says of a bucket when nothing is installed for it, or nobody answers.
 BUCKET = """
 import sys
-from lightpaff_jax import config
-from lightpaff_jax.data import files, sources
-files.PATIENCE = float(sys.argv[1])
+from lightpaff_jax import config, paths
+from lightpaff_jax.data import sources
+paths.PATIENCE = float(sys.argv[1])
 c = config.default()
 c.data.source, c.data.path = 'text', 'gs://bucket/folder'
 try:

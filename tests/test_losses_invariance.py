@@ -25,6 +25,8 @@ from loss_cases import (
 
 from lightpaff_jax.losses import Head, Predictor, automatic_chunk, distillation_loss
 
+pytestmark = pytest.mark.usefixtures('full_compilation')
+
 # What must not matter
 
 

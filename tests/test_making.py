@@ -1,5 +1,7 @@
 """Claims about how a set is made: by any number of processes, stopped anywhere, to the same bytes."""
 
+import contextlib
+import errno
 import logging
 import pathlib
 import shutil
@@ -11,8 +13,9 @@ import data_fixtures
 import numpy as np
 import pytest
 
-from lightpaff_jax import config
+from lightpaff_jax import config, paths
 from lightpaff_jax.data import encoding, making, prepare, shards, sources, tokenizers
+from lightpaff_jax.data import files as files_lib
 from lightpaff_jax.data.encoding import Work
 from lightpaff_jax.data.sources import Example
 
@@ -32,7 +35,7 @@ def text_files(folder):
     return c
 
 
-def files(folder):
+def data_files(folder):
     """Name -> bytes of all that is in a folder."""
     return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
 
@@ -50,7 +53,7 @@ def test_processes_that_tokenize_change_no_byte(tmp_path, vocabulary, small_chun
     sets = []
     for workers in (1, 2, 3):
         c.data.workers, c.data.cache = workers, str(tmp_path / f'cache{workers}')
-        sets.append(files(prepare.prepare(c, vocabulary).path))
+        sets.append(data_files(prepare.prepare(c, vocabulary).path))
     assert sets[0] == sets[1] == sets[2]
     assert len(sets[0]) > 10
 
@@ -108,7 +111,7 @@ def test_what_was_stopped_goes_on_behind_its_shards_to_the_same_bytes(
         c.objective, c.data.source, c.data.columns = 'seq2seq', 'table', ('first', 'second')
         c.data.target_length = 8
     whole = counting(vocabulary)
-    wanted = files(prepare.prepare(c, whole).path)
+    wanted = data_files(prepare.prepare(c, whole).path)
     assert len(wanted) > 9
     c.data.cache = str(tmp_path / 'other')
     encoded, stops = 0, 0
@@ -124,7 +127,7 @@ def test_what_was_stopped_goes_on_behind_its_shards_to_the_same_bytes(
         finally:
             encoded += some.model.texts
     assert stops >= 4
-    assert files(found.path) == wanted
+    assert data_files(found.path) == wanted
     assert encoded < 1.6 * whole.model.texts  # what is in a finished shard is not encoded again
 
 
@@ -132,7 +135,7 @@ def test_finished_shards_that_were_changed_are_made_again(
     tmp_path, vocabulary, small_chunks, caplog
 ):
     c = text_files(tmp_path / 'text')
-    wanted = files(prepare.prepare(c, vocabulary).path)
+    wanted = data_files(prepare.prepare(c, vocabulary).path)
     c.data.cache = str(tmp_path / 'other')
     with pytest.raises(Stopped):
         prepare.prepare(c, counting(vocabulary, 300))
@@ -142,7 +145,7 @@ def test_finished_shards_that_were_changed_are_made_again(
     shard.write_bytes(data)
     with caplog.at_level(logging.INFO, 'lightpaff_jax'):
         found = prepare.prepare(c, vocabulary)
-    assert files(found.path) == wanted
+    assert data_files(found.path) == wanted
     assert 'shards of train were changed, they are made again' in caplog.text
 
 
@@ -153,6 +156,41 @@ def test_an_error_of_the_source_leaves_nothing_behind(tmp_path, vocabulary, smal
     with pytest.raises(config.UserError, match=r'train\.txt'):
         prepare.prepare(c, vocabulary)
     assert list((tmp_path / 'cache/prepared').iterdir()) == []
+
+
+def test_what_cannot_be_read_now_keeps_the_shards_and_the_same_call_goes_on(
+    tmp_path, vocabulary, small_chunks, monkeypatch
+):
+    c = text_files(tmp_path / 'text')
+    wanted = data_files(prepare.prepare(c, vocabulary).path)
+    c.data.cache = str(tmp_path / 'other')
+    whole = files_lib.opened
+
+    @contextlib.contextmanager
+    def fails(file):
+        """A file that cannot be read to its end."""
+        with whole(file) as read:
+            yield (file.name == 'train.txt' and broken(file, read)) or read
+
+    def broken(file, read):
+        for number, line in enumerate(read):
+            if number == 600:
+                with files_lib.faults(file):
+                    raise OSError(errno.EIO, 'Input/output error')
+            yield line
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files_lib, 'opened', fails)
+        with pytest.raises(paths.Unreadable, match=r'train\.txt: Input/output error$'):
+            prepare.prepare(c, vocabulary)
+    kept = list((tmp_path / 'other').rglob('train-*.array_record'))
+    assert len(kept) > 2
+    rest = counting(vocabulary)
+    assert data_files(prepare.prepare(c, rest).path) == wanted
+    first = counting(vocabulary)
+    c.data.cache = str(tmp_path / 'third')
+    prepare.prepare(c, first)
+    assert rest.model.texts < first.model.texts
 
 
 def test_a_write_that_fails_in_silence_is_found_before_the_shard_is_named(
@@ -172,7 +210,7 @@ def test_a_write_that_fails_in_silence_is_found_before_the_shard_is_named(
             self._file.write_bytes(self._file.read_bytes()[:-1000])
 
     c = text_files(tmp_path / 'text')
-    wanted = files(prepare.prepare(c, vocabulary).path)
+    wanted = data_files(prepare.prepare(c, vocabulary).path)
     c.data.cache = str(tmp_path / 'other')
     with monkeypatch.context() as patch:
         patch.setattr(shards.array_record_module, 'ArrayRecordWriter', Lies)
@@ -181,7 +219,7 @@ def test_a_write_that_fails_in_silence_is_found_before_the_shard_is_named(
         ):
             prepare.prepare(c, vocabulary)
     assert not list((tmp_path / 'other').rglob('*.array_record*'))
-    assert files(prepare.prepare(c, vocabulary).path) == wanted
+    assert data_files(prepare.prepare(c, vocabulary).path) == wanted
 
 
 # Several processes

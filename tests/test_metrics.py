@@ -138,13 +138,13 @@ def test_tokens_a_second_count_neither_compilation_nor_evaluation(tmp_path, monk
         writer.log(3, {'loss': 1.0})
         now[0] = 90.0
         writer.log(3, {'ce': 1.0}, kind='validation')
-        now[0] = 91.0
-        writer.advance(4, 390)
+        now[0] = 111.0
+        writer.advance(4, 390, idle=20.0)  # another shape was compiled
         writer.log(4, {'loss': 1.0})
     lines = (tmp_path / 'timing.jsonl').read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {'step': 3, 'seconds': 64.0, 'tokens_per_second': 50.0},
-        {'step': 4, 'seconds': 91.0, 'tokens_per_second': 100.0},
+        {'step': 4, 'seconds': 111.0, 'tokens_per_second': 100.0},
     ]
 
 

@@ -282,6 +282,7 @@ def test_attention_with_dropout_equals_the_library_where_nothing_is_dropped(caus
 
 
 @pytest.mark.parametrize('case', ['bert lm', 'bert classify', 'gpt2', 'mass all'])
+@pytest.mark.usefixtures('full_compilation')
 def test_forward_flops_count_every_matrix_product_of_the_compiled_program(case):
     decoder = {'decoder_layers': 1} if case == 'mass all' else {}
     c = network(

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -60,6 +61,26 @@ def test_a_batch_is_a_function_of_its_index_alone(make):
     assert [fresh(i) for i in (39, 3, 17)] == [first[i] for i in (39, 3, 17)]
 
 
+def test_large_sets_are_shuffled_like_small_ones():
+    n = order._MANY + 3
+    rows = stream(order.of(prepared(n), 0, 64), 2 * n)
+    for epoch in range(2):
+        part = rows[epoch * n : (epoch + 1) * n]
+        assert sorted(number for number, _ in part) == list(range(n))
+        assert {e for _, e in part} == {epoch}
+    first, second = ([x for x, _ in rows[:n]], [x for x, _ in rows[n:]])
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 15
+
+
+def test_a_batch_of_a_tiny_set_is_made_at_once():
+    rows_of = order.of(prepared(3), 0, 32)
+    rows_of(0)
+    began = time.perf_counter()
+    for index in range(1, 101):
+        rows_of(index)
+    assert time.perf_counter() - began < 5  # of Grain's shuffle alone 100 batches take 50 s
+
+
 def test_most_batches_are_of_one_bucket_and_all_fit():
     rows_of = order.bucketed(FITS, 0, 8)
     mixed = 0
@@ -107,6 +128,6 @@ def test_equal_parts_of_a_mixture_have_orders_of_their_own():
 
 def test_the_fixed_order_is_every_record_once():
     found = order.fixed(50)
-    numbers = [int(found[i]) for i in range(50)]
+    numbers = [found(i) for i in range(50)]
     assert sorted(numbers) == list(range(50))
     assert numbers != list(range(50))

@@ -51,7 +51,7 @@ def test_clm_of_documents_by_hand(tokenizer):
     c = configured('clm')
     c.data.length = 8
     eos, pad = tokenizer.eos_id, tokenizer.pad_id
-    found = arrays(c, tokenizer, [packed([7, 8], [9, 10, 11])])
+    found = arrays(c, tokenizer, [packed([eos, 7, 8, eos], [eos, 9, 10, 11, eos])])
     assert {k: v[0].tolist() for k, v in found.items()} == {
         'tokens': [eos, 7, 8, eos, 9, 10, 11, pad],
         'labels': [7, 8, eos, 9, 10, 11, eos, 0],
@@ -118,9 +118,9 @@ def test_padding_of_a_batch_has_no_weight(name, tokenizer):
 @ALL
 def test_a_single_document_is_masked_as_a_block_of_it_is(name, tokenizer):
     (ids,) = drawn(tokenizer, 15)
-    whole = arrays(configured(name), tokenizer, [packed(ids)])
-    record = Record(np.array([tokenizer.eos_id, *ids, tokenizer.eos_id], np.int32))
-    block = Record(ids) if name != 'clm' else record
+    if name == 'clm':
+        ids = np.array([tokenizer.eos_id, *ids, tokenizer.eos_id], np.int32)
+    whole, block = arrays(configured(name), tokenizer, [packed(ids)]), Record(ids)
     alone = arrays(configured(name, 'contiguous'), tokenizer, [block])
     if name == 'clm':  # the last id of a block stays an input that nothing is predicted from
         alone['tokens'] = np.where(alone['weights'] > 0, alone['tokens'], tokenizer.pad_id)

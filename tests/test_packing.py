@@ -57,6 +57,24 @@ def test_packed_rows_hold_every_id_once_and_never_too_many(size, each, longest):
         assert np.array_equal(np.concatenate(parts), record.first)
 
 
+def test_pieces_that_share_an_id_predict_every_other_id_of_their_document_once():
+    ids, lengths = documents(np.random.default_rng(0), 60, 50)
+    wrapped, sizes = packing.between(ids, lengths, 7_777)
+    starts = np.cumsum(lengths) - lengths
+    whole = [[7_777, *ids[a : a + n], 7_777] for a, n in zip(starts, lengths, strict=True) if n]
+    assert wrapped.tolist() == [x for document in whole for x in document]
+    assert sizes.tolist() == [len(document) for document in whole]
+    rows = packing.best_fit(sizes.tolist(), 16, -1, 1)
+    assert all(sum(p.stop - p.start - 1 for p in row) <= 16 for row in rows)
+    seen = collections.Counter(
+        (p.document, i) for row in rows for p in row for i in range(p.start + 1, p.stop)
+    )
+    assert seen == {(d, i): 1 for d, n in enumerate(sizes) for i in range(1, n)}
+    assert packing.best_fit([18, 17], 16, -1, 1) == [
+        [packing.Piece(0, 0, 17)], [packing.Piece(0, 16, 18)], [packing.Piece(1, 0, 17)],
+    ]  # fmt: skip
+
+
 def test_only_documents_that_are_too_long_are_cut_and_only_as_often_as_must_be():
     rows = packing.best_fit([6, 7, 13, 20], 8, 1)
     pieces = sorted(itertools.chain(*rows))

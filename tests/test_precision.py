@@ -8,6 +8,8 @@ import pytest
 
 from lightpaff_jax.train import train
 
+pytestmark = pytest.mark.usefixtures('full_compilation')
+
 NETWORKS = {
     'clm': {'family': 'gpt2'},
     'mlm': {'family': 'bert'},

@@ -322,6 +322,27 @@ def test_a_prepared_folder_may_be_moved_and_given_by_its_path(c, tokenizer, prep
     assert sources.classes(given) == found.classes == 0
 
 
+@pytest.mark.parametrize(
+    ('source', 'key'), [('text', 'data.cache'), ('pydocs', 'data.cache'), ('prepared', 'data.path')]
+)
+def test_a_bucket_where_arrayrecord_needs_a_folder_is_one_line(
+    tmp_path, vocabulary, monkeypatch, source, key
+):
+    monkeypatch.chdir(tmp_path)
+    c = texts_below(tmp_path / 'text')
+    c.data.source = source
+    name = key.removeprefix('data.')
+    c.data[name] = 'gs://bucket/folder'
+    said = f'^config.{key} = gs://bucket/folder: ArrayRecord needs a folder, mount .* gcsfuse'
+    for call in (lambda: prepare.prepare(c, vocabulary), lambda: tokenizers.load(c)):
+        with pytest.raises(config.UserError, match=said):
+            call()
+    if source == 'prepared':
+        with pytest.raises(config.UserError, match=said):
+            sources.classes(c)
+    assert [path.name for path in tmp_path.iterdir()] == ['text']
+
+
 def test_a_prepared_folder_that_does_not_fit_is_a_user_error(c, tokenizer, prepared, tmp_path):
     tokenizers.train(['some text that is short'], 300, tmp_path / 'model')
     other = tokenizers.read(str(tmp_path / 'model'))
@@ -407,14 +428,20 @@ def test_whole_documents_hold_every_id_once(tmp_path, vocabulary, name):
     prepared = prepare.prepare(c, vocabulary)
     for split in sources.SPLITS:
         found = read(prepared, split)
-        size, each = objectives.OBJECTIVES[name].packed(c)
+        size, each, separator = objectives.OBJECTIVES[name].packed(c, vocabulary)
         assert all(len(r.first) + each * len(r.second) <= size for r in found)
         assert all(len(r.first) == r.second.sum() for r in found)
-        wanted = [i for e in sources.examples(c, split) for i in vocabulary.encode([e.first])[0]]
-        assert sorted(np.concatenate([r.first for r in found]).tolist()) == sorted(wanted)
-        pieces = sum(len(r.second) for r in found)
-        tokens = len(wanted) + (pieces if name == 'clm' else 0)
-        assert prepared.split(split)['tokens'] == tokens
+        texts = [vocabulary.encode([e.first])[0] for e in sources.examples(c, split)]
+        ids = np.concatenate([r.first for r in found])
+        predicted = len(ids)
+        if name == 'clm':  # all but the first of a piece, and one end of each document
+            pieces = [part for r in found for part in np.split(r.first, np.cumsum(r.second)[:-1])]
+            ids = np.concatenate([part[1:] for part in pieces])
+            predicted = len(ids)
+            assert (ids == separator).sum() == sum(map(bool, texts))
+            ids = ids[ids != separator]
+        assert sorted(ids.tolist()) == sorted(i for text in texts for i in text)
+        assert prepared.split(split)['tokens'] == predicted
         assert prepared.split(split)['fill'] > 0.9
 
 

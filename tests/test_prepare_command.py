@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,27 @@ def test_a_finished_set_is_not_made_again(capsys, given, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'set').rglob('*')} == before
 
 
+@pytest.mark.parametrize('damage', ['gone', 'short'])
+def test_a_finished_set_that_lacks_a_part_of_a_shard_is_an_error(capsys, given, tmp_path, damage):
+    call(capsys, *given)
+    shard = tmp_path / 'set' / 'test-00000.array_record'
+    shard.write_bytes(shard.read_bytes()[:-9])
+    if damage == 'gone':
+        shard.unlink()
+    line = mistake(capsys, *given)
+    assert line.startswith(f'{shard}: ')
+    assert line.endswith(f'; remove {tmp_path}/set, and prepare makes it again')
+
+
+def test_a_finished_set_that_lacks_its_tokenizer_has_it_again(capsys, given, tmp_path):
+    call(capsys, *given)
+    before = digests(tmp_path / 'set')
+    shutil.rmtree(tmp_path / 'set' / 'tokenizer')
+    code, out, _ = call(capsys, *given)
+    assert (code, 'is prepared already' in out) == (0, True)
+    assert digests(tmp_path / 'set') == before
+
+
 def test_a_run_finds_in_the_cache_what_the_command_would_make(capsys, given, place, tmp_path):
     """One hash for one content, in whatever shards."""
     call(capsys, *given, '--shard-tokens=900', '--config.data.length=64')
@@ -272,7 +294,14 @@ MISTAKES = [
     (('--sources=text:{text}',), '; did you mean --source?'),
     (('--source',), "argument '--source': must be followed by a value"),
     (('--source=a', '--source=b'), '--source: must be given once'),
-    (('--source=txt:{text}', '--out={out}', '--tokenizer={v}'), "data.source = 'txt': must be one of"),
+    (('--source=txt:{text}', '--out={out}', '--tokenizer={v}'), '--source=txt:{text}: must be NAME:PATH with'),
+    (('--source=txt:{text}', '--out={out}', '--tokenizer={v}', '--config.objective=mlm'), 'did you mean text?'),
+    (('--source=gs://x', '--out={out}', '--tokenizer={v}', '--config.objective=mlm'), '--source=gs://x: must be NAME:'),
+    (('--source=text:{text}', '--out=gs://b/x', '--tokenizer={v}'), '--out=gs://b/x: ArrayRecord needs a folder'),
+    (('--source=text:{text}', '--out={out}', '--train-tokenizer=300', '--config.tokenizer.path={v}'),
+     '--train-tokenizer=300: config.tokenizer.path = {v} names another tokenizer, must be one of both'),
+    (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--config.tokenizer.path={v}/vocab.txt'),
+     '--tokenizer={v}: config.tokenizer.path = {v}/vocab.txt names another tokenizer, must be one of both'),
     (('--source=prepared:{text}', '--out={out}', '--tokenizer={v}'), '--source=prepared: must have text'),
     (('--source=text:{text}', '--out={out}', '--tokenizer={v}x'), 'tokenizer.path = {v}x: no such file'),
     (('--source=text:{text}x', '--out={out}', '--tokenizer={v}'), 'data.path = {text}x: no such path'),

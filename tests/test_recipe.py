@@ -231,7 +231,6 @@ def micro(data_cache, tmp_path):
     return c
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_a_recipe_that_was_stopped_goes_on_and_a_finished_one_changes_nothing(
     micro, capsys, monkeypatch
 ):

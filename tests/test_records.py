@@ -33,6 +33,9 @@ def some(kind, n, size=1 << 16, seed=0):
     return found
 
 
+_COUNTS = ('records', 'tokens', 'words', 'skipped')
+
+
 def written(folder, kind, parts, size=1 << 16):
     """A set whose only split has a shard for each part."""
     dtype = records.id_type(size)
@@ -41,8 +44,10 @@ def written(folder, kind, parts, size=1 << 16):
         writer.add(part)
         writer.end()
     content = {
-        'format': records.FORMAT, 'kind': kind, 'dtype': dtype.str,
-        'splits': {'train': writer.entry()},
+        'format': records.FORMAT, 'kind': kind, 'dtype': dtype.str, 'classes': 0, 'source': 'text',
+        'objective': 'clm', 'packing': 'contiguous', 'lengths': [8, 0],
+        'vocabulary': {'hash': '0', 'size': size},
+        'splits': {'train': writer.entry() | dict.fromkeys(_COUNTS, 9)},
     }  # fmt: skip
     shards.write(folder / records.MANIFEST, content)
     return records.Prepared(str(folder), records.manifest(folder))
@@ -181,6 +186,58 @@ def test_another_manifest_is_an_error(tmp_path, text):
         records.manifest(tmp_path)
     if 'format' in text:
         assert 'has format 2, this version reads 3: prepare the set again' in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    'key', ['classes', 'dtype', 'kind', 'lengths', 'objective', 'packing', 'splits', 'vocabulary']
+)
+def test_a_manifest_without_a_key_is_an_error(tmp_path, key):
+    content = dict(written(tmp_path, 'blocks', [some('blocks', 5)]).manifest)
+    for value in (None, 'gone'):
+        content.pop(key) if value else content.update({key: None})
+        (tmp_path / 'manifest.json').write_text(json.dumps(content))
+        with pytest.raises(
+            config.UserError, match=r'manifest\.json: must be the manifest of a pre'
+        ):
+            records.manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('place', 'key'),
+    [('vocabulary', 'hash'), ('vocabulary', 'size'), ('train', 'hash'), ('train', 'shards')]
+    + [('train', key) for key in _COUNTS],
+)
+def test_a_manifest_whose_parts_lack_a_key_is_an_error(tmp_path, place, key):
+    content = written(tmp_path, 'blocks', [some('blocks', 5)]).manifest
+    del (content['splits'] | content)[place][key]
+    (tmp_path / 'manifest.json').write_text(json.dumps(content))
+    with pytest.raises(
+        config.UserError, match=r'manifest\.json: must be the manifest of a prepare'
+    ):
+        records.manifest(tmp_path)
+
+
+@pytest.mark.parametrize('key', ['file', 'records', 'bytes', 'sha256'])
+def test_a_manifest_whose_shards_lack_a_key_is_an_error(tmp_path, key):
+    content = written(tmp_path, 'blocks', [some('blocks', 5)]).manifest
+    del content['splits']['train']['shards'][0][key]
+    (tmp_path / 'manifest.json').write_text(json.dumps(content))
+    with pytest.raises(
+        config.UserError, match=r'manifest\.json: must be the manifest of a prepare'
+    ):
+        records.manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['', '[]', '{}', '5', '{"identity": {}}', '{"identity": {}, "splits": []}',
+     '{"identity": {}, "splits": {"train": {}}}', '{"identity": {}, "splits": {"train": 5}}',
+     '{"identity": {}, "splits": {"train": {"counts": {}, "hash": "", "shards": [{}]}}}'],
+)  # fmt: skip
+def test_a_malformed_state_is_an_error_of_one_line(tmp_path, text):
+    (tmp_path / records.STATE).write_text(text)
+    with pytest.raises(config.UserError, match=r'^/.*state\.json: is malformed, remove /.*$'):
+        shards.State(tmp_path, {})
 
 
 def test_a_set_that_is_not_finished_is_an_error_that_says_so(tmp_path):

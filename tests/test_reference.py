@@ -18,7 +18,7 @@ from lightpaff_jax import models
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.models import folders, settings
 
-pytestmark = pytest.mark.compare
+pytestmark = [pytest.mark.compare, pytest.mark.usefixtures('full_compilation')]
 
 CASES = {
     'BertForMaskedLM': {},

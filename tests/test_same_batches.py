@@ -15,9 +15,9 @@ from lightpaff_jax.data import batches, records, shards
 from lightpaff_jax.data.records import Prepared, Record
 
 PINNED = {
-    'clm': '2776f46d4d4e2f3c',
-    'mlm': 'dea7723e7b1b6724',
-    'mass': '441e5dff2adf2814',
+    'clm': '802748110d261e20',
+    'mlm': '35621d583bc7db4f',
+    'mass': '125e1c4cdb532845',
     'classify': 'c4f8e719a8f73e4d',
     'seq2seq': 'e08e8bc11a02c959',
 }

@@ -9,7 +9,7 @@ import source_cases
 from pyarrow import parquet
 from source_cases import configured, put
 
-from lightpaff_jax.data import sources
+from lightpaff_jax.data import files, sources
 from lightpaff_jax.data.sources import Example
 
 COLUMNS = ('text', 'other', 'mark')
@@ -188,8 +188,74 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path, extensio
     assert line.startswith(f'{tmp_path}/train{extension}:')
     assert "no column 'texts' of config.data.columns: has " in line or extension == '.jsonl'
     assert '; did you mean text?' in line
-    if extension != '.jsonl':  # whose rows have each their own
-        assert source_cases.mistake_of_check(c) == line
+    assert source_cases.mistake_of_check(c) == line
+
+
+# What every row of a file is, and what its check says with the place where it is.
+ALL_BAD = [
+    ('.jsonl', ('texts', '', 'mark'), '{"text": "a b", "mark": "yes"}\n', "1: no 'texts' of config.data.columns; did you mean text?"),
+    ('.jsonl', ('0', '', '1'), '{"text": "a b", "mark": "yes"}\n', "1: no '0' of config.data.columns"),
+    ('.jsonl', ('text', '', 'mark'), 'a b\tyes\n', '1: must be a JSON object: Expecting value: line 1 column 1 (char 0)'),
+    ('.jsonl', ('text', '', 'mark'), b'\xff\n', '1: must be UTF-8, has byte 0xff: invalid start byte'),
+    ('.tsv', ('text', '', 'mark'), 'a b\n', '2: has 1 column, must have 2 as the first line has'),
+    ('.csv', ('text', '', 'mark'), 'a,b,yes\n', '2: has 3 columns, must have 2 as the first line has'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('extension', 'columns', 'row', 'said'), ALL_BAD)
+def test_a_check_names_what_is_wrong_with_the_first_row(tmp_path, extension, columns, row, said):
+    row = row if isinstance(row, bytes) else row.encode()
+    for split in ('train', 'dev', 'test'):
+        put(tmp_path / f'{split}{extension}', GOOD[extension][0] + 9 * row)
+    c = table(tmp_path, columns=columns)
+    assert source_cases.mistake_of_check(c) == f'{tmp_path}/train{extension}:{said}{HINT}'
+    if extension == '.jsonl' and columns[0] != 'text':
+        text = configured('text', tmp_path, columns=columns[:1])
+        assert source_cases.mistake_of_check(text) == f'{tmp_path}/train{extension}:{said}{HINT}'
+    c.data.on_error = 'skip'
+    sources.check(c)
+    assert 'empty corpus, no example of' in source_cases.mistake(c)
+
+
+@pytest.mark.parametrize(('extension', 'columns', 'row', 'said'), ALL_BAD)
+def test_a_check_that_skips_rows_reads_no_more_than_the_first(
+    tmp_path, monkeypatch, extension, columns, row, said
+):
+    row = row if isinstance(row, bytes) else row.encode()
+    put(tmp_path / f'train{extension}', GOOD[extension][0] + 9000 * row)
+    c = table(tmp_path, columns=columns, on_error='skip', held_out=0.1)
+    lines, whole = [], files.lines
+
+    def read(file, fault):
+        for number, line in whole(file, fault):
+            lines.append(number)
+            yield number, line
+
+    monkeypatch.setattr(files, 'lines', read)
+    sources.check(c)
+    assert len(lines) < 200
+
+
+@pytest.mark.parametrize('extension', ['.csv', '.jsonl'])
+def test_blank_lines_are_no_rows(tmp_path, extension):
+    header, fine = GOOD[extension]
+    put(tmp_path / f'train{extension}', b'\n' + header + fine + b'\n\r\n' + fine + b'\n')
+    c = table(tmp_path, columns=('text', '', 'mark'))
+    assert list(sources.examples(c, 'train')) == [Example('fine', '', 0)] * 2
+
+
+def test_a_quote_that_is_not_closed_says_how_many_lines_it_takes_and_each_counts(tmp_path):
+    put(tmp_path / 'train.csv', 'text,mark\nfine,no\n"open,no\n' + 5 * 'fine,no\n')
+    c = table(tmp_path, columns=('text', '', 'mark'))
+    line = (
+        f'{tmp_path}/train.csv:3: must be CSV as RFC 4180 says: unexpected end of data; '
+        'its quote that is not closed takes 6 lines'
+    )
+    assert source_cases.mistake(c) == line + HINT
+    c.data.on_error, skipped = 'skip', []
+    assert list(sources.examples(c, 'train', skipped.append)) == [Example('fine', '', 0)]
+    assert skipped[:2] == [line, f'{tmp_path}/train.csv:4: is lost in the malformed row of line 3']
+    assert len(skipped) == 6
 
 
 def test_a_number_above_the_columns_is_named(tmp_path):

@@ -225,8 +225,8 @@ def test_a_set_in_another_format_is_told_how_to_build_it(damaged):
 def test_a_bucket_of_sets_must_be_mounted():
     c = tfds_set('gs://bucket/sets', 'lm1b', 'documents')
     assert source_cases.mistake(c) == (
-        'config.data.tfds_dir = gs://bucket/sets: ArrayRecord is read from a folder, mount the '
-        'bucket with gcsfuse'
+        'config.data.tfds_dir = gs://bucket/sets: ArrayRecord needs a folder, mount the bucket '
+        'with gcsfuse and name that'
     )
 
 

@@ -233,6 +233,22 @@ def test_a_tokenizer_comes_from_path_then_teacher_then_start_then_text(tmp_path,
     assert tokenizers.load(c) == trained
 
 
+def test_a_mixture_has_the_tokenizer_of_its_first_prepared_part(tmp_path, small):
+    small.save(tmp_path / 'one' / 'tokenizer')
+    (tmp_path / 'none').mkdir()
+    c = config.default()
+    c.data.source, c.student.vocab_size = 'mixture', small.vocab_size
+    c.data.mixture = (f'text:{tmp_path}=1', f'prepared:{tmp_path}/one=2', 'prepared:/other=1')
+    found = tokenizers.load(c)
+    assert (found.path, found.hash) == (f'{tmp_path}/one/tokenizer', small.hash)
+    c.data.mixture = (f'prepared:{tmp_path}/none=2', f'prepared:{tmp_path}/one=2')
+    with pytest.raises(config.UserError, match=f'must be the tokenizer that {tmp_path}/none was'):
+        tokenizers.load(c)
+    c.data.mixture = ('prepared:gs://bucket/x=2',)
+    with pytest.raises(config.UserError, match=r'data\.mixture = gs://bucket/x: .* gcsfuse'):
+        tokenizers.load(c)
+
+
 def test_a_folder_without_a_tokenizer_has_none_to_find(tmp_path, small):
     assert tokenizers.find(str(tmp_path / 'absent')) is None
     (tmp_path / 'run').mkdir()

@@ -10,7 +10,7 @@ from test_distill_step import collectives
 from lightpaff_jax import config, distill_step, models, sharding
 from lightpaff_jax.batch import Batch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('full_compilation')]
 
 
 @pytest.fixture(scope='module')

@@ -53,8 +53,8 @@ def evaluation(
 ) -> Iterator[batch_lib.Batch]:  # fmt: skip
     """One pass over a split: this process's rows of each batch, [B/processes, T]; `whole`: all rows.
 
-    Blocks come in their order, or as windows of `config.eval.stride`; examples in an order that is
-    drawn once for all runs, so that some of them stand for the whole.
+    Blocks come in their order, or as windows of `config.eval.stride`; examples, and the blocks of a
+    mixture, in an order that is drawn once for all runs, so that some of them stand for the whole.
 
     The last batch is filled up with rows of weight 0. `config.eval.batches` > 0 stops after
     so many. Every process yields the same number of batches. What is masked does not depend on
@@ -83,12 +83,13 @@ def _evaluation(
     batches = -(-len(records) // size)
     if c.eval.batches:
         batches = min(batches, c.eval.batches)
-    # Examples come class by class: a part must not be one class.
-    places = order.fixed(len(records)) if prepared.kind == 'examples' else range(len(records))
+    # Examples come class by class, mixtures set by set: a part must not be one of them.
+    drawn = prepared.kind == 'examples' or isinstance(prepared, Mixture)
+    place = order.fixed(len(records)) if drawn else int
 
     def make(index: int) -> batch_lib.Batch:
         numbers = (index * size + rows).tolist()
-        found = records.read([int(places[i]) for i in numbers if i < len(records)])
+        found = records.read([place(i) for i in numbers if i < len(records)])
         found += [PADDING] * (len(rows) - len(found))
         keys = [(_EVALUATION_SEED, 0, i) for i in numbers]
         made = arrays(c, tokenizer, found, keys)

@@ -6,19 +6,18 @@ import glob as glob_lib
 import gzip
 import hashlib
 import io
-import logging
+import json
 import os
 import pathlib
 import re
-import threading
+import time
 import zlib
-from collections.abc import Callable, Iterator
-from typing import IO, Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, cast
 
-from etils import epath
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config
+from lightpaff_jax import config, paths
 from lightpaff_jax.data.splits import SPLITS, Fault
 
 Path = pathlib.Path  # or one of etils.epath in a bucket, which can do the same
@@ -31,8 +30,8 @@ ALIASES = {
     'test': ('test',),
 }
 SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
-PATIENCE = 30.0  # seconds that a bucket may take to answer the first time
-_ANSWERED: set[str] = set()  # buckets that did
+DIGESTS = 'digests.json'  # path -> size, time of change in ns, digest
+_RECENT = 2  # seconds; no file system has coarser times
 _BLOCK = 1 << 20  # bytes read at once from a bucket
 
 
@@ -104,14 +103,14 @@ def _named(root: Path, kind: Callable[[str], str | None]) -> Iterator[tuple[str,
 
 def _listed(place: Path) -> list[Path]:
     with faults(place):
-        paths = [path for path in place.iterdir() if not path.name.startswith('.')]
-    return sorted(paths, key=lambda path: path.name)
+        found = [path for path in place.iterdir() if not path.name.startswith('.')]
+    return sorted(found, key=lambda path: path.name)
 
 
 def _checked(files: Found) -> Found:
-    for paths in files.values():
+    for group in files.values():
         seen: dict[str, Path] = {}
-        for path in paths:
+        for path in group:
             twin = seen.setdefault(bare(str(path)), path)
             if twin is not path:
                 raise config.UserError(f'{path}: must not stand beside {twin.name}, its other form')
@@ -143,108 +142,56 @@ def _chosen(c: ConfigDict) -> Found:
 
 def _matches(c: ConfigDict, pattern: str, where: str) -> list[Path]:
     pattern = os.path.expanduser(pattern)
-    absolute = pattern.startswith('/') or remote(pattern)
-    root = place('/') if absolute else folder(c)
-    whole = place(pattern) if absolute else root / pattern
-    if not remote(whole):
+    absolute = pattern.startswith('/') or paths.remote(pattern)
+    root = paths.place('/') if absolute else folder(c)
+    whole = paths.place(pattern) if absolute else root / pattern
+    if not paths.remote(whole):
         names = glob_lib.glob(pattern, root_dir=root, recursive=True)
         return [root / name for name in sorted(names) if (root / name).is_file()]
     if '**' in pattern:
         raise config.UserError(f'{where}: ** is of local folders alone')
-    reachable(str(whole))
+    paths.reachable(str(whole))
     with faults(whole):
         return sorted(whole.parent.glob(whole.name), key=str)
-
-
-def place(path: str) -> Path:
-    """A path here or in a bucket."""
-    return cast(Path, epath.Path(path).expanduser())
-
-
-def remote(path: str | Path) -> bool:
-    """Whether it is in a bucket."""
-    return '://' in str(path)
 
 
 def folder(c: ConfigDict) -> Path:
     """`config.data.path`.
 
     Raises:
-      UserError: it is no folder, or its bucket cannot be reached.
+      Unreadable: it is no folder, or its bucket cannot be reached.
     """
-    reachable(c.data.path)
-    root = place(c.data.path)
+    paths.reachable(c.data.path)
+    root = paths.place(c.data.path)
     with faults(root):
         if not c.data.path or not root.is_dir():
             what = 'is a file' if c.data.path and root.exists() else 'no such folder'
-            raise config.UserError(
+            raise paths.Unreadable(
                 f'config.data.path = {c.data.path or repr("")}: {what}, must be a folder; '
                 'config.data.files names files in it'
             )
     return root
 
 
-def reachable(path: str) -> None:
-    """Raises UserError unless the bucket of a path answers in time; a local path is reached.
-
-    A bucket that answered once is not asked again. Whether the path is there is another question.
-    """
-    scheme, separator, rest = path.partition('://')
-    if not separator:
-        return
-    bucket = rest.partition('/')[0]
-    if scheme != 'gs' or not bucket:
-        raise config.UserError(f'{path}: must be a local path or gs://BUCKET/...')
-    if bucket not in _ANSWERED:
-        logging.getLogger('gcsfs').addHandler(logging.NullHandler())  # else it prints tracebacks
-        with faults(path), contextlib.suppress(FileNotFoundError):
-            within(PATIENCE, path, place(path).stat)
-        _ANSWERED.add(bucket)
-
-
-def within(seconds: float, path: str, call: Callable[[], Any]) -> None:
-    """Calls in a thread of its own; raises what that raises, or UserError after so many seconds.
-
-    The thread stays behind: a connection that hangs cannot be stopped, and ends with the process.
-    """
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise config.UserError(f'{path}: cannot be reached within {seconds:g} s')
-    if raised:
-        raise raised[0]
-
-
 @contextlib.contextmanager
 def faults(path: str | Path) -> Iterator[None]:
-    """Makes one line of what it raises to read a path: a UserError."""
+    """Makes one line of what reading a path raises.
+
+    Raises:
+      UserError: what is there is no whole .gz file, or no whole file of another format.
+      Unreadable: it cannot be read now, whatever it holds.
+    """
     try:
-        yield
-    except config.UserError:
-        raise
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise config.UserError(f'{path}: must be a whole .gz file: {one_line(error)}') from error
-    except ImportError as error:
-        if not remote(path):
-            raise
-        raise config.UserError(
-            f"{path}: buckets need the extra gs: pip install 'lightpaff-jax[gs]'"
-        ) from error
+        with paths.faults(path):
+            try:
+                yield
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                must = 'must be a whole .gz file'
+                raise config.UserError(f'{path}: {must}: {one_line(error)}') from error
     except OSError as error:
-        raise config.UserError(f'{path}: {error.strerror or one_line(error)}') from error
-    except Exception as error:
-        if not remote(path):
-            raise
-        raise config.UserError(f'{path}: {type(error).__name__}: {one_line(error)}') from error
+        system = error.errno or paths.remote(path)  # else a library's word for a malformed file
+        kind = paths.Unreadable if system else config.UserError
+        raise kind(f'{path}: {error.strerror or one_line(error)}') from error
 
 
 def one_line(error: BaseException) -> str:
@@ -266,7 +213,7 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
 @contextlib.contextmanager
 def _raw(file: Path) -> Iterator[IO[bytes]]:
     with file.open('rb') as raw:
-        if remote(file):  # reads lines one call a byte otherwise
+        if paths.remote(file):  # reads lines one call a byte otherwise
             with io.BufferedReader(cast(io.RawIOBase, raw), _BLOCK) as buffered:
                 yield buffered
         else:
@@ -301,7 +248,50 @@ def lines(file: Path, fault: Fault | None) -> Iterator[tuple[int, str]]:
         raise config.UserError(f'{file}: empty corpus, must hold a line')
 
 
-def digest(file: Path) -> str:
-    """16 hex digits of the content, as it is stored."""
-    with faults(file), _raw(file) as raw:
-        return hashlib.file_digest(raw, 'sha256').hexdigest()[:16]  # type: ignore[arg-type]
+def digests(cache: str, found: Sequence[Path]) -> list[str]:
+    """16 hex digits of the content of each file, as it is stored.
+
+    A local file is read once: DIGESTS in the folder `cache` says what it had, for as long as its
+    size and its time of change stay. A file that changed in the last _RECENT seconds is read again,
+    since another change could leave the time as it is.
+
+    Raises:
+      UserError: a file cannot be read; the cache is in a bucket.
+    """
+    store = paths.here('config.data.cache = ', cache) / DIGESTS
+    known, new = _stored(store), {}
+    digests = []
+    for file in found:
+        name, state = '', []
+        if not paths.remote(file):
+            with faults(file):
+                stat = os.stat(file)
+            name, state = os.path.abspath(file), [stat.st_size, stat.st_mtime_ns]
+            entry = known.get(name)
+            if isinstance(entry, list) and entry[:-1] == state:
+                digests.append(entry[-1])
+                continue
+        with faults(file), _raw(file) as raw:
+            digest = hashlib.file_digest(raw, 'sha256').hexdigest()[:16]  # type: ignore[arg-type]
+        digests.append(digest)
+        if name and time.time_ns() - state[1] > _RECENT * 10**9:
+            new[name] = [*state, digest]
+    if new:
+        _store(store, known | new)
+    return digests
+
+
+def _stored(store: pathlib.Path) -> dict[str, list]:
+    try:
+        found = json.loads(store.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _store(store: pathlib.Path, content: dict[str, list]) -> None:
+    part = store.with_name(f'{store.name}.{os.getpid()}.part')
+    with contextlib.suppress(OSError):  # the files are read again then, and nothing is lost
+        store.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(content, indent=1, sort_keys=True), encoding='utf-8')
+        part.replace(store)

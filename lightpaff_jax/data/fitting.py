@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config
+from lightpaff_jax import config, paths
 from lightpaff_jax.data import objectives, records, sources
 from lightpaff_jax.data.records import Prepared
 from lightpaff_jax.data.tokenizers import Tokenizer
@@ -29,9 +29,9 @@ def given(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
     """The set of the source 'prepared'.
 
     Raises:
-      UserError: there is none, or it was made for something else.
+      UserError: there is none, or it is in a bucket, or was made for something else.
     """
-    folder = pathlib.Path(c.data.path).expanduser()
+    folder = paths.here('config.data.path = ', c.data.path)
     if not c.data.path or not folder.is_dir():
         raise config.UserError(
             f"config.data.path = {c.data.path!r}: must be a folder for source 'prepared'"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config
+from lightpaff_jax import config, paths
 from lightpaff_jax.data import encoding, objectives, packing, records, shards, sources
 from lightpaff_jax.data.progress import Shown
 from lightpaff_jax.data.records import Record
@@ -62,11 +62,9 @@ class _Packed:
     """Records of whole documents; each chunk has its own."""
 
     def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
-        del tokenizer
         make = objectives.OBJECTIVES[c.objective].packed
         assert make is not None
-        self._size, self._each = make(c)
-        self._ends = c.objective == 'clm'  # the end of a document is predicted too
+        self._room = make(c, tokenizer)
         new = {'documents': 0, 'words': 0, 'tokens': 0, 'pieces': 0, 'room': 0, 'taken': 0}
         self.counts = saved.get('counts', new)
 
@@ -78,12 +76,17 @@ class _Packed:
         """The records of one chunk."""
         counts = self.counts
         _count_documents(counts, examples, encoded)
-        found = packing.packed(encoded.ids, encoded.lengths, self._size, self._each)
+        ids, lengths, (size, each, separator) = encoded.ids, encoded.lengths, self._room
+        shared = 0
+        if separator is not None:
+            (ids, lengths), shared = packing.between(ids, lengths, separator), 1
+        found = packing.packed(ids, lengths, size, each, shared)
         pieces = sum(len(record.second) for record in found)
+        read = sum(len(record.first) for record in found)
         counts['pieces'] += pieces
-        counts['tokens'] += len(encoded.ids) + (pieces if self._ends else 0)
-        counts['room'] += self._size * len(found)
-        counts['taken'] += len(encoded.ids) + self._each * pieces
+        counts['tokens'] += read - shared * pieces
+        counts['room'] += size * len(found)
+        counts['taken'] += read + each * pieces
         return found
 
     def end(self) -> list[Record]:
@@ -170,7 +173,9 @@ def make(
     Raises:
       Unfinished: a file cannot be written, or a process that tokenizes ended; the same call goes
         on.
-      UserError: as of `sources.examples`; a split without records.
+      Unreadable: a file of the source cannot be read now; the same call goes on too.
+      UserError: what `sources.examples` raises of the content, a split without records; nothing
+        is left then.
     """
     state = shards.State(folder, identity | {'shard_tokens': shard_tokens})
     try:
@@ -179,7 +184,7 @@ def make(
             for split in sources.SPLITS:
                 if not state.split(split).get('done'):
                     _make_split(c, split, tokenizer, encode, state, shown)
-    except shards.Unfinished:
+    except (shards.Unfinished, paths.Unreadable):
         raise
     except config.UserError:  # the same source would come no further
         shards.clear(folder, sources.SPLITS)
@@ -216,7 +221,7 @@ def _make_split(
         state.folder, split, kind_, records.id_type(tokenizer.vocab_size),
         np.dtype('<u2' if longest < 1 << 16 else '<i4'), saved,
     )  # fmt: skip
-    skipped = _Skipped(split)
+    skipped, many = _Skipped(split), 'examples' if kind_ == 'examples' else 'documents'
     parts = encoding.chunks(sources.examples(c, split, skipped))
     done = saved.get('chunks', 0)
     if done:
@@ -225,7 +230,7 @@ def _make_split(
     for work, encoded in encode(works(parts, kind_)):
         done, examples = done + 1, examples + len(work.examples)
         writer.add(maker.add(work.examples, encoded))
-        shown.add(split, examples, len(encoded.ids))
+        shown.add(f'{split}: {examples:,} {many}', len(encoded.ids))
         if writer.ids >= state.identity['shard_tokens']:
             writer.end()
             state.save(split, maker.saved() | writer.entry() | {'chunks': done})

@@ -39,6 +39,9 @@ class Packed(NamedTuple):
     """Ids a row."""
     each: int
     """Ids that a document needs beside its own."""
+    separator: int | None = None
+    """Stands before and behind each document, on disk too; of a document that is cut, the last id of
+    a piece begins the next. None: nothing is added, and pieces have nothing in common."""
 
 
 class Fitted(NamedTuple):
@@ -53,29 +56,28 @@ class Fitted(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """One of `pieces` and `fit` says how records are made; `arrays` makes a batch of them."""
+    """What a task predicts from what.
+
+    Records are made of documents, by `pieces` or `packed`, or of examples, by `fit`.
+    """
 
     needs: tuple[str, ...]
     """Special ids that the tokenizer must have."""
     shape: Callable[[ConfigDict], Shape]
     arrays: Callable[[ConfigDict, Tokenizer, Sequence[Record], Sequence[Key]], Arrays]
     pieces: Callable[[ConfigDict, Tokenizer], Pieces] | None = None
-    packed: Callable[[ConfigDict], Packed] | None = None
+    packed: Callable[[ConfigDict, Tokenizer], Packed] | None = None
     fit: Callable[[ConfigDict, list[int], list[int]], Fitted] | None = None
     room: Callable[[np.ndarray], np.ndarray] | None = None
     """Of records of [n, 2] ids in each text: tokens [n, 2] they need of `length` and `target_length`."""
-
-    @property
-    def kind(self) -> str:
-        """What its records are: 'blocks' of a stream, or 'examples'."""
-        return 'blocks' if self.pieces else 'examples'
 
 
 def clm(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
         keys: Sequence[Key]) -> Arrays:  # fmt: skip
     """Causal language modelling: every id of a block of T+1 from those before it.
 
-    Of whole documents each has eos before it as input and behind it as label, and sees itself alone.
+    Of whole documents each has eos before it as input and behind it as label, and sees itself alone;
+    a piece of one that was cut begins with the last id of the piece before.
 
     Returns:
       tokens [B, T] = ids 0 ... T-1, padded; labels [B, T] = ids 1 ... T, 0 behind the end;
@@ -96,18 +98,16 @@ def clm(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
 
 
 def _clm_of_documents(length: int, tokenizer: Tokenizer, records: Sequence[Record]) -> Arrays:
-    eos = [tokenizer.eos_id]
     rows = [rows_lib.documents(r) for r in records]
-    inputs = [rows_lib.joined([[eos, d] for d in row]) for row in rows]
-    labels = [rows_lib.joined([[d, eos] for d in row]) for row in rows]
+    inputs = [rows_lib.joined([[d[:-1]] for d in row]) for row in rows]
+    labels = [rows_lib.joined([[d[1:]] for d in row]) for row in rows]
     ids_BT, real_BT = rows_lib.padded(inputs, length, tokenizer.pad_id)
+    sizes = [[len(d) - 1 for d in row] for row in rows]
     return {
         'tokens': ids_BT,
         'labels': rows_lib.padded(labels, length, 0)[0],
         'weights': real_BT.astype(np.float32),
-        **rows_lib.places(
-            'segments', 'position_ids', [[len(d) + 1 for d in row] for row in rows], length
-        ),
+        **rows_lib.places('segments', 'position_ids', sizes, length),
     }
 
 
@@ -303,21 +303,21 @@ OBJECTIVES = {
         shape=lambda c: Shape(c.data.length, c.data.length),
         arrays=clm,
         pieces=lambda c, t: Pieces(c.data.length + 1, c.data.length, t.eos_id, leads=True),
-        packed=lambda c: Packed(c.data.length, 1),
+        packed=lambda c, t: Packed(c.data.length, -1, t.eos_id),
     ),
     'mlm': Objective(
         needs=('mask_id', 'cls_id', 'sep_id'),
         shape=mlm_shape,
         arrays=mlm,
         pieces=lambda c, t: Pieces(c.data.length - 2, c.data.length - 2, t.sep_id, leads=False),
-        packed=lambda c: Packed(c.data.length, 2),
+        packed=lambda c, t: Packed(c.data.length, 2),
     ),
     'mass': Objective(
         needs=('mask_id', 'eos_id'),
         shape=mass_shape,
         arrays=mass,
         pieces=lambda c, t: Pieces(c.data.length - 1, c.data.length - 1, t.eos_id, leads=False),
-        packed=lambda c: Packed(c.data.length, 1),
+        packed=lambda c, t: Packed(c.data.length, 1),
     ),
     'classify': Objective(
         needs=('cls_id', 'sep_id'),

@@ -8,6 +8,7 @@ come from the parts in proportion to their weights.
 
 import functools
 import hashlib
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from jaxtyping import Int
 
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Prepared
+
+_MANY = 1 << 16  # Grain shuffles by a cipher of at least so many places, and walks to one that is used
 
 
 class Rows(NamedTuple):
@@ -51,8 +54,31 @@ def of(prepared: Prepared | Mixture, seed: int, size: int) -> Callable[[int], Ro
 
 def _stream(n: int, seed: int, start: int = 0) -> grain.MapDataset:
     """Place -> (number of the record, epoch)."""
-    shuffled = grain.MapDataset.range(start, start + n).shuffle(seed).repeat()
-    return shuffled.map_with_index(lambda place, number: (int(number), place // n))
+    if n >= _MANY:
+        shuffled = grain.MapDataset.range(start, start + n).shuffle(seed).repeat()
+        return shuffled.map_with_index(lambda place, number: (int(number), place // n))
+    epochs = _kept(lambda epoch: np.argsort(_philox(seed, epoch).random_raw(n), kind='stable'))
+
+    def row(place: int, _) -> tuple[int, int]:
+        epoch, at = divmod(place, n)
+        return start + int(epochs(epoch)[at]), epoch
+
+    return grain.MapDataset.range(n).repeat().map_with_index(row)
+
+
+def _kept(make: Callable[[int], np.ndarray]) -> Callable[[int], np.ndarray]:
+    """`make(epoch)`, made once by one thread while the others wait."""
+    lock, cached = threading.Lock(), functools.lru_cache(maxsize=4)(make)
+
+    def get(epoch: int) -> np.ndarray:
+        with lock:
+            return cached(epoch)
+
+    return get
+
+
+def _philox(seed: int, epoch: int) -> np.random.Philox:
+    return np.random.Philox(key=seed, counter=np.array([0, 0, 0, epoch], np.uint64))
 
 
 def bucketed(fits: Int[np.ndarray, ' n'], seed: int, size: int) -> Callable[[int], Rows]:
@@ -68,9 +94,7 @@ def bucketed(fits: Int[np.ndarray, ' n'], seed: int, size: int) -> Callable[[int
     """
     n = len(fits)
 
-    @functools.lru_cache(maxsize=4)
-    def epoch_of(epoch: int) -> np.ndarray:
-        return _epoch(fits, seed, epoch, size)
+    epoch_of = _kept(lambda epoch: _epoch(fits, seed, epoch, size))
 
     def rows(index: int) -> Rows:
         places = [divmod(place, n) for place in range(index * size, index * size + size)]
@@ -83,7 +107,7 @@ def bucketed(fits: Int[np.ndarray, ' n'], seed: int, size: int) -> Callable[[int
 def _epoch(fits: np.ndarray, seed: int, epoch: int, size: int) -> Int[np.ndarray, ' n']:
     """The records of one epoch in the order of the stream."""
     n = len(fits)
-    key = np.random.Philox(key=_spread(seed), counter=np.array([0, 0, 0, epoch], np.uint64))
+    key = _philox(_spread(seed), epoch)
     drawn = np.argsort(key.random_raw(n), kind='stable')
     first = min(n, -epoch * n % size)  # they fill up the batch that the epoch before began
     head, rest = drawn[:first], drawn[first:]
@@ -99,6 +123,7 @@ def _spread(seed: int | str) -> int:
     return int.from_bytes(hashlib.sha256(f'order of the data {seed}'.encode()).digest()[:4])
 
 
-def fixed(n: int) -> grain.MapDataset:
-    """Every record once, in one order for all runs."""
-    return grain.MapDataset.range(n).shuffle(_spread(0))
+def fixed(n: int) -> Callable[[int], int]:
+    """Place -> number: every record once, in one order for all runs."""
+    stream = _stream(n, _spread(0))
+    return lambda place: stream[place][0]

@@ -47,22 +47,25 @@ def cut(
     return [stream[start : start + size] for start in starts], stream[blocks * stride :]
 
 
-def best_fit(lengths: Sequence[int], size: int, each: int) -> list[list[Piece]]:
+def best_fit(
+    lengths: Sequence[int], size: int, each: int, shared: int = 0
+) -> list[list[Piece]]:
     """Rows of whole documents: the longest first, each into the fullest row that has room for it.
 
     sum over the pieces of a row of (ids + each) <= size. A document of more than size - each ids
-    is cut into pieces of so many, the last one shorter; one without ids is left out. O(n log n)
-    for n documents: the rows that are open are found by their room, a bit each of one number.
+    is cut into pieces of so many, the last one shorter, each of which begins with the last `shared`
+    ids of the one before; one without ids is left out. O(n log n) for n documents: the rows that
+    are open are found by their room, a bit each of one number.
 
     Returns:
       rows in the order of their first document; the pieces of a row in the order of the text.
     """
     room = size - each
-    assert room > 0, 'validation sees to it that a row has room'
+    assert room > shared, 'validation sees to it that a row has room'
     pieces = [
         Piece(document, start, min(start + room, length))
         for document, length in enumerate(lengths)
-        for start in range(0, length, room)
+        for start in range(0, length - shared, room - shared)
     ]
     pieces.sort(key=lambda piece: piece.start - piece.stop)  # stable
     rows: list[list[Piece]] = []
@@ -81,15 +84,16 @@ def best_fit(lengths: Sequence[int], size: int, each: int) -> list[list[Piece]]:
             left, row = size, len(rows)
             rows.append([piece])
         left -= need
-        if left > each:
+        if left > max(0, each):
             by_room[left].append(row)
             open_rooms |= 1 << left
     return sorted(sorted(row) for row in rows)
 
 
 def packed(
-    ids: Int[np.ndarray, ' n'], lengths: Int[np.ndarray, ' documents'], size: int, each: int
-) -> list[Record]:
+    ids: Int[np.ndarray, ' n'], lengths: Int[np.ndarray, ' documents'], size: int, each: int,
+    shared: int = 0,
+) -> list[Record]:  # fmt: skip
     """Records of whole documents, by `best_fit`; `ids` are theirs, one after the other."""
     starts = np.cumsum(lengths) - lengths
     return [
@@ -97,5 +101,14 @@ def packed(
             np.concatenate([ids[starts[d] + a : starts[d] + b] for d, a, b in row]),
             np.array([b - a for _, a, b in row], np.int32),
         )
-        for row in best_fit(lengths.tolist(), size, each)
+        for row in best_fit(lengths.tolist(), size, each, shared)
     ]
+
+
+def between(
+    ids: Int[np.ndarray, ' n'], lengths: Int[np.ndarray, ' documents'], separator: int
+) -> tuple[Int32[np.ndarray, ' m'], Int[np.ndarray, ' kept']]:
+    """Documents with a separator before and behind each, and their lengths; empty ones are left out."""
+    kept = lengths[lengths > 0]
+    stops = np.cumsum(kept)
+    return np.insert(ids, np.sort(np.concatenate([stops - kept, stops])), separator), kept + 2

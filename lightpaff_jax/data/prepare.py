@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config, validation
+from lightpaff_jax import command, config, paths, validation
 from lightpaff_jax.data import fitting, making, records, shards, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Prepared
@@ -60,9 +60,10 @@ def _mixture(c: ConfigDict, tokenizer: Tokenizer) -> Mixture:
 
 def _found(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
     """The set in the cache; made if it is not there."""
+    cache = paths.here('config.data.cache = ', c.data.cache)
     made_from = identity(c, tokenizer)
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-    folder = pathlib.Path(c.data.cache).expanduser() / 'prepared' / f'{c.data.source}-{key}'
+    folder = cache / 'prepared' / f'{c.data.source}-{key}'
     if folder.exists():
         return fitting.opened(folder)
     with contextlib.ExitStack() as stack:
@@ -142,16 +143,17 @@ def _ended(line: str, code: int) -> int:
 def _command(argv: Sequence[str]) -> None:
     options, rest = _options(argv)
     shard_tokens = _number(options, 'shard-tokens', making.SHARD_TOKENS)
+    out = paths.here('--out=', options['out'])
     c, tokenizer = _asked(options, rest)
-    out = pathlib.Path(options['out']).expanduser()
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with shards.alone(out / '.lock'):
         tokenizer = tokenizer or _trained(c)
         fitting.check_tokenizer(c, tokenizer)
         made_from = identity(c, tokenizer)
-        if not _is_made(out, made_from | {'shard_tokens': shard_tokens}):
-            _keep(tokenizer, out, c.student.family)
+        made = _is_made(out, made_from | {'shard_tokens': shard_tokens})
+        _keep(tokenizer, out, c.student.family)
+        if not made:
             making.make(out, c, tokenizer, made_from, shard_tokens)
     _print(fitting.opened(out))
 
@@ -196,9 +198,17 @@ def _number(options: dict[str, str], name: str, default: int) -> int:
 def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokenizer | None]:
     """The configuration, checked, and the tokenizer that is given."""
     recipe = any(word.startswith('--config=') for word in rest)
+    source, _, path = options['source'].partition(':')
+    if source not in config.SOURCES:
+        raise config.UserError(
+            f'--source={options["source"]}: must be NAME:PATH with a NAME of '
+            f'{", ".join(config.SOURCES)}{config.nearest(source, list(config.SOURCES))}'
+        )
     c = command.parse(rest, config.default())
-    c.data.source, _, c.data.path = options['source'].partition(':')
-    c.data.workers = _number(options, 'workers', _cores())
+    c.data.source, c.data.path = source, path
+    _check_tokenizer(c, options, recipe)
+    told = c.data.workers != config.default().data.workers
+    c.data.workers = _number(options, 'workers', c.data.workers if told else _cores())
     c.data.on_error = options.get('on-error', c.data.on_error)
     c.tokenizer.path = options.get('tokenizer', '')
     if c.data.source in ('prepared', 'mixture'):
@@ -218,10 +228,24 @@ def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokeni
     return c, tokenizer
 
 
+def _check_tokenizer(c: ConfigDict, options: dict[str, str], recipe: bool) -> None:
+    """Raises UserError where a key names another tokenizer than the flags, which would be ignored.
+
+    A recipe's is another matter where --tokenizer is given: it says what a run has by default.
+    """
+    told = c.tokenizer.path
+    if told and told != options.get('tokenizer') and not (recipe and 'tokenizer' in options):
+        flag = 'tokenizer' if 'tokenizer' in options else 'train-tokenizer'
+        raise config.UserError(
+            f'--{flag}={options[flag]}: config.tokenizer.path = {told} names another tokenizer, '
+            'must be one of both'
+        )
+
+
 def _fit_network(c: ConfigDict) -> None:
     """Makes the default network one that could read the set, so that the configuration is valid."""
     families = [name for name, learns in config.OBJECTIVES.items() if c.objective in learns]
-    if not families or c.data.source not in config.SOURCES:
+    if not families:
         return  # validation says what there is
     c.student.family = families[0]
     c.student.positions = max(c.student.positions, c.data.length, c.data.target_length)
@@ -257,7 +281,7 @@ def _check_folder(out: pathlib.Path) -> None:
 
 
 def _is_made(out: pathlib.Path, wanted: dict[str, Any]) -> bool:
-    """Whether the set is there; raises UserError if another one is."""
+    """Whether the set is there, whole; raises UserError if another one is, or a part of it."""
     if not (out / records.MANIFEST).is_file():
         return False
     made = records.manifest(out)
@@ -268,6 +292,11 @@ def _is_made(out: pathlib.Path, wanted: dict[str, Any]) -> bool:
         raise config.UserError(
             f'--out={out}: holds another set ({found}): remove it, or choose another folder'
         )
+    prepared = fitting.opened(out)
+    for split in prepared.manifest['splits']:
+        whole = prepared.records(split)
+        if prepared.kind == 'examples':
+            whole.lengths()
     (out / records.STATE).unlink(missing_ok=True)  # killed between the last two steps
     print(f'{out}: is prepared already')
     return True

@@ -29,18 +29,12 @@ class Shown:
         """Prints a line."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def add(self, split: str, examples: int, tokens: int) -> None:
-        """Counts the tokens of one more chunk.
-
-        Args:
-          split: its name.
-          examples: of it so far.
-          tokens: of this chunk.
-        """
+    def add(self, done: str, tokens: int) -> None:
+        """Counts the tokens of one more chunk; `done` says how far the work is."""
         self._tokens += tokens
         now = time.monotonic()
         rate = self._tokens / max(now - self._began, 1e-9)
-        words = f'{split}: {examples:,} examples, {self._tokens:,} tokens, {rate:,.0f} tokens/s'
+        words = f'{done}, {self._tokens:,} tokens, {rate:,.0f} tokens/s'
         if self._console.is_terminal:
             if self._bar is None and now - self._began >= _BAR_AFTER:
                 self._bar = Progress(

@@ -27,6 +27,7 @@ import tensorflow_datasets as tfds
 from lightpaff_jax import config
 from lightpaff_jax.data import forms
 from lightpaff_jax.data.forms import Document
+from lightpaff_jax.paths import here
 
 # Name in `data.packages` -> (module that is looked for, distribution that has its version).
 # Default dependencies only, so that an extra never changes the corpus.
@@ -96,11 +97,11 @@ def opened(cache: str, form: str = 'text') -> Pydocs:
     `as_data_source(split)` the examples of a split, in the order of package and path.
 
     Raises:
-      UserError: no document was found, or the folder cannot be written.
+      UserError: no document was found, or the folder is in a bucket or cannot be written.
     """
     made_from = json.dumps([str(Pydocs.VERSION), versions()], sort_keys=True)
     identity = hashlib.sha256(made_from.encode()).hexdigest()[:16]
-    folder = pathlib.Path(cache).expanduser() / 'tfds' / identity
+    folder = here('config.data.cache = ', cache) / 'tfds' / identity
     if not folder.exists():
         publish(folder, _build)
     return Pydocs(data_dir=str(folder), config=form)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import pathlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,14 @@ FORMAT = 3  # of the folder; another one is prepared again
 MANIFEST = 'manifest.json'
 STATE = 'state.json'  # is there as long as the set is not finished
 _INT = np.dtype('<i4')  # of what stands before the ids of a record
+_MANIFEST: dict[str, type] = {
+    'classes': int, 'dtype': str, 'kind': str, 'lengths': list, 'objective': str, 'packing': str,
+    'source': str, 'splits': dict, 'vocabulary': dict,
+}  # fmt: skip
+SPLIT: dict[str, type] = {'hash': str, 'shards': list}
+"""Keys that a split has in a manifest and in STATE, and their types."""
+_COUNTS = dict.fromkeys(('records', 'tokens', 'words', 'skipped'), int)
+_SHARD: dict[str, type] = {'file': str, 'records': int, 'bytes': int, 'sha256': str}
 
 
 class Record(NamedTuple):
@@ -251,7 +259,7 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
     """The manifest of a prepared set.
 
     Raises:
-      UserError: there is none, or it is not one of this FORMAT.
+      UserError: there is none, or it is malformed, or not of this FORMAT.
     """
     file = folder / MANIFEST
     if not file.is_file():
@@ -262,6 +270,12 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
         form = content['format']
+        if form == FORMAT:
+            check(content, _MANIFEST)
+            check(content['vocabulary'], {'hash': str, 'size': int})
+            check(dict(enumerate(content['lengths'])), {0: int, 1: int})
+            for stats in content['splits'].values():
+                check(stats, SPLIT | _COUNTS)
     except (ValueError, TypeError, KeyError) as error:
         raise config.UserError(f'{file}: must be the manifest of a prepared data set') from error
     if form != FORMAT:
@@ -269,3 +283,15 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
             f'{file}: has format {form}, this version reads {FORMAT}: prepare the set again'
         )
     return content
+
+
+def check(content: Any, keys: Mapping[Any, type]) -> None:
+    """Raises KeyError or TypeError unless it has these keys and values of these types.
+
+    Of `shards` each is checked too.
+    """
+    for key, kind in keys.items():
+        if not isinstance(content[key], kind):
+            raise TypeError(f'{key} must be {kind.__name__}')
+    for shard in content['shards'] if 'shards' in keys else ():
+        check(shard, _SHARD)

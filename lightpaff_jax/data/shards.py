@@ -85,13 +85,21 @@ class State:
 
 
 def read_state(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What STATE of a folder says; None where there is none."""
+    """What STATE of a folder says; None where there is none.
+
+    Raises:
+      UserError: it is malformed.
+    """
     try:
-        return json.loads((folder / STATE).read_text(encoding='utf-8'))
+        content = json.loads((folder / STATE).read_text(encoding='utf-8'))
+        records.check(content, {'identity': dict, 'splits': dict})
+        for saved in content['splits'].values():
+            records.check(saved, {'counts': dict} | records.SPLIT)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f'{folder / STATE}: cannot be read, remove {folder}') from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f'{folder / STATE}: is malformed, remove {folder}') from error
+    return content
 
 
 def clear(folder: pathlib.Path, splits: Sequence[str]) -> None:

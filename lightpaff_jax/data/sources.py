@@ -6,13 +6,12 @@ The source `prepared` is not in the table: its folder is read by records.py, no 
 import functools
 import itertools
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config
+from lightpaff_jax import config, paths
 from lightpaff_jax.data import files, records, splits, tables, texts, tfds_sets
 from lightpaff_jax.data import pydocs as pydocs_lib
 from lightpaff_jax.data.files import Found, Path
@@ -45,8 +44,8 @@ class _Layout(NamedTuple):
     read: Callable[[ConfigDict, list[Path], splits.Fault], Iterator[Example]]
     sought: str
     """What are the files of a split that has the names {names}, for messages."""
-    check: Callable[[ConfigDict, Path], None] | None = None
-    """Of one file."""
+    check: Callable[[ConfigDict, Path, splits.Fault | None], None] | None = None
+    """Of the first rows of a file; None says nothing of malformed ones."""
     finish: Callable[[ConfigDict, Example], Example] | None = None
     """Is done to an example after it found its split."""
     classes: Callable[[ConfigDict], int] | None = None
@@ -103,7 +102,7 @@ def classes(c: ConfigDict) -> int:
       UserError: for the source 'prepared', a folder that is no prepared set.
     """
     if c.data.source == 'prepared':
-        return records.manifest(pathlib.Path(c.data.path).expanduser())['classes']
+        return records.manifest(paths.here('config.data.path = ', c.data.path))['classes']
     return _source(c).classes(c)
 
 
@@ -194,16 +193,16 @@ def _part(layout: _Layout, c: ConfigDict, found: Found, split: str) -> splits.Pa
     return splits.part(c, found, split, 'config.data.files has none' if c.data.files else sought)
 
 
+def _stop(line: str) -> None:
+    raise config.UserError(f"{line} (config.data.on_error = 'skip' leaves such rows out)")
+
+
 def _file_examples(
     layout: _Layout, c: ConfigDict, split: str, skipped: Skipped
 ) -> Iterator[Example]:
-    def stop(line: str) -> None:
-        raise config.UserError(f"{line} (config.data.on_error = 'skip' leaves such rows out)")
-
-    fault = skipped if c.data.on_error == 'skip' else stop
     found = layout.find(c)
     part = _part(layout, c, found, split)
-    made = layout.read(c, found[part.of], fault)
+    made = layout.read(c, found[part.of], skipped if c.data.on_error == 'skip' else _stop)
     for example in splits.select(made, part, c.data.held_out):
         yield layout.finish(c, example) if layout.finish else example
 
@@ -217,7 +216,12 @@ def _file_identity(layout: _Layout, c: ConfigDict, wanted: Sequence[str]) -> dic
         'keys': {key: list(v) if isinstance(v := c.data[key], tuple) else v for key in keys},
         'parts': {split: [part.of, list(part.kept)] for split, part in parts.items()},
         'files': {
-            split: [[files.extension(path.name), files.digest(path)] for path in found[split]]
+            split: [
+                [files.extension(path.name), digest]
+                for path, digest in zip(
+                    found[split], files.digests(c.data.cache, found[split]), strict=True
+                )
+            ]
             for split in read
         },
     }
@@ -229,7 +233,7 @@ def _check_files(layout: _Layout, c: ConfigDict) -> None:
         _part(layout, c, found, split)
     if layout.check:
         for path in itertools.chain(*found.values()):
-            layout.check(c, path)
+            layout.check(c, path, None if c.data.on_error == 'skip' else _stop)
 
 
 def _read_table(c: ConfigDict, paths: list[Path], fault: splits.Fault) -> Iterator[Example]:
@@ -237,8 +241,8 @@ def _read_table(c: ConfigDict, paths: list[Path], fault: splits.Fault) -> Iterat
         yield from tables.read(_form(c), path, fault)
 
 
-def _check_table(c: ConfigDict, path: Path) -> None:
-    next(tables.read(_form(c), path, lambda line: None), None)
+def _check_table(c: ConfigDict, path: Path, fault: splits.Fault | None) -> None:
+    tables.check(_form(c), path, fault)
 
 
 def _form(c: ConfigDict) -> tables.Form:

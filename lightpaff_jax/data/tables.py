@@ -1,5 +1,6 @@
 """Rows of .tsv, .csv, .jsonl and .parquet files as examples; the layouts of GLUE."""
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from lightpaff_jax.data.splits import Example, Fault
 EXTENSIONS = ('.tsv', '.csv', '.jsonl', '.parquet')
 _LONGEST_FIELD = 1 << 26  # characters of a .csv; more is a quote that is never closed
 _AT_ONCE = 1024  # rows of a .parquet
+_CHECKED = 100  # malformed rows that a check passes over
 
 
 class Form(NamedTuple):
@@ -112,14 +114,47 @@ def _msr_name(name: str) -> str | None:
     return _one_of(files.bare(name), known) and '.txt'
 
 
+class _Enough(config.UserError):
+    """As many rows were seen as a check looks at."""
+
+
+def check(form: Form, file: Path, fault: Fault | None) -> None:
+    """Looks at the columns of a file and its first row.
+
+    Args:
+      form: what the columns are.
+      file: the file.
+      fault: is told of malformed rows; None passes over _CHECKED of them, and leaves it at that.
+
+    Raises:
+      UserError: as of `read`.
+    """
+    seen = 0
+
+    def passed(line: str) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == _CHECKED:
+            raise _Enough
+
+    with contextlib.suppress(_Enough):
+        next(read(form, file, fault or passed), None)
+
+
 def read(form: Form, file: Path, fault: Fault) -> Iterator[Example]:
     """The examples of a file, one a row.
 
     Raises:
-      UserError: the file is empty, cut short or without a column; what `fault` raises.
+      UserError: the file is without a row or a column, or cut short; what `fault` raises.
     """
     empty = True
-    for where, values in rows(form, file, fault):
+
+    def told(line: str) -> None:
+        nonlocal empty
+        empty = False
+        fault(line)
+
+    for where, values in rows(form, file, told):
         empty = False
         made = example(form, values)
         if isinstance(made, str):
@@ -215,7 +250,10 @@ def _tabbed(file: Path, fault: Fault) -> Iterator[tuple[int, list[str]]]:
 
 
 def _quoted(file: Path, fault: Fault) -> Iterator[tuple[int, list[str]]]:
-    """First line number and fields of each record, quoted as RFC 4180 says."""
+    """First line number and fields of each record, quoted as RFC 4180 says; blank lines are none.
+
+    Each line that a malformed record takes is a fault.
+    """
     csv.field_size_limit(_LONGEST_FIELD)
     read = csv.reader((line for _, line in files.lines(file, None)), strict=True)
     while True:
@@ -225,13 +263,24 @@ def _quoted(file: Path, fault: Fault) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            fault(f'{file}:{number}: must be CSV as RFC 4180 says: {error}')
+            fault(f'{file}:{number}: must be CSV as RFC 4180 says: {error}{_taken(number, read)}')
+            for line in range(number + 1, read.line_num + 1):
+                fault(f'{file}:{line}: is lost in the malformed row of line {number}')
             continue
-        yield number, row
+        if row:
+            yield number, row
+
+
+def _taken(number: int, read) -> str:
+    """What a malformed row that began in a line took of those below, for messages."""
+    lines = read.line_num - number + 1
+    return f'; its quote that is not closed takes {lines} lines' if lines > 1 else ''
 
 
 def _json_lines(form: Form, file: Path, fault: Fault) -> Iterator[_Row]:
     for number, line in files.lines(file, fault):
+        if not line.strip():
+            continue
         where = f'{file}:{number}'
         try:
             row = json.loads(line.strip())

@@ -57,10 +57,10 @@ def _row_form(c: ConfigDict) -> tables.Form:
     return tables.Form((c.data.columns or (_COLUMN,))[:1])
 
 
-def check(c: ConfigDict, path: Path) -> None:
-    """Raises UserError for a file of rows that lacks the column."""
+def check(c: ConfigDict, path: Path, fault: Fault | None) -> None:
+    """As `tables.check`, of a file of rows."""
     if files.extension(path.name) in _ROWS:
-        next(tables.read(_row_form(c), path, lambda line: None), None)
+        tables.check(_row_form(c), path, fault)
 
 
 def finish(c: ConfigDict, document: Example) -> Example:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config
+from lightpaff_jax import config, paths
 from lightpaff_jax.data import files, splits
 from lightpaff_jax.data.splits import SPLITS, Example
 
@@ -91,7 +91,7 @@ def identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
         'held_out': c.data.held_out,
         'parts': {split: [part.of, list(part.kept)] for split, part in parts.items()},
         'files': {
-            split: [files.digest(files.place(path)) for path in info.filepaths]
+            split: files.digests(c.data.cache, [paths.place(path) for path in info.filepaths])
             for split, info in infos.items()
         },
     }
@@ -126,7 +126,7 @@ def _at(builder: tfds.core.DatasetBuilder, split: str, numbers: Sequence[int]) -
     try:
         return builder.as_data_source(split).__getitems__(numbers)
     except (OSError, RuntimeError, ValueError, IndexError) as error:
-        raise config.UserError(
+        raise paths.Unreadable(
             f'{builder.data_dir}: split {split!r} cannot be read: {files.one_line(error)}'
         ) from error
 
@@ -137,7 +137,7 @@ def _opened(c: ConfigDict) -> _Set:
         builder = tfds.builder_from_directory(str(place))
         formats = builder.info.available_file_formats()
     except Exception as error:  # of many kinds: TFDS reads its files with several libraries
-        raise config.UserError(
+        raise paths.Unreadable(
             f'{place}: must be a set that TFDS prepared: {files.one_line(error)}'
         ) from error
     if 'array_record' not in {form.value for form in formats}:
@@ -181,12 +181,7 @@ def _named(c: ConfigDict) -> tuple[str, str, str]:
 
 
 def _root(c: ConfigDict) -> pathlib.Path:
-    if files.remote(c.data.tfds_dir):
-        raise config.UserError(
-            f'config.data.tfds_dir = {c.data.tfds_dir}: ArrayRecord is read from a folder, mount '
-            'the bucket with gcsfuse'
-        )
-    return pathlib.Path(c.data.tfds_dir or _FOLDER).expanduser()
+    return paths.here('config.data.tfds_dir = ', c.data.tfds_dir or _FOLDER)
 
 
 def _place(c: ConfigDict) -> pathlib.Path:

@@ -150,7 +150,8 @@ def load(c: ConfigDict) -> Tokenizer:
     """The tokenizer of a run.
 
     It is that of `config.tokenizer.path`, or else of the teacher's folder, or else of the folder
-    that the student starts from, or else that of a prepared set, or else one trained on the train split of the text. The latter
+    that the student starts from, or else that of a prepared set (of a mixture the first part that
+    is one), or else one trained on the train split of the text. The latter
     has `config.student.vocab_size` pieces, SYMBOLS of the student's family among them, and is kept
     in `config.data.cache`. Of pydocs it sees every package and no other form than `text`, so that
     pre-training and all fine-tuning share it.
@@ -174,17 +175,29 @@ def _given(c: ConfigDict) -> Tokenizer | None:
         return read(c.tokenizer.path, c.tokenizer.lowercase)
     init = '' if c.student.init in config.STARTS else c.student.init
     places = [('teacher.path', c.teacher.path), ('student.init', init)]
-    if c.data.source == 'prepared':
-        places.append(('data.path', c.data.path))
+    prepared = _prepared(c)
+    if prepared:
+        places.append((prepared[0], str(paths.here(f'config.{prepared[0]} = ', prepared[1]))))
     for key, path in places:
         found = find(path) if path else None
         if found:
             return read(found, c.tokenizer.lowercase, key)
-    if c.data.source == 'prepared':
+    if prepared:
         raise config.UserError(
-            f"config.tokenizer.path = '': must be the tokenizer that {c.data.path} was prepared with"
+            f"config.tokenizer.path = '': must be the tokenizer that {prepared[1]} was prepared "
+            'with'
         )
     return None
+
+
+def _prepared(c: ConfigDict) -> tuple[str, str] | None:
+    """Key and folder of the prepared set, the first one of a mixture; None: all has text."""
+    if c.data.source == 'mixture':
+        key, parts = 'data.mixture', [part for part, _ in sources.parts(c)]
+    else:
+        key, parts = 'data.path', [c]
+    found = (part.data.path for part in parts if part.data.source == 'prepared')
+    return next(((key, path) for path in found), None)
 
 
 def _trained(c: ConfigDict) -> Tokenizer:
@@ -198,7 +211,7 @@ def _trained(c: ConfigDict) -> Tokenizer:
     identity = json.dumps(sources.identity(whole, ('train',)), sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     kind = f'bpe-{c.student.family}' if symbols else 'bpe'
-    folder = pathlib.Path(c.data.cache).expanduser() / 'tokenizers'
+    folder = paths.here('config.data.cache = ', c.data.cache) / 'tokenizers'
     path = folder / f'{source}-{kind}-{size}-{digest}.model'
     if not path.is_file():
         texts = (example.first for example in sources.examples(whole, 'train'))

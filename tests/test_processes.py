@@ -1,0 +1,540 @@
+"""Processes that make one run: what they find, that they are one, and that none is left behind."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lightpaff_jax import checkpoint, cluster, command, config, digests, processes
+from lightpaff_jax.cluster import Setting, setting
+from lightpaff_jax.config import UserError
+from lightpaff_jax.data import batches, prepare, tokenizers
+
+ROOT = pathlib.Path(config.__file__).parents[1]
+UPDATES, SAVED = 6, 3  # of the runs made here, and where another number of processes goes on
+BATCH, MICRO, DEVICES = 16, 2, 4
+
+SMALL = f"""
+'''A language model of a few thousand parameters, on text beside this file.'''
+import pathlib
+from lightpaff_jax import config
+
+HERE = pathlib.Path(__file__).parent
+
+def get_config(variant=''):
+    c = config.default()
+    c.student.update({{'layers': 1, 'width': 16, 'heads': 2, 'ffn': 32}})
+    c.student.update({{'positions': 32, 'vocab_size': 320, 'dropout': 0.1}})
+    c.data.update({{'source': 'text', 'path': str(HERE / 'text'), 'length': 16}})
+    c.data.update({{'batch_size': {BATCH}, 'cache': str(HERE / 'cache')}})
+    c.eval.update({{'batch_size': 8, 'batches': 2}})
+    c.train.update({{'updates': {UPDATES}, 'save_every': {SAVED}, 'log_every': 1, 'keep': 9}})
+    c.train.update({{'micro_steps': {MICRO}, 'compilation_cache': str(HERE / 'xla')}})
+    c.optim.update({{'warmup': 2, 'schedule': 'constant'}})
+    c.optim.eps = 1e-3  # less makes updates of the noise of zero gradients
+    return c
+"""
+
+# A command that keeps the batches it trains on, as NUMBER-of-NUMBERS-UPDATE.npz.
+RECORDED = """
+import os, pathlib, sys
+import jax, numpy
+from lightpaff_jax import command, main, processes
+from lightpaff_jax.data import batches
+
+training = batches.training
+
+def recorded(c, prepared, tokenizer, start=0):
+    for n, batch in enumerate(training(c, prepared, tokenizer, start), start):
+        name = f'{processes.index()}-of-{processes.count()}-{n}'
+        numpy.savez(pathlib.Path(os.environ['RECORD']) / name, *jax.tree.leaves(batch))
+        yield batch
+
+batches.training = recorded
+sys.exit(command.main(main.run, '', sys.argv[1:]))
+"""
+
+# A command in which the processes of FAILING fail in one way, and the others wait.
+FAILING = """
+import os, sys, time
+me, mode = os.environ['JAX_PROCESS_ID'], os.environ['MODE']
+failing = me in os.environ['FAILING'].split(',')
+argv = ['--config=small.py']
+if failing and mode == 'a wrong key':
+    argv.append('--config.train.updatse=3')
+if failing and mode == 'another value':
+    argv.append('--config.train.updates=3')
+from lightpaff_jax import cluster, command, processes
+cluster.WAIT_BY_HAND, cluster.SILENCE = 4, 8
+
+def run(c):
+    import jax, numpy
+    from jax.experimental import multihost_utils
+    from lightpaff_jax import checkpoint
+    if mode == 'no permission':
+        def refuse(*args):
+            raise PermissionError('not yours')
+        if failing:
+            checkpoint.ocp.load_checkpointables = refuse
+        checkpoint.read_meta('runs/2/checkpoints')
+    if failing and mode == 'a bug':
+        1 / 0
+    if failing and mode == 'a mistake':
+        from lightpaff_jax.config import UserError
+        raise UserError('config.x = 3: must be 4')
+    if mode == 'killed':
+        print('ready', flush=True)
+        time.sleep(100)  # in no collective, which would notice at once
+    multihost_utils.process_allgather(numpy.ones(3))
+
+sys.exit(command.main(run, '', argv))
+"""
+
+
+def environment(**changes):
+    """Of a process that knows nothing of this test session's devices."""
+    return os.environ | {
+        'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+        **changes,
+    }  # fmt: skip
+
+
+def free_address():
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return f'127.0.0.1:{server.getsockname()[1]}'
+
+
+@contextlib.contextmanager
+def started(number, words, cwd, devices=1, **changes):
+    """Processes of `python WORDS`; they are gone afterwards."""
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    several = {'JAX_COORDINATOR_ADDRESS': free_address(), 'JAX_NUM_PROCESSES': str(number)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, *words], cwd=cwd, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environment(XLA_FLAGS=flags, JAX_PROCESS_ID=str(k), **several, **changes),
+        )
+        for k in range(number)
+    ]  # fmt: skip
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
+
+
+def outcomes(running, limit):
+    """(exit code, stdout, stderr) of each; all must end within the limit, in seconds."""
+    until, found = time.monotonic() + limit, []
+    for process in running:
+        out, err = process.communicate(timeout=max(0.1, until - time.monotonic()))
+        found.append((process.returncode, out, err))
+    return found
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with small.py, its text, and runs/1, runs/2: by as many processes, undisturbed."""
+    folder = tmp_path_factory.mktemp('processes')
+    (folder / 'small.py').write_text(SMALL)
+    (folder / 'text').mkdir()
+    (folder / 'batches').mkdir()
+    draw = random.Random(0)
+    words = [''.join(draw.choices('abcdefgh', k=draw.randint(2, 6))) for _ in range(60)]
+    for split, documents in (('train', 60), ('validation', 12), ('test', 12)):
+        texts = [' '.join(draw.choices(words, k=30)) for _ in range(documents)]
+        (folder / f'text/{split}.txt').write_text('\n\n'.join(texts) + '\n')
+    for number in (1, 2):
+        train(folder, number)
+    return folder
+
+
+def train(folder, number):
+    """A run by so many processes; only process 0 says anything but its errors."""
+    words = ['-c', RECORDED, '--config=small.py', f'--config.workdir=runs/{number}']
+    record = str(folder / 'batches')
+    with started(number, words, folder, DEVICES // number, RECORD=record) as running:
+        (code, out, err), *others = outcomes(running, 240)
+    assert code == 0, err
+    assert out.splitlines()[-1] == f'runs/{number}/result.json'
+    assert len(out.splitlines()) == 3
+    assert others == [(0, '', '')] * (number - 1)
+
+
+@pytest.fixture(scope='module')
+def resumed(place):
+    """runs/4: the state that 2 processes saved, gone on from by 4."""
+    shutil.copytree(place / 'runs/2', place / 'runs/4')
+    shutil.rmtree(place / f'runs/4/checkpoints/{UPDATES}')
+    (place / 'runs/4/result.json').unlink()
+    train(place, 4)
+    return place
+
+
+def recorded(folder, number, update):
+    """The arrays of a global batch, put together from what each process had."""
+    parts = [np.load(folder / f'batches/{k}-of-{number}-{update}.npz') for k in range(number)]
+    return [np.concatenate([part[name] for part in parts], 1) for name in parts[0].files]
+
+
+@pytest.mark.e2e
+def test_1_2_and_4_processes_train_on_the_same_global_batches(resumed):
+    c = command.parse([f'--config={resumed}/small.py'])
+    tokenizer = tokenizers.load(c)
+    prepared = prepare.prepare(c, tokenizer)
+    for update in range(UPDATES):
+        wanted = jax.tree.leaves(batches.batch_at(c, prepared, tokenizer, update))
+        assert wanted[0].shape[:2] == (MICRO, BATCH // MICRO)
+        for number in (1, 2) if update < SAVED else (1, 2, 4):
+            found = recorded(resumed, number, update)
+            for x, y in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+def lines(folder, number):
+    text = (folder / f'runs/{number}/metrics.jsonl').read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_same_metrics(a, b):
+    """To rounding: the order in which devices add float32 sums depends on the processes."""
+    assert [(x['step'], x['kind'], x.keys()) for x in a] == [
+        (x['step'], x['kind'], x.keys()) for x in b
+    ]
+    for x, y in zip(a, b, strict=True):
+        for name in x.keys() - {'kind'}:
+            assert x[name] == pytest.approx(y[name], rel=2e-5), (x['step'], name)
+
+
+def assert_same_parameters(folder, one, other):
+    found = [
+        digests.named(checkpoint.load_params(folder / f'runs/{number}/checkpoints'))
+        for number in (one, other)
+    ]
+    largest = max(float(abs(x).max()) for x in found[0].values())
+    assert found[0].keys() == found[1].keys()
+    for name, x in found[0].items():
+        difference = float(abs(np.asarray(x) - np.asarray(found[1][name])).max())
+        assert difference <= 1e-5 * largest, name
+
+
+@pytest.mark.e2e
+def test_2_processes_learn_what_1_learns_on_as_many_devices(place):
+    assert_same_metrics(lines(place, 1), lines(place, 2))
+    assert_same_parameters(place, 1, 2)
+    of_1, of_2 = (json.loads((place / f'runs/{n}/result.json').read_text()) for n in (1, 2))
+    assert (of_1['processes'], of_2['processes']) == (1, 2)
+    for name in ('data_hash', 'tokenizer_hash', 'tokens', 'updates', 'flops'):
+        assert of_1[name] == of_2[name]
+
+
+@pytest.mark.e2e
+def test_what_2_processes_saved_4_go_on_from_as_if_they_had_been_2(resumed):
+    assert_same_metrics(lines(resumed, 2), lines(resumed, 4))
+    assert_same_parameters(resumed, 2, 4)
+
+
+# Ends.
+
+FAILURES = {
+    # mode: who fails, exit code, last line of process 0, of process 1
+    'a mistake': ('1', 2, 'process 1: config.x = 3: must be 4', 'config.x = 3: must be 4'),
+    'a wrong key': (
+        '0,1',
+        2,
+        'config.train.updatse: no such key; did you mean updates?',
+        None,
+    ),
+    'another value': (
+        '1',
+        2,
+        'process 1: config.train.updates = 3, process 0 has 6: all processes must be started by '
+        'the same command',
+        None,
+    ),
+    'no permission': (
+        '1',
+        2,
+        f'process 1: {{}}/runs/2/checkpoints/{UPDATES}: digests: cannot be read: '
+        'PermissionError: not yours',
+        None,
+    ),
+    'a bug': (
+        '0',
+        1,
+        'ZeroDivisionError: division by zero',
+        'process 0: ZeroDivisionError: division by zero',
+    ),
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize('mode', FAILURES)
+def test_when_one_fails_all_end_with_a_line_and_it_is_said_once_if_all_have_it(place, mode):
+    failing, code, of_0, of_1 = FAILURES[mode]
+    words = ['-c', FAILING]
+    with started(2, words, place, MODE=mode, FAILING=failing) as running:
+        found = outcomes(running, 60)  # mostly imports; the others end in 2 seconds
+    assert [code for code, _, _ in found] == [code, code]
+    assert [out for _, out, _ in found] == ['', '']
+    errors = [err.splitlines() for _, _, err in found]
+    assert errors[0][-1] == f'error: {of_0.format(place)}'
+    assert errors[1] == ([] if of_1 is None else [f'error: {of_1}'])
+    assert len(errors[0]) == 1 or mode == 'a bug'  # a traceback comes before its line
+
+
+@pytest.mark.e2e
+def test_when_one_is_killed_while_they_train_the_other_ends_within_10_seconds(place):
+    words = ['-m', 'lightpaff_jax.main', '--config=small.py', '--config.train.updates=1000000',
+             '--config.train.save_every=1000000', '--config.workdir=runs/killed']  # fmt: skip
+    with started(2, words, place, DEVICES // 2) as running:  # whose programs are compiled
+        line = running[0].stderr.readline()
+        assert line.startswith('update 1/'), line
+        running[1].kill()
+        began = time.monotonic()
+        ((code, _, err),) = outcomes(running[:1], 60)
+        assert time.monotonic() - began < 10  # 5 of them it waits for a sign of the other
+    assert code == 1
+    assert err.splitlines()[-1].startswith('error: lost another process, which has ended (')
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(('victim', 'limit'), [(1, 8), (0, 0)])
+def test_one_that_is_killed_while_the_other_waits_for_nothing_is_missed_too(place, victim, limit):
+    """Process 0 misses heartbeats, here after 8 s; with process 0 the coordinator is gone at once."""
+    with started(2, ['-c', FAILING], place, MODE='killed', FAILING='') as running:
+        for process in running:
+            assert process.stdout.readline() == 'ready\n'
+        running[victim].kill()
+        began = time.monotonic()
+        ((code, _, err),) = outcomes(running[1 - victim :][:1], 60)
+        assert time.monotonic() - began < limit + 8
+    assert code == -signal.SIGABRT  # jax sees to it, in words of its own
+    assert 'another task died' in err
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize('own', [0, 1])
+def test_processes_that_do_not_come_are_missed_in_one_line(place, own):
+    address = free_address()
+    several = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2'}
+    done = subprocess.run(
+        [sys.executable, '-c', FAILING], cwd=place, capture_output=True, text=True, timeout=60,
+        env=environment(**several, JAX_PROCESS_ID=str(own), MODE='', FAILING=''),
+    )  # fmt: skip
+    missing = ('not all 2 processes came', 'process 0 does not answer (Connection refused)')[own]
+    assert done.returncode == 2
+    assert done.stderr == f'error: JAX_COORDINATOR_ADDRESS = {address}: {missing} within 4 s\n'
+
+
+# What the environment says.
+
+HAND = {
+    'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('environment', 'found'),
+    [
+        ({}, None),
+        ({'JAX_PLATFORMS': ''}, None),
+        (HAND, Setting('host:1234', 4, 3)),
+        (HAND | {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}, None),
+        ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Setting(None, None, None)),
+        ({'SLURM_STEP_NODELIST': 'a', 'SLURM_NTASKS': '1'}, None),
+        ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2'}, None),  # in a batch script, outside of srun
+        ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2', 'JAX_NUM_PROCESSES': '1'}, None),
+        (HAND | {'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Setting('host:1234', 4, 3)),
+        (
+            {'JAX_COORDINATOR_ADDRESS': '[::1]:9', 'JOB_COMPLETION_INDEX': '0'},
+            Setting('[::1]:9', None, None),
+        ),
+        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, None),  # a pod of no indexed job
+        ({'OMPI_COMM_WORLD_SIZE': '2'}, Setting(None, None, None)),
+        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, Setting(None, None, None)),
+        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+    ],
+)
+def test_the_environment_says_who_is_there(environment, found):
+    assert setting(environment) == found
+
+
+@pytest.mark.parametrize(
+    ('changes', 'line'),
+    [
+        (
+            {'JAX_NUM_PROCESSES': 'two'},
+            'JAX_NUM_PROCESSES = two: must be a whole number, at least 1',
+        ),
+        ({'JAX_NUM_PROCESSES': '0'}, 'JAX_NUM_PROCESSES = 0: must be a whole number, at least 1'),
+        ({'JAX_PROCESS_ID': '-1'}, 'JAX_PROCESS_ID = -1: must be a whole number, at least 0'),
+        ({'JAX_PROCESS_ID': '4'}, 'JAX_PROCESS_ID = 4: must be below JAX_NUM_PROCESSES = 4'),
+        (
+            {'JAX_PROCESS_ID': ''},
+            'JAX_PROCESS_ID: must be set too, as JAX_COORDINATOR_ADDRESS is',
+        ),
+        (
+            {'JAX_COORDINATOR_ADDRESS': ''},
+            'JAX_COORDINATOR_ADDRESS: must be set too, as JAX_NUM_PROCESSES is',
+        ),
+        *(
+            (
+                {'JAX_COORDINATOR_ADDRESS': address},
+                f'JAX_COORDINATOR_ADDRESS = {address}: must be HOST:PORT',
+            )
+            for address in ('host', ':1', 'host:', 'host:port', 'host:65536', 'host:0')
+        ),
+    ],
+)
+def test_a_wrong_environment_is_named(changes, line):
+    with pytest.raises(UserError) as raised:
+        setting(HAND | changes)
+    assert str(raised.value) == line
+
+
+def test_a_cluster_that_jax_does_not_find_is_named(monkeypatch):
+    monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
+    monkeypatch.setattr(jax.distributed, 'initialize', refuse)
+    with pytest.raises(UserError, match=r'OMPI_COMM_WORLD_SIZE = 2: jax .* finds no cluster; set'):
+        cluster.join(setting(os.environ))
+
+
+def refuse(*args, **options):
+    raise ValueError('coordinator_address should be defined.')
+
+
+@pytest.mark.e2e
+def test_a_process_alone_joins_nobody_and_does_not_even_import_jax(place):
+    code = (
+        'import sys\n'
+        'from lightpaff_jax import processes\n'
+        'processes.start()\n'
+        'processes.agree({"a": 1}, "")\n'
+        'processes.ready()\n'
+        'processes.finish()\n'
+        'found = processes.count(), processes.index(), processes.first(), processes.gather(3)\n'
+        'print(*found, processes.of_first(lambda: 4), "jax" in sys.modules)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == '1 0 True [3] 4 False\n'
+
+
+def test_processes_that_read_something_else_are_named(monkeypatch):
+    monkeypatch.setattr(
+        processes, 'gather', lambda value: [value, value, {'a': 1, 'data_hash': 'y'}]
+    )
+    with pytest.raises(UserError) as raised:
+        processes.agree({'a': 1, 'data_hash': 'x'}, 'all processes must read the same')
+    assert str(raised.value) == (
+        'process 2: data_hash = y, process 0 has x: all processes must read the same'
+    )
+
+
+def test_a_process_alone_ends_as_it_did(capsys):
+    assert processes.ended('config.x = 3: must be 4', 2) == 2
+    assert capsys.readouterr() == ('', 'error: config.x = 3: must be 4\n')
+    assert not processes.lost(RuntimeError('Gloo AllGather failed'))
+
+
+# launch/local.sh.
+
+
+def local(*words, **changes):
+    """launch/local.sh, as a context."""
+    return subprocess.Popen(
+        [ROOT / 'launch/local.sh', *words], text=True, start_new_session=True,
+        env=environment(PYTHON=sys.executable, **changes),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ran(*words, **changes):
+    """(exit code, stdout, stderr) of launch/local.sh."""
+    with local(*words, **changes) as process:
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.e2e
+def test_local_runs_as_many_hosts_and_says_whose_a_line_is():
+    said = 'echo $JAX_PROCESS_ID of $JAX_NUM_PROCESSES $JAX_PLATFORMS $XLA_FLAGS; echo no >&2'
+    code, out, err = ran('3', 'bash', '-c', said, DEVICES='2')
+    assert code == 0
+    flag = 'cpu --xla_force_host_platform_device_count=2'
+    assert sorted(out.splitlines()) == [
+        f'0 of 3 {flag}',
+        f'[1] 1 of 3 {flag}',
+        f'[2] 2 of 3 {flag}',
+    ]
+    assert sorted(err.splitlines()) == ['[1] no', '[2] no', 'no']
+
+
+@pytest.mark.e2e
+def test_local_ends_all_when_one_fails_with_its_exit_code(tmp_path):
+    script = f"""
+    if [[ $JAX_PROCESS_ID == 1 ]]; then exit 7; fi
+    if [[ $JAX_PROCESS_ID == 2 ]]; then sleep 1; exit 8; fi
+    trap '' TERM
+    sleep 60 &
+    echo $! $$ >{tmp_path}/pids
+    wait
+    """
+    began = time.monotonic()
+    assert ran('3', 'bash', '-c', script)[0] == 7
+    assert time.monotonic() - began < 25  # 9 to end by themselves, 3 more after SIGTERM
+    for pid in (tmp_path / 'pids').read_text().split():
+        assert not pathlib.Path(f'/proc/{pid}').exists() or 'zombie' in status(pid)
+
+
+def status(pid):
+    return re.search(r'State:.*', pathlib.Path(f'/proc/{pid}/status').read_text())[0]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_local_ends_all_when_it_is_interrupted(number):
+    with local('2', 'bash', '-c', 'echo $$; exec sleep 60') as process:
+        pids = [process.stdout.readline().split()[-1] for _ in range(2)]
+        process.send_signal(number)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+    for pid in pids:
+        assert not pathlib.Path(f'/proc/{pid}').exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ('words', 'changes', 'line'),
+    [
+        (('2',), {}, '2: must be N COMMAND [ARGUMENT ...], N at least 1'),
+        (('0', 'true'), {}, '0 true: must be N COMMAND [ARGUMENT ...], N at least 1'),
+        (('two', 'true'), {}, 'two true: must be N COMMAND [ARGUMENT ...], N at least 1'),
+        (('2', './none'), {}, './none: No such file or directory'),
+        (('2', 'true'), {'DEVICES': 'x'}, 'DEVICES = x: must be a whole number, at least 1'),
+    ],
+)
+def test_local_names_a_mistake(words, changes, line):
+    assert ran(*words, **changes) == (2, '', f'error: {line}\n')
+    code, out, err = ran('--help')
+    assert (code, err) == (0, '')
+    assert out.startswith('./launch/local.sh N COMMAND')
