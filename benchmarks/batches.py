@@ -39,7 +39,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         tokenizer = _vocabulary(folder)
-        sides = {n: _side(folder, n, length, tokenizer) for n, length in (('clm', 1024), ('mlm', 512))}
+        sides = {
+            n: _side(folder, n, length, tokenizer) for n, length in (('clm', 1024), ('mlm', 512))
+        }
         found = {
             'cores': os.cpu_count(),
             'tokens_per_second': _rates(sides, tokenizer, options.pairs),
@@ -84,12 +86,16 @@ def _side(folder: pathlib.Path, name: str, length: int, tokenizer: tokenizers.To
             writer.end()
     writer.end()
     stats = {'records': count, **writer.entry()}
-    return c, Prepared(str(made), {'splits': {'train': stats}, 'kind': 'blocks', 'dtype': dtype.str})
+    return c, Prepared(
+        str(made), {'splits': {'train': stats}, 'kind': 'blocks', 'dtype': dtype.str}
+    )
 
 
 def _rates(sides: dict, tokenizer, pairs: int) -> dict[str, list[float]]:
     """Tokens a second of each side, measured in turn."""
-    streams = {name: batches.training(c, prepared, tokenizer) for name, (c, prepared) in sides.items()}
+    streams = {
+        name: batches.training(c, prepared, tokenizer) for name, (c, prepared) in sides.items()
+    }
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(pairs):
         for name, stream in streams.items():

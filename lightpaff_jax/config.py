@@ -51,7 +51,15 @@ READS = {
     'table': (*_FILES, 'columns', 'labels', 'classes'),
     'parallel': (*_FILES, 'sides'),
     'tfds': ('path', 'tfds_dir', 'columns', 'held_out'),
-    'mixture': ('mixture', 'documents', 'columns', 'held_out', 'detokenize', 'on_error', 'tfds_dir'),
+    'mixture': (
+        'mixture',
+        'documents',
+        'columns',
+        'held_out',
+        'detokenize',
+        'on_error',
+        'tfds_dir',
+    ),
     'prepared': ('path',),
 }
 # What parts the documents of a text file: blank lines, the end of each line, its own end.
@@ -166,7 +174,9 @@ def default() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.source = 'pydocs'  # one of SOURCES
-    c.data.path = ''  # folder (or gs:// folder) of the files or of a prepared set; tfds: NAME[/CONFIG]
+    c.data.path = (
+        ''  # folder (or gs:// folder) of the files or of a prepared set; tfds: NAME[/CONFIG]
+    )
     c.data.packages = ()  # pydocs: packages to read; () reads all
     c.data.form = 'text'  # pydocs: what one example is, one of FORMS
     c.data.files = ()  # SPLIT=GLOB below path; () finds a split's files by their names
@@ -175,8 +185,12 @@ def default() -> ConfigDict:
     c.data.labels = ()  # table: names of the classes in their order; () are 0, 1, ...
     c.data.classes = 0  # table: how many, where labels is ()
     c.data.sides = ()  # parallel: marks in the names of the source's and the target's files, as en,de
-    c.data.held_out = 0.0  # share of train, by a hash, that is a split which has no file; 0 is an error then
-    c.data.detokenize = 'none'  # undoes the spaces that a set puts around punctuation, one of DETOKENIZERS
+    c.data.held_out = (
+        0.0  # share of train, by a hash, that is a split which has no file; 0 is an error then
+    )
+    c.data.detokenize = (
+        'none'  # undoes the spaces that a set puts around punctuation, one of DETOKENIZERS
+    )
     c.data.on_error = 'stop'  # at a malformed row, one of ON_ERROR
     c.data.tfds_dir = ''  # tfds: folder of its sets; '' is ~/tensorflow_datasets
     c.data.mixture = ()  # SOURCE:PATH=WEIGHT of each part; its share of the rows is its share of the weights

@@ -84,7 +84,11 @@ def _row(arrays, i):
         return (
             real('source', 'source_segments'), real('tokens', 'weights'), real('labels', 'weights')
         )  # fmt: skip
-    return real('tokens', 'segments'), real('type_ids', 'segments'), tuple(arrays['labels'][i].tolist())
+    return (
+        real('tokens', 'segments'),
+        real('type_ids', 'segments'),
+        tuple(arrays['labels'][i].tolist()),
+    )
 
 
 @EXAMPLES
@@ -106,7 +110,9 @@ def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(data
     def run(updates):
         c = configured(data_cache, 'pairs')
         c.workdir, c.train.compilation_cache = str(tmp_path), ''
-        c.student.update({'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'vocab_size': 512, 'positions': 384})
+        c.student.update(
+            {'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'vocab_size': 512, 'positions': 384}
+        )
         c.data.batch_size, c.train.micro_steps, c.eval.batches = 8, 1, 1
         c.train.update({'updates': updates, 'save_every': 5, 'log_every': 5})
         c.optim.warmup = 2

@@ -431,7 +431,11 @@ def classifier():
         ('buckets', (64, 32, 128), '64,32,128: must rise from at least 4'),
         ('buckets', (2, 128), '2,128: must rise from at least 4'),
         ('buckets', (32, 64), '32,64: must end with data.length = 128'),
-        ('packing', 'best_fit', "'best_fit': packs documents, of which objective 'classify' has none"),
+        (
+            'packing',
+            'best_fit',
+            "'best_fit': packs documents, of which objective 'classify' has none",
+        ),
     ],
 )
 def test_examples_have_rules_of_their_own(key, value, message):
@@ -469,7 +473,9 @@ def test_windows_are_of_one_stream():
     c.eval.stride = 64
     validation.validate(c)
     c.data.packing = 'best_fit'
-    with pytest.raises(UserError, match=r"^config\.eval\.stride = 64: is of objective 'clm' and the"):
+    with pytest.raises(
+        UserError, match=r"^config\.eval\.stride = 64: is of objective 'clm' and the"
+    ):
         validation.validate(c)
 
 

@@ -301,18 +301,25 @@ def test_when_one_fails_all_end_with_a_line_and_it_is_said_once_if_all_have_it(p
 
 
 @pytest.mark.e2e
-def test_when_one_is_killed_while_they_train_the_other_ends_within_10_seconds(place):
-    words = ['-m', 'lightpaff_jax.main', '--config=small.py', '--config.train.updates=1000000',
+def test_when_one_is_killed_while_they_train_the_other_ends_within_the_heartbeats_limit(place):
+    code = (
+        'import sys\n'
+        'from lightpaff_jax import cluster, command, main\n'
+        'cluster.SILENCE = 8\n'
+        "sys.exit(command.main(main.run, '', sys.argv[1:]))\n"
+    )
+    words = ['-c', code, '--config=small.py', '--config.train.updates=1000000',
              '--config.train.save_every=1000000', '--config.workdir=runs/killed']  # fmt: skip
     with started(2, words, place, DEVICES // 2) as running:  # whose programs are compiled
         line = running[0].stderr.readline()
-        assert line.startswith('update 1/'), line
+        assert line.startswith('update 1/'), line + running[0].stderr.read()
         running[1].kill()
         began = time.monotonic()
         ((code, _, err),) = outcomes(running[:1], 60)
-        assert time.monotonic() - began < 10  # 5 of them it waits for a sign of the other
-    assert code == 1
-    assert err.splitlines()[-1].startswith('error: lost another process, which has ended (')
+        assert time.monotonic() - began < 8 + 8
+    # The collective fails, which is said in one line; or some device waits in it, and jax aborts.
+    said = 'error: lost another process, which has ended (' in err
+    assert (code, said) in ((1, True), (-signal.SIGABRT, False))
 
 
 @pytest.mark.e2e

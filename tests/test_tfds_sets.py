@@ -92,7 +92,8 @@ def test_a_split_without_labels_is_no_split_of_classes(folder):
     line = source_cases.mistake_of_check(tfds_set(folder, 'glue/sst2'))
     assert line == (
         "config.data.path = glue/sst2: has no split 'test': the set has train, validation; "
-        'config.data.held_out = 0.05 would cut it from train'
+        'config.data.held_out = 0.05 would take the validation files for it, and cut validation '
+        'from train'
     )
     c = tfds_set(folder, 'glue/sst2', 'documents', columns=('sentence',))
     assert texts(c, 'test') == ['a test text'] * 3

@@ -19,7 +19,9 @@ from jaxtyping import Int
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Prepared
 
-_MANY = 1 << 16  # Grain shuffles by a cipher of at least so many places, and walks to one that is used
+_MANY = (
+    1 << 16
+)  # Grain shuffles by a cipher of at least so many places, and walks to one that is used
 
 
 class Rows(NamedTuple):

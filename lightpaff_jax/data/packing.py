@@ -47,9 +47,7 @@ def cut(
     return [stream[start : start + size] for start in starts], stream[blocks * stride :]
 
 
-def best_fit(
-    lengths: Sequence[int], size: int, each: int, shared: int = 0
-) -> list[list[Piece]]:
+def best_fit(lengths: Sequence[int], size: int, each: int, shared: int = 0) -> list[list[Piece]]:
     """Rows of whole documents: the longest first, each into the fullest row that has room for it.
 
     sum over the pieces of a row of (ids + each) <= size. A document of more than size - each ids

@@ -66,7 +66,14 @@ def part(c: ConfigDict, given: Collection[str], split: str, sought: str) -> Part
     """
     found = parts(c, given)
     if split not in found:
-        share = '; config.data.held_out = 0.05 would cut it from train' if 'train' in found else ''
+        share = ''
+        if 'train' in found and split == 'test' and 'validation' in found:
+            share = (
+                '; config.data.held_out = 0.05 would take the validation files for it, and cut '
+                'validation from train'
+            )
+        elif 'train' in found:
+            share = '; config.data.held_out = 0.05 would cut it from train'
         raise config.UserError(
             f'config.data.path = {c.data.path}: has no split {split!r}: {sought}{share}'
         )

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config, paths
-from lightpaff_jax.data import pydocs, sources, spm, tokenizer_files
+from lightpaff_jax.data import pydocs, records, sources, spm, tokenizer_files
 
 SYMBOLS = {
     'gpt2': (),
@@ -183,6 +183,7 @@ def _given(c: ConfigDict) -> Tokenizer | None:
         if found:
             return read(found, c.tokenizer.lowercase, key)
     if prepared:
+        records.manifest(pathlib.Path(prepared[1]).expanduser())  # else it is no such folder
         raise config.UserError(
             f"config.tokenizer.path = '': must be the tokenizer that {prepared[1]} was prepared "
             'with'
