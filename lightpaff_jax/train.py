@@ -161,6 +161,7 @@ def _compiled(step: jax.stages.Wrapped, guide_params):
             jax.block_until_ready(in_flight)
             began = time.perf_counter()
             programs[batch.shape] = step.lower(state, guide_params, batch).compile()
+            processes.gather(None)  # on CPUs devices that meet first wait 30 s for each other
         compiling = time.perf_counter() - began
         return *programs[batch.shape](state, guide_params, batch), compiling
 

@@ -18,7 +18,6 @@ from lightpaff_jax.config import UserError
 from lightpaff_jax.data import batches, prepare, tokenizers
 from lightpaff_jax.models import folders
 
-
 SHAPE = {'layers': 3, 'width': 16, 'heads': 2, 'ffn': 24, 'positions': 32}
 OBJECTIVES = {'gpt2': 'clm', 'bert': 'mlm', 'mass': 'mass'}
 
