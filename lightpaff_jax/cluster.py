@@ -33,9 +33,9 @@ CLUSTERS = {
 # for each other's machines and images, and JAX itself gives them five minutes.
 WAIT_BY_HAND = 60.0
 WAIT_CLUSTER = 300.0
-# After so long without a heartbeat the others end. A process that is alive sends one every few seconds
-# from a thread that needs neither Python nor the devices; JAX's 100 s leave a pod idle for longer, much
-# less would not outlast a live migration of a machine.
+# After so long without a heartbeat the others end. A process that is alive sends one every few
+# seconds, from a thread that needs neither Python nor the devices; JAX's 100 s leave a pod idle for
+# longer, much less would not outlast a live migration of a machine.
 SILENCE = 30
 
 

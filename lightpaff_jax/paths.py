@@ -1,4 +1,4 @@
-"""Paths that may be in a bucket, gs://BUCKET/...: etils.epath, with a limit of time and in one line."""
+"""Paths that may be in a bucket, gs://BUCKET/...: by etils.epath, with a limit and in one line."""
 
 import atexit
 import contextlib

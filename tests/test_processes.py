@@ -325,7 +325,7 @@ def test_when_one_is_killed_while_they_train_the_other_ends_within_the_heartbeat
 @pytest.mark.e2e
 @pytest.mark.parametrize(('victim', 'limit'), [(1, 8), (0, 0)])
 def test_one_that_is_killed_while_the_other_waits_for_nothing_is_missed_too(place, victim, limit):
-    """Process 0 misses heartbeats, here after 8 s; with process 0 the coordinator is gone at once."""
+    """Process 0 misses heartbeats, here for 8 s; with process 0 the coordinator is gone at once."""
     with started(2, ['-c', FAILING], place, MODE='killed', FAILING='') as running:
         for process in running:
             assert process.stdout.readline() == 'ready\n'
