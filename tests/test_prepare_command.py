@@ -413,9 +413,12 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(place, undisturbed, tmp_
 
 @pytest.mark.e2e
 def test_an_interrupt_ends_every_process_with_one_line(place, undisturbed, tmp_path):
-    out = tmp_path / 'set'
+    out, text = tmp_path / 'set', tmp_path / 'text'
+    shutil.copytree(place / 'long', text)
+    long = (text / 'train.txt').read_text()
+    (text / 'train.txt').write_text(long * 12)  # seconds of work are left when it is interrupted
     process = subprocess.Popen(
-        [sys.executable, '-m', 'lightpaff_jax.data.prepare', f'--source=text:{place}/long',
+        [sys.executable, '-m', 'lightpaff_jax.data.prepare', f'--source=text:{text}',
          f'--tokenizer={place}/vocabulary', f'--out={out}', '--workers=2', '--shard-tokens=900'],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
