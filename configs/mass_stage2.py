@@ -1,46 +1,112 @@
 """LightPAFF stage 2 for MASS: the student of stage 1 is fine-tuned with the fine-tuned teacher.
 
-Reproduces the student of the paper's Gigaword row (its score is not known; a MASS of 123 M has
-ROUGE-1/2/L 38.73/19.71/35.96): teacher 6 + 6 layers x 1024, student 4 + 2 layers x 512, lambda
-0.5, temperature 1. The paper's own updates and learning rate are not known.
+Three tasks of the paper, at three scales: `summarization` (the default), `translation`, `dialogue`;
+`translation_small` and so on on a laptop, from a folder of real data; `jax_tiny`, `numpy_tiny`,
+`stdlib_tiny`, the first line of a docstring from the rest of it. Teacher 6 + 6 layers x 1024,
+student 4 + 2 x 512 (translation 4 + 4), lambda 0.5, temperature 1. The paper's own students,
+updates and learning rates are not known.
 
-    python -m lightpaff_jax.main --config=configs/mass_stage2.py          on an accelerator
-    python -m lightpaff_jax.main --config=configs/mass_stage2.py:tiny     on a laptop
+    python -m lightpaff_jax.main --config=configs/mass_stage2.py:dialogue  on an accelerator
+    python -m lightpaff_jax.main --config=configs/mass_stage2.py:tiny      on a laptop
+    python -m lightpaff_jax.recipe --config=configs/mass.py:small          all three with their controls
 
-It starts from runs/mass_stage1, from teachers/mass_middle_gigaword, a Hugging Face folder in
-BART's format with its tokenizer, and from data/gigaword, files of one text a line like
-train.article.txt and train.title.txt. `tiny` writes the first line of a docstring from the rest of
-it, and first does the runs that it needs.
+| task | data | score | MASS |
+| Translation | data/wmt16: {train,dev,test}.{ro,en}; small: data/multi30k, en to de | BLEU | 39.1 [S] |
+| Summarization | data/gigaword: train.article.txt, train.title.txt, ... | ROUGE-1/2/L | 38.73/19.71/35.96 [S] |
+| Dialogue | data/cornell: pairs.train.tsv, said, a tab, the reply | perplexity | 23.52 [S] |
+
+It starts from runs/mass_stage1 and teachers/mass_<task>, a Hugging Face folder in BART's format
+with its tokenizer. `tiny` first does the runs that it needs.
 """
 
 import pathlib
 
 from lightpaff_jax import config
 
-VARIANTS = ('tiny', 'tiny_teacher')
+TASKS = ('summarization', 'translation', 'dialogue')
+SMALL = tuple(f'{task}_small' for task in TASKS)
+TINY = ('jax_tiny', 'numpy_tiny', 'stdlib_tiny')
+VARIANTS = (*TASKS, *SMALL, *TINY, 'tiny', 'tiny_teacher')
 
 
 def get_config(variant: str = ''):
     c = config.default()
     c.objective = 'seq2seq'
     c.student.family = c.teacher.family = 'mass'
-    if variant:
-        return _tiny(c, variant)
+    task, _, scale = (variant or 'summarization').partition('_')
+    if variant in ('tiny', 'tiny_teacher'):
+        return _alone(c, variant)
+    if scale == 'tiny':
+        return _tiny(c, task)
+    small = scale == 'small'
+    {'summarization': _summarization, 'translation': _translation, 'dialogue': _dialogue}[task](
+        c, small
+    )
+    return _small(c, task) if small else _paper(c, task)
+
+
+def _summarization(c, small):
+    c.task, c.eval.metric = 'Summarization', 'rougeL'
+    c.data.source, c.data.path, c.data.sides = 'parallel', 'data/gigaword', ('article', 'title')
+    c.data.replace = ('UNK=<unk>',)  # as train writes it
+    c.data.length, c.data.target_length = (64, 24) if small else (128, 48)
+    c.generate.update({'beams': 5, 'max_length': c.data.target_length})
+
+
+def _translation(c, small):
+    c.task, c.eval.metric, c.data.source = 'Translation', 'bleu', 'parallel'
+    c.data.path = 'data/multi30k' if small else 'data/wmt16'
+    c.data.sides = ('en', 'de') if small else ('ro', 'en')
+    c.data.length, c.data.target_length = (40, 40) if small else (256, 256)
+    c.generate.update({'beams': 5, 'max_length': c.data.target_length})
+
+
+def _dialogue(c, small):
+    c.task, c.data.source, c.data.path = 'Dialogue', 'table', 'data/cornell'
+    c.data.columns, c.data.held_out = ('0', '1'), 0.05
+    c.data.length, c.data.target_length = (40, 40) if small else (128, 128)
+
+
+def _paper(c, task):
     c.student.update({'layers': 4, 'decoder_layers': 2, 'width': 512, 'heads': 8, 'ffn': 2048})
     c.student.update({'positions': 512, 'vocab_size': 30522, 'dropout': 0.1})
-    c.student.init = 'runs/mass_stage1'
-    c.teacher.path = 'teachers/mass_middle_gigaword'
-    c.data.source, c.data.path = 'parallel', 'data/gigaword'
-    c.data.sides, c.data.buckets = ('article', 'title'), (48, 64, 128)
-    c.data.update({'length': 128, 'target_length': 48, 'batch_size': 256})
+    c.student.init, c.teacher.path = 'runs/mass_stage1', f'teachers/mass_{task}'
+    c.data.buckets = (48, 64, 128) if c.data.length == 128 else (64, 128, 256)
     c.eval.batch_size = 256
-    c.optim.update({'peak_lr': 1e-4, 'schedule': 'linear', 'final_lr': 0.0, 'warmup': 1_000})
-    c.train.update({'updates': 40_000, 'compute_dtype': 'bfloat16'})
-    c.train.update({'log_every': 100, 'eval_every': 2_000, 'save_every': 1_000})
+    c.optim.update({'schedule': 'linear', 'final_lr': 0.0})
+    updates = {'summarization': 40_000, 'translation': 50_000, 'dialogue': 4_000}[task]
+    p = {'updates': updates, 'warmup': updates // 40, 'batch_size': 256}
+    c.recipe.teacher_finetune.update(p | {'peak_lr': 1e-4, 'peak_lrs': (3e-5, 1e-4)})
+    c.recipe.student_finetune.update(p | {'peak_lr': 1e-4, 'peak_lrs': (1e-4, 3e-4)})
+    config.take(c, c.recipe.student_finetune, guided=True)
+    c.train.update({'compute_dtype': 'bfloat16', 'log_every': 100, 'eval_every': 2_000})
+    c.train.save_every = 1_000
     return c
 
 
-def _tiny(c, variant):
+def _small(c, task):
+    c.student.update({'decoder_layers': 1, 'vocab_size': 4096})
+    c.teacher.path = f'runs/mass_small/{task}/teacher_finetune'
+    c.eval.batch_size = 64
+    p = {'updates': 800, 'warmup': 60, 'batch_size': 32}
+    c.recipe.teacher_finetune.update(p | {'peak_lr': 5e-4, 'peak_lrs': (3e-4, 6e-4)})
+    c.recipe.student_finetune.update(p | {'peak_lr': 1e-3, 'peak_lrs': (1e-3, 2e-3)})
+    return config.take(c, c.recipe.student_finetune, guided=True)
+
+
+def _tiny(c, package):
+    c.task, c.data.form, c.data.packages = package, 'summary', (package,)
+    c.eval.metric = 'bleu' if package == 'jax' else 'rougeL' if package == 'numpy' else ''
+    c.student.decoder_layers = 1
+    c.data.length, c.data.target_length = 64, 24
+    p = {'updates': 60, 'warmup': 6, 'batch_size': 16}
+    c.recipe.teacher_finetune.update(p | {'peak_lr': 1e-3})
+    c.recipe.student_finetune.update(p | {'peak_lr': 1e-3})
+    c.eval.batch_size, c.eval.batches = 32, 10
+    return config.take(c, c.recipe.student_finetune, guided=True)
+
+
+def _alone(c, variant):
     stage1 = pathlib.Path(__file__).with_name('mass_stage1.py')
     c.data.form = 'summary'
     c.data.length, c.data.target_length = 64, 24

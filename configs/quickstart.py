@@ -12,6 +12,8 @@ on all of them but jax and fine-tuned on jax; the others read all packages.
 from lightpaff_jax import config
 
 VARIANTS = ('gpt2', 'bert', 'mass', 'full', 'ci', 'bert_ci', 'mass_ci')
+TASKS = {'gpt2': ('text',), 'bert': ('topic', 'pairs'), 'mass': ('summary',)}
+VARIANTS += tuple(task for tasks in TASKS.values() for task in tasks)
 
 TASK = ('jax',)
 GENERAL = (
@@ -22,20 +24,40 @@ GENERAL = (
 
 def get_config(variant: str = ''):
     c = config.default()
-    c.teacher.update({'layers': 3, 'width': 192, 'heads': 4, 'ffn': 768})
-    c.student.update({'layers': 2, 'width': 64, 'heads': 2, 'ffn': 256})
     c.mesh.data = 1  # networks of this size gain nothing from more devices
     c.eval.batch_size, c.eval.batches = 32, 40  # the task's splits are read whole
+    families = {task: family for family, tasks in TASKS.items() for task in tasks}
+    if variant in families:
+        return _task(c, variant, families[variant])
+    c.teacher.update({'layers': 3, 'width': 192, 'heads': 4, 'ffn': 768})
+    c.student.update({'layers': 2, 'width': 64, 'heads': 2, 'ffn': 256})
     c.train.log_every = 20
     c.train.save_every = 500
     c.recipe.teacher_pretrain.peak_lr = 2e-3
     c.recipe.student_pretrain.update({'peak_lr': 3e-3, 'lambda_': 1.0, 'temperature': 2.0})
     c.recipe.student_finetune.update({'peak_lr': 1e-3, 'lambda_': 0.5, 'temperature': 1.0})
     family, _, small = variant.partition('_')
-    {'bert': _bert, 'mass': _mass}.get(family, _gpt2)(c, variant)
-    if 'ci' in (family, small):
+    family = family if family in TASKS else 'gpt2'
+    c.recipe.tasks = tuple(f'{__file__}:{task}' for task in TASKS[family])
+    {'bert': _bert, 'mass': _mass, 'gpt2': _gpt2}[family](c, variant)
+    if variant == 'ci' or small == 'ci':
         c.eval.batches = 2
         _phases(c, (20, 10), (20, 10))
+    return c
+
+
+def _task(c, form, family):
+    """What is fine-tuned for: a form of the embedded text."""
+    c.task = c.data.form = form
+    c.student.family = c.teacher.family = family
+    if family == 'gpt2':
+        c.data.packages = TASK
+    if family == 'bert':
+        c.objective, c.data.length = 'classify', 64
+        c.student.update({'head': 'classify', 'classes': 12 if form == 'topic' else 2})
+    if family == 'mass':
+        c.objective, c.student.decoder_layers = 'seq2seq', 1
+        c.data.length, c.data.target_length = 96, 24
     return c
 
 
@@ -45,11 +67,7 @@ def _gpt2(c, variant):
         _phases(c, (4000, 1000), (1500, 600), warmup=20)
     else:
         _phases(c, (800, 300), (700, 300))
-    for name, p in c.recipe.items():
-        if name.endswith('_pretrain'):
-            p.packages = GENERAL
-        if name.endswith('_finetune'):
-            p.packages = TASK
+    c.data.packages = GENERAL
 
 
 def _bert(c, variant):
@@ -57,7 +75,6 @@ def _bert(c, variant):
     _post_norm(c, 'bert')
     c.teacher.update({'layers': 2, 'width': 128, 'heads': 4, 'ffn': 512})
     c.student.update({'layers': 1, 'width': 48, 'heads': 2, 'ffn': 192})
-    c.recipe.tasks = ('topic', 'pairs')
     c.data.length = 64
     _phases(c, (1000, 700), (1000, 600), batch_size=16)
 
@@ -66,8 +83,7 @@ def _mass(c, variant):
     c.objective = 'mass'
     _post_norm(c, 'mass')
     c.teacher.decoder_layers, c.student.decoder_layers = 3, 1
-    c.recipe.tasks = ('summary',)
-    c.data.length, c.data.target_length = 96, 24
+    c.data.length = 96
     _phases(c, (400, 300), (400, 300), batch_size=8)
 
 

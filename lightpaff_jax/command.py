@@ -15,7 +15,15 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from lightpaff_jax import paths, processes
-from lightpaff_jax.config import NUMBERS, MissingPaths, UserError, default, flatten, nearest
+from lightpaff_jax.config import (
+    NUMBERS,
+    RATES,
+    MissingPaths,
+    UserError,
+    default,
+    flatten,
+    nearest,
+)
 from lightpaff_jax.validation import validate
 
 
@@ -225,13 +233,16 @@ def _typed(key: str, text: str, default):
         value = tuple(text.split(',') if text else ()) if kind is tuple else text
     if kind is float and type(value) is int:
         value = float(value)
-    if kind is tuple and type(value) in (list, int, str):
+    if kind is tuple and type(value) in (list, int, float, str):
         value = tuple(value) if type(value) is list else (value,)
     if type(value) is not kind:
         raise UserError(f'{key} = {text}: must be {_KIND_NAMES[kind]}')
     if kind is tuple:
-        empty = int if key.removeprefix('config.') in NUMBERS else str
+        name = key.removeprefix('config.')
+        empty = int if name in NUMBERS else float if name in RATES else str
         inner = type(default[0]) if default else empty
+        if inner is float:
+            value = tuple(float(x) if type(x) is int else x for x in value)
         if inner is str and all(type(item) is int for item in value):
             names = text.strip('()[] ').split(',')
             value = tuple(name.strip() for name in names) if value else ()  # of digits

@@ -67,6 +67,15 @@ DOCUMENTS = ('blank', 'line', 'file')
 DETOKENIZERS = ('none', 'wikitext', 'ptb')
 PACKING = ('contiguous', 'best_fit')
 ON_ERROR = ('stop', 'skip')
+# Objective -> the scores that its runs can be compared by; the first is the default.
+METRICS = {
+    'clm': ('perplexity',),
+    'mlm': ('perplexity',),
+    'mass': ('perplexity',),
+    'classify': ('accuracy', 'f1'),
+    'seq2seq': ('perplexity', 'bleu', 'rouge1', 'rouge2', 'rougeL'),
+}
+GENERATED = ('bleu', 'rouge1', 'rouge2', 'rougeL')  # of texts that the network writes
 STARTS = ('scratch', 'teacher_layers')  # of student.init, which else is a path
 # What a network predicts: ids, classes, both (of a BertForPreTraining), nothing.
 HEADS = ('lm', 'classify', 'pretraining', 'none')
@@ -82,12 +91,14 @@ REMAT = ('none', 'block')
 MAY_CHANGE = (
     'workdir', 'after', 'data.cache', 'data.path', 'data.files', 'data.mixture', 'data.prefetch',
     'data.tfds_dir', 'data.workers', 'tokenizer.path', 'tokenizer.text', 'teacher.path', 'student.init', 'train.updates', 'train.compilation_cache',
-    'train.log_every', 'train.eval_every', 'train.save_every', 'train.keep', 'eval.batch_size',
-    'eval.batches', 'eval.stride', 'recipe',
+    'train.log_every', 'train.eval_every', 'train.save_every', 'train.keep', 'eval', 'generate',
+    'recipe', 'task', 'data.exclude', 'data.unlabelled',
 )  # fmt: skip
 
 # Lists of numbers; other lists that are empty by default hold names.
 NUMBERS = ('student.init_layers', 'student.init_decoder_layers', 'data.buckets')
+PHASES = ('teacher_pretrain', 'teacher_finetune', 'student_pretrain', 'student_finetune')
+RATES = tuple(f'recipe.{name}.{key}' for name in PHASES for key in ('peak_lrs', 'lambdas'))
 
 
 class UserError(Exception):
@@ -124,17 +135,18 @@ def network(**changes) -> ConfigDict:
     return c
 
 
-def phase() -> ConfigDict:
+def phase(**changes) -> ConfigDict:
     """One arrow of a recipe: what differs between its runs."""
     c = ConfigDict()
     c.updates = 100  # optimizer updates
     c.warmup = 10  # updates of linear warm-up
     c.peak_lr = 1e-3  # learning rate after the warm-up
     c.batch_size = 8  # sequences an update
-    c.packages = ()  # pydocs packages to read; () reads all
-    c.path = ''  # folder of text or of a prepared set, where data.source is one
     c.lambda_ = 0.5  # weight of the teacher, where there is one
     c.temperature = 1.0  # softens both distributions, where there is a teacher
+    c.peak_lrs = ()  # learning rates to choose from by the validation split; () is peak_lr alone
+    c.lambdas = ()  # weights of the teacher to choose from, where there is one; () is lambda_ alone
+    c.update(changes)
     return c
 
 
@@ -144,6 +156,7 @@ def default() -> ConfigDict:
     c.seed = 0  # initialisation, order of the data, dropout
     c.workdir = ''  # where the run writes; '' is runs/<config name>
     c.after = ()  # FILE[:VARIANT] of runs to finish first, where main finds them unfinished
+    c.task = ''  # name of what a run is fine-tuned for, in tables; '' is the data's
     c.objective = 'clm'  # what is predicted from what; one of OBJECTIVES of the student's family
 
     c.student = network()  # the network that is trained (a teacher's own training too)
@@ -174,9 +187,7 @@ def default() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.source = 'pydocs'  # one of SOURCES
-    c.data.path = (
-        ''  # folder (or gs:// folder) of the files or of a prepared set; tfds: NAME[/CONFIG]
-    )
+    c.data.path = ''  # folder of the files or of a prepared set; tfds: NAME[/CONFIG]
     c.data.packages = ()  # pydocs: packages to read; () reads all
     c.data.form = 'text'  # pydocs: what one example is, one of FORMS
     c.data.files = ()  # SPLIT=GLOB below path; () finds a split's files by their names
@@ -185,12 +196,11 @@ def default() -> ConfigDict:
     c.data.labels = ()  # table: names of the classes in their order; () are 0, 1, ...
     c.data.classes = 0  # table: how many, where labels is ()
     c.data.sides = ()  # parallel: marks in the names of the source's and the target's files, as en,de
-    c.data.held_out = (
-        0.0  # share of train, by a hash, that is a split which has no file; 0 is an error then
-    )
-    c.data.detokenize = (
-        'none'  # undoes the spaces that a set puts around punctuation, one of DETOKENIZERS
-    )
+    c.data.held_out = 0.0  # share of train that is a split without file, by a hash; 0: an error
+    c.data.detokenize = 'none'  # undoes the spaces around punctuation, one of DETOKENIZERS
+    c.data.replace = ()  # OLD=NEW of words that stand for others, as UNK=<unk>
+    c.data.exclude = ()  # sets whose texts are left out, SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT]
+    c.data.unlabelled = ()  # classify: sets that train reads too, without their classes
     c.data.on_error = 'stop'  # at a malformed row, one of ON_ERROR
     c.data.tfds_dir = ''  # tfds: folder of its sets; '' is ~/tensorflow_datasets
     c.data.mixture = ()  # SOURCE:PATH=WEIGHT of each part; its share of the rows is its share of the weights
@@ -226,7 +236,16 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.batch_size = 16  # sequences a batch
     c.eval.batches = 0  # batches of each split; 0 reads it whole
+    c.eval.metric = ''  # what runs are compared by, one of METRICS of the objective; '' the first
+    c.eval.test = True  # whether the end of a run scores the test split too
     c.eval.stride = 0  # clm: tokens from one window of data.length to the next; 0 is data.length
+
+    c.generate = ConfigDict()  # how bleu and rouge have texts written
+    c.generate.beams = 1  # hypotheses kept; 1 is greedy
+    c.generate.length_penalty = 1.0  # a hypothesis counts sum of log p / length**this
+    c.generate.min_length = 0  # tokens before the end may come
+    c.generate.max_length = 0  # most tokens, the end included; 0 is data.target_length
+    c.generate.early_stop = True  # whether as many finished hypotheses as beams end the search
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along `data`; -1 takes all that are left, fewer leave some idle
@@ -235,12 +254,30 @@ def default() -> ConfigDict:
 
     c.recipe = ConfigDict()
     c.recipe.seeds = (0,)  # one student of every arm for each
-    c.recipe.tasks = ('text',)  # forms to fine-tune for, each a table
+    c.recipe.tasks = ()  # FILE[:VARIANT] of what is fine-tuned for, each a table
+    c.recipe.data = ''  # folder that stands for `data` in paths; '' is `data` itself
+    c.recipe.scale = ''  # of the table of a family: paper, small or tiny
+    c.recipe.notes = ()  # sentences of the report: what its figures depend on
+    c.recipe.equal_flops = ()  # tasks with a control that takes as many FLOPs; () is all
     c.recipe.teacher_pretrain = phase()
-    c.recipe.teacher_finetune = phase()
+    c.recipe.teacher_finetune = phase()  # updates 0: that of each task
     c.recipe.student_pretrain = phase()  # stage 1, and its control without a teacher
-    c.recipe.student_finetune = phase()  # stage 2, and its control without a teacher
+    c.recipe.student_finetune = phase()  # stage 2, and its control without a teacher; as above
     return c.lock()
+
+
+def take(c: ConfigDict, p: ConfigDict, guided: bool = False) -> ConfigDict:
+    """Sets what a phase of a recipe says for one run.
+
+    Args:
+      c: of the run; it is changed, and returned.
+      p: the phase.
+      guided: whether there is a teacher; without one its weight is 0.
+    """
+    c.train.updates, c.optim.warmup, c.optim.peak_lr = p.updates, p.warmup, p.peak_lr
+    c.data.batch_size = p.batch_size
+    c.loss.lambda_, c.loss.temperature = (p.lambda_, p.temperature) if guided else (0.0, 1.0)
+    return c
 
 
 def kind(c: ConfigDict) -> str:
@@ -260,11 +297,11 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f'; did you mean {lower[found[0]]}?' if found else ''
 
 
-def flatten(c: ConfigDict, prefix: str = '') -> dict:
+def flatten(c: ConfigDict | dict, prefix: str = '') -> dict:
     """Dotted key -> value, sorted within each section."""
     flat: dict = {}
     for key, value in c.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict | dict):
             flat |= flatten(value, f'{prefix}{key}.')
         else:
             flat[prefix + key] = value

@@ -1,6 +1,6 @@
 """THE step: one jitted function trains every network of this project.
 
-    step(state, teacher_params, batch) -> state, sums
+    step(state, teacher_params, batch, knobs) -> state, sums
 
 The teacher's outputs are computed in it, on the device. Pure: randomness is a function of
 the seed and the step. Each device adds up the gradient of its own examples over all
@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from lightpaff_jax import sharding
+from lightpaff_jax import optimizer, sharding
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.losses import BATCH_AXES, Head, Predictor, distillation_loss
 from lightpaff_jax.models import Model, Params
@@ -36,20 +36,20 @@ class TrainState:
     opt_state: Any
 
 
-def init_state(student: Model, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(student: Model, rule: optax.GradientTransformation, seed: int) -> TrainState:
     """A fresh state, a function of the seed."""
     params = student.init(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
 
 
-def state_shardings(mesh: Mesh, student: Model, optimizer: optax.GradientTransformation):
+def state_shardings(mesh: Mesh, student: Model, rule: optax.GradientTransformation):
     """A TrainState of NamedShardings: parameters by rule, their moments like them."""
     params = sharding.of_params(mesh, student.abstract)
     whole: Any = sharding.replicated(mesh)
     moments = optax.tree_map_params(
-        optimizer,
+        rule,
         lambda _, place: place,
-        jax.eval_shape(optimizer.init, student.abstract),
+        jax.eval_shape(rule.init, student.abstract),
         params,
         transform_non_params=lambda _: whole,
     )
@@ -61,27 +61,31 @@ def make_step(
     mesh: Mesh,
     student: Model,
     teacher: Model | None,
-    optimizer: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
+    rule: optax.GradientTransformation,
 ) -> jax.stages.Wrapped:
-    """The jitted step `(state, teacher_params, batch) -> state, sums`: donates the state, never the teacher.
+    """The jitted step `(state, teacher_params, batch, knobs) -> state, sums`.
 
-    Its batch has micro-batches [M, B/M, ...]. It returns the sums of `distillation_loss`
-    over the whole batch, `grad_norm` of the mean gradient and `learning_rate`.
+    Donates the state, never the teacher. Its batch has micro-batches [M, B/M, ...]; knobs are
+    those of `c` where none are given. It returns the sums of `distillation_loss` over the whole
+    batch, `grad_norm` of the mean gradient and `learning_rate`.
     """
     gradient = functools.partial(_gradient, c, mesh, student, teacher)
+    ours = optimizer.knobs(c)
 
-    def step(state: TrainState, teacher_params: Params | None, batch: Batch):
-        key = jax.random.fold_in(jax.random.key(c.seed), state.step)
+    def step(state: TrainState, teacher_params: Params | None, batch: Batch,
+             knobs: optimizer.Knobs = ours):  # fmt: skip
+        key = jax.random.fold_in(jax.random.key(knobs.seed), state.step)
+        rate = optimizer.learning_rate(c, knobs, state.step)
         sums, grads = gradient(state.params, teacher_params, batch, key)
         grads = jax.tree.map(lambda g: g / jnp.maximum(sums['count'], 1), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = rule.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: rate * u, updates)
         params = optax.apply_updates(state.params, updates)
         sums['grad_norm'] = optax.tree.norm(grads)
-        sums['learning_rate'] = jnp.asarray(learning_rate(state.step), jnp.float32)
+        sums['learning_rate'] = rate
         return TrainState(state.step + 1, params, opt_state), sums
 
-    states = state_shardings(mesh, student, optimizer)
+    states = state_shardings(mesh, student, rule)
     return jax.jit(step, donate_argnums=0, out_shardings=(states, sharding.replicated(mesh)))
 
 
@@ -166,24 +170,75 @@ def _gather_head(mesh, head):
 
 
 def make_evaluation(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None):
-    """The jitted `(params, teacher_params, batch) -> sums` over one batch [B, ...].
+    """The jitted `(params, teacher_params, batch) -> found` over one batch [B, ...].
+
+    What is found is whole on every device and in every process:
+
+        classify       logits [B, V], teacher_logits [B, V], label [B], ids [B, T] (-1: padding)
+        clm            sums of `distillation_loss` for each row, [B]; ids [B, T], those that are
+                       predicted (-1: none)
+        all others     sums of `distillation_loss` over the batch
 
     As in training, `kl` is at `config.loss.temperature`.
     """
+    find = {'classify': _classified, 'clm': _sums_of_rows}.get(c.objective, _sums)
 
     def evaluate(params, teacher_params, batch):
-        target = None
-        if teacher is not None:
-            target = Predictor(
-                teacher.features(teacher_params, batch), Head(*teacher.head(teacher_params))
-            )
-        return distillation_loss(
-            Predictor(student.features(params, batch), Head(*student.head(params))),
-            target,
-            batch.labels,
-            batch.weights,
-            temperature=c.loss.temperature,
-            chunk=c.loss.chunk,
-        )
+        params = _gather(mesh, params)
+        return find(c, mesh, student, teacher, params, teacher_params, batch)
 
     return jax.jit(evaluate, out_shardings=sharding.replicated(mesh))
+
+
+def _classified(c, mesh, student, teacher, params, teacher_params, batch):
+    del c, mesh
+    found = {'logits': student.logits(params, batch)[:, 0]}
+    if teacher is not None:
+        found['teacher_logits'] = teacher.logits(teacher_params, batch)[:, 0]
+    ids_BT = jnp.where(batch.segments > 0, batch.tokens, -1)
+    return found | {'label': batch.labels[:, 0], 'ids': ids_BT}
+
+
+def _sums(c, mesh, student, teacher, params, teacher_params, batch):
+    del mesh
+    mine, target = _predictors(student, teacher, params, teacher_params, batch)
+    return distillation_loss(
+        mine, target, batch.labels, batch.weights,
+        temperature=c.loss.temperature, chunk=c.loss.chunk,
+    )  # fmt: skip
+
+
+def _sums_of_rows(c, mesh, student, teacher, params, teacher_params, batch):
+    def local(mine, target, labels, weights):
+        def row(x):
+            features, teacher_features, labels, weights = jax.tree.map(lambda x: x[None], x)
+            return distillation_loss(
+                Predictor(features, mine.head),
+                None if target is None else Predictor(teacher_features, target.head),
+                labels, weights, temperature=c.loss.temperature, chunk=c.loss.chunk,
+            )  # fmt: skip
+
+        teacher_features = None if target is None else target.features
+        return jax.lax.map(row, (mine.features, teacher_features, labels, weights))
+
+    mine, target = _predictors(student, teacher, params, teacher_params, batch)
+    rows: Any = P(BATCH_AXES)
+    whole: Any = P()
+    of_model = Predictor(rows, Head(whole, whole))
+    found = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(of_model, None if target is None else of_model, rows, rows),
+        out_specs=rows,
+        axis_names=set(BATCH_AXES),
+        check_vma=False,
+    )(mine, target, batch.labels, batch.weights)
+    return found | {'ids': jnp.where(batch.weights > 0, batch.labels, -1)}
+
+
+def _predictors(student, teacher, params, teacher_params, batch):
+    mine = Predictor(student.features(params, batch), Head(*student.head(params)))
+    if teacher is None:
+        return mine, None
+    features = teacher.features(teacher_params, batch)
+    return mine, Predictor(features, Head(*teacher.head(teacher_params)))

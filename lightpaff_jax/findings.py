@@ -54,14 +54,13 @@ def _faster(speed: dict) -> str:
 
 
 def _loss(row: Row) -> float:
-    """The metric where lower is better, else what it lacks to 100 %: the share of errors."""
+    """The metric where lower is better, else what it lacks to 100; of accuracy: the errors."""
     return 100 - mean(row) if row.metric.higher else mean(row)
 
 
-def _lead(a: Row, b: Row) -> float:
+def lead(a: Row, b: Row) -> float:
     """How far `a` is ahead of `b`; 0 where only rounding tells them apart."""
-    lead = _loss(b) - _loss(a)
-    return 0.0 if math.isclose(mean(a), mean(b), rel_tol=1e-9) else lead
+    return 0.0 if math.isclose(mean(a), mean(b), rel_tol=1e-9) else _loss(b) - _loss(a)
 
 
 def _certainty(a: Row, b: Row) -> str:
@@ -79,7 +78,7 @@ def _certainty(a: Row, b: Row) -> str:
 
 def _sampling(a: Row, b: Row) -> str:
     """How much of a difference of accuracies the choice of the test examples alone may make."""
-    if a.objective != 'classify':
+    if a.metric.key != 'accuracy':
         return ''
     error = math.hypot(*(mean(row, binomial_error) for row in (a, b)))
     if not error:  # of accuracies of 0 or 100 %, where the formula knows nothing
@@ -96,7 +95,7 @@ def _best_arm(rows: dict[str, Row]) -> list[str]:
     if 'two_stage' not in rows or len(arms) < 2:
         return []
     two, rival = arms[0], min(arms[1:], key=_loss)
-    ahead = _lead(two, rival)
+    ahead = lead(two, rival)
     best = 'is the best' if ahead > 0 else 'is not the best' if ahead < 0 else 'shares the lead'
     finished = '' if len(arms) == len(EQUAL_UPDATES) else ' finished'
     show = two.metric.show
@@ -115,7 +114,7 @@ def _equal_flops(rows: dict[str, Row]) -> list[str]:
     if not {'two_stage', 'no_teacher_equal_flops'} <= set(rows):
         return []
     two, long = rows['two_stage'], rows['no_teacher_equal_flops']
-    ahead, show = _lead(long, two), two.metric.show
+    ahead, show = lead(long, two), two.metric.show
     how = 'better' if ahead > 0 else 'worse' if ahead < 0 else 'as well'
     flops = mean(long, cost('flops')) / mean(two, cost('flops'))
     said = [
@@ -132,15 +131,20 @@ def _equal_flops(rows: dict[str, Row]) -> list[str]:
 def _headroom(teacher: Row | None, plain: Row | None) -> list[str]:
     if teacher is None or plain is None:
         return []
-    if not _loss(plain):
-        return ['Warning: the undistilled student makes no errors: there is nothing to distil.']
-    lower = 1 - _loss(teacher) / _loss(plain)
-    if plain.metric.higher:
-        side = f'{100 * abs(lower):.1f} % {"fewer" if lower >= 0 else "more"}'
-        than = f'The teacher makes {side} errors than the undistilled student'
+    name = plain.metric.name.split(' per ')[0]
+    than = f"The teacher's {name} is {{}} than the undistilled student's"
+    if plain.metric.key == 'accuracy':
+        if not _loss(plain):
+            return ['Warning: the undistilled student makes no errors: there is nothing to distil.']
+        than = 'The teacher makes {} errors than the undistilled student'
+        better, words = 1 - _loss(teacher) / _loss(plain), ('fewer', 'more')
+    elif plain.metric.higher:
+        if not mean(plain):
+            return []  # the student writes nothing that counts: no ratio
+        better, words = mean(teacher) / mean(plain) - 1, ('higher', 'lower')
     else:
-        side = f'{100 * abs(lower):.1f} % {"lower" if lower >= 0 else "higher"}'
-        than = f"The teacher's perplexity is {side} than the undistilled student's"
-    if lower >= LEAST_HEADROOM:
+        better, words = 1 - mean(teacher) / mean(plain), ('lower', 'higher')
+    than = than.format(f'{100 * abs(better):.1f} % {words[better < 0]}')
+    if better >= LEAST_HEADROOM:
         return [f'{than}: there is something to distil.']
     return [f'Warning: {than[0].lower()}{than[1:]}: there is little to distil.']

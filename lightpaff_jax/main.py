@@ -14,6 +14,7 @@ config.workdir (default: runs/<config name>):
   result.json        scores, cost, versions        metrics.jsonl   losses by update
   checkpoints/       newest states, verified       timing.jsonl    seconds, tokens/s
   config.json        every key of the run          tensorboard/    the same as curves
+  predictions/       of validation and test, one JSON object an example
 
 Keys, defaults and units: lightpaff_jax/config.py
 """
@@ -22,7 +23,8 @@ Keys, defaults and units: lightpaff_jax/config.py
 def run(c: ConfigDict) -> None:
     """Trains what `c` says, after the runs that it needs, and prints the scores."""
     validation.check_paths(c, runs=not c.after)
-    from lightpaff_jax.train import check, train  # after the paths are known to be there
+    from lightpaff_jax import scores  # after the paths are known to be there
+    from lightpaff_jax.train import check, train
 
     if c.after:
         check(c, runs=False)
@@ -33,9 +35,8 @@ def run(c: ConfigDict) -> None:
         processes.say(f'first {spec}')
         run(before)
     result = train(c)
-    for split, scores in result['scores'].items():
-        said = ', '.join(f'{name} {value:.6g}' for name, value in scores.items())
-        processes.say(f'{split}: {said}')
+    for split, found in result['scores'].items():
+        processes.say(f'{split}: {scores.said(found)}')
     processes.say(f'{c.workdir}/result.json')
 
 

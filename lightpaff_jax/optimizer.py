@@ -1,31 +1,58 @@
 """AdamW with warm-up, decay of the learning rate, clipping, and a decay mask."""
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 
-def schedule(c: ConfigDict) -> optax.Schedule:
-    """Learning rate of an update: linear warm-up to peak_lr, then `optim.schedule`."""
+class Knobs(NamedTuple):
+    """Arguments of a step that differ between the runs of a recipe: these share one program."""
+
+    seed: np.int32
+    peak_lr: np.float32
+    warmup: np.int32
+    updates: np.int32
+
+
+def knobs(c: ConfigDict) -> Knobs:
+    """Those of a run."""
     o = c.optim
-    decay_steps = max(1, c.train.updates - o.warmup)
-    end = o.peak_lr * o.final_lr
-    decay = {
-        'linear': lambda: optax.linear_schedule(o.peak_lr, end, decay_steps),
-        'cosine': lambda: optax.cosine_decay_schedule(o.peak_lr, decay_steps, o.final_lr),
-        'constant': lambda: optax.constant_schedule(o.peak_lr),
-    }[o.schedule]()
+    return Knobs(
+        np.int32(c.seed), np.float32(o.peak_lr), np.int32(o.warmup), np.int32(c.train.updates)
+    )
+
+
+def schedule(c: ConfigDict) -> Callable[[int], Float[Array, '']]:
+    """Learning rate of an update, counted from 0."""
+    return functools.partial(learning_rate, c, knobs(c))
+
+
+def learning_rate(c: ConfigDict, k: Knobs, step) -> Float[Array, '']:
+    """Linear warm-up to the peak, then `optim.schedule` down to `optim.final_lr` of it."""
+    step = jnp.asarray(step, jnp.float32)
+    done = jnp.clip((step - k.warmup) / jnp.maximum(1, k.updates - k.warmup), 0, 1)
+    left = {
+        'linear': lambda: 1 - done,
+        'cosine': lambda: (1 + jnp.cos(jnp.pi * done)) / 2,
+        'constant': lambda: jnp.ones(()),
+    }[c.optim.schedule]()
     # The first update already moves: update n of the warm-up has (n + 1) / warmup of the peak.
-    warmup = optax.linear_schedule(o.peak_lr / max(1, o.warmup), o.peak_lr, max(1, o.warmup - 1))
-    return optax.join_schedules([warmup, decay], [o.warmup])
+    rising = (step + 1) / jnp.maximum(1, k.warmup)
+    final = c.optim.final_lr
+    return k.peak_lr * jnp.where(step < k.warmup, rising, final + (1 - final) * left)
 
 
 def make(c: ConfigDict) -> optax.GradientTransformation:
-    """The update rule of `config.optim`; its state is float32."""
+    """The update rule of `config.optim` at a learning rate of 1; its state is float32."""
     o = c.optim
-    adamw = optax.adamw(
-        schedule(c), b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=decayed
-    )
+    adamw = optax.adamw(1.0, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=decayed)
     return optax.chain(optax.clip_by_global_norm(o.clip_norm), adamw) if o.clip_norm else adamw
 
 

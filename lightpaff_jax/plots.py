@@ -3,10 +3,12 @@
 import functools
 import html
 import io
+import itertools
 import json
 import math
 import pathlib
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -16,10 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from lightpaff_jax.config import UserError
-from lightpaff_jax.results import GREY, Row, mean, values
+from lightpaff_jax.results import GREY, ROWS, Row, kept, mean, values
 
 INK = '#010203'  # stands for the page's text colour in a plot
 PHASES = ('Pre-training', 'Fine-tuning')
+CANDIDATES = ('#1f80e0', '#d9480f', '#12977f', '#a26be0', '#b07d05', '#d6409f', GREY)
 
 
 def _curve(path: pathlib.Path, kind: str) -> tuple[list[int], list[float]]:
@@ -39,26 +42,88 @@ def _draw_curves(ax: Axes, workdir: pathlib.Path, rows: Sequence[Row], phase: in
     units = set()
     for row in rows:
         for runs, chain in zip(row.runs, row.chains, strict=True):
-            if len(runs) > phase:
-                owners.setdefault(runs[phase], []).append(row)
-                units.add('example' if chain[phase]['objective'] == 'classify' else 'token')
+            if _has(runs, phase):
+                at = phase - len(PHASES)  # from the end: an imported teacher has the last alone
+                owners.setdefault(runs[at], []).append(row)
+                units.add('example' if chain[at]['objective'] == 'classify' else 'token')
     late, labels = [], set()
     for run, of in owners.items():
-        label = ' and '.join(dict.fromkeys(row.label for row in of))  # tasks share their labels
+        label = _joined([*dict.fromkeys(row.label for row in of)])  # tasks share their labels
         steps, ces = _curve(workdir / run / 'metrics.jsonl', 'train')
         points = _curve(workdir / run / 'metrics.jsonl', 'validation')
         new = None if label in labels else label
         ax.plot(steps, ces, color=of[0].colour, lw=1, alpha=0.75, label=new)
         ax.plot(*points, 'o', color=of[0].colour, ms=4, mec='none')
-        late += [ce for step, ce in zip(steps, ces, strict=True) if step > steps[-1] / 10]
-        late += points[1]
+        late += _late(steps, ces) + points[1]
         labels.add(label)
-    late = [ce for ce in late if math.isfinite(ce)]
-    if late:
-        room = 0.04 * (max(late) - min(late)) or 0.1
-        ax.set_ylim(min(late) - room, max(late) + room)
+    _show(ax, late)
     ax.set(xlabel='updates', ylabel=f'cross-entropy, nats per {" or ".join(sorted(units))}')
-    cast(Figure, ax.figure).legend(loc='outside lower left', ncols=2, frameon=False)
+    _legend(ax)
+
+
+def _joined(labels: Sequence[str]) -> str:
+    return ' and '.join(labels) if len(labels) < 3 else '; '.join(labels)
+
+
+def _legend(ax: Axes) -> None:
+    """Below the plot, in one column where a name is long."""
+    figure = cast(Figure, ax.figure)
+    longest = max(map(len, ax.get_legend_handles_labels()[1]), default=0)
+    figure.legend(loc='outside lower left', ncols=1 + (longest < 32), frameon=False)
+
+
+def _has(runs: Sequence[str], phase: int) -> bool:
+    return len(runs) >= len(PHASES) - phase
+
+
+def _late(steps: Sequence[int], ces: Sequence[float]) -> list[float]:
+    """What follows the steep beginning."""
+    return [ce for step, ce in zip(steps, ces, strict=True) if step > steps[-1] / 10]
+
+
+def _show(ax: Axes, ces: Sequence[float]) -> None:
+    """Limits the axis to these values."""
+    finite = [ce for ce in ces if math.isfinite(ce)]
+    if finite:
+        room = 0.04 * (max(finite) - min(finite)) or 0.1
+        ax.set_ylim(min(finite) - room, max(finite) + room)
+
+
+def _draw_search(ax: Axes, workdir: pathlib.Path, lines: dict[str, tuple[str, bool]]) -> None:
+    late = []
+    for (run, (label, chosen)), colour in zip(lines.items(), itertools.cycle(CANDIDATES)):
+        steps, ces = _curve(workdir / run / 'metrics.jsonl', 'train')
+        points = _curve(workdir / run / 'metrics.jsonl', 'validation')
+        label = f'{label}, chosen' if chosen else label
+        ax.plot(steps, ces, color=colour, lw=2 if chosen else 0.9, alpha=0.8, label=label)
+        ax.plot(*points, 'o', color=colour, ms=4, mec='none')
+        late += _late(steps, ces) + points[1]
+    _show(ax, late)
+    ax.set(xlabel='updates', ylabel='cross-entropy, nats')
+    _legend(ax)
+
+
+def _draw_overview(ax: Axes, tasks: dict[str, dict[str, Row]]) -> None:
+    names = [*tasks][::-1]
+    drawn = set()
+    for y, rows in enumerate(tasks[name] for name in names):
+        arms = [key for key in rows if key != 'teacher'] if 'teacher' in rows else []
+        for number, key in enumerate(arms):
+            shares = kept(rows[key], rows['teacher'])
+            if shares:
+                at = y + 0.3 - 0.6 * number / max(len(arms) - 1, 1)
+                label = None if key in drawn else ROWS[key][0]
+                x = sum(shares) / len(shares)
+                ax.plot([min(shares), max(shares)], [at] * 2, color=ROWS[key][1], lw=2, alpha=0.4)
+                ax.plot(x, at, 'o', color=ROWS[key][1], ms=6, mec='none', label=label)
+                drawn.add(key)
+    ax.axvline(100, color=GREY, lw=1.5, ls='--')
+    ax.axvline(95, color=GREY, lw=1, ls=':')
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="of the teacher's score, % (lines: 95 and 100)", ylim=(-0.6, len(names) - 0.4))
+    ax.grid(axis='y', visible=False)
+    if drawn:
+        _legend(ax)
 
 
 def _quality(rows: dict[str, Row]) -> str:
@@ -71,7 +136,7 @@ def _draw_arms(ax: Axes, rows: dict[str, Row]) -> None:
         dots = values(row)
         ax.plot(dots, [y] * len(dots), 'o', color=row.colour, ms=7, alpha=0.65, mec='none')
         ax.plot([mean(row)] * 2, [y - 0.28, y + 0.28], color=row.colour, lw=2)
-    ax.set_yticks(range(len(arms)), [row.label for row in arms])
+    ax.set_yticks(range(len(arms)), [textwrap.fill(row.label, 24) for row in arms])
     ax.set(xlabel=_quality(rows), ylim=(-0.6, len(arms) - 0.1))
     if 'teacher' in rows:
         x = mean(rows['teacher'])
@@ -113,11 +178,11 @@ def _svg(draw: Callable[[Axes], None], title: str, task: str) -> str:
         'svg.fonttype': 'none', 'svg.hashsalt': name, 'font.size': 9.5, 'axes.spines.top': False,
         'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.15, 'grid.color': INK,
         'text.color': INK, 'axes.labelcolor': INK, 'axes.edgecolor': GREY, 'xtick.color': INK,
-        'ytick.color': INK, 'xtick.major.size': 0, 'ytick.major.size': 0, 'legend.fontsize': 9,
+        'ytick.color': INK, 'xtick.major.size': 0, 'ytick.major.size': 0, 'legend.fontsize': 8.5, 'legend.handlelength': 1.2, 'legend.columnspacing': 1.2,
         'axes.unicode_minus': False,
     }  # fmt: skip
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.8, 3.5), layout='constrained')
+        figure = Figure(figsize=(4.2, 3.3), layout='constrained')
         draw(figure.add_subplot())
         file = io.StringIO()
         figure.savefig(file, format='svg', transparent=True)
@@ -152,7 +217,26 @@ def figures(workdir: pathlib.Path, rows: dict[str, Row], phases: Sequence[int] =
 
 def curves(workdir: pathlib.Path, rows: Sequence[Row], phase: int, task: str = '') -> str:
     """The plot of one phase, every run in it once; '' where no row has such a phase."""
-    if all(len(runs) <= phase for row in rows for runs in row.runs):
+    if not any(_has(runs, phase) for row in rows for runs in row.runs):
         return ''
     draw = functools.partial(_draw_curves, workdir=workdir, rows=rows, phase=phase)
     return _svg(draw, f'{PHASES[phase]}: lines train, dots validation', task)
+
+
+def search_curves(workdir: pathlib.Path, title: str, lines: dict[str, tuple[str, bool]]) -> str:
+    """The plot of one search; '' where its runs are gone.
+
+    Args:
+      workdir: of the recipe.
+      title: of the search.
+      lines: run -> its name in the legend, whether it was chosen.
+    """
+    if not any((workdir / run / 'metrics.jsonl').exists() for run in lines):
+        return ''
+    return _svg(functools.partial(_draw_search, workdir=workdir, lines=lines), title, 'Search')
+
+
+def overview(tasks: dict[str, dict[str, Row]]) -> str:
+    """The plot of what share of the teacher's score each arm of each task keeps."""
+    title = "Share of the teacher's score: a dot at the mean, a bar from seed to seed"
+    return _svg(functools.partial(_draw_overview, tasks=tasks), title, 'All tasks')

@@ -7,6 +7,7 @@ import pathlib
 import statistics
 from collections.abc import Callable, Sequence
 
+from lightpaff_jax import config
 from lightpaff_jax.config import UserError
 
 GREY = '#8a8f98'
@@ -14,6 +15,7 @@ GREY = '#8a8f98'
 ROWS = {
     'teacher': ('teacher', GREY),
     'two_stage': ('two-stage', '#1f80e0'),
+    'two_stage_unlabelled': ('two-stage, unlabelled text too', '#d6409f'),
     'stage1_only': ('stage 1 only', '#12977f'),
     'stage2_only': ('stage 2 only', '#a26be0'),
     'no_teacher': ('no teacher', '#d9480f'),
@@ -40,7 +42,7 @@ class Metric:
     """The test score that the runs of a task are compared by."""
 
     key: str
-    """In scores.test of result.json."""
+    """In scores.test of result.json, and in its metric."""
     name: str
     higher: bool
     """Whether higher is better."""
@@ -49,6 +51,10 @@ class Metric:
     unit: str
     of_gap: str
     """Unit of a difference."""
+    most: float
+    """The highest there is, in the file."""
+    companions: tuple[str, ...] = ()
+    """Keys of the scores that are printed beside it."""
 
     def of(self, chain: Sequence[dict]) -> float:
         """The score of a chain: that of its last run, as shown."""
@@ -64,18 +70,22 @@ class Metric:
         return f'{self.name},{self.unit}' if self.unit else self.name
 
 
-def _perplexity(each: str) -> Metric:
-    return Metric('perplexity', f'perplexity per {each}', False, 1, '', '')
-
-
+_OF_CLASSES = (True, 100, ' %', ' percentage points', 1)
+_OF_TEXTS = (True, 1, '', ' points', 100)
 METRICS = {
-    'clm': _perplexity('token'),
-    'mlm': _perplexity('predicted token'),
-    'mass': _perplexity('predicted token'),
-    'classify': Metric('accuracy', 'accuracy', True, 100, ' %', ' percentage points'),
-    'seq2seq': _perplexity('token'),
+    'accuracy': Metric('accuracy', 'accuracy', *_OF_CLASSES),
+    'f1': Metric('f1', 'F1', *_OF_CLASSES, ('accuracy',)),
+    'perplexity': Metric('perplexity', 'perplexity', False, 1, '', '', math.inf),
+    'bleu': Metric('bleu', 'BLEU', *_OF_TEXTS),
+    'rouge1': Metric('rouge1', 'ROUGE-1', *_OF_TEXTS, ('rouge2', 'rougeL')),
+    'rouge2': Metric('rouge2', 'ROUGE-2', *_OF_TEXTS, ('rouge1', 'rougeL')),
+    'rougeL': Metric('rougeL', 'ROUGE-L', *_OF_TEXTS, ('rouge1', 'rouge2')),
 }
-"""Objective of a task's last run -> how the task is judged."""
+"""Name in result.json -> how a task is judged."""
+PREDICTED = {
+    'clm': 'token', 'mlm': 'predicted token', 'mass': 'predicted token', 'seq2seq': 'token',
+}  # fmt: skip
+"""Objective -> what its perplexity is of."""
 _WORDS = ('ce', 'perplexity', 'word_perplexity', 'accuracy', 'tokens', 'words')
 _TOKENS = ('ce', 'perplexity', 'accuracy', 'tokens')
 SCORES = {
@@ -85,7 +95,20 @@ SCORES = {
     'classify': ('ce', 'accuracy', 'examples'),
     'seq2seq': _WORDS,
 }
-"""Objective -> numbers that scores.test must have."""
+"""Objective -> numbers that scores.test must have, beside those of the metric."""
+
+
+def metric_name(result: dict) -> str:
+    """What a run is compared by; results of before there was a choice do not say it."""
+    return result['metric'] if 'metric' in result else config.METRICS[result['objective']][0]
+
+
+def metric_of(name: str, objective: str) -> Metric:
+    """The metric, its perplexity named by what the objective predicts."""
+    metric = METRICS[name]
+    if name == 'perplexity':
+        return dataclasses.replace(metric, name=f'perplexity per {PREDICTED[objective]}')
+    return metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +128,18 @@ class Row:
 
     @property
     def metric(self) -> Metric:
-        """What the row is judged by."""
-        return METRICS[self.objective]
+        """What the row is judged by; one for all rows of a task."""
+        return metric_of(metric_name(self.chains[0][-1]), self.objective)
 
 
 def score(name: str) -> Callable[[Sequence[dict]], float]:
     """Reads a test score of a chain: that of its last run."""
     return lambda chain: chain[-1]['scores']['test'][name]
+
+
+def has_scores(row: Row, *names: str) -> bool:
+    """Whether the test scores of every seed have these."""
+    return all(name in chain[-1]['scores']['test'] for chain in row.chains for name in names)
 
 
 def cost(name: str) -> Callable[[Sequence[dict]], float]:
@@ -138,6 +166,19 @@ def values(row: Row, of: Callable | None = None) -> list[float]:
 def mean(row: Row, of: Callable | None = None) -> float:
     """Mean over seeds; of the row's metric where nothing else is named."""
     return statistics.fmean(values(row, of))
+
+
+def kept(row: Row, teacher: Row) -> list[float] | None:
+    """Share of the teacher's mean score that each seed of a row keeps, in %.
+
+    The ratio of scores; of perplexities the teacher's nll per token over the student's. None
+    where there is no ratio: a denominator of 0.
+    """
+    if row.metric.higher:
+        base = mean(teacher)
+        return [100 * value / base for value in values(row)] if base else None
+    nlls = values(row, score('ce'))
+    return [100 * mean(teacher, score('ce')) / nll for nll in nlls] if all(nlls) else None
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -179,22 +220,32 @@ def _read_result(folder: pathlib.Path) -> dict | None:
     for key in NUMBERS:
         if not isinstance(result[key], int | float):
             raise UserError(f'{path}: {key} = {result[key]!r}: must be a number')
-    if result['objective'] not in SCORES:
-        rule = f'must be one of {", ".join(SCORES)}'
-        raise UserError(f'{path}: objective = {result["objective"]!r}: {rule}')
-    scores = result['scores']
-    test = scores.get('test') if isinstance(scores, dict) else None
+    _check_name(path, 'objective', result['objective'], SCORES)
+    _check_name(path, 'metric', metric_name(result), config.METRICS[result['objective']])
+    if not isinstance(result['scores'], dict):
+        raise UserError(f'{path}: scores: must be an object')
+    if 'test' in result['scores']:
+        _check_scores(path, result, result['scores']['test'])
+    return result
+
+
+def _check_name(path: pathlib.Path, key: str, value: object, known: Sequence[str] | dict) -> None:
+    if value not in known:
+        raise UserError(f'{path}: {key} = {value!r}: must be one of {", ".join(known)}')
+
+
+def _check_scores(path: pathlib.Path, result: dict, test: object) -> None:
     test = test if isinstance(test, dict) else {}
-    for key in SCORES[result['objective']]:
+    metric = metric_name(result)
+    for key in dict.fromkeys((*SCORES[result['objective']], metric, *METRICS[metric].companions)):
         if not isinstance(test.get(key), int | float):
             raise UserError(f'{path}: scores.test.{key}: must be a number')
-    if result['objective'] == 'classify':
-        share, examples = test['accuracy'], test['examples']
-        if math.isfinite(share) and not 0 <= share <= 1:
-            raise UserError(f'{path}: scores.test.accuracy = {share}: must be in [0, 1]')
-        if not examples >= 1:
-            raise UserError(f'{path}: scores.test.examples = {examples}: must be at least 1')
-    return result
+        bounded = key in METRICS and not (key == 'accuracy' and result['objective'] != 'classify')
+        if bounded and math.isfinite(test[key]) and not 0 <= test[key] <= METRICS[key].most:
+            rule = f'must be in [0, {METRICS[key].most}]'
+            raise UserError(f'{path}: scores.test.{key} = {test[key]}: {rule}')
+    if result['objective'] == 'classify' and not test['examples'] >= 1:
+        raise UserError(f'{path}: scores.test.examples = {test["examples"]}: must be at least 1')
 
 
 def read(workdir: pathlib.Path) -> tuple[dict, dict[str, dict[str, Row]], list[str]]:
@@ -236,25 +287,34 @@ def _chains(workdir: pathlib.Path, name: str, task: dict) -> list[tuple[str, int
 
 def _rows(workdir: pathlib.Path, name: str, chains: Sequence, results: dict,
           missing: list[str]) -> dict[str, Row]:  # fmt: skip
-    """The finished rows of a task; names the chains that diverged in `missing`."""
+    """The finished rows of a task; names the chains without a score in `missing`."""
     done: dict[str, list] = {key: [] for key in ROWS}
-    objectives = set()
+    found: dict[str, set[str]] = {'objective': set(), 'metric': set()}
     for key, seed, runs in chains:
         chain = tuple(result for run in runs if (result := results[run]) is not None)
         if len(chain) < len(runs):
             continue
-        objectives.add(chain[-1]['objective'])
-        metric = METRICS[chain[-1]['objective']]
-        scores = {f'test {metric.key}': metric.of(chain), 'test cross-entropy': score('ce')(chain)}
-        broken = [f'{what} {value}' for what, value in scores.items() if not math.isfinite(value)]
-        if broken:
-            missing.append(f'{runs[-1]} ({broken[0]})')
-        else:
-            done[key].append((chain[-1]['seed'] if seed is None else seed, tuple(runs), chain))
-    if len(objectives) > 1:
-        rule = f'its last runs must have one objective, not {" and ".join(sorted(objectives))}'
-        raise UserError(f'{workdir}/recipe.json: task {name!r}: {rule}')
-    return {k: Row(*ROWS[k], *zip(*found, strict=True)) for k, found in done.items() if found}
+        if fault := _without_score(chain):
+            missing.append(f'{runs[-1]} ({fault})')
+            continue
+        found['objective'].add(chain[-1]['objective'])
+        found['metric'].add(metric_name(chain[-1]))
+        done[key].append((chain[-1]['seed'] if seed is None else seed, tuple(runs), chain))
+    for what, names in found.items():
+        if len(names) > 1:
+            rule = f'its last runs must have one {what}, not {" and ".join(sorted(names))}'
+            raise UserError(f'{workdir}/recipe.json: task {name!r}: {rule}')
+    return {k: Row(*ROWS[k], *zip(*seeds, strict=True)) for k, seeds in done.items() if seeds}
+
+
+def _without_score(chain: Sequence[dict]) -> str:
+    """Why a chain cannot be compared: not scored on the test split, or diverged; else ''."""
+    if 'test' not in chain[-1]['scores']:
+        return 'no test scores'
+    metric = METRICS[metric_name(chain[-1])]
+    scores = {f'test {metric.key}': metric.of(chain), 'test cross-entropy': score('ce')(chain)}
+    broken = [f'{what} {value}' for what, value in scores.items() if not math.isfinite(value)]
+    return broken[0] if broken else ''
 
 
 def read_speed(workdir: pathlib.Path) -> dict | None:

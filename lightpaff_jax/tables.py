@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from lightpaff_jax.results import (
+    METRICS,
     SPEED,
     Row,
     binomial_error,
     cost,
-    mean,
+    has_scores,
+    kept,
     plus_minus,
     score,
     throughput,
@@ -26,6 +28,10 @@ class Table:
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
     note: str
+    quoted: Sequence[int] = ()
+    """Lines that are not of this recipe's runs."""
+    best: Sequence[tuple[int, int]] = ()
+    """Line and column of cells that stand out."""
 
 
 def _count(values: Sequence[float]) -> str:
@@ -40,7 +46,8 @@ def _powers(values: Sequence[float]) -> str:
 Column = tuple[str, Callable, Callable]
 _WORDS: Column = ('perplexity per word', score('word_perplexity'), lambda v: plus_minus(v, 2))
 _ACCURACY: Column = ('accuracy', score('accuracy'), lambda v: plus_minus(v, 3))
-# Objective -> columns beside the metric; it gives the accuracy of a classifier, in %.
+_PERPLEXITY: Column = ('perplexity per token', score('perplexity'), lambda v: plus_minus(v, 2))
+# Objective -> columns beside the metric; a classifier's accuracy has its own, in %.
 SCORE_COLUMNS: dict[str, tuple[Column, ...]] = {
     'clm': (_WORDS, _ACCURACY),
     'mlm': (_ACCURACY,),
@@ -54,11 +61,11 @@ SCORE_COLUMNS: dict[str, tuple[Column, ...]] = {
 }
 COLUMNS: tuple[Column, ...] = (
     ('seeds', len, lambda v: str(len(v))),
-    ('parameters', lambda chain: chain[-1]['parameters'], _count),
-    ('size, MB', lambda chain: chain[-1]['bytes'] / 1e6, lambda v: f'{statistics.fmean(v):,.1f}'),
     ('updates', cost('updates'), _count),
     ('train FLOPs', cost('flops'), _powers),
     ('train seconds', cost('seconds'), _count),
+    ('parameters', lambda chain: chain[-1]['parameters'], _count),
+    ('size, MB', lambda chain: chain[-1]['bytes'] / 1e6, lambda v: f'{statistics.fmean(v):,.1f}'),
     ('train tokens/s', throughput, _count),
 )
 # What a reader needs to know of the scores of one objective.
@@ -78,22 +85,59 @@ NOTES = {
 def main_table(rows: dict[str, Row], task: str = '') -> Table:
     """Quality and cost of every finished row of a task; `task` names it in the title."""
     some = next(iter(rows.values()))
-    columns = (*SCORE_COLUMNS[some.objective], *COLUMNS)
+    columns = (*_score_columns(some), *COLUMNS)
+    compared = any(has_scores(row, 'agreement', 'kl') for row in rows.values())
     lines = []
     for row in rows.values():
-        ratio = '-'
-        if 'teacher' in rows and (base := mean(rows['teacher'])):
-            ratio = plus_minus([value / base for value in values(row)], 3)
-        rest = (show(values(row, of)) for _, of, show in columns)
-        lines.append((row.label, plus_minus(values(row), 2), ratio, *rest))
-    header = ('', some.metric.label, 'ratio to teacher', *(name for name, _, _ in columns))
-    note = (
-        'Scores on the test split; ± is the standard error of the mean over seeds (sd / √n). '
-        f'{NOTES[some.objective]}Costs add up all runs behind a row, those that other rows share '
-        'too, means over seeds; a distilled run counts the forward pass of the teacher, no student '
-        'counts the training of the teacher.'
+        shares = kept(row, rows['teacher']) if 'teacher' in rows else None
+        rest = [show(values(row, of)) for _, of, show in columns]
+        if compared:
+            alike = has_scores(row, 'agreement', 'kl')
+            rest[-len(COLUMNS) : -len(COLUMNS)] = _agreement(row) if alike else ('-', '-')
+        lines.append(
+            (row.label, plus_minus(values(row), 2), plus_minus(shares, 1) if shares else '-', *rest)
+        )
+    names = [name for name, _, _ in columns]
+    if compared:
+        names[-len(COLUMNS) : -len(COLUMNS)] = ('agrees with teacher, %', 'KL to teacher, nats')
+    header = ('', some.metric.label, "of the teacher's score, %", *names)
+    return Table(f'Results: {task}' if task else 'Results', header, lines, _main_note(rows))
+
+
+def _agreement(row: Row) -> tuple[str, str]:
+    alike = [100 * value for value in values(row, score('agreement'))]
+    return plus_minus(alike, 1), plus_minus(values(row, score('kl')), 3)
+
+
+def _score_columns(row: Row) -> tuple[Column, ...]:
+    """What is shown of the scores beside the metric: its companions, then the objective's."""
+
+    def companion(key: str) -> Column:
+        metric = METRICS[key]
+        return (metric.label, metric.of, lambda v: plus_minus(v, 2))
+
+    of_metric = [companion(key) for key in row.metric.companions]
+    if row.objective == 'seq2seq' and row.metric.key != 'perplexity':
+        of_metric.append(_PERPLEXITY)
+    return (*of_metric, *SCORE_COLUMNS[row.objective])
+
+
+def _main_note(rows: dict[str, Row]) -> str:
+    some = next(iter(rows.values()))
+    ratio = (
+        'the ratio of the scores'
+        if some.metric.higher
+        else ("the teacher's negative log-likelihood per token over the student's")
     )
-    return Table(f'Results: {task}' if task else 'Results', header, lines, note)
+    ends = [chain[-1]['scores']['test'] for row in rows.values() for chain in row.chains]
+    signed = sorted({s['bleu_signature'] for s in ends if 'bleu_signature' in s})
+    signature = f'BLEU: {" or ".join(signed)}. ' if some.metric.key == 'bleu' and signed else ''
+    return (
+        'Scores on the test split; ± is the standard error of the mean over seeds (sd / √n). '
+        f"Of the teacher's score: {ratio}. {signature}{NOTES[some.objective]}Costs add up all "
+        'runs behind a row, those that other rows share too, means over seeds; a distilled run '
+        'counts the forward pass of the teacher, no student counts the training of the teacher.'
+    )
 
 
 def speed_table(speed: dict, task: str = '') -> Table:
@@ -153,4 +197,7 @@ def _protocols(recipe: dict, tasks: dict[str, dict[str, Row]]) -> dict[str, list
         unit = 'examples' if ends[0]['objective'] == 'classify' else 'tokens'
         counts = [f'{r["scores"]["test"][unit]:,.0f} {unit}' for r in ends]
         facts[f'test split of {task}' if several else 'test split'] = counts
+        signed = [r['scores']['test'].get('bleu_signature') for r in ends]
+        if any(signed):
+            facts[f'BLEU of {task}' if several else 'BLEU'] = signed
     return facts

@@ -83,35 +83,34 @@ def train(c: ConfigDict) -> dict:
         network = None if inputs.guide is None else inputs.guide.model
         guide_params = None if inputs.guide is None else inputs.guide.params
         rule = optimizer.make(c)
-        step = distill_step.make_step(c, mesh, student, network, rule, optimizer.schedule(c))
-        score = distill_step.make_evaluation(c, mesh, student, network)
+        step = distill_step.make_step(c, mesh, student, network, rule)
+        evaluation = evaluate.make(
+            c, mesh, student, inputs.guide, inputs.prepared, inputs.tokenizer
+        )
         state, progress = restore(c, mesh, student, rule, saved, inputs)
         workdir.claim(c, folder)
         _keep_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)
         if progress.updates < c.train.updates:
             workdir.remove(folder / 'result.json')
 
-        def scores_of(split: str, state: distill_step.TrainState) -> dict[str, float]:
-            passed = batches.evaluation(c, inputs.prepared, inputs.tokenizer, split)
-            stats = inputs.prepared.split(split)
-            evaluation = evaluate.EVALS[c.objective]
-            return evaluation(score, state.params, guide_params, passed, mesh, stats)
-
         def cost(shape: Shape) -> float:
             of_teacher = 0 if network is None else network.flops(shape)
             return c.data.batch_size * (3 * student.flops(shape) + of_teacher)
 
-        take = _compiled(step, guide_params)
-        state, found = _updates(c, mesh, inputs, take, cost, scores_of, state, progress, saved)
-        found = found or scores_of('validation', state)
-        scores = {'validation': found, 'test': scores_of('test', state)}
+        take = _compiled(step, guide_params, optimizer.knobs(c))
+        state, last = _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved)
+        scores = {}
+        for split in workdir.splits(c):
+            used = last if last is not None and last.split == split else None
+            found = used or evaluation.find(split, state.params)
+            scores[split] = evaluation.finish(found, state.params, folder / 'predictions')
     result = summary(c, student, progress, scores) | workdir.provenance() | inputs.identities
     workdir.write(folder / 'result.json', json.dumps(result, indent=2) + '\n')
     return result
 
 
-def _updates(c, mesh, inputs, take, cost, scores_of, state, progress, saved):
-    """The updates that are left; the state, and the last validation scores if there are some."""
+def _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved):
+    """The updates that are left; the state, and what the last validation found if there was one."""
     folder, found, in_flight = workdir.place(c), None, None
     start = progress.updates
     with metrics.Writer(folder, c.train.updates, start, progress.tokens) as writer:
@@ -139,8 +138,8 @@ def _updates(c, mesh, inputs, take, cost, scores_of, state, progress, saved):
                 jax.block_until_ready(state)
                 progress.seconds += time.perf_counter() - began
             if scored:
-                found = scores_of('validation', state)
-                writer.log(index, found, kind='validation')
+                found = evaluation.find('validation', state.params)
+                writer.log(index, found.scores, kind='validation')
             if kept:  # after all lines of this update: a resumed run repeats none of them
                 window = metrics.to_json(progress.window)
                 done = dataclasses.asdict(dataclasses.replace(progress, window=window))
@@ -151,7 +150,7 @@ def _updates(c, mesh, inputs, take, cost, scores_of, state, progress, saved):
     return state, found
 
 
-def _compiled(step: jax.stages.Wrapped, guide_params):
+def _compiled(step: jax.stages.Wrapped, guide_params, knobs: optimizer.Knobs):
     """`(state, batch, in flight) -> state, sums, seconds of compiling`: one program a shape."""
     programs: dict[Shape, jax.stages.Compiled] = {}
 
@@ -160,10 +159,10 @@ def _compiled(step: jax.stages.Wrapped, guide_params):
         if batch.shape not in programs:
             jax.block_until_ready(in_flight)
             began = time.perf_counter()
-            programs[batch.shape] = step.lower(state, guide_params, batch).compile()
+            programs[batch.shape] = step.lower(state, guide_params, batch, knobs).compile()
             processes.gather(None)  # on CPUs devices that meet first wait 30 s for each other
         compiling = time.perf_counter() - began
-        return *programs[batch.shape](state, guide_params, batch), compiling
+        return *programs[batch.shape](state, guide_params, batch, knobs), compiling
 
     return take
 
@@ -238,18 +237,19 @@ def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule,
         more updates than `c.train.updates`.
     """
     places = distill_step.state_shardings(mesh, student, rule)
+    seed = optimizer.knobs(c).seed
 
-    def fresh():
-        return distill_step.init_state(student, rule, c.seed)
+    def fresh(seed):
+        return distill_step.init_state(student, rule, seed)
 
     abstract = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        jax.eval_shape(fresh),
+        jax.eval_shape(fresh, seed),
         places,
     )
     found = saved.restore(abstract)
     if found is None:
-        state = jax.jit(fresh, out_shardings=places)()
+        state = jax.jit(fresh, out_shardings=places)(seed)
         if inputs.initial is not None:
             state = distill_step.TrainState(state.step, inputs.initial, state.opt_state)
         return state, Progress()
@@ -272,8 +272,7 @@ def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule,
 
 def summary(c: ConfigDict, student: models.Model, progress: Progress, scores: dict) -> dict:
     """Scores and cost."""
-    return {
-        'objective': c.objective,
+    return workdir.measured(c) | {
         'updates': progress.updates,
         'tokens': progress.tokens,
         'seconds': progress.seconds,

@@ -14,12 +14,15 @@ from lightpaff_jax.config import (
     DTYPES,
     FAMILIES,
     FORMS,
+    GENERATED,
     HEADS,
     LEARNS_FROM,
     LONG_TEXT,
+    METRICS,
     OBJECTIVES,
     ON_ERROR,
     PACKING,
+    PHASES,
     READS,
     REMAT,
     SCHEDULES,
@@ -71,6 +74,7 @@ def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> N
     _rule(
         'mesh.data', c.mesh.data, c.mesh.data == -1 or c.mesh.data >= 1, 'must be -1 or at least 1'
     )
+    _validate_scores(c)
     _validate_recipe(c)
     _check_unread(c)
     if devices is not None:
@@ -211,19 +215,44 @@ def _validate_buckets(c: ConfigDict) -> None:
 def _validate_recipe(c: ConfigDict) -> None:
     _seeds('seed', (c.seed,))
     _seeds('recipe.seeds', c.recipe.seeds)
-    tasks = ','.join(c.recipe.tasks) or '()'
-    once = len({*c.recipe.tasks}) == len(c.recipe.tasks) >= 1
-    _rule('recipe.tasks', tasks, once, 'must name at least one form, none twice')
-    for task in c.recipe.tasks:
-        _one_of('recipe.tasks', task, tuple(FORMS))
-    for name, p in c.recipe.items():
-        if name in ('seeds', 'tasks'):
-            continue
+    once = len({*c.recipe.tasks}) == len(c.recipe.tasks)
+    _rule('recipe.tasks', ','.join(c.recipe.tasks), once, 'must name none twice')
+    for name in PHASES:
+        p = c.recipe[name]
         _check_loss(f'recipe.{name}', p.lambda_, p.temperature)
-        for key, minimum in (('updates', 1), ('warmup', 0), ('batch_size', 1)):
+        least = {'updates': 0 if name.endswith('finetune') else 1, 'warmup': 0, 'batch_size': 1}
+        for key, minimum in least.items():
             rule = f'must be at least {minimum}'
             _rule(f'recipe.{name}.{key}', p[key], p[key] >= minimum, rule)
         _positive(f'recipe.{name}.peak_lr', p.peak_lr)
+        for rate in p.peak_lrs:
+            _positive(f'recipe.{name}.peak_lrs', rate)
+        for weight in p.lambdas:
+            _rule(f'recipe.{name}.lambdas', weight, 0 <= weight <= 1, 'must be in [0, 1]')
+        for key in ('peak_lrs', 'lambdas'):
+            text = ','.join(f'{x:g}' for x in p[key])
+            _rule(f'recipe.{name}.{key}', text, len({*p[key]}) == len(p[key]), 'has one twice')
+
+
+def _validate_scores(c: ConfigDict) -> None:
+    metrics, metric = METRICS[c.objective], c.eval.metric
+    rule = f'must be one of {", ".join(metrics)} for objective {c.objective!r}'
+    _rule('eval.metric', repr(metric), metric in ('', *metrics), rule + nearest(metric, metrics))
+    two = metric != 'f1' or c.student.classes == 2
+    _rule('eval.metric', repr(metric), two, 'is of two classes, of which 1 is the positive one')
+    g = c.generate
+    for key, minimum in (('beams', 1), ('min_length', 0), ('max_length', 0)):
+        _rule(f'generate.{key}', g[key], g[key] >= minimum, f'must be at least {minimum}')
+    penalty = g.length_penalty
+    _rule('generate.length_penalty', penalty, math.isfinite(penalty), 'must be finite')
+    if metric in GENERATED:
+        longest = g.max_length or c.data.target_length
+        _rule('generate.min_length', g.min_length, g.min_length <= longest,
+              f'must be at most the longest text, {longest}')  # fmt: skip
+        nets = {'student': c.student} | ({'teacher': c.teacher} if c.teacher.layers else {})
+        for name, net in nets.items():
+            _rule('generate.max_length', longest, longest <= net.positions,
+                  f'must be at most {name}.positions = {net.positions}')  # fmt: skip
 
 
 def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
@@ -262,11 +291,14 @@ def _check_unread(c: ConfigDict) -> None:
         value = c.data[key]
         unread = key not in READS[source] and value != plain[key]
         _rule(f'data.{key}', value, not unread, f'is not read from {source!r}')
-    for name, p in c.recipe.items():
-        for key in ('path', 'packages'):
-            if name not in ('seeds', 'tasks'):
-                rule = f'is not read from {source!r}'
-                _rule(f'recipe.{name}.{key}', p[key], key in READS[source] or not p[key], rule)
+    for key in ('replace', 'exclude'):
+        _rule(f'data.{key}', ','.join(c.data[key]), source != 'prepared' or not c.data[key],
+              "is not read from 'prepared'")  # fmt: skip
+    more = ','.join(c.data.unlabelled)
+    _rule('data.unlabelled', more, not more or (c.objective == 'classify' and c.teacher.path),
+          "is of objective 'classify' with a teacher, which alone speaks there")  # fmt: skip
+    _rule('data.unlabelled', more, not more or source != 'prepared',
+          f'is not read from {source!r}')  # fmt: skip
     used = source == 'text' and not c.tokenizer.path
     _rule('tokenizer.text', c.tokenizer.text, used or not c.tokenizer.text,
           "is read for data.source 'text' and no tokenizer.path")  # fmt: skip

@@ -57,6 +57,8 @@ def claim(c: ConfigDict, folder: pathlib.Path) -> None:
 def finished(c: ConfigDict, folder: pathlib.Path, identities: dict) -> dict | None:
     """result.json of a run that did `c.train.updates` and read, and was scored on, the same.
 
+    It must have all that is asked for now: the metric, the test split.
+
     Raises:
       UserError: the file is no JSON; or a process has other identities than process 0.
     """
@@ -75,9 +77,21 @@ def _finished(c: ConfigDict, path: pathlib.Path, identities: dict) -> dict | Non
         raise UserError(
             f'{path}: must be JSON: {error}; remove it to score the run again'
         ) from error
-    wanted = {'updates': c.train.updates, 'protocol': protocol(c), **identities}
+    wanted = {'updates': c.train.updates, 'protocol': protocol(c), **measured(c), **identities}
     same = all(result.get(name, '') == value for name, value in wanted.items())
-    return result if same else None
+    there = same and all(wanted['metric'] in result['scores'].get(name, ()) for name in splits(c))
+    return result if there else None
+
+
+def splits(c: ConfigDict) -> tuple[str, ...]:
+    """The splits that the end of a run scores."""
+    return ('validation', 'test') if c.eval.test else ('validation',)
+
+
+def measured(c: ConfigDict) -> dict[str, str]:
+    """What was learnt and what runs of it are compared by, as result.json says it."""
+    metric = c.eval.metric or config.METRICS[c.objective][0]
+    return {'task': c.task, 'objective': c.objective, 'metric': metric}
 
 
 def protocol(c: ConfigDict) -> str:
@@ -98,7 +112,27 @@ def protocol(c: ConfigDict) -> str:
         'classify': f'every example once, at most {length} tokens of it',
         'seq2seq': f'the right target before each token, at most {c.data.target_length} tokens',
     }
-    return how[c.objective] + part
+    return how[c.objective] + part + _writing(c)
+
+
+def _writing(c: ConfigDict) -> str:
+    """How texts were written and compared, where the metric is one of these."""
+    metric, g = measured(c)['metric'], c.generate
+    if metric not in config.GENERATED:
+        return ''
+    how = 'the most probable token each'
+    if g.beams > 1:
+        ends = 'ending early' if g.early_stop else 'ending late'
+        how = f'beam search of {g.beams}, length penalty {g.length_penalty:g}, {ends}'
+    longest = g.max_length or c.data.target_length
+    scored = 'BLEU of sacrebleu'
+    if metric != 'bleu':
+        scored = 'ROUGE F of rouge-score, words stemmed'
+    ids = ' that is decoded ids' if c.data.source == 'prepared' else ''
+    return (
+        f'; texts written: {how}, {g.min_length} to {longest} tokens; {scored} against the whole '
+        f'target{ids}'
+    )
 
 
 def provenance() -> dict:

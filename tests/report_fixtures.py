@@ -20,7 +20,12 @@ ACCURACY = {
     'teacher': 0.95, 'two_stage': 0.93, 'stage1_only': 0.92, 'stage2_only': 0.91,
     'no_teacher': 0.90, 'no_teacher_equal_flops': 0.915,
 }  # fmt: skip
-DISTILLED = ('stage1', 'two_stage', 'stage2_only')  # these cost 1.4 times the FLOPs
+DISTILLED = (
+    'stage1',
+    'two_stage',
+    'stage2_only',
+    'two_stage_unlabelled',
+)  # these cost 1.4 times the FLOPs
 SPREAD = (0.0, 0.3, -0.15)  # added to the perplexity of seed 0, 1, 2; to an accuracy in points
 EXAMPLES = 500
 
@@ -129,3 +134,130 @@ def cells(table):
         [cell.strip() for cell in line.strip('|').split('|')] for line in table.strip().splitlines()
     ]
     return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+
+
+# Family -> scale, and task -> objective, metric, score of the two-stage student, arms left out.
+FAMILIES = {
+    'bert': {
+        'SST-2': ('classify', 'accuracy', 0.91),
+        'QQP': ('classify', 'f1', 0.70),
+        'Polarity': ('classify', 'accuracy', 0.93),
+    },
+    'gpt2': {
+        'WikiText-2': ('clm', 'perplexity', 31.0),
+        'PTB': ('clm', 'perplexity', 25.0),
+        'pydocs': ('clm', 'perplexity', 28.0),
+    },
+    'mass': {
+        'Multi30k En-De': ('seq2seq', 'bleu', 30.0),
+        'Gigaword': ('seq2seq', 'rouge1', 33.0),
+        'Cornell dialogue': ('seq2seq', 'perplexity', 40.0),
+    },
+}
+WORSE = {
+    'teacher': -0.03, 'two_stage': 0.0, 'two_stage_unlabelled': -0.004, 'stage1_only': 0.01,
+    'stage2_only': 0.02, 'no_teacher': 0.04, 'no_teacher_equal_flops': 0.015,
+}  # fmt: skip
+"""Row -> how much worse than the two-stage student, as a share."""
+WORDS = ('the', 'film', 'is', 'warm', 'and', 'often', 'a', 'funny', 'story', 'of', 'late', 'people')
+
+
+def make_family(workdir, family='bert', scale='small', seeds=2, examples=60):
+    """A finished recipe of three tasks, with notes, a search and predictions."""
+    before = {'bert': 'mlm', 'gpt2': 'clm', 'mass': 'mass'}[family]
+    recipe: dict = {
+        'name': f'{family}_{scale}', 'family': family, 'scale': scale,
+        'command': f'python -m lightpaff_jax.recipe --config=configs/{family}.py:{scale}',
+        'notes': ['Learning rates are searched alike for every arm.'], 'tasks': {},
+        'search': [_search(workdir, 'student_pretrain', '', arm, 'perplexity') for arm in ('stage1', 'pretrain')],
+    }  # fmt: skip
+    size = {'objective': before, 'size': 5_000_000}
+    make_run(workdir / 'teacher_pretrain', 29.0, 0, **size)
+    for task, (objective, metric, value) in FAMILIES[family].items():
+        slug = task.lower().replace(' ', '-')
+        teacher = ['teacher_pretrain', f'{slug}/teacher_finetune']
+        of = {'objective': objective, 'metric': metric, 'task': task}
+        _make_end(workdir / teacher[1], value, 'teacher', 0, of, examples, size=5_000_000)
+        arms = []
+        for seed in range(seeds):
+            for arm in WORSE:
+                if arm == 'teacher' or ('unlab' in arm and task != 'SST-2'):
+                    continue
+                first = ARMS.get(arm, ARMS['two_stage'])[0]
+                runs = [f'seed{seed}/{first}', f'{slug}/seed{seed}/{arm}']
+                long = {'updates': 560 if arm == 'no_teacher_equal_flops' else 400}
+                costs = [1.4 if run.endswith(DISTILLED) else 1.0 for run in runs]
+                make_run(workdir / runs[0], 35.0, seed, cost=costs[0], objective=before, **long)
+                _make_end(workdir / runs[1], value, arm, seed, of, examples, cost=costs[1], **long)
+                arms.append({'arm': arm, 'seed': seed, 'runs': runs})
+        note = 'In the place of WikiText-103.' if task == 'pydocs' else ''
+        recipe['tasks'][task] = {'note': note, 'teacher': teacher, 'arms': arms}
+        recipe['search'] += [
+            _search(workdir, 'student_finetune', task, arm, metric)
+            for arm in ('two_stage', 'stage1_only', 'stage2_only', 'no_teacher')
+        ]
+    (workdir / 'recipe.json').write_text(json.dumps(recipe))
+    _make_speed(workdir, 'classifies a text' if family == 'bert' else 'scores a sequence')
+    return workdir
+
+
+def _search(workdir, phase, task, arm, metric):
+    guided = arm in DISTILLED
+    higher = results.METRICS[metric].higher
+    candidates = [
+        {'run': f'search/{task}/{arm}/lr{peak:g}_lambda{weight:g}', 'peak_lr': peak,
+         'lambda_': weight, 'score': 0.5 + (0.1 if higher else -0.1) * (peak == 1e-3) + 0.01 * number}
+        for peak in (3e-4, 1e-3, 3e-3)
+        for number, weight in enumerate((0.9, 0.5) if guided else (0.0,))
+    ]  # fmt: skip
+    for candidate in candidates:
+        make_run(workdir / candidate['run'], 30.0, 0, 100)
+    best = (max if higher else min)(candidates, key=lambda c: c['score'])
+    return {
+        'phase': phase, 'task': task, 'arm': arm, 'metric': metric, 'candidates': candidates,
+        'chosen': best['run'],
+    }  # fmt: skip
+
+
+def _make_end(folder, value, arm, seed, of, examples, **changes):
+    """The run that ends a chain, with its predictions."""
+    metric, objective = of['metric'], of['objective']
+    worse = WORSE[arm] + SPREAD[seed] / 100
+    score = value * (1 - worse if results.METRICS[metric].higher else 1 + worse)
+    base = {'classify': score if metric == 'accuracy' else 0.9, 'clm': score, 'seq2seq': 40.0}
+    test = scores_of(objective, score if metric == 'perplexity' else base[objective])
+    test |= {
+        'f1': {'f1': score}, 'bleu': {'bleu': score, 'bleu_signature': 'nrefs:1|case:mixed'},
+        'rouge1': {'rouge1': score, 'rouge2': score / 2, 'rougeL': score * 0.9},
+    }.get(metric, {})  # fmt: skip
+    if arm in DISTILLED:
+        test |= {'agreement': 0.93 - worse, 'kl': 0.05 + worse, 'teacher_ce': 0.2}
+    make_run(folder, 0.9 if objective == 'classify' else 40.0, seed, **of, **changes,
+             scores={'validation': test, 'test': test})  # fmt: skip
+    if objective != 'seq2seq' or metric != 'perplexity':
+        right = 0.9 - worse
+        write_predictions(folder, objective, [arm != 'teacher', seed], right, examples)
+
+
+def write_predictions(folder, objective, key, right, examples):
+    """predictions/test.jsonl: texts of few words, `right` of them as they should be."""
+    texts = np.random.default_rng(7)
+    noise = np.random.default_rng([int(part) for part in key])
+    lines = []
+    for index in range(examples):
+        text = ' '.join(texts.choice(WORDS, 14))
+        label = int(texts.integers(2))
+        good = noise.random() < right
+        sure = 0.5 + 0.49 * noise.random()
+        predicted = label if good else 1 - label
+        if objective == 'classify':
+            p = [1 - sure, sure] if predicted else [sure, 1 - sure]
+            line = {'text': text, 'label': label, 'predicted': predicted, 'probabilities': p}
+        elif objective == 'seq2seq':
+            written = text.split()[: 12 if good else int(noise.integers(4, 12))]
+            line = {'source': text[::-1], 'reference': text, 'text': ' '.join(written)}
+        else:
+            line = {'text': text, 'nll': 14 * (3.0 + noise.random() - right), 'tokens': 14}
+        lines.append(json.dumps({'index': index} | line) + '\n')
+    (folder / 'predictions').mkdir(exist_ok=True)
+    (folder / 'predictions' / 'test.jsonl').write_text(''.join(lines))

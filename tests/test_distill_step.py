@@ -95,10 +95,7 @@ class Run:
             return jax.device_get(compiled(*arguments)), compiled.as_text()
 
     def step(self):
-        rate = optimizer.schedule(self.c)
-        return distill_step.make_step(
-            self.c, self.mesh, self.student, self.teacher, self.rule, rate
-        )
+        return distill_step.make_step(self.c, self.mesh, self.student, self.teacher, self.rule)
 
 
 @pytest.fixture(scope='module')

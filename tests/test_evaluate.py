@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from lightpaff_jax import config, distill_step, evaluate, models, sharding
+from lightpaff_jax import config, evaluate, models, sharding
 from lightpaff_jax.data import batches, tokenizers
+from lightpaff_jax.teacher import Teacher
 
 
 @pytest.fixture(scope='module')
@@ -26,11 +27,10 @@ def scored(data_cache):
     teacher_params = jax.tree.map(lambda x: 3 * x, teacher.init(jax.random.key(1)))
 
     def scores():
+        guide = Teacher(teacher, teacher_params, '')
         with jax.set_mesh(mesh):
-            score = distill_step.make_evaluation(c, mesh, student, teacher)
-            passed = batches.evaluation(c, prepared, tokenizer, 'test')
-            stats = prepared.split('test')
-            return evaluate.language_model(score, params, teacher_params, passed, mesh, stats)
+            made = evaluate.make(c, mesh, student, guide, prepared, tokenizer)
+            return made.find('test', params).scores
 
     return c, prepared, (student, params), (teacher, teacher_params), scores
 

@@ -132,7 +132,9 @@ def test_a_workdir_in_a_bucket_is_claimed_checked_and_finished(bucket):
     workdir.check(c, place)
     assert workdir.finished(c, place, {'data_hash': 'a'}) is None
     workdir.claim(c, place)
+    scores = {split: {'perplexity': 2.0} for split in ('validation', 'test')}
     result = {'updates': c.train.updates, 'protocol': workdir.protocol(c), 'data_hash': 'a'}
+    result |= workdir.measured(c) | {'scores': scores}
     workdir.write(place / 'result.json', config.json.dumps(result))
     assert workdir.finished(c, place, {'data_hash': 'a'}) == result
     assert workdir.finished(c, place, {'data_hash': 'b'}) is None

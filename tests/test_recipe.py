@@ -7,7 +7,7 @@ import pathlib
 import data_fixtures
 import pytest
 
-from lightpaff_jax import command, models, recipe, train
+from lightpaff_jax import command, config, models, recipe, train
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import objectives, pydocs
 
@@ -21,7 +21,8 @@ CASES = {
 
 def load(variant, tasks, seeds):
     c = command.load(f'{QUICKSTART}:{variant}')
-    c.recipe.tasks, c.recipe.seeds, c.workdir = tasks, seeds, 'work'
+    c.recipe.tasks = tuple(f'{QUICKSTART}:{task}' for task in tasks)
+    c.recipe.seeds, c.workdir = seeds, 'work'
     return c
 
 
@@ -51,17 +52,17 @@ def test_every_run_comes_after_what_it_starts_from(family):
 
 @every_family
 def test_the_table_names_every_run_and_no_other(family):
-    c, runs, table = planned(family)
+    _, runs, table = planned(family)
     named = {run for arm in arms_of(table) for run in arm['runs']}
     named |= {run for task in table['tasks'].values() for run in task['teacher']}
     assert named == set(runs)
-    assert tuple(table['tasks']) == c.recipe.tasks
+    assert tuple(table['tasks']) == CASES[family][1]
 
 
 @every_family
 def test_arms_of_equal_updates_have_equal_updates_data_and_schedule(family):
     c, runs, table = planned(family)
-    same = ('data.batch_size', 'data.packages', 'optim.peak_lr', 'optim.warmup')
+    same = ('data.batch_size', 'optim.peak_lr', 'optim.warmup')
     for arm in arms_of(table):
         for phase, name in zip(('student_pretrain', 'student_finetune'), arm['runs'], strict=True):
             if arm['arm'] == 'no_teacher_equal_flops':
@@ -72,6 +73,8 @@ def test_arms_of_equal_updates_have_equal_updates_data_and_schedule(family):
             for key in same:
                 section, leaf = key.split('.')
                 assert runs[name][section][leaf] == budget[leaf]
+            if phase == 'student_pretrain':
+                assert runs[name].data.packages == c.data.packages
 
 
 @every_family
@@ -148,7 +151,10 @@ def test_fine_tuning_folders_of_several_tasks_stand_in_the_folder_of_the_task():
     for task in ('topic', 'pairs'):
         inside = {name.removeprefix(f'{task}/') for name in runs if name.startswith(f'{task}/')}
         assert inside == {'teacher_finetune'} | {
-            f'seed{seed}/{arm}' for seed in (0, 1) for arm in recipe.ARMS
+            f'seed{seed}/{arm}'
+            for seed in (0, 1)
+            for arm in recipe.ARMS
+            if arm != 'two_stage_unlabelled'
         }
 
 
@@ -189,14 +195,76 @@ def test_teachers_have_the_shape_of_the_teacher_and_students_that_of_the_student
         assert [run.student[key] for key in shape] == [network[key] for key in shape], name
 
 
-@pytest.mark.parametrize(('family', 'task'), [('gpt2', 'topic'), ('bert', 'summary'),
-                                              ('mass', 'pairs')])  # fmt: skip
-def test_a_task_that_the_family_does_not_learn_is_one_line(family, task):
-    variant, tasks, seeds = CASES[family]
-    rule = f'config.recipe.tasks = {task}: must be a form that family {family!r} learns'
-    with pytest.raises(UserError) as error:
-        recipe.plan(load(variant, (*tasks, task), seeds))
-    assert str(error.value) == rule
+def test_a_task_of_another_family_is_one_line():
+    c = load('full', ('topic',), (0,))
+    with pytest.raises(UserError, match="topic: is of family 'bert', the recipe of 'gpt2'"):
+        recipe.plan(c)
+
+
+def test_tasks_must_be_there_and_have_names_of_their_own():
+    c = load('full', (), (0,))
+    with pytest.raises(UserError, match='must name a FILE'):
+        recipe.plan(c)
+    c.recipe.tasks = (f'{QUICKSTART}:text', f'{QUICKSTART.parent}/gpt2_stage1.py:tiny')
+    with pytest.raises(UserError, match=r"config\.task = '': must be a name of its own"):
+        recipe.plan(c)
+    c = load('full', ('text',), (0,))
+    c.recipe.equal_flops = ('texts',)
+    with pytest.raises(UserError, match='must be one of text; did you mean text'):
+        recipe.plan(c)
+
+
+FAMILIES = {
+    'bert': ('SST-2', 'QQP', 'Polarity'),
+    'gpt2': ('WikiText-2', 'PTB', 'Documentation'),
+    'mass': ('Translation', 'Summarization', 'Dialogue'),
+}
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_table_of_a_family_has_three_tasks_and_every_arm(family):
+    c = command.load(f'{QUICKSTART.parent}/{family}.py:small')
+    c.workdir, c.recipe.data = 'work', '/elsewhere'
+    runs, table = recipe.plan(c)
+    assert tuple(table['tasks']) == FAMILIES[family]
+    assert models.build(c.student).parameters * 4.5 <= models.build(c.teacher).parameters
+    assert len(c.recipe.seeds) >= 2
+    extra = [a['arm'] for a in arms_of(table) if a['arm'] not in list(recipe.ARMS)[:4]]
+    assert extra.count('no_teacher_equal_flops') >= 1
+    assert ('two_stage_unlabelled' in extra) == (family == 'bert')
+    for name, run in runs.items():
+        paths = [run.data.path, *run.data.mixture, *run.data.exclude, *run.data.unlabelled]
+        assert not any(path.startswith('data/') or ':data/' in path for path in paths), name
+        assert bool(run.data.unlabelled) == ('two_stage_unlabelled' in name)
+
+
+def test_every_arm_chooses_from_the_same_learning_rates_and_later_seeds_take_the_choice():
+    c = load('bert', ('topic',), (0, 1))
+    c.recipe.student_finetune.peak_lrs = (1e-3, 3e-3)
+    c.recipe.student_finetune.lambdas = (0.5, 0.9)
+    c.recipe.equal_flops = ()
+    steps, names = recipe.Chain(c, recipe.load_tasks(c)).steps(), []
+    step = next(steps)
+    try:
+        while True:
+            names.append((step.arm, list(step.runs)))
+            taken = list(step.runs.values())[-1]
+            for run in step.runs.values():
+                assert run.loss.lambda_ == (0 if not run.teacher.path else run.loss.lambda_)
+            if 'seed1' in next(iter(step.runs)) and step.phase == 'student_finetune':
+                assert len(step.runs) == 1
+                assert taken.optim.peak_lr == 3e-3
+                assert taken.loss.lambda_ == (0.9 if taken.teacher.path else 0)
+            step = steps.send(list(step.runs)[-1])
+    except StopIteration:
+        pass
+    assert dict(names)['two_stage'] == ['seed1/two_stage']  # of the last seed
+    first = next(runs for _, runs in names if runs[0].startswith('seed0/two_stage'))
+    assert first == [
+        'seed0/two_stage/lr0.001_lambda0.5', 'seed0/two_stage/lr0.001_lambda0.9',
+        'seed0/two_stage/lr0.003_lambda0.5', 'seed0/two_stage/lr0.003_lambda0.9',
+    ]  # fmt: skip
+    assert ['seed0/no_teacher/lr0.001', 'seed0/no_teacher/lr0.003'] in [runs for _, runs in names]
 
 
 def test_the_student_has_at_most_a_fraction_of_the_parameters_of_the_teacher():
@@ -205,29 +273,41 @@ def test_the_student_has_at_most_a_fraction_of_the_parameters_of_the_teacher():
 
 
 def test_pre_training_and_fine_tuning_read_different_packages():
-    c, _, _ = planned('gpt2')
-    general = set(c.recipe.student_pretrain.packages)
-    task = set(c.recipe.student_finetune.packages)
-    assert general
+    c, runs, table = planned('gpt2')
+    task = set(runs[table['tasks']['text']['teacher'][-1]].data.packages)
     assert task
-    assert not general & task
+    assert c.data.packages
+    assert not set(c.data.packages) & task
+
+
+TASK = """
+from lightpaff_jax import config
+
+
+def get_config(variant=''):
+    c = config.default()
+    c.task, c.data.packages, c.data.length = 'chex', ('chex',), 16
+    c.eval.batch_size, c.eval.batches = 8, 1
+    return c
+"""
 
 
 @pytest.fixture
 def micro(data_cache, tmp_path):
-    """A recipe of a few updates on one device."""
+    """A recipe of a few updates on one device, with a choice of learning rates."""
     c = data_fixtures.tiny(data_cache)
     c.workdir = str(tmp_path / 'recipe')
-    c.data.packages, c.data.batch_size, c.train.micro_steps = (), 8, 1
+    (tmp_path / 'chex.py').write_text(TASK)
+    c.recipe.tasks = (str(tmp_path / 'chex.py'),)
+    c.data.packages, c.data.batch_size, c.train.micro_steps = ('ml_collections',), 8, 1
     c.mesh.data, c.eval.batches = 1, 1
     c.train.update({'compilation_cache': str(tmp_path / 'xla'), 'updates': 100})
     small = {'layers': 1, 'heads': 2, 'ffn': 16, 'positions': 32, 'vocab_size': 512}
     c.student.update({'width': 8, **small})
     c.teacher.update({'width': 32, **small})
-    for name, phase in c.recipe.items():
-        if name not in ('seeds', 'tasks'):
-            packages = ('chex',) if 'finetune' in name else ('ml_collections',)
-            phase.update({'updates': 3, 'warmup': 1, 'batch_size': 4, 'packages': packages})
+    for name in config.PHASES:
+        c.recipe[name].update({'updates': 3, 'warmup': 1, 'batch_size': 4})
+    c.recipe.student_finetune.peak_lrs = (1e-3, 1e-2)
     return c
 
 
@@ -238,7 +318,7 @@ def test_a_recipe_that_was_stopped_goes_on_and_a_finished_one_changes_nothing(
 
     def stopping(c):
         started.append(c.workdir)
-        if len(started) == 4:
+        if len(started) == 5:  # the second learning rate of the first arm
             raise KeyboardInterrupt
         return real(c)
 
@@ -247,16 +327,28 @@ def test_a_recipe_that_was_stopped_goes_on_and_a_finished_one_changes_nothing(
         recipe.run(micro)
     workdir = pathlib.Path(micro.workdir)
     results = sorted(workdir.rglob('result.json'))
-    assert len(results) == 3
-    stamps = [path.stat().st_mtime_ns for path in results]
+    assert len(results) == 4
+    kept = {path: path.stat().st_mtime_ns for path in results}
     recipe.run(micro)
-    assert [path.stat().st_mtime_ns for path in results] == stamps
+    again = {path for path, stamp in kept.items() if path.stat().st_mtime_ns != stamp}
+    assert all('/lr' in str(path) for path in again)  # scored on the test split when it was taken
     table = capsys.readouterr().out
     assert 'two-stage' in table
-    assert len(list(workdir.rglob('result.json'))) == 10
-    tested = json.loads((workdir / 'seed0' / 'two_stage' / 'result.json').read_text())
+    assert len(list(workdir.rglob('result.json'))) == 14
+    found = json.loads((workdir / 'recipe.json').read_text())
+    for step in found['search']:
+        scored = {
+            one['run']: json.loads((workdir / one['run'] / 'result.json').read_text())['scores']
+            for one in step['candidates']
+        }
+        validation = {run: scores['validation']['perplexity'] for run, scores in scored.items()}
+        assert step['chosen'] == min(validation, key=validation.__getitem__)
+        assert [run for run, scores in scored.items() if 'test' in scores] == [step['chosen']]
+    arms = {arm['arm']: arm['runs'][-1] for arm in found['tasks']['chex']['arms']}
+    assert arms['two_stage'] == found['search'][0]['chosen']
+    tested = json.loads((workdir / arms['two_stage'] / 'result.json').read_text())
     assert f'{tested["scores"]["test"]["perplexity"]:.2f}' in table
-    files = [workdir / 'report.md', workdir / 'speed.json']
+    files = [workdir / 'report.md', workdir / 'speed.json', workdir / 'recipe.json']
     before = [path.read_text() for path in files]
     recipe.run(micro)
     assert [path.read_text() for path in files] == before
@@ -266,3 +358,20 @@ def test_a_key_that_the_recipe_sets_itself_is_refused(micro):
     micro.train.updates = 7
     with pytest.raises(UserError, match='a recipe sets it for each of its runs'):
         recipe.run(micro)
+
+
+def test_a_finished_teacher_can_be_imported(micro):
+    recipe.run(micro)
+    one = config.copy(micro)
+    one.workdir, one.teacher.path = f'{micro.workdir}_2', f'{micro.workdir}/teacher_pretrain'
+    one.teacher.layers = 0
+    recipe.run(one)
+    workdir = pathlib.Path(one.workdir)
+    assert not (workdir / 'teacher_pretrain').exists()
+    found = json.loads((workdir / 'recipe.json').read_text())['tasks']['chex']
+    assert found['teacher'] == ['teacher_finetune']
+    hashes = [
+        json.loads((pathlib.Path(w) / 'seed0/stage1/result.json').read_text())['teacher_hash']
+        for w in (one.workdir, micro.workdir)
+    ]
+    assert hashes[0] == hashes[1]

@@ -1,7 +1,7 @@
 """Claims about what a report says of bad input. All figures here are made up inputs."""
 
 import pytest
-from report_fixtures import make_run, make_workdir
+from report_fixtures import make_family, make_run, make_workdir, scores_of, write_predictions
 
 from lightpaff_jax import report
 
@@ -18,7 +18,7 @@ def break_result(workdir):
 
 
 def break_score(workdir):
-    make_run(workdir / 'seed0/no_teacher', 34.0, 0, scores={'validation': {}})
+    make_run(workdir / 'seed0/no_teacher', 34.0, 0, scores={'test': {}})
     return 'seed0/no_teacher'
 
 
@@ -72,6 +72,49 @@ def break_speed(workdir):
     return 'ratios.latency = 0.2'
 
 
+def break_metric(workdir):
+    make_run(workdir / 'seed0/no_teacher', 34.0, 0, metric='bleu')
+    return "seed0/no_teacher/result.json: metric = 'bleu': must be one of perplexity"
+
+
+def break_metrics_of_one_task(workdir):
+    for folder in workdir.rglob('teacher_finetune'):
+        make_run(folder, 34.0, 0, objective='seq2seq', metric='perplexity')
+    for arm in ('two_stage', 'stage1_only', 'stage2_only', 'no_teacher', 'no_teacher_long'):
+        for folder in workdir.rglob(f'*/{arm}'):
+            scores = {'test': scores_of('seq2seq', 30.0) | {'bleu': 20.0}}
+            make_run(folder, 34.0, 0, objective='seq2seq', metric='bleu', scores=scores)
+    return "task 'text': its last runs must have one metric, not bleu and perplexity"
+
+
+def break_companion(workdir):
+    scores = {'test': scores_of('classify', 0.9)}
+    make_run(workdir / 'seed0/no_teacher', 0.9, 0, objective='classify', metric='f1', scores=scores)
+    return 'seed0/no_teacher/result.json: scores.test.f1: must be a number'
+
+
+def break_bleu(workdir):
+    scores = {'test': scores_of('seq2seq', 30.0) | {'bleu': 120.0}}
+    make_run(
+        workdir / 'seed0/no_teacher', 0.9, 0, objective='seq2seq', metric='bleu', scores=scores
+    )
+    return 'scores.test.bleu = 120.0: must be in [0, 100]'
+
+
+def break_predictions(workdir):
+    for run in ('teacher_finetune', 'seed0/two_stage'):
+        write_predictions(workdir / run, 'clm', [0, 0], 0.5, 3)
+    path = workdir / 'seed0/two_stage/predictions/test.jsonl'
+    path.write_text(path.read_text().replace('"nll"', '"null"'))
+    return "seed0/two_stage/predictions/test.jsonl: line 1 cannot be read: 'nll'"
+
+
+def break_order_of_predictions(workdir):
+    for run, lines in (('teacher_finetune', 3), ('seed0/two_stage', 4)):
+        write_predictions(workdir / run, 'clm', [0, 0], 0.5, lines)
+    return 'seed0/two_stage/predictions/test.jsonl: must be of the same examples as'
+
+
 @pytest.mark.parametrize(
     'break_it',
     [
@@ -87,6 +130,12 @@ def break_speed(workdir):
         break_tasks,
         break_task,
         break_speed,
+        break_metric,
+        break_metrics_of_one_task,
+        break_companion,
+        break_bleu,
+        break_predictions,
+        break_order_of_predictions,
     ],
 )
 def test_bad_input_is_one_line_that_names_it_and_exit_code_2(tmp_path, capsys, break_it):
@@ -96,6 +145,31 @@ def test_bad_input_is_one_line_that_names_it_and_exit_code_2(tmp_path, capsys, b
     out, err = capsys.readouterr()
     assert out == ''
     assert err.count('\n') == 1
+    assert named in err
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'named'),
+    [
+        ('"family": "bert"', '"family": "bret"', "family = 'bret': must be one of 'bert'"),
+        ('"scale": "small"', '"scale": "smal"', "scale = 'smal': must be one of '', 'paper'"),
+        ('"family": "bert", ', '', "must have family, where scale is 'small'"),
+        ('"phase": ', '"face": ', "search 0: must have the key 'phase'"),
+        ('"peak_lr": ', '"peak": ', "must have the key 'peak_lr'"),
+        ('"metric": "perplexity"', '"metric": "perplex"', 'did you mean perplexity?'),
+        ('"chosen": "search', '"chosen": "sarch', "lambda0.9': must be one of its candidates"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_one_line(tmp_path, capsys, old, new, named):
+    workdir = make_family(tmp_path, 'bert', seeds=1)
+    path = workdir / 'recipe.json'
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert report.main([str(workdir)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ''
+    assert err.count('\n') == 1
+    assert f'{path}: ' in err
     assert named in err
 
 

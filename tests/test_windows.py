@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from lightpaff_jax import distill_step, evaluate, models, sharding
+from lightpaff_jax import evaluate, models, sharding
 from lightpaff_jax.data import batches, prepare, tokenizers
 from lightpaff_jax.data.records import Record
 
@@ -67,11 +67,10 @@ def test_perplexity_of_windows_equals_a_reference_that_scores_token_by_token(c):
     model = models.build(c.student)
     params = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(0)))
     mesh = sharding.make_mesh(c)
-    score = distill_step.make_evaluation(c, mesh, model, None)
-    passed = batches.evaluation(c, prepared, tokenizer, 'test')
     stats = prepared.split('test')
     with jax.set_mesh(mesh):
-        found = evaluate.language_model(score, params, None, passed, mesh, stats)
+        evaluation = evaluate.make(c, mesh, model, None, prepared, tokenizer)
+        found = evaluation.find('test', params).scores
     assert found['tokens'] == stats['tokens'] == len(ids) - 1
     assert found['words'] == stats['words']
 

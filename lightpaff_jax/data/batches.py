@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import grain
 import jax
 import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from lightpaff_jax import batch as batch_lib
@@ -71,33 +72,52 @@ def _evaluation(
     c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, split: str, process: int,
     processes: int,
 ) -> Iterator[batch_lib.Batch]:  # fmt: skip
-    stored = prepared.records(split)
-    records: _Readable = stored
-    if not len(stored):
-        raise config.UserError(f'empty corpus: split {split!r} of {prepared.path} has no record')
-    if 0 < c.eval.stride < c.data.length:
-        assert isinstance(stored, Records), 'validation refuses windows of a mixture'
-        records = _Windows(stored, c.data.length, c.eval.stride)
+    records = _evaluated(c, prepared, split)
     size, arrays = c.eval.batch_size, objectives.OBJECTIVES[c.objective].arrays
     rows = _part(np.arange(size), process, processes)
-    batches = -(-len(records) // size)
-    if c.eval.batches:
-        batches = min(batches, c.eval.batches)
-    # Examples come class by class, mixtures set by set: a part must not be one of them.
-    drawn = prepared.kind == 'examples' or isinstance(prepared, Mixture)
-    place = order.fixed(len(records)) if drawn else int
+    numbers_nB = evaluation_numbers(c, prepared, split)
 
     def make(index: int) -> batch_lib.Batch:
-        numbers = (index * size + rows).tolist()
-        found = records.read([place(i) for i in numbers if i < len(records)])
+        mine = numbers_nB[index, rows]
+        found = records.read(mine[mine >= 0].tolist())
         found += [PADDING] * (len(rows) - len(found))
+        numbers = (index * size + rows).tolist()
         keys = [(_EVALUATION_SEED, 0, i) for i in numbers]
         made = arrays(c, tokenizer, found, keys)
         if isinstance(records, _Windows):
             made['weights'] *= records.weights(numbers)
         return _batch(made, rows.shape)
 
-    return _read_ahead(make, 0, batches, c.data.prefetch)
+    return _read_ahead(make, 0, len(numbers_nB), c.data.prefetch)
+
+
+def evaluation_numbers(
+    c: ConfigDict, prepared: Prepared | Mixture, split: str
+) -> Int[np.ndarray, 'n B']:
+    """What is in each row of each batch of `evaluation`: the number of its block, window or
+    example in the split; -1 in a row that only fills up the last batch.
+    """
+    records, size = _evaluated(c, prepared, split), c.eval.batch_size
+    batches = -(-len(records) // size)
+    if c.eval.batches:
+        batches = min(batches, c.eval.batches)
+    # Examples come class by class, mixtures set by set: a part must not be one of them.
+    drawn = prepared.kind == 'examples' or isinstance(prepared, Mixture)
+    place = order.fixed(len(records)) if drawn else int
+    read = min(batches * size, len(records))
+    numbers = [place(i) for i in range(read)] + [-1] * (batches * size - read)
+    return np.array(numbers, np.int64).reshape(batches, size)
+
+
+def _evaluated(c: ConfigDict, prepared: Prepared | Mixture, split: str) -> '_Readable':
+    """The records, or windows, of a split that is evaluated."""
+    stored = prepared.records(split)
+    if not len(stored):
+        raise config.UserError(f'empty corpus: split {split!r} of {prepared.path} has no record')
+    if 0 < c.eval.stride < c.data.length:
+        assert isinstance(stored, Records), 'validation refuses windows of a mixture'
+        return _Windows(stored, c.data.length, c.eval.stride)
+    return stored
 
 
 class _Windows:
@@ -163,7 +183,7 @@ def _maker(
 
 def _batch(arrays: Arrays, shape: tuple[int, ...]) -> batch_lib.Batch:
     """Arrays [rows, ...] as a Batch [*shape, ...]; NumPy's, the step puts them on devices."""
-    return batch_lib.Batch(**{k: v.reshape(*shape, v.shape[-1]) for k, v in arrays.items()})
+    return batch_lib.Batch(**{k: v.reshape(*shape, *v.shape[1:]) for k, v in arrays.items()})
 
 
 def _part(rows: np.ndarray, process: int, processes: int) -> np.ndarray:

@@ -96,12 +96,12 @@ def _check_pairs(c: ConfigDict, prepared: Prepared, split: str) -> None:
 def _check_labels(c: ConfigDict, prepared: Prepared, split: str) -> None:
     """Only classes have labels; validation sees to it that there are some for classify alone."""
     low, high = prepared.split(split)['labels']
-    classes = c.student.classes
-    if c.objective != 'classify' or 0 <= low <= high < classes:
+    classes, least = c.student.classes, -1 if c.data.unlabelled and split == 'train' else 0
+    if c.objective != 'classify' or least <= low <= high < classes:
         return
     found = prepared.records(split)
     labels = ((i, found[i].label) for i in range(len(found)))
-    example, label = next((i, label) for i, label in labels if not 0 <= label < classes)
+    example, label = next((i, label) for i, label in labels if not least <= label < classes)
     raise config.UserError(
         f'config.student.classes = {classes}: example {example} of split {split!r} has label '
         f'{label}, must be at least 0 and below {classes}'

@@ -230,7 +230,8 @@ def classify(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
 
     Returns:
       tokens, segments (1, padding 0), type_ids (1 in b and behind it) [B, T]; positions (0, that
-      of [CLS]), labels, weights [B, 1].
+      of [CLS]), labels, weights [B, 1]. With `config.data.unlabelled` also lambda_ [B]: 1 where
+      there is no label, which is -1, so that the teacher alone is learnt from.
     """
     del keys
     cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
@@ -241,7 +242,11 @@ def classify(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
     second_BT = np.arange(c.data.length) >= np.array([len(first) for first in firsts])[:, None]
     padding_B1 = np.array([[is_padding(r)] for r in records])
     labels_B1 = np.array([[r.label] for r in records], np.int32)
+    mixed = {}
+    if c.data.unlabelled:
+        mixed['lambda_'] = np.where(labels_B1[:, 0] < 0, 1.0, c.loss.lambda_).astype(np.float32)
     return {
+        **mixed,
         'tokens': ids_BT,
         'segments': real_BT.astype(np.int32),
         'type_ids': (real_BT & second_BT).astype(np.int32),

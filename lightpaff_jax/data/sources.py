@@ -3,52 +3,17 @@
 The source `prepared` is not in the table: its folder is read by records.py, no example is.
 """
 
-import functools
-import itertools
-import math
+import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config, paths
-from lightpaff_jax.data import files, records, splits, tables, texts, tfds_sets
-from lightpaff_jax.data import pydocs as pydocs_lib
-from lightpaff_jax.data.files import Found, Path
+from lightpaff_jax.data import overlap, readers, records, specs, splits
+from lightpaff_jax.data.readers import Skipped, Source
 
 SPLITS = splits.SPLITS
 Example = splits.Example
-Skipped = Callable[[str], None]
-
-
-class Source(NamedTuple):
-    """What every source can do."""
-
-    examples: Callable[[ConfigDict, str, Skipped], Iterator[Example]]
-    """Of a split, in an order that is the same everywhere. `skipped` is called with a line for each
-    row that is left out, where `config.data.on_error` is 'skip'."""
-    identity: Callable[[ConfigDict, Sequence[str]], dict]
-    """All that the examples of some splits depend on, as JSON values: equal ones, equal examples."""
-    check: Callable[[ConfigDict], None]
-    """Raises UserError for what can be known without reading whole files."""
-    kind: Callable[[ConfigDict], str]
-    """'documents', 'classes' or 'targets'."""
-    classes: Callable[[ConfigDict], int]
-    """How many classes; 0 where there are none."""
-
-
-class _Layout(NamedTuple):
-    """A source of files."""
-
-    find: Callable[[ConfigDict], Found]
-    read: Callable[[ConfigDict, list[Path], splits.Fault], Iterator[Example]]
-    sought: str
-    """What are the files of a split that has the names {names}, for messages."""
-    check: Callable[[ConfigDict, Path, splits.Fault | None], None] | None = None
-    """Of the first rows of a file; None says nothing of malformed ones."""
-    finish: Callable[[ConfigDict, Example], Example] | None = None
-    """Is done to an example after it found its split."""
-    classes: Callable[[ConfigDict], int] | None = None
 
 
 def examples(c: ConfigDict, split: str, skipped: Skipped | None = None) -> Iterator[Example]:
@@ -64,19 +29,97 @@ def examples(c: ConfigDict, split: str, skipped: Skipped | None = None) -> Itera
     Raises:
       UserError: there are none, or what the source raises.
     """
-    source = _source(c)
-    kind = _kind(c, source)
-    apart, empty = kind != 'documents' == config.LEARNS_FROM[c.objective], True
-    for example in source.examples(c, split, skipped or (lambda line: None)):
+    empty = True
+    for example in _chosen(c, split, skipped or (lambda line: None)):
         empty = False
-        if apart:
-            yield from (Example(text) for text in example[:2] if text.strip())
-        else:
-            yield example
+        yield example
     if empty:
         raise config.UserError(
             f'config.data.path = {c.data.path}: empty corpus, no example of split {split!r}'
         )
+
+
+def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
+    """The examples of `config.data`, repaired, without those that are excluded."""
+    if c.data.source == 'mixture':  # its parts see to it
+        yield from _read(c, split, skipped)
+        return
+    excluded, repair = _excluded(c), _repair(c)
+    documents = config.LEARNS_FROM[c.objective] == 'documents'
+    for example in _read(c, split, skipped):
+        if repair:
+            example = example._replace(first=repair(example.first), second=repair(example.second))
+        if excluded:
+            left_out = excluded.inside(example.first) if documents else excluded.has(example[:2])
+            if left_out:
+                continue
+        yield example
+    if split == 'train' and c.data.unlabelled:
+        yield from _unlabelled(c, skipped)
+
+
+def _unlabelled(c: ConfigDict, skipped: Skipped) -> Iterator[Example]:
+    """Texts without a class, but those that are evaluated on."""
+    evaluated = overlap.Texts()
+    for split in ('validation', 'test'):
+        for example in _chosen(c, split, lambda line: None):
+            for text in example[:2]:
+                evaluated.add(text, document=False)
+    for part in _parts(c, 'unlabelled'):
+        source = _source(part.c)
+        pairs = source.kind(part.c) == 'classes'
+        for name in part.splits:
+            for example in source.examples(part.c, name, skipped):
+                if not evaluated.has(example[:2]):
+                    yield Example(example.first, example.second if pairs else '')
+
+
+def _read(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
+    source = _source(c)
+    apart = _kind(c, source) != 'documents' == config.LEARNS_FROM[c.objective]
+    for example in source.examples(c, split, skipped):
+        if apart:
+            yield from (Example(text) for text in example[:2] if text.strip())
+        else:
+            yield example
+
+
+def _repair(c: ConfigDict) -> Callable[[str], str] | None:
+    """Writes the words of `config.data.replace` as what they stand for."""
+    pairs = dict(_pair(entry) for entry in c.data.replace)
+    if not pairs:
+        return None
+    words = re.compile(rf'(?<!\S)(?:{"|".join(map(re.escape, pairs))})(?!\S)')
+    return lambda text: words.sub(lambda found: pairs[found[0]], text)
+
+
+def _pair(entry: str) -> tuple[str, str]:
+    old, _, new = entry.partition('=')
+    if not old or not new or any(c.isspace() for c in entry):
+        rule = 'must be OLD=NEW, two words without white space'
+        raise config.UserError(f'config.data.replace = {entry!r}: {rule}')
+    return old, new
+
+
+def _excluded(c: ConfigDict) -> overlap.Texts | None:
+    found = _parts(c, 'exclude')
+    if not found:
+        return None
+    texts = overlap.Texts()
+    for part in found:
+        source = _source(part.c)
+        document = source.kind(part.c) == 'documents'
+        for split in part.splits:
+            for example in source.examples(part.c, split, lambda line: None):
+                for text in example[:2]:
+                    texts.add(text, document)
+    return texts
+
+
+def _parts(c: ConfigDict, key: str) -> list[specs.Part]:
+    """The sets of `config.data.exclude` or `.unlabelled`."""
+    named = [name for name in SOURCES if name != 'mixture']
+    return [specs.part(c, key, entry, named) for entry in c.data[key]]
 
 
 def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
@@ -84,7 +127,17 @@ def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
 
     Two configurations of one source and one kind of objective have equal examples if these are equal.
     """
-    return _source(c).identity(c, wanted)
+    found = _source(c).identity(c, wanted)
+    if c.data.replace:
+        found['replace'] = list(c.data.replace)
+    for key in ('exclude', 'unlabelled'):
+        others = [(part, _source(part.c)) for part in _parts(c, key)]
+        if others and (key == 'exclude' or 'train' in wanted):
+            found[key] = [
+                [part.c.data.source, list(part.splits), source.identity(part.c, part.splits)]
+                for part, source in others
+            ]
+    return found
 
 
 def check(c: ConfigDict) -> None:
@@ -93,6 +146,13 @@ def check(c: ConfigDict) -> None:
         source = _source(c)
         source.check(c)
         _kind(c, source)
+    _repair(c)
+    for key in ('exclude', 'unlabelled'):
+        for part, entry in zip(_parts(c, key), c.data[key], strict=True):
+            try:
+                _source(part.c).check(part.c)
+            except config.UserError as error:
+                raise config.UserError(f'config.data.{key} = {entry!r}: {error}') from error
 
 
 def classes(c: ConfigDict) -> int:
@@ -126,129 +186,6 @@ def _kind(c: ConfigDict, source: Source) -> str:
     return kind
 
 
-# pydocs
-
-
-def _pydocs(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
-    """Examples of `config.data.packages` (all if empty), in the order of package and path."""
-    del skipped  # no row is malformed
-    packages = _packages(c)
-    empty = True
-    for row in pydocs_lib.opened(c.data.cache, c.data.form).as_data_source(split):
-        if not packages or row['package'].decode() in packages:
-            empty = False
-            if c.data.form == 'text':
-                yield Example(row['text'].decode())
-            else:
-                yield Example(row['first'].decode(), row['second'].decode(), int(row['label']))
-    if empty:
-        raise config.UserError(
-            f'config.data.packages = {tuple(c.data.packages)}: empty corpus, '
-            f'no {c.data.form!r} of pydocs in split {split!r}'
-        )
-
-
-def _pydocs_identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
-    del wanted  # one digest for all splits
-    metadata = pydocs_lib.opened(c.data.cache, c.data.form).info.metadata
-    return {
-        'packages': _packages(c),
-        'digest': metadata['digest'],
-        'versions': dict(metadata['versions']),
-    }
-
-
-def _packages(c: ConfigDict) -> list[str]:
-    for name in c.data.packages:
-        if name not in pydocs_lib.PACKAGES:
-            raise config.UserError(
-                f'config.data.packages = {tuple(c.data.packages)}: {name!r} must be one of '
-                f'{", ".join(pydocs_lib.PACKAGES)}{config.nearest(name, list(pydocs_lib.PACKAGES))}'
-            )
-    return sorted(set(c.data.packages))
-
-
-def _check_pydocs(c: ConfigDict) -> None:
-    _packages(c)
-
-
-_PYDOCS_CLASSES = {'text': 0, 'topic': len(pydocs_lib.PACKAGES), 'pairs': 2, 'summary': 0}
-
-
-# Files
-
-
-def _of_files(layout: _Layout) -> Source:
-    return Source(
-        functools.partial(_file_examples, layout),
-        functools.partial(_file_identity, layout),
-        functools.partial(_check_files, layout),
-        config.kind,
-        layout.classes or (lambda c: 0),
-    )
-
-
-def _part(layout: _Layout, c: ConfigDict, found: Found, split: str) -> splits.Part:
-    sought = layout.sought.format(names=' or '.join(files.ALIASES[split]))
-    return splits.part(c, found, split, 'config.data.files has none' if c.data.files else sought)
-
-
-def _stop(line: str) -> None:
-    raise config.UserError(f"{line} (config.data.on_error = 'skip' leaves such rows out)")
-
-
-def _file_examples(
-    layout: _Layout, c: ConfigDict, split: str, skipped: Skipped
-) -> Iterator[Example]:
-    found = layout.find(c)
-    part = _part(layout, c, found, split)
-    made = layout.read(c, found[part.of], skipped if c.data.on_error == 'skip' else _stop)
-    for example in splits.select(made, part, c.data.held_out):
-        yield layout.finish(c, example) if layout.finish else example
-
-
-def _file_identity(layout: _Layout, c: ConfigDict, wanted: Sequence[str]) -> dict:
-    found = layout.find(c)
-    parts = {split: _part(layout, c, found, split) for split in wanted}
-    read = dict.fromkeys(part.of for part in parts.values())
-    keys = [key for key in config.READS[c.data.source] if key not in ('path', 'files')]
-    return {
-        'keys': {key: list(v) if isinstance(v := c.data[key], tuple) else v for key in keys},
-        'parts': {split: [part.of, list(part.kept)] for split, part in parts.items()},
-        'files': {
-            split: [
-                [files.extension(path.name), digest]
-                for path, digest in zip(
-                    found[split], files.digests(c.data.cache, found[split]), strict=True
-                )
-            ]
-            for split in read
-        },
-    }
-
-
-def _check_files(layout: _Layout, c: ConfigDict) -> None:
-    found = layout.find(c)
-    for split in SPLITS:
-        _part(layout, c, found, split)
-    if layout.check:
-        for path in itertools.chain(*found.values()):
-            layout.check(c, path, None if c.data.on_error == 'skip' else _stop)
-
-
-def _read_table(c: ConfigDict, paths: list[Path], fault: splits.Fault) -> Iterator[Example]:
-    for path in paths:
-        yield from tables.read(_form(c), path, fault)
-
-
-def _check_table(c: ConfigDict, path: Path, fault: splits.Fault | None) -> None:
-    tables.check(_form(c), path, fault)
-
-
-def _form(c: ConfigDict) -> tables.Form:
-    return tables.form(c) if c.data.source == 'table' else tables.GLUE[c.data.source]
-
-
 # Mixtures
 
 
@@ -258,30 +195,14 @@ def parts(c: ConfigDict) -> list[tuple[ConfigDict, float]]:
     Raises:
       UserError: a part that is no SOURCE:PATH=WEIGHT.
     """
-    found = []
-    for entry in c.data.mixture:
-        where = f'config.data.mixture = {entry!r}'
-        names, equals, number = entry.rpartition('=')
-        source, _, path = names.partition(':')
-        known = [name for name in config.SOURCES if name not in ('mixture', 'parallel')]
-        if not equals or source not in known:
-            near = config.nearest(source, known) if equals else ''
-            raise config.UserError(
-                f'{where}: must be SOURCE:PATH=WEIGHT with a SOURCE of {", ".join(known)}{near}'
-            )
-        if bool(path) != ('path' in config.READS[source]):
-            must = 'must not' if path else 'must'
-            raise config.UserError(f'{where}: source {source!r} {must} have a path')
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = 0.0
-        if not 0 < weight < math.inf:
-            raise config.UserError(f'{where}: the weight must be a number above 0')
-        part = config.copy(c)
-        part.data.source, part.data.path, part.data.mixture = source, path, ()
-        found.append((part, weight))
-    return found
+    named = [name for name in config.SOURCES if name != 'mixture']
+    found = [specs.weighted(c, 'mixture', entry, named) for entry in c.data.mixture]
+    for part, entry in zip(found, c.data.mixture, strict=True):
+        if part.splits != SPLITS:
+            raise config.UserError(f'config.data.mixture = {entry!r}: must not choose splits')
+        # What is left out of all of them, and mended in all of them.
+        part.c.data.exclude, part.c.data.replace = c.data.exclude, c.data.replace
+    return [(part.c, part.weight) for part in found]
 
 
 def _mixed(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
@@ -301,46 +222,7 @@ def _check_mixture(c: ConfigDict) -> None:
             raise config.UserError(f'config.data.mixture = {entry!r}: {error}') from error
 
 
-def _two(c: ConfigDict) -> int:
-    del c
-    return 2
-
-
-def _table_classes(c: ConfigDict) -> int:
-    return len(_form(c).labels) if config.kind(c) == 'classes' else 0
-
-
-_ENDS = 'looked for files that have {names} in their names and end in %s, or .gz of these'
-_TSV = 'looked for a .tsv file named {names} that has labels'
 SOURCES = {
-    'pydocs': Source(
-        _pydocs, _pydocs_identity, _check_pydocs, config.kind,
-        lambda c: _PYDOCS_CLASSES[c.data.form],
-    ),
-    'text': _of_files(_Layout(
-        texts.find, texts.read, _ENDS % ', '.join(texts.EXTENSIONS), texts.check, texts.finish,
-    )),
-    'sst2': _of_files(_Layout(tables.find_glue, _read_table, _TSV, _check_table, classes=_two)),
-    'qqp': _of_files(_Layout(tables.find_glue, _read_table, _TSV, _check_table, classes=_two)),
-    'mrpc': _of_files(_Layout(
-        tables.find_glue, _read_table, f'{_TSV}, and for msr_paraphrase_train.txt and _test.txt',
-        _check_table, classes=_two,
-    )),
-    'mr': _of_files(_Layout(
-        texts.find_polarity, texts.read_polarity,
-        'rt-polarity.neg and rt-polarity.pos are all train', classes=_two,
-    )),
-    'table': _of_files(_Layout(
-        tables.find, _read_table, _ENDS % ', '.join(tables.EXTENSIONS), _check_table,
-        classes=_table_classes,
-    )),
-    'parallel': _of_files(_Layout(
-        texts.find_parallel, texts.read_parallel,
-        'looked for files that have {names} and one of config.data.sides in their names',
-    )),
-    'tfds': Source(
-        lambda c, split, skipped: tfds_sets.examples(c, split), tfds_sets.identity,
-        tfds_sets.check, tfds_sets.kind, tfds_sets.classes,
-    ),
+    **readers.READERS,
     'mixture': Source(_mixed, _mixture_identity, _check_mixture, config.kind, lambda c: 0),
-}  # fmt: skip
+}

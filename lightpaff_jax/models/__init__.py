@@ -5,12 +5,12 @@ import functools
 import math
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from lightpaff_jax import config
@@ -28,6 +28,30 @@ MODELS: dict[str, tuple[ModuleType, Callable[..., nnx.Module]]] = {
     'mass': (mass, mass.MASS),
 }
 """Family name -> its file and its network."""
+DECODERS = ('gpt2', 'mass')
+"""Families that write texts."""
+
+
+class Decoder(NamedTuple):
+    """A network that writes texts token by token: pure functions, as `Model`'s.
+
+    B rows, W hypotheses of each (beams), N steps, D width. A memory is a nested dict of arrays of
+    fixed size, keys and values of what was read; hypotheses of a row share it.
+    """
+
+    begin: Callable[..., tuple[Int[Array, ' B'], Any]]
+    """(params, prompt, *, start_id, steps, beams) -> the first token, and the memory before it.
+
+    The prompt of a GPT-2 is `tokens`, padded on the right where `segments` is 0, and its last token
+    is the first to step from; of an encoder-decoder, it is `source`, and the first token `start_id`.
+    Raises ValueError where prompt and steps exceed the positions of the network."""
+    single: Callable[[Params], Any]
+    """params -> each layer's own arrays, for `step`: to be made once, before a loop."""
+    step: Callable[..., tuple[Float[Array, 'B W D'], Any]]
+    """(params, single, memory, tokens [B, W], step, seen [B, W, N W]) -> features, new memory.
+
+    `seen` [b, w, n W + v]: whether hypothesis w has the token that was v's at step n; its own of
+    this step is among them. B may be 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +68,8 @@ class Model:
     head: Callable[[Params], tuple[Float[Array, 'V D'], Float[Array, ' V']]]
     """params -> output matrix and bias; the bias of a padding id is -1e9. V is the number of
     classes for a classifier."""
+    decoder: Decoder | None
+    """What generation needs; None: an encoder."""
     flops: Callable[[Shape], float]
     """Floating-point operations of one example's forward pass, head included."""
     table: tuple[Row, ...]
@@ -120,4 +146,14 @@ def build(c: ConfigDict, *, compute_dtype: str = 'float32', remat: str = 'none')
     def flops(shape):
         return module.flops(c, shape) + 2.0 * shape.predicted * c.width * rows
 
-    return Model(init, features, head, flops, module.table(c), c)
+    def begin(params, prompt, *, start_id, steps, beams):
+        return bind(params).begin(prompt, start_id, steps, beams, dtype=dtype)
+
+    def single(params):
+        return bind(params).single(dtype)
+
+    def step(params, layers, memory, tokens, step, seen):
+        return bind(params).step(layers, memory, tokens, step, seen, dtype=dtype)
+
+    decoder = Decoder(begin, single, step) if c.family in DECODERS else None
+    return Model(init, features, head, decoder, flops, module.table(c), c)

@@ -6,6 +6,7 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from lightpaff_jax.models import layers
@@ -35,6 +36,18 @@ class Block(nnx.Module):
         x_BTD += layers.drop(mixed_BTD, outer, self.dropout)
         return x_BTD + layers.drop(self.ffn(self.norm2(x_BTD)), ffn, self.dropout)
 
+    def keys(self, x_BTD):
+        """What later tokens attend to."""
+        return self.attention.keys(self.norm1(x_BTD))
+
+    def step(self, x_BWD, memory, step, seen):
+        """One token of each hypothesis: features, and the layer's memory with it."""
+        mixed_BWD, own = self.attention.step(
+            self.norm1(x_BWD), memory['own'], step, seen, memory['prompt']
+        )
+        x_BWD += mixed_BWD
+        return x_BWD + self.ffn(self.norm2(x_BWD)), memory | {'own': own}
+
 
 class GPT2(nnx.Module):
     """Embeddings, blocks, and the last norm; the head is the token embedding."""
@@ -55,6 +68,43 @@ class GPT2(nnx.Module):
         mask = layers.within(batch.segments)
         x_BTD = layers.scan(self.blocks, x_BTD, blocks, remat, mask)
         return self.norm(layers.at(x_BTD, batch.positions))
+
+    def begin(self, batch, start_id: int, steps: int, beams: int, *, dtype):
+        """The first token to step from, [B], and the memory of those before it.
+
+        That is the last of the prompt (`start_id` is for decoders that have none).
+        """
+        del start_id
+        layers.room(self.position_embedding, batch.tokens.shape[1] + steps)
+        real_BT = jnp.ones_like(batch.tokens) if batch.segments is None else batch.segments != 0
+        last_B = jnp.maximum(jnp.sum(real_BT, axis=1, dtype=jnp.int32) - 1, 0)
+        x_BTD = self.token_embedding(batch.tokens, dtype)
+        x_BTD += layers.positions(self.position_embedding, batch.tokens, None, dtype)
+        prompt = layers.collect(self.blocks, x_BTD, Block.keys)
+        memory = {
+            'layers': [
+                {'prompt': one, 'own': layers.empty(one, beams * steps)}
+                for one in layers.unstack(prompt)
+            ],
+            'seen': jnp.arange(batch.tokens.shape[1]) < last_B[:, None],
+            'position': last_B,
+        }
+        tokens_B = jnp.take_along_axis(batch.tokens, last_B[:, None], axis=1)[:, 0]
+        return tokens_B, memory
+
+    def single(self, dtype):
+        """Parameters of each layer that a token goes through."""
+        return layers.single(self.blocks, dtype)
+
+    def step(self, blocks, memory, tokens_BW, step, seen_BWS, *, dtype):
+        """One token of each hypothesis: features [B, W, D], and the memory with it."""
+        x_BWD = self.token_embedding(tokens_BW, dtype)
+        x_BWD += self.position_embedding(memory['position'] + step, dtype)[:, None]
+        seen, new = (memory['seen'][:, None], seen_BWS), []
+        for params, old in zip(blocks, memory['layers'], strict=True):
+            x_BWD, one = layers.layer(self.blocks, params).step(x_BWD, old, step, seen)
+            new.append(one)
+        return self.norm(x_BWD), memory | {'layers': new}
 
     def head(self):
         """The tied output matrix [V, D]; GPT-2 has no output bias."""

@@ -4,12 +4,17 @@ Letters: B batch, T time, D width, H heads, K head width, F feed-forward, L laye
 Parameters are float32; matrix products run in `dtype`; softmax and norms in float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+
+Memory = dict[str, Array]
+"""Keys and values of one attention, 'key' and 'value', each [B H S K]."""
 
 
 def normal(key, shape, std: float) -> nnx.Param:
@@ -87,6 +92,28 @@ class SelfAttention(nnx.Module):
         q_BTHK, k_BTHK, v_BTHK = jnp.moveaxis(self.qkv(x_BTD), -3, 0)
         return self.out(attend(q_BTHK, k_BTHK, v_BTHK, causal, mask, key, dropout))
 
+    def keys(self, x_BTD: Float[Array, 'B T D']) -> Memory:
+        """What later tokens attend to."""
+        return memory(*jnp.moveaxis(self.qkv(x_BTD), -3, 0)[1:])
+
+    def step(self, x_BWD: Float[Array, 'B W D'], own: Memory, step, seen, prompt=None):
+        """One token of each hypothesis; returns the mixed features and the longer memory.
+
+        Args:
+          x_BWD: features of the token.
+          own: what the tokens before it left, of fixed size.
+          step: how many they are.
+          seen: of each memory, `prompt` first, whether a token sees it, [B W S].
+          prompt: a memory that all hypotheses share, or None.
+        """
+        q_BWHK, *new = jnp.moveaxis(self.qkv(x_BWD), -3, 0)
+        start = (0, 0, step * x_BWD.shape[1], 0)
+        own = jax.tree.map(
+            lambda x, y: jax.lax.dynamic_update_slice(x, y, start), own, memory(*new)
+        )
+        memories = [own] if prompt is None else [prompt, own]
+        return self.out(recall(q_BWHK, memories, seen)), own
+
 
 class CrossAttention(nnx.Module):
     """Multi-head attention of target positions to the encoder's output."""
@@ -102,6 +129,50 @@ class CrossAttention(nnx.Module):
     ) -> Float[Array, 'B T D']:  # fmt: skip
         k_BSHK, v_BSHK = jnp.moveaxis(self.kv(source_BSD), -3, 0)
         return self.out(attend(self.query(x_BTD), k_BSHK, v_BSHK, False, mask, key, dropout))
+
+    def keys(self, source_BSD: Float[Array, 'B S D']) -> Memory:
+        """What target tokens attend to."""
+        return memory(*jnp.moveaxis(self.kv(source_BSD), -3, 0))
+
+    def step(self, x_BWD: Float[Array, 'B W D'], source: Memory, seen) -> Float[Array, 'B W D']:
+        """One token of each hypothesis attends to the source; `seen` [B 1 S]."""
+        return self.out(recall(self.query(x_BWD), [source], [seen]))
+
+
+def memory(k_BSHK, v_BSHK) -> Memory:
+    """Keys and values, each as [B H S K]."""
+    return {'key': k_BSHK.swapaxes(1, 2), 'value': v_BSHK.swapaxes(1, 2)}
+
+
+def empty(like: Memory, size: int) -> Memory:
+    """A memory for `size` tokens, of a layer with a memory `like` this."""
+    return {name: jnp.zeros((*x.shape[:2], size, x.shape[3]), x.dtype) for name, x in like.items()}
+
+
+def recall(q_BWHK, memories: Sequence[Memory], seen) -> Float[Array, 'B W H K']:
+    """Softmax attention of single tokens to all memories together.
+
+    Args:
+      q_BWHK: queries of W hypotheses; they share the memories of their row.
+      memories: keys and values.
+      seen: of each memory, [B W S] (B or W may be 1): True where a hypothesis may see it.
+    """
+    q_BHWK = (q_BWHK * q_BWHK.shape[-1] ** -0.5).swapaxes(1, 2)
+    parts = [
+        jnp.where(
+            may[:, None],
+            jnp.einsum('bhwk,bhsk->bhws', q_BHWK, one['key'], preferred_element_type=jnp.float32),
+            jnp.finfo(jnp.float32).min,
+        )
+        for one, may in zip(memories, seen, strict=True)
+    ]
+    weights = jax.nn.softmax(jnp.concatenate(parts, -1)).astype(q_BWHK.dtype)
+    shares = jnp.split(weights, np.cumsum([part.shape[-1] for part in parts])[:-1], axis=-1)
+    mixed = [
+        jnp.einsum('bhws,bhsk->bhwk', share, one['value'])
+        for share, one in zip(shares, memories, strict=True)
+    ]
+    return sum(mixed[1:], mixed[0]).swapaxes(1, 2)
 
 
 def attend(q_BTHK, k_BSHK, v_BSHK, causal: bool, mask_BTS, key, rate: float):
@@ -158,10 +229,16 @@ def positions(table: Embedding, ids_BT, position_ids_BT, dtype) -> Float[Array, 
     Raises:
       ValueError: the table has fewer than T rows.
     """
-    rows, length = table.table[...].shape[0], ids_BT.shape[1]
+    length = ids_BT.shape[1]
+    room(table, length)
+    return table(jnp.arange(length) if position_ids_BT is None else position_ids_BT, dtype)
+
+
+def room(table: Embedding, length: int) -> None:
+    """Raises ValueError where a table of positions has fewer than `length` rows."""
+    rows = table.table[...].shape[0]
     if length > rows:
         raise ValueError(f'{length} tokens, must be at most the {rows} positions of the model')
-    return table(jnp.arange(length) if position_ids_BT is None else position_ids_BT, dtype)
 
 
 def block_flops(c, length: int) -> float:
@@ -257,3 +334,37 @@ def scan(blocks: nnx.Module, x, key, remat: str, *constants):
         block = jax.checkpoint(block, prevent_cse=False)
     x, _ = jax.lax.scan(block, x, (params, keys))
     return x
+
+
+def collect(blocks: nnx.Module, x, keys: Callable, *constants):
+    """As `scan` without dropout; returns `keys(block, x)` of every layer, stacked, and no features."""
+    graph, params = nnx.split(blocks)
+
+    def block(x, params):
+        one = nnx.merge(graph, params)
+        return one(x, None, *constants), keys(one, x)
+
+    return jax.lax.scan(block, x, params)[1]
+
+
+def unstack(tree) -> list:
+    """Trees of the single layers of a tree whose arrays have a leading axis of layers."""
+    layers = jax.tree.leaves(tree)[0].shape[0]
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]
+
+
+def layer(blocks: nnx.Module, params: nnx.State) -> Any:
+    """One of stacked blocks, with its own parameters."""
+    return nnx.merge(nnx.split(blocks)[0], params)
+
+
+def single(blocks: nnx.Module, dtype) -> list[nnx.State]:
+    """Parameters of each of stacked blocks; kernels as they are multiplied.
+
+    A loop over tokens reads them in place, where slices of a stack would be copied for each.
+    """
+
+    def cast(path, x):
+        return x.astype(dtype) if 'kernel' in jax.tree_util.keystr(path) else x
+
+    return unstack(jax.tree_util.tree_map_with_path(cast, nnx.split(blocks)[1]))

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from lightpaff_jax.models import layers
@@ -45,6 +46,13 @@ class DecoderBlock(nnx.Module):
         mixed_BTD = self.cross(x_BTD, source_BSD, mask=source_mask, key=cross_inner, dropout=rate)
         x_BTD = self.cross_norm(x_BTD + layers.drop(mixed_BTD, cross_outer, rate))
         return self.ffn_norm(x_BTD + layers.drop(self.ffn(x_BTD), ffn, rate))
+
+    def step(self, x_BWD, memory, step, seen, source_seen):
+        """One token of each hypothesis: features, and the layer's memory with it."""
+        mixed_BWD, own = self.attention.step(x_BWD, memory['own'], step, [seen])
+        x_BWD = self.attention_norm(x_BWD + mixed_BWD)
+        x_BWD = self.cross_norm(x_BWD + self.cross.step(x_BWD, memory['source'], source_seen))
+        return self.ffn_norm(x_BWD + self.ffn(x_BWD)), memory | {'own': own}
 
 
 class MASS(nnx.Module):
@@ -85,13 +93,17 @@ class MASS(nnx.Module):
         encoder, embedded, blocks = layers.split(key, 3)
         x_BSD = self.encode(batch, dtype=dtype, remat=remat, key=encoder)
         seen = layers.across(batch.segments, batch.source_segments)
-        embedding = self.token_embedding if self.tied == 'all' else self.decoder_token_embedding
-        y_BTD = embedding(batch.tokens, dtype) * self.scale
+        y_BTD = self.embedded(batch.tokens, dtype)
         y_BTD += layers.positions(self.decoder_position, batch.tokens, batch.position_ids, dtype)
         y_BTD = layers.drop(self.decoder_norm(y_BTD), embedded, self.dropout)
         mask = layers.within(batch.segments)
         y_BTD = layers.scan(self.decoder, y_BTD, blocks, remat, mask, x_BSD, seen)
         return layers.at(y_BTD, batch.positions)
+
+    def embedded(self, ids, dtype):
+        """Embeddings of the decoder's ids, scaled."""
+        embedding = self.token_embedding if self.tied == 'all' else self.decoder_token_embedding
+        return embedding(ids, dtype) * self.scale
 
     def encode(self, batch, *, dtype, remat: str, key=None):
         """Source ids [B, S] -> the encoder's features [B, S, D]."""
@@ -103,6 +115,43 @@ class MASS(nnx.Module):
         x_BSD = layers.drop(self.encoder_norm(x_BSD), embedded, self.dropout)
         mask = layers.within(batch.source_segments)
         return layers.scan(self.encoder, x_BSD, blocks, remat, mask)
+
+    def begin(self, batch, start_id: int, steps: int, beams: int, *, dtype):
+        """The first token to step from, [B] times `start_id`, and the memory of the source.
+
+        The source goes through the encoder, and is projected for every decoder layer, once.
+        """
+        layers.room(self.decoder_position, steps)
+        x_BSD = self.encode(batch, dtype=dtype, remat='none')
+        source = jax.lax.map(
+            lambda one: layers.layer(self.decoder, one).cross.keys(x_BSD),
+            nnx.split(self.decoder)[1],
+        )
+        real = batch.source_segments
+        memory = {
+            'layers': [
+                {'source': one, 'own': layers.empty(one, beams * steps)}
+                for one in layers.unstack(source)
+            ],
+            'seen': jnp.ones((1, batch.source.shape[1]), bool) if real is None else real != 0,
+        }
+        return jnp.full(len(batch.source), start_id, jnp.int32), memory
+
+    def single(self, dtype):
+        """Parameters of each layer that a token goes through."""
+        return layers.single(self.decoder, dtype)
+
+    def step(self, blocks, memory, tokens_BW, step, seen_BWS, *, dtype):
+        """One token of each hypothesis: features [B, W, D], and the memory with it."""
+        x_BWD = self.embedded(tokens_BW, dtype) + self.decoder_position(step, dtype)
+        x_BWD = self.decoder_norm(x_BWD)
+        source_seen, new = memory['seen'][:, None], []
+        for params, old in zip(blocks, memory['layers'], strict=True):
+            x_BWD, one = layers.layer(self.decoder, params).step(
+                x_BWD, old, step, seen_BWS, source_seen
+            )
+            new.append(one)
+        return x_BWD, memory | {'layers': new}
 
     def head(self):
         """Output matrix [V, D], and the bias [V] of an imported checkpoint, which is not trained."""

@@ -1,0 +1,99 @@
+"""BERT's table: teacher, two-stage student and controls on SST-2, QQP and polarity of reviews.
+
+    ./launch/reproduce_bert.sh paper WORKDIR data     at the paper's scale, on accelerators
+    ./launch/reproduce_bert.sh small WORKDIR data     on 2 cores within an hour
+    ./launch/reproduce_bert.sh tiny  WORKDIR          on 2 cores in minutes, from the embedded text
+
+`paper` starts from teachers/bert_base_uncased, a Hugging Face folder, and data/wikipedia_bookcorpus,
+a folder of text; teacher BERT-base (109.5 M parameters), student 3 layers x 512 (25.6 M). `small`
+pre-trains its teacher, on the train texts of its tasks, of WikiText-2 and of the embedded text.
+The tasks and their data are in bert_stage2.py.
+"""
+
+import pathlib
+
+from lightpaff_jax import config
+
+VARIANTS = ('small', 'tiny', 'ci')
+TASKS = {
+    '': ('sst2', 'qqp', 'polarity'),
+    'small': ('sst2_small', 'qqp_small', 'polarity_small'),
+    'tiny': ('topic_tiny', 'pairs_tiny', 'origin_tiny'),
+    'ci': ('topic_tiny',),
+}
+
+
+def get_config(variant: str = ''):
+    c = config.default()
+    c.objective = 'mlm'
+    c.student.family = c.teacher.family = 'bert'
+    c.recipe.scale = {'': 'paper', 'ci': 'tiny'}.get(variant, variant)
+    stage2 = pathlib.Path(__file__).with_name('bert_stage2.py')
+    c.recipe.tasks = tuple(f'{stage2}:{name}' for name in TASKS[variant])
+    for name in ('teacher_finetune', 'student_finetune'):
+        c.recipe[name].updates = 0  # the task's own
+    {'': _paper, 'small': _small}.get(variant, _tiny)(c)
+    if variant == 'ci':
+        for name in config.PHASES:
+            c.recipe[name].update({'updates': 10, 'warmup': 2, 'batch_size': 16})
+        c.recipe.student_finetune.peak_lrs = (5e-4, 1e-3)
+        c.eval.batches = 2
+    return c
+
+
+def _paper(c):
+    c.teacher.path = 'teachers/bert_base_uncased'
+    c.student.update({'layers': 3, 'width': 512, 'heads': 8, 'ffn': 2048, 'dropout': 0.1})
+    c.student.update({'positions': 512, 'vocab_size': 30522})
+    c.data.source, c.data.path = 'text', 'data/wikipedia_bookcorpus'
+    c.data.length, c.eval.batch_size, c.eval.batches = 512, 256, 40
+    c.optim.update({'schedule': 'linear', 'final_lr': 0.0, 'b2': 0.999})
+    c.recipe.student_pretrain.update({'updates': 125_000, 'warmup': 10_000, 'batch_size': 2048})
+    c.recipe.student_pretrain.update({'peak_lr': 5e-4, 'lambda_': 0.5})
+    c.recipe.equal_flops = ('SST-2',)
+    c.recipe.seeds = (0, 1, 2)
+    c.train.update({'compute_dtype': 'bfloat16', 'remat': 'block'})
+    c.train.update({'log_every': 100, 'eval_every': 5_000, 'save_every': 1_000})
+
+
+def _small(c):
+    c.teacher.update({'layers': 4, 'width': 256, 'heads': 4, 'ffn': 1024, 'vocab_size': 8192})
+    c.student.update({'layers': 2, 'width': 96, 'heads': 3, 'ffn': 384, 'vocab_size': 8192})
+    c.teacher.dropout = 0.1
+    c.data.source, c.data.length, c.data.packing = 'mixture', 64, 'best_fit'
+    c.data.mixture = (
+        'sst2:data/SST-2?held_out=0.05=0.25', 'mr:data/MR?held_out=0.15=0.15',
+        'qqp:data/QQP?held_out=0.05&on_error=skip=0.2',
+        'text:data/wikitext-2?held_out=0.05&detokenize=none=0.4',
+    )  # fmt: skip
+    c.data.exclude = (
+        'sst2:data/SST-2?held_out=0.05#validation,test', 'mr:data/MR?held_out=0.15#validation,test',
+        'qqp:data/QQP?held_out=0.05&on_error=skip#validation,test',
+    )  # fmt: skip
+    c.eval.batch_size, c.eval.batches = 64, 10
+    c.recipe.teacher_pretrain.update(
+        {'updates': 2500, 'warmup': 200, 'batch_size': 32, 'peak_lr': 1e-3}
+    )
+    c.recipe.student_pretrain.update(
+        {'updates': 2000, 'warmup': 150, 'batch_size': 32, 'peak_lr': 2e-3}
+    )
+    c.recipe.equal_flops = ('SST-2',)
+    c.recipe.seeds = (0, 1)
+    c.mesh.data = 1
+    c.train.update({'log_every': 50, 'save_every': 1000})
+
+
+def _tiny(c):
+    c.teacher.update({'layers': 2, 'width': 128, 'heads': 4, 'ffn': 512})
+    c.student.update({'layers': 1, 'width': 48, 'heads': 2, 'ffn': 192})
+    c.data.length = 64
+    c.eval.batch_size, c.eval.batches = 32, 10
+    c.recipe.teacher_pretrain.update(
+        {'updates': 300, 'warmup': 30, 'batch_size': 16, 'peak_lr': 1e-3}
+    )
+    c.recipe.student_pretrain.update(
+        {'updates': 300, 'warmup': 30, 'batch_size': 16, 'peak_lr': 2e-3}
+    )
+    c.recipe.equal_flops = ('topic',)
+    c.mesh.data = 1
+    c.train.update({'log_every': 20, 'save_every': 500})

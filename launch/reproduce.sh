@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# A family's table: ./launch/reproduce.sh bert|gpt2|mass paper|small|tiny WORKDIR [DATA] [--config.KEY=VALUE ...]
+# DATA is a folder with the layout of docs/reproduce.md; tiny needs none, nor does ci, a cut of it.
+# Run it again to resume.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+usage="usage: reproduce_$1.sh paper|small|tiny WORKDIR [DATA] [--config.KEY=VALUE ...]"
+if [[ $# -lt 3 || ! $2 =~ ^(paper|small|tiny|ci)$ || $3 == -* ]]; then
+  echo "$usage" >&2
+  exit 2
+fi
+family=$1 scale=$2 workdir=$(realpath -m "$3")
+shift 3
+data=()
+if [[ $# -gt 0 && $1 != -* ]]; then
+  data=(--config.recipe.data="$(realpath -m "$1")")
+  shift
+elif [[ $scale != tiny && $scale != ci ]]; then
+  echo "error: DATA: must be a folder with the sets of $family, as docs/reproduce.md lays them out; $usage" >&2
+  exit 2
+fi
+environment
+cd "$REPOSITORY"
+config=configs/$family.py
+if [[ $scale != paper ]]; then
+  config+=":$scale"
+fi
+exec "$VENV/bin/python" -m lightpaff_jax.recipe --config="$config" --config.workdir="$workdir" "${data[@]}" "$@"

@@ -1,0 +1,62 @@
+"""Texts that must not be read: what is evaluated on must be in no text that is trained on."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+_SENTENCES = re.compile(r'\n+|(?<=[.!?])\s+')
+_LEAST = 8  # words; shorter sentences of a document say nothing of where they are from
+_FEW = 5  # words
+_KEY = 16  # letters by which a text is looked up
+
+
+class Texts:
+    """Texts to look for. Case, accents, punctuation and white space count for nothing: sets differ
+    in how they write `can not` and `don't`.
+    """
+
+    def __init__(self) -> None:
+        self._whole: set[str] = set()
+        self._inside: dict[str, set[str]] = {}
+
+    def add(self, text: str, document: bool) -> None:
+        """Adds a text unless it is a document, and each of its sentences of 8 words or more."""
+        if not document:
+            self._add(text)
+        for sentence in _SENTENCES.split(text):
+            if len(_words(sentence)) >= _LEAST:
+                self._add(sentence)
+
+    def _add(self, text: str) -> None:
+        words = _words(text)
+        letters = ''.join(words)
+        if words:
+            self._whole.add(letters)
+        if len(words) >= _FEW and len(letters) >= _KEY:
+            self._inside.setdefault(letters[:_KEY], set()).add(letters)
+
+    def has(self, texts: Iterable[str]) -> bool:
+        """Whether one of some texts is one of these."""
+        return any(''.join(_words(text)) in self._whole for text in texts)
+
+    def inside(self, document: str) -> bool:
+        """Whether one of these stands in a document, or is all of it; one of fewer than 5 words or 16
+        letters is looked for as all of it alone.
+        """
+        words = _words(document)
+        letters, start = ''.join(words), 0
+        if letters in self._whole:
+            return True
+        for word in words:
+            found = self._inside.get(letters[start : start + _KEY])
+            if found and any(letters.startswith(text, start) for text in found):
+                return True
+            start += len(word)
+        return False
+
+
+def _words(text: str) -> tuple[str, ...]:
+    if not text.isascii():
+        apart = unicodedata.normalize('NFKD', text)
+        text = ''.join(c for c in apart if not unicodedata.combining(c))
+    return tuple(re.findall(r'[^\W_]+', text.casefold()))

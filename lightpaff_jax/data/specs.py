@@ -1,0 +1,84 @@
+"""Sets that a configuration names beside its own: SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT].
+
+KEY is a leaf of `config.data`: `parallel:data/multi30k?sides=en,de`. What it does not say is as in
+the configuration that names it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from lightpaff_jax import command, config
+from lightpaff_jax.data import splits
+
+_OWN = ('mixture', 'replace', 'exclude', 'unlabelled')  # lists of other sets, and their repairs
+
+
+class Part(NamedTuple):
+    """A set of several."""
+
+    c: ConfigDict
+    """A configuration that reads it."""
+    splits: tuple[str, ...] = splits.SPLITS
+    weight: float = 1.0
+
+
+def part(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:
+    """The set that an entry of `config.data.<key>` names.
+
+    Args:
+      c: the configuration that names it.
+      key: of its section `data`.
+      entry: what it says there.
+      sources: that may be named.
+
+    Raises:
+      UserError: another source, key, value or split.
+    """
+    where = f'config.data.{key} = {entry!r}'
+    body, _, chosen = entry.partition('#')
+    names, _, query = body.partition('?')
+    source, _, path = names.partition(':')
+    if source not in sources:
+        near = config.nearest(source, sources) if source else ''
+        raise config.UserError(f'{where}: must begin with one of {", ".join(sources)}{near}')
+    if bool(path) != ('path' in config.READS[source]):
+        must = 'must not' if path else 'must'
+        raise config.UserError(f'{where}: source {source!r} {must} have a path')
+    wanted = tuple(chosen.split(',')) if chosen else splits.SPLITS
+    for name in wanted:
+        if name not in splits.SPLITS:
+            raise config.UserError(
+                f'{where}: {name!r} must be one of {", ".join(splits.SPLITS)}'
+                f'{config.nearest(name, splits.SPLITS)}'
+            )
+    found = config.copy(c)
+    found.data.source, found.data.path = source, path
+    for own in _OWN:
+        found.data[own] = ()
+    for setting in filter(None, query.split('&')):
+        leaf, _, value = setting.partition('=')
+        if leaf not in config.READS[source]:
+            near = config.nearest(leaf, config.READS[source])
+            raise config.UserError(f'{where}: source {source!r} does not read {leaf!r}{near}')
+        try:
+            command.override(found, f'data.{leaf}', value)
+        except config.UserError as error:
+            raise config.UserError(f'{where}: {error}') from error
+    return Part(found, wanted)
+
+
+def weighted(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:
+    """As `part`, of an entry that ends in =WEIGHT; raises UserError where it does not."""
+    names, equals, number = entry.rpartition('=')
+    try:
+        weight = float(number) if equals else math.nan
+    except ValueError:
+        weight = math.nan
+    if not equals or not 0 < weight < math.inf:
+        raise config.UserError(
+            f'config.data.{key} = {entry!r}: must be SOURCE:PATH=WEIGHT, WEIGHT a number above 0'
+        )
+    return part(c, key, names, sources)._replace(weight=weight)

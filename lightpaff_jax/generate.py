@@ -1,0 +1,162 @@
+"""Texts written by a trained network: the functions, and a command."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lightpaff_jax import models, pretrained
+from lightpaff_jax.batch import Batch
+from lightpaff_jax.config import UserError
+from lightpaff_jax.data import tokenizers
+from lightpaff_jax.decoding import Generated, Settings, make
+
+__all__ = ['Generated', 'Settings', 'make', 'texts']
+
+USAGE = """
+python -m lightpaff_jax.generate --model=DIR (--prompt=TEXT | --file=FILE) [--max-length=N] ...
+
+What a network writes, one line a prompt (line ends in it become spaces): a GPT-2 goes on from the
+prompt, which is not printed; an encoder-decoder has it as its source. DIR is the workdir of a
+finished run or a Hugging Face folder with its tokenizer. FILE has one prompt a line.
+
+--max-length=64  most new tokens, the end included      --sample         draw each token
+--min-length=0   new tokens before the end may come     --temperature=1  logits are divided by it
+--beams=1        hypotheses kept; 1 is greedy           --top-k=0        from so many tokens; 0: all
+--length-penalty=1  a text counts log p / length**this  --top-p=1        from this probability mass
+--no-early-stop  search on while a better text may come --seed=0         of what is drawn
+--batch-size=16  prompts at a time
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are UserErrors, of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--model', required=True)
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument('--prompt')
+    given.add_argument('--file')
+    for name, default in (
+        ('max-length', 64), ('min-length', 0), ('beams', 1), ('top-k', 0), ('seed', 0),
+        ('batch-size', 16),
+    ):  # fmt: skip
+        parser.add_argument(f'--{name}', type=int, default=default)
+    for name in ('length-penalty', 'temperature', 'top-p'):
+        parser.add_argument(f'--{name}', type=float, default=1.0)
+    parser.add_argument('--sample', action='store_true')
+    parser.add_argument('--no-early-stop', action='store_false', dest='early_stop')
+    a = parser.parse_args(argv)
+    if a.batch_size < 1:
+        raise UserError(f'--batch-size={a.batch_size}: must be at least 1')
+    return a
+
+
+def texts(
+    model: models.Model, params: models.Params, tokenizer: tokenizers.Tokenizer,
+    prompts: Sequence[str], settings: Settings, *, batch_size: int = 16, seed: int = 0,
+) -> Iterator[str]:  # fmt: skip
+    """What a network writes after, or from, each prompt, in their order.
+
+    Args:
+      model: a GPT-2 or an encoder-decoder.
+      params: its parameters.
+      tokenizer: its tokenizer.
+      prompts: at least one; an empty one is the end of a document that comes before.
+      settings: how it writes.
+      batch_size: prompts at a time.
+      seed: of what is drawn.
+
+    Raises:
+      UserError: an encoder, a setting out of range, or a prompt with more tokens than the network
+        has positions for.
+    """
+    eos = tokenizer.eos_id
+    write = jax.jit(make(model, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id))
+    source = model.network.family == 'mass'
+    rows = [[*ids, eos] if source else ids or [eos] for ids in tokenizer.encode(prompts)]
+    length = max(map(len, rows))
+    positions = model.network.positions
+    needed = max(length, settings.max_length) if source else length + settings.max_length
+    if needed > positions:
+        number = 1 + max(range(len(rows)), key=lambda i: len(rows[i]))
+        both = 'must each be at most' if source else 'must together be at most'
+        raise UserError(
+            f'prompt {number} has {length} tokens and max_length is {settings.max_length}: {both} '
+            f"the network's {positions} positions"
+        )
+    blank = jnp.zeros((batch_size, 1), jnp.int32)
+    for number in range(0, len(rows), batch_size):
+        ids = np.full((batch_size, length), tokenizer.pad_id, np.int32)
+        real = np.zeros_like(ids)
+        chosen = rows[number : number + batch_size]
+        for i, row in enumerate(chosen):
+            ids[i, : len(row)], real[i, : len(row)] = row, 1
+        read, mask = jnp.asarray(ids), jnp.asarray(real)
+        if source:
+            batch = Batch(blank, blank, blank, source=read, source_segments=mask)
+        else:
+            batch = Batch(read, blank, blank, segments=mask)
+        found = jax.device_get(write(params, batch, jax.random.key(seed + number)))
+        for i in range(len(chosen)):
+            new = [int(x) for x in found.ids[i, : found.lengths[i]] if x != eos]
+            yield tokenizer.decode(new)
+
+
+def _prompts(a: argparse.Namespace) -> list[str]:
+    if a.file is None:
+        return [a.prompt]
+    try:
+        prompts = pathlib.Path(a.file).expanduser().read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f'--file={a.file}: must be UTF-8: {error}') from error
+    except OSError as error:
+        raise UserError(f'--file={a.file}: {error.strerror}') from error
+    if not prompts:
+        raise UserError(f'--file={a.file}: must have at least one line')
+    return prompts
+
+
+def _run(argv: Sequence[str]) -> None:
+    a = _arguments(argv)
+    prompts = _prompts(a)
+    settings = Settings(**{name: getattr(a, name) for name in Settings._fields})
+    place = tokenizers.find(a.model)
+    model, params = pretrained.load(a.model)
+    if place is None:
+        raise UserError(f'--model={a.model}: must hold the tokenizer of the network')
+    tokenizer = tokenizers.read(place)
+    written = texts(
+        model, params, tokenizer, prompts, settings, batch_size=min(a.batch_size, len(prompts)),
+        seed=a.seed,
+    )  # fmt: skip
+    for text in written:
+        print(' '.join(text.splitlines()), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints one line a prompt; 2 after one line on stderr for bad input."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or '-h' in argv or '--help' in argv:
+        print(USAGE.strip())
+        return 0 if argv else 2
+    try:
+        _run(argv)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""Sets that a configuration names beside its own: what they leave out, add and stand for."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from lightpaff_jax import config, validation
+from lightpaff_jax.config import UserError
+from lightpaff_jax.data import batches, overlap, prepare, sources, specs, tokenizers
+
+LONG = 'the tall ships come back to the old harbour every summer'
+
+
+def write(folder: pathlib.Path, files: dict[str, str]) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return str(folder)
+
+
+@pytest.fixture
+def sst2(tmp_path):
+    train = ''.join(f'a good film {n}\t{n % 2}\n' for n in range(40))
+    dev = 'Well , it is a fine film indeed .\t1\nbad\t0\n'
+    head = 'sentence\tlabel\n'
+    return write(tmp_path / 'SST-2', {'train.tsv': head + train, 'dev.tsv': head + dev})
+
+
+@pytest.fixture
+def mr(tmp_path):
+    positive = ''.join(f'warm and wise number {n}\n' for n in range(30))
+    return write(
+        tmp_path / 'MR',
+        {
+            'rt-polarity.pos': f'well, it is a fine film indeed!\n{positive}',
+            'rt-polarity.neg': 'A good film 7 .\n' + positive.replace('warm', 'cold'),
+        },
+    )
+
+
+def polarity(mr, **data):
+    c = config.default()
+    c.student.update({'family': 'bert', 'head': 'classify', 'classes': 2})
+    c.objective = 'classify'
+    c.data.update({'source': 'mr', 'path': mr, 'held_out': 0.1, **data})
+    return c
+
+
+def everything(c):
+    return [e for split in sources.SPLITS for e in sources.examples(c, split)]
+
+
+def test_a_set_is_named_with_its_keys_its_splits_and_its_weight():
+    c = config.default()
+    c.data.held_out = 0.2
+    known = list(config.SOURCES)
+    part = specs.part(c, 'exclude', 'table:data/x?columns=0,1&held_out=0.05#test,train', known)
+    assert (part.c.data.source, part.c.data.path) == ('table', 'data/x')
+    assert (part.c.data.columns, part.c.data.held_out) == (('0', '1'), 0.05)
+    assert part.splits == ('test', 'train')
+    plain = specs.weighted(c, 'mixture', 'text:data/y=0.5', known)
+    assert (plain.c.data.held_out, plain.splits, plain.weight) == (0.2, sources.SPLITS, 0.5)
+
+
+@pytest.mark.parametrize(
+    ('entry', 'rule'),
+    [
+        ('txt:data/x', "'txt:data/x': must begin with one of .*; did you mean text"),
+        ('text', "source 'text' must have a path"),
+        ('pydocs:x', "source 'pydocs' must not have a path"),
+        ('text:x#tset', "'tset' must be one of train, validation, test; did you mean test"),
+        ('text:x?colums=a', "source 'text' does not read 'colums'; did you mean columns"),
+        ('text:x?held_out=many', 'config.data.held_out = many: must be a number'),
+    ],
+)
+def test_a_set_that_is_named_wrongly_is_one_line(entry, rule):
+    with pytest.raises(UserError, match=rule) as error:
+        specs.part(config.default(), 'exclude', entry, list(config.SOURCES))
+    assert str(error.value).startswith(f'config.data.exclude = {entry!r}: ')
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'entry', ['text:data/y', 'text:data/y=much', 'text:data/y=0', 'text:y=nan']
+)
+def test_a_part_of_a_mixture_has_a_weight(entry):
+    with pytest.raises(UserError, match='WEIGHT a number above 0'):
+        specs.weighted(config.default(), 'mixture', entry, list(config.SOURCES))
+
+
+def test_case_accents_and_punctuation_count_for_nothing():
+    texts = overlap.Texts()
+    texts.add("It's a Café !", document=False)
+    assert texts.has(['its a cafe'])
+    assert texts.has(['nothing', "it ' s a cafe\u0301"])
+    assert not texts.has(['its a cafe too'])
+
+
+def test_a_sentence_is_found_inside_a_document_and_a_short_one_only_as_the_whole():
+    texts = overlap.Texts()
+    texts.add(LONG, document=False)
+    texts.add('so it goes', document=False)
+    assert texts.inside(f'As they say, {LONG.upper()}. Then they leave.')
+    assert not texts.inside(LONG.replace('summer', 'winter'))
+    assert texts.inside('So it goes.')
+    assert not texts.inside('and so it goes on')
+
+
+def test_of_a_document_its_longer_sentences_are_looked_for():
+    texts = overlap.Texts()
+    texts.add(f'Short one here. {LONG}. Another short line.', document=True)
+    assert texts.inside(f'x {LONG} y')
+    assert not texts.inside('another short line.')
+
+
+def test_rows_of_another_set_are_left_out_of_every_split(mr, sst2):
+    plain = everything(polarity(mr))
+    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05',))
+    left = everything(c)
+    assert {e.first for e in plain} - {e.first for e in left} == {
+        'well, it is a fine film indeed!',
+        'A good film 7 .',
+    }
+    c.data.exclude = (f'sst2:{sst2}?held_out=0.05#test',)
+    assert {e.first for e in plain} - {e.first for e in everything(c)} == {
+        'well, it is a fine film indeed!'
+    }
+    assert sources.identity(c) != sources.identity(polarity(mr))
+
+
+def test_no_text_that_is_evaluated_on_is_in_a_text_that_is_pre_trained_on(mr, sst2, tmp_path):
+    book = f'He said: well it is a fine film indeed.\n\n{LONG}\n\nTwo words.\n'
+    books = write(tmp_path / 'books', {f'{s}.txt': book for s in ('train', 'validation', 'test')})
+    c = config.default()
+    c.student.family, c.objective = 'bert', 'mlm'
+    c.data.source = 'mixture'
+    c.data.mixture = (f'text:{books}=0.5', f'mr:{mr}?held_out=0.1=0.5')
+    before = [e.first for e in sources.examples(c, 'train')]
+    c.data.exclude = (f'sst2:{sst2}?held_out=0.05#validation,test',)
+    after = [e.first for e in sources.examples(c, 'train')]
+    gone = set(before) - set(after)
+    assert any('fine film' in text for text in gone)
+    assert all('fine film' in text for text in gone)
+    parts = [part for part, _ in sources.parts(c)]
+    assert [part.data.held_out for part in parts] == [0.0, 0.1]
+    assert all(part.data.exclude == c.data.exclude for part in parts)
+
+
+def test_words_that_stand_for_others_are_replaced_whole(tmp_path):
+    folder = write(
+        tmp_path / 'news',
+        {f'{s}.{side}': 'UNK said UNKs UNK\n' for s in ('train', 'valid', 'test') for side in 'ab'},
+    )
+    c = config.default()
+    c.student.update({'family': 'mass', 'decoder_layers': 1})
+    c.objective, c.data.source, c.data.path, c.data.sides = (
+        'seq2seq',
+        'parallel',
+        folder,
+        ('a', 'b'),
+    )
+    c.data.replace = ('UNK=<unk>',)
+    assert next(sources.examples(c, 'test'))[:2] == ('<unk> said UNKs <unk>',) * 2
+    c.data.replace = ('UNK',)
+    with pytest.raises(UserError, match=r"config.data.replace = 'UNK': must be OLD=NEW"):
+        sources.check(c)
+
+
+def test_unlabelled_text_has_no_class_and_the_teacher_alone_speaks(mr, sst2, tmp_path, data_cache):
+    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05',))
+    c.data.unlabelled = (f'sst2:{sst2}?held_out=0.05#train',)
+    c.data.update({'cache': str(tmp_path / 'cache'), 'length': 16, 'batch_size': 8})
+    c.student.vocab_size, c.loss.lambda_, c.teacher.path = 300, 0.3, 'somewhere'
+    found = [*sources.examples(c, 'train')]
+    added = [e for e in found if e.label < 0]
+    assert len(added) == sum(1 for _ in sources.examples(_sst2(sst2), 'train'))
+    assert all(e.first.startswith('a good film') for e in added)
+    assert all(e.label >= 0 for split in ('validation', 'test') for e in sources.examples(c, split))
+    tokenizer = tokenizers.load(_alone(c))
+    prepared = prepare.prepare(c, tokenizer)
+    batch = batches.batch_at(c, prepared, tokenizer, 0)
+    assert batch.lambda_ is not None
+    assert batch.lambda_.shape == batch.labels.shape[:2]
+    expected = np.where(batch.labels[..., 0] < 0, 1.0, 0.3).astype(np.float32)
+    np.testing.assert_array_equal(batch.lambda_, expected)
+    assert {-1, 0, 1} >= set(batch.labels.ravel().tolist()) > {-1}
+    assert batch.weights.all()
+
+
+def _sst2(path):
+    c = polarity(path, source='sst2', held_out=0.05)
+    return c
+
+
+def _alone(c):
+    """Without the teacher, whose tokenizer would be read."""
+    c = config.copy(c)
+    c.teacher.path, c.data.unlabelled = '', ()
+    return c
+
+
+def test_unlabelled_text_needs_a_teacher_and_classes(mr):
+    c = polarity(mr, unlabelled=('sst2:x',))
+    with pytest.raises(UserError, match=r"data.unlabelled = sst2:x: is of objective 'classify' wi"):
+        validation.validate(c)
+
+
+def test_a_set_that_is_not_there_says_which_key_named_it(mr):
+    c = polarity(mr, exclude=('sst2:/nowhere?held_out=0.05',))
+    with pytest.raises(UserError, match=r"data.exclude = 'sst2:/nowhere.*': .*/nowhere"):
+        sources.check(c)
+
+
+DATA = os.environ.get('LIGHTPAFF_DATA', '')
+
+
+@pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')
+def test_polarity_and_sst2_have_no_sentence_in_common():
+    from lightpaff_jax import command
+
+    configs = pathlib.Path(__file__).parents[1] / 'configs'
+    read = {}
+    for task in ('sst2', 'polarity'):
+        c = command.load(f'{configs}/bert_stage2.py:{task}_small')
+        c.data.path = c.data.path.replace('data', DATA, 1)
+        c.data.exclude = tuple(e.replace(':data', f':{DATA}') for e in c.data.exclude)
+        c.data.unlabelled = ()
+        read[task] = everything(c)
+    texts = overlap.Texts()
+    for example in read['sst2']:
+        texts.add(example.first, document=False)
+    assert len(read['polarity']) > 3000
+    assert not any(texts.has([e.first]) for e in read['polarity'])
+
+
+@pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')
+@pytest.mark.parametrize('family', ['bert', 'gpt2', 'mass'])
+def test_no_evaluation_sentence_of_a_family_is_in_its_pre_training_text(family, data_cache):
+    from lightpaff_jax import command, recipe
+
+    configs = pathlib.Path(__file__).parents[1] / 'configs'
+    c = command.load(f'{configs}/{family}.py:small')
+    c.recipe.data, c.workdir, c.data.cache = DATA, 'work', data_cache
+    runs, table = recipe.plan(c)
+    pretraining = [e.first for e in sources.examples(runs['teacher_pretrain'], 'train')]
+    assert len(pretraining) > 1000
+    text = ' | '.join(' '.join(overlap._words(document)) for document in pretraining)
+    text = f' {text} '
+    for found in table['tasks'].values():
+        task = runs[found['teacher'][-1]]
+        for split in ('validation', 'test'):
+            for example in sources.examples(task, split):
+                for side in example[:2]:
+                    for sentence in overlap._SENTENCES.split(side):
+                        words = overlap._words(sentence)
+                        if len(words) >= overlap._LEAST and len(''.join(words)) >= overlap._KEY:
+                            assert f' {" ".join(words)} ' not in text
