@@ -233,13 +233,13 @@ def _typed(key: str, text: str, default):
         value = tuple(text.split(',') if text else ()) if kind is tuple else text
     if kind is float and type(value) is int:
         value = float(value)
-    if kind is tuple and type(value) in (list, int, float, str):
+    rates = key.removeprefix('config.') in RATES
+    if kind is tuple and type(value) in (list, int, str, *((float,) if rates else ())):
         value = tuple(value) if type(value) is list else (value,)
     if type(value) is not kind:
         raise UserError(f'{key} = {text}: must be {_KIND_NAMES[kind]}')
     if kind is tuple:
-        name = key.removeprefix('config.')
-        empty = int if name in NUMBERS else float if name in RATES else str
+        empty = int if key.removeprefix('config.') in NUMBERS else float if rates else str
         inner = type(default[0]) if default else empty
         if inner is float:
             value = tuple(float(x) if type(x) is int else x for x in value)

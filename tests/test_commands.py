@@ -263,19 +263,23 @@ def test_help_is_no_mistake(capsys):
 
 def test_a_recipe_without_a_teacher_is_refused(here, capsys):
     line = mistake(capsys, '--config=small.py:teacher', run=recipe.run)
-    assert line == 'config.teacher.layers = 0: a recipe trains its teacher, give its shape'
+    assert line == (
+        'config.teacher.layers = 0: a recipe trains its teacher, give its shape, or a finished one '
+        'in config.teacher.path'
+    )
 
 
 def test_a_batch_of_a_recipe_is_named_by_the_key_that_sets_it(here, capsys):
     unset = [
         f'--config.{key}={config.flatten(config.default())[key] or ""}'
         for key in recipe.SET_BY_RECIPE
-        if key not in ('data.packages', 'student.new_head')
+        if key != 'student.new_head'
     ]
     line = mistake(
         capsys, '--config=small.py:teacher', *unset, '--config.teacher.layers=1',
         '--config.teacher.vocab_size=320', '--config.recipe.student_finetune.batch_size=16',
-        '--config.recipe.student_pretrain.batch_size=100', run=recipe.run,
+        '--config.recipe.student_pretrain.batch_size=100',
+        f'--config.recipe.tasks={ROOT}/configs/quickstart.py:text', run=recipe.run,
     )  # fmt: skip
     assert line == (
         'config.recipe.student_pretrain.batch_size = 100: '
