@@ -57,8 +57,9 @@ def _paper(c):
 
 
 def _small(c):
-    c.teacher.update({'layers': 4, 'width': 256, 'heads': 4, 'ffn': 1024, 'vocab_size': 8192})
-    c.student.update({'layers': 2, 'width': 96, 'heads': 3, 'ffn': 384, 'vocab_size': 8192})
+    shape = {'heads': 4, 'vocab_size': 4096}
+    c.teacher.update({'layers': 3, 'width': 192, 'ffn': 768, **shape})
+    c.student.update({'layers': 2, 'width': 76, 'ffn': 304, **shape})
     c.teacher.dropout = 0.1
     c.data.source, c.data.length, c.data.packing = 'mixture', 64, 'best_fit'
     c.data.mixture = (
@@ -71,12 +72,9 @@ def _small(c):
         'qqp:data/QQP?held_out=0.05&on_error=skip#validation,test',
     )  # fmt: skip
     c.eval.batch_size, c.eval.batches = 64, 10
-    c.recipe.teacher_pretrain.update(
-        {'updates': 2500, 'warmup': 200, 'batch_size': 32, 'peak_lr': 1e-3}
-    )
-    c.recipe.student_pretrain.update(
-        {'updates': 2000, 'warmup': 150, 'batch_size': 32, 'peak_lr': 2e-3}
-    )
+    p = {'updates': 1500, 'warmup': 100, 'batch_size': 32}
+    c.recipe.teacher_pretrain.update(p | {'peak_lr': 1e-3})
+    c.recipe.student_pretrain.update(p | {'peak_lr': 2e-3, 'lambda_': 0.9, 'temperature': 2.0})
     c.recipe.equal_flops = ('SST-2',)
     c.recipe.seeds = (0, 1)
     c.mesh.data = 1

@@ -90,9 +90,10 @@ def _small(c, task):
     c.teacher.path = f'runs/bert_small/{task}/teacher_finetune'
     c.data.length, c.data.buckets = (64, (32, 64)) if task == 'qqp' else (48, (16, 48))
     c.eval.batch_size = 64
-    p = {'updates': 600, 'warmup': 60, 'batch_size': 32}
-    c.recipe.teacher_finetune.update(p | {'peak_lr': 3e-4, 'peak_lrs': (2e-4, 5e-4)})
-    c.recipe.student_finetune.update(p | {'peak_lr': 1e-3, 'peak_lrs': (5e-4, 1e-3, 2e-3)})
+    c.student.vocab_size = 4096
+    p = {'updates': 400, 'warmup': 40, 'batch_size': 32, 'lambda_': 0.8, 'temperature': 2.0}
+    c.recipe.teacher_finetune.update(p | {'peak_lrs': (2e-4, 5e-4)})
+    c.recipe.student_finetune.update(p | {'peak_lrs': (5e-4, 1.5e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 

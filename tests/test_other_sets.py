@@ -143,6 +143,10 @@ def test_no_text_that_is_evaluated_on_is_in_a_text_that_is_pre_trained_on(mr, ss
     gone = set(before) - set(after)
     assert any('fine film' in text for text in gone)
     assert all('fine film' in text for text in gone)
+    kept = [e.first for e in sources.examples(c, 'test')]
+    c.data.exclude = ()
+    assert kept == [e.first for e in sources.examples(c, 'test')]
+    c.data.exclude = (f'sst2:{sst2}?held_out=0.05#validation,test',)
     parts = [part for part, _ in sources.parts(c)]
     assert [part.data.held_out for part in parts] == [0.0, 0.1]
     assert all(part.data.exclude == c.data.exclude for part in parts)

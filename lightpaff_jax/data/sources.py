@@ -40,12 +40,16 @@ def examples(c: ConfigDict, split: str, skipped: Skipped | None = None) -> Itera
 
 
 def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
-    """The examples of `config.data`, repaired, without those that are excluded."""
+    """The examples of `config.data`, repaired, without those that are excluded.
+
+    Documents are left out of train alone: those that are evaluated on may be the others.
+    """
     if c.data.source == 'mixture':  # its parts see to it
         yield from _read(c, split, skipped)
         return
-    excluded, repair = _excluded(c), _repair(c)
     documents = config.LEARNS_FROM[c.objective] == 'documents'
+    excluded = None if documents and split != 'train' else _excluded(c)
+    repair = _repair(c)
     for example in _read(c, split, skipped):
         if repair:
             example = example._replace(first=repair(example.first), second=repair(example.second))
