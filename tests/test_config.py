@@ -10,7 +10,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config, evaluate, models, recipe, validation
+from lightpaff_jax import chain, command, config, evaluate, models, validation
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import objectives, sources
 
@@ -183,7 +183,7 @@ def test_every_recipe_and_every_run_of_its_plan_is_valid(spec):
             c.teacher.update(config.network(family=c.student.family).to_dict())
             c.teacher.decoder_layers = c.student.decoder_layers
             c.teacher.update({'positions': 1024, 'vocab_size': c.student.vocab_size})
-        runs, table = recipe.plan(c)
+        runs, table = chain.plan(c)
         for task in table['tasks'].values():
             assert len(task['arms']) >= 4 * len(c.recipe.seeds)
         for run in runs.values():

@@ -17,6 +17,7 @@ LEVELS = {
     'main': 6,
     'recipe': 6,
     'train': 5,
+    'chain': 4,
     'evaluate': 4,
     'predictions': 3,
     'scores': 2,

@@ -242,12 +242,12 @@ def test_polarity_and_sst2_have_no_sentence_in_common():
 @pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')
 @pytest.mark.parametrize('family', ['bert', 'gpt2', 'mass'])
 def test_no_evaluation_sentence_of_a_family_is_in_its_pre_training_text(family, data_cache):
-    from lightpaff_jax import command, recipe
+    from lightpaff_jax import chain, command
 
     configs = pathlib.Path(__file__).parents[1] / 'configs'
     c = command.load(f'{configs}/{family}.py:small')
     c.recipe.data, c.workdir, c.data.cache = DATA, 'work', data_cache
-    runs, table = recipe.plan(c)
+    runs, table = chain.plan(c)
     pretraining = [e.first for e in sources.examples(runs['teacher_pretrain'], 'train')]
     assert len(pretraining) > 1000
     text = ' | '.join(' '.join(overlap._words(document)) for document in pretraining)

@@ -7,7 +7,7 @@ import pathlib
 import data_fixtures
 import pytest
 
-from lightpaff_jax import command, config, models, recipe, train
+from lightpaff_jax import chain, command, config, models, recipe, train
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import objectives, pydocs
 
@@ -29,7 +29,7 @@ def load(variant, tasks, seeds):
 @functools.cache
 def planned(family):
     c = load(*CASES[family])
-    return c, *recipe.plan(c)
+    return c, *chain.plan(c)
 
 
 def arms_of(table):
@@ -137,7 +137,7 @@ def test_folders_of_one_task_have_no_prefix():
         'seed0/pretrain_equal_flops', 'seed0/no_teacher_equal_flops',
     ]  # fmt: skip
     c = load('full', ('text',), (0,))
-    assert list(recipe.plan(c)[0]) == list(runs)
+    assert list(chain.plan(c)[0]) == list(runs)
 
 
 def test_fine_tuning_folders_of_several_tasks_stand_in_the_folder_of_the_task():
@@ -153,7 +153,7 @@ def test_fine_tuning_folders_of_several_tasks_stand_in_the_folder_of_the_task():
         assert inside == {'teacher_finetune'} | {
             f'seed{seed}/{arm}'
             for seed in (0, 1)
-            for arm in recipe.ARMS
+            for arm in chain.ARMS
             if arm != 'two_stage_unlabelled'
         }
 
@@ -172,8 +172,8 @@ def test_a_run_learns_its_task_with_the_head_that_it_needs(
 ):
     _, runs, table = planned(family)
     found = table['tasks'][task]
-    for chain in (found['teacher'], *(arm['runs'] for arm in found['arms'])):
-        first, last = (runs[name] for name in chain)
+    for names in (found['teacher'], *(arm['runs'] for arm in found['arms'])):
+        first, last = (runs[name] for name in names)
         assert (first.objective, first.data.form) == (before, 'text')
         assert (first.student.head, first.student.classes) == ('lm', 0)
         assert (first.student.init, first.student.new_head) == ('scratch', False)
@@ -198,20 +198,20 @@ def test_teachers_have_the_shape_of_the_teacher_and_students_that_of_the_student
 def test_a_task_of_another_family_is_one_line():
     c = load('full', ('topic',), (0,))
     with pytest.raises(UserError, match="topic: is of family 'bert', the recipe of 'gpt2'"):
-        recipe.plan(c)
+        chain.plan(c)
 
 
 def test_tasks_must_be_there_and_have_names_of_their_own():
     c = load('full', (), (0,))
     with pytest.raises(UserError, match='must name a FILE'):
-        recipe.plan(c)
+        chain.plan(c)
     c.recipe.tasks = (f'{QUICKSTART}:text', f'{QUICKSTART.parent}/gpt2_stage1.py:tiny')
     with pytest.raises(UserError, match=r"config\.task = '': must be a name of its own"):
-        recipe.plan(c)
+        chain.plan(c)
     c = load('full', ('text',), (0,))
     c.recipe.equal_flops = ('texts',)
     with pytest.raises(UserError, match='must be one of text; did you mean text'):
-        recipe.plan(c)
+        chain.plan(c)
 
 
 FAMILIES = {
@@ -225,11 +225,11 @@ FAMILIES = {
 def test_the_table_of_a_family_has_three_tasks_and_every_arm(family):
     c = command.load(f'{QUICKSTART.parent}/{family}.py:small')
     c.workdir, c.recipe.data = 'work', '/elsewhere'
-    runs, table = recipe.plan(c)
+    runs, table = chain.plan(c)
     assert tuple(table['tasks']) == FAMILIES[family]
     assert models.build(c.student).parameters * 4.5 <= models.build(c.teacher).parameters
     assert len(c.recipe.seeds) >= 2
-    extra = [a['arm'] for a in arms_of(table) if a['arm'] not in list(recipe.ARMS)[:4]]
+    extra = [a['arm'] for a in arms_of(table) if a['arm'] not in list(chain.ARMS)[:4]]
     assert extra.count('no_teacher_equal_flops') >= 1
     assert ('two_stage_unlabelled' in extra) == (family == 'bert')
     for name, run in runs.items():
@@ -243,7 +243,7 @@ def test_every_arm_chooses_from_the_same_learning_rates_and_later_seeds_take_the
     c.recipe.student_finetune.peak_lrs = (1e-3, 3e-3)
     c.recipe.student_finetune.lambdas = (0.5, 0.9)
     c.recipe.equal_flops = ()
-    steps, names = recipe.Chain(c, recipe.load_tasks(c)).steps(), []
+    steps, names = chain.Chain(c, chain.load_tasks(c)).steps(), []
     step = next(steps)
     try:
         while True:

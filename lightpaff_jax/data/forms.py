@@ -165,3 +165,12 @@ FORMS: dict[str, Callable[[Parts, Sequence[str]], Rows]] = {
     'pairs': pairs,
     'summary': summary,
 }
+
+
+def is_unicode(text: str) -> bool:
+    """False where a byte was no UTF-8, or one half of a pair of surrogates stands alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -271,13 +271,4 @@ def _dict_literal(tree: ast.Module) -> dict[str, str]:
 
 def _clean(texts: Iterator[str] | list[str]) -> list[str]:
     cleaned = [inspect.cleandoc(text).strip() for text in texts]
-    return [t for t in cleaned if len(t.split()) >= _FEWEST_WORDS and _is_unicode(t)]
-
-
-def _is_unicode(text: str) -> bool:
-    """False for text with half of a surrogate pair, which has no bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return [t for t in cleaned if len(t.split()) >= _FEWEST_WORDS and forms.is_unicode(t)]

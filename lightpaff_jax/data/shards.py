@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
+from lightpaff_jax import config
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import records
 from lightpaff_jax.data.records import STATE, Record
@@ -273,23 +274,13 @@ def _intact(folder: pathlib.Path, shard: dict[str, Any]) -> bool:
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> str:
     """'key: old, not new' for what differs between two identities, '' where nothing does."""
-    old, new = _flat(was), _flat(now)
+    old, new = config.flatten(was), config.flatten(now)
     found = [
         f'{key}: {old.get(key)!r}, not {new.get(key)!r}'
         for key in {**old, **new}
         if old.get(key) != new.get(key)
     ]
     return '; '.join(found[:3]) + (f'; and {len(found) - 3} more' if len(found) > 3 else '')
-
-
-def _flat(content: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f'{prefix}{key}.')
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 @contextlib.contextmanager

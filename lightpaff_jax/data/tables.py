@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
-from lightpaff_jax.data import files
+from lightpaff_jax.data import files, forms
 from lightpaff_jax.data.files import Found, Path
 from lightpaff_jax.data.splits import Example, Fault
 
@@ -183,7 +183,7 @@ def example(form: Form, values: list[Any]) -> Example | str:
     for name, text in zip(form.columns, texts, strict=False):
         if not isinstance(text, str):
             return f'{name!r} must be text, is {text!r:.40}'
-        if not (text.isascii() or _is_unicode(text)):
+        if not (text.isascii() or forms.is_unicode(text)):
             return f'{name!r} must be UTF-8'
         if not text.strip() and (name == form.columns[0] or not classes):
             return f'{name!r} is empty'
@@ -196,15 +196,6 @@ def example(form: Form, values: list[Any]) -> Example | str:
             return f'{name!r} is {value!r:.40}, must be one of {known}{near}'
         label = form.labels.index(value)
     return Example(texts[0], texts[1] if len(texts) > 1 else '', label)
-
-
-def _is_unicode(text: str) -> bool:
-    """False where a byte was no UTF-8, or one half of a pair of surrogates stands alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _delimited(form: Form, file: Path, fault: Fault) -> Iterator[_Row]:
