@@ -71,7 +71,7 @@ def _small(c):
     )
     c.eval.batch_size, c.eval.batches = 32, 20
     p = {'warmup': 100, 'batch_size': 8}
-    c.recipe.teacher_pretrain.update(p | {'updates': 1600, 'peak_lr': 2e-3})
+    c.recipe.teacher_pretrain.update(p | {'updates': 3600, 'peak_lr': 2e-3})
     c.recipe.student_pretrain.update(p | {'updates': 2000, 'peak_lr': 4e-3})
     c.recipe.student_pretrain.update({'lambda_': 1.0, 'temperature': 2.0})
     c.recipe.equal_flops = ('WikiText-2',)

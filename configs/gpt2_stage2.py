@@ -73,8 +73,8 @@ def _small(c, task):
     c.teacher.path = f'runs/gpt2_small/{task}/teacher_finetune'
     c.data.length, c.eval.batch_size = 128, 32
     p = {'updates': 300, 'warmup': 30, 'batch_size': 8, 'lambda_': 0.7, 'temperature': 2.0}
-    c.recipe.teacher_finetune.update(p | {'peak_lrs': (5e-4, 1e-3)})
-    c.recipe.student_finetune.update(p | {'peak_lrs': (1e-3, 2e-3)})
+    c.recipe.teacher_finetune.update(p | {'peak_lrs': (1e-3, 2e-3)})
+    c.recipe.student_finetune.update(p | {'peak_lrs': (2e-3, 4e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 
