@@ -91,9 +91,9 @@ def _small(c, task):
     c.data.length, c.data.buckets = (64, (32, 64)) if task == 'qqp' else (48, (16, 48))
     c.eval.batch_size = 64
     c.student.vocab_size = 4096
-    p = {'updates': 400, 'warmup': 40, 'batch_size': 32, 'lambda_': 0.8, 'temperature': 2.0}
-    c.recipe.teacher_finetune.update(p | {'peak_lrs': (2e-4, 5e-4)})
-    c.recipe.student_finetune.update(p | {'peak_lrs': (5e-4, 1.5e-3)})
+    p = {'warmup': 40, 'batch_size': 32, 'lambda_': 0.8, 'temperature': 2.0}
+    c.recipe.teacher_finetune.update(p | {'updates': 1000, 'peak_lrs': (2e-4, 5e-4)})
+    c.recipe.student_finetune.update(p | {'updates': 400, 'peak_lrs': (5e-4, 1.5e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 

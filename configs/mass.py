@@ -57,9 +57,8 @@ def _paper(c):
 
 
 def _small(c):
-    shape = {'heads': 4, 'vocab_size': 4096}
-    c.teacher.update({'layers': 3, 'decoder_layers': 3, 'width': 192, 'ffn': 768, **shape})
-    c.student.update({'layers': 2, 'decoder_layers': 1, 'width': 96, 'ffn': 384, **shape})
+    c.teacher.update({'layers': 2, 'decoder_layers': 2, 'width': 128, 'heads': 4, 'ffn': 512})
+    c.student.update({'layers': 1, 'decoder_layers': 1, 'width': 64, 'heads': 4, 'ffn': 256})
     c.teacher.dropout = 0.1
     c.data.source, c.data.length, c.data.packing = 'mixture', 64, 'best_fit'
     sets = (
@@ -71,9 +70,10 @@ def _small(c):
     c.data.exclude = tuple(f'{s}#validation,test' for s in sets)
     c.data.replace = ('UNK=<unk>',)
     c.eval.batch_size, c.eval.batches = 64, 10
-    p = {'updates': 2000, 'warmup': 150, 'batch_size': 32}
-    c.recipe.teacher_pretrain.update(p | {'peak_lr': 1e-3})
-    c.recipe.student_pretrain.update(p | {'peak_lr': 2e-3})
+    p = {'warmup': 150, 'batch_size': 32}
+    c.recipe.teacher_pretrain.update(p | {'updates': 3000, 'peak_lr': 1e-3})
+    c.recipe.student_pretrain.update(p | {'updates': 1500, 'peak_lr': 2e-3})
+    c.recipe.student_pretrain.update({'lambda_': 1.0, 'temperature': 2.0})
     c.recipe.equal_flops = ('Translation',)
     c.recipe.seeds = (0, 1)
     c.mesh.data = 1

@@ -85,12 +85,13 @@ def _paper(c, task):
 
 
 def _small(c, task):
-    c.student.update({'decoder_layers': 1, 'vocab_size': 4096})
+    c.student.decoder_layers = 1
     c.teacher.path = f'runs/mass_small/{task}/teacher_finetune'
+    c.data.buckets = (48, 64) if task == 'summarization' else (24, 40)
     c.eval.batch_size = 64
-    p = {'updates': 800, 'warmup': 60, 'batch_size': 32}
-    c.recipe.teacher_finetune.update(p | {'peak_lr': 5e-4, 'peak_lrs': (3e-4, 6e-4)})
-    c.recipe.student_finetune.update(p | {'peak_lr': 1e-3, 'peak_lrs': (1e-3, 2e-3)})
+    p = {'warmup': 60, 'batch_size': 32, 'lambda_': 0.7, 'temperature': 2.0}
+    c.recipe.teacher_finetune.update(p | {'updates': 3000, 'peak_lr': 1e-3})
+    c.recipe.student_finetune.update(p | {'updates': 1000, 'peak_lrs': (1e-3, 2e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 
