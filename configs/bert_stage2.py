@@ -1,8 +1,8 @@
 """LightPAFF stage 2 for BERT: the student of stage 1 is fine-tuned with the fine-tuned teacher.
 
-Three tasks of the paper, at three scales: `sst2` (the default), `qqp`, `polarity`; `sst2_small` and
-so on on a laptop, from a folder of real data; `topic_tiny`, `pairs_tiny`, `origin_tiny` from the
-embedded text. Teacher BERT-base, student 3 layers x 512, lambda 0.5, temperature 1. The paper's
+Three tasks of the paper: `sst2` (the default), `qqp`, `polarity`. The recipe bert.py also has them
+small (`sst2_small` and so on), and tiny, from the embedded text (`topic_tiny`, `pairs_tiny`,
+`origin_tiny`). Teacher BERT-base, student 3 layers x 512, lambda 0.5, temperature 1. The paper's
 own updates and learning rates are not known.
 
     python -m lightpaff_jax.main --config=configs/bert_stage2.py:qqp      on an accelerator
@@ -87,7 +87,6 @@ def _paper(c, task):
 
 
 def _small(c, task):
-    c.teacher.path = f'runs/bert_small/{task}/teacher_finetune'
     c.data.length, c.data.buckets = (64, (32, 64)) if task == 'qqp' else (48, (16, 48))
     c.eval.batch_size = 64
     c.student.vocab_size = 4096

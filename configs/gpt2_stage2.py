@@ -1,8 +1,8 @@
 """LightPAFF stage 2 for GPT-2: the student of stage 1 is fine-tuned with the fine-tuned teacher.
 
-Three tasks of the paper, at three scales: `wikitext103` (the default), `wikitext2`, `ptb`;
-`wikitext2_small` and so on on a laptop, from a folder of real data; `jax_tiny`, `numpy_tiny`,
-`scipy_tiny` from the embedded text. Teacher 24 layers x 1024, student 4 x 768, lambda 0.5,
+Three tasks of the paper: `wikitext103` (the default), `wikitext2`, `ptb`. The recipe gpt2.py also has
+them small (`wikitext2_small` and so on), and tiny, from the embedded text (`jax_tiny`, `numpy_tiny`,
+`scipy_tiny`). Teacher 24 layers x 1024, student 4 x 768, lambda 0.5,
 temperature 1. The paper's own updates and learning rates are not known.
 
     python -m lightpaff_jax.main --config=configs/gpt2_stage2.py:ptb      on an accelerator
@@ -70,7 +70,6 @@ def _paper(c, task):
 def _small(c, task):
     if task != 'documentation':
         c.data.held_out = 0.05
-    c.teacher.path = f'runs/gpt2_small/{task}/teacher_finetune'
     c.data.length, c.eval.batch_size = 128, 32
     p = {'updates': 300, 'warmup': 30, 'batch_size': 8, 'lambda_': 0.7, 'temperature': 2.0}
     c.recipe.teacher_finetune.update(p | {'peak_lrs': (1e-3, 2e-3)})

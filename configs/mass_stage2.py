@@ -1,8 +1,8 @@
 """LightPAFF stage 2 for MASS: the student of stage 1 is fine-tuned with the fine-tuned teacher.
 
-Three tasks of the paper, at three scales: `summarization` (the default), `translation`, `dialogue`;
-`translation_small` and so on on a laptop, from a folder of real data; `jax_tiny`, `numpy_tiny`,
-`stdlib_tiny`, the first line of a docstring from the rest of it. Teacher 6 + 6 layers x 1024,
+Three tasks of the paper: `summarization` (the default), `translation`, `dialogue`. The recipe mass.py
+also has them small (`translation_small` and so on), and tiny, the first line of a docstring from the
+rest of it (`jax_tiny`, `numpy_tiny`, `stdlib_tiny`). Teacher 6 + 6 layers x 1024,
 student 4 + 2 x 512 (translation 4 + 4), lambda 0.5, temperature 1. The paper's own students,
 updates and learning rates are not known.
 
@@ -54,7 +54,8 @@ def _summarization(c, small):
 
 
 def _translation(c, small):
-    c.task, c.eval.metric, c.data.source = 'Translation', 'bleu', 'parallel'
+    c.task = 'Multi30k En-De' if small else 'Translation'
+    c.eval.metric, c.data.source = 'bleu', 'parallel'
     c.data.path = 'data/multi30k' if small else 'data/wmt16'
     c.data.sides = ('en', 'de') if small else ('ro', 'en')
     c.data.length, c.data.target_length = (40, 40) if small else (256, 256)
@@ -86,7 +87,6 @@ def _paper(c, task):
 
 def _small(c, task):
     c.student.decoder_layers = 1
-    c.teacher.path = f'runs/mass_small/{task}/teacher_finetune'
     c.data.buckets = (48, 64) if task == 'summarization' else (24, 40)
     c.eval.batch_size = 64
     p = {'warmup': 60, 'batch_size': 32, 'lambda_': 0.7, 'temperature': 2.0}

@@ -11,19 +11,19 @@ if [[ $# -lt 3 || ! $2 =~ ^(paper|small|tiny|ci)$ || $3 == -* ]]; then
   echo "$usage" >&2
   exit 2
 fi
-family=$1 scale=$2 workdir=$(realpath -m "$3")
+family=$1 scale=$2 workdir=$3
 shift 3
 data=()
 if [[ $# -gt 0 && $1 != -* ]]; then
-  data=(--config.recipe.data="$(realpath -m "$1")")
+  data=(--config.recipe.data="${1%/}")
   shift
 elif [[ $scale != tiny && $scale != ci ]]; then
   echo "error: DATA: must be a folder with the sets of $family, as docs/reproduce.md lays them out; $usage" >&2
   exit 2
 fi
 environment
-cd "$REPOSITORY"
-config=configs/$family.py
+config=$REPOSITORY/configs/$family.py
+export PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
 if [[ $scale != paper ]]; then
   config+=":$scale"
 fi

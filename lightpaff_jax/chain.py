@@ -170,10 +170,13 @@ class Chain:
         r = config.copy(self.c)
         r.task, r.objective = t.task, t.objective
         r.student.head, r.student.classes = t.student.head, t.student.classes
-        kept = {key: r.data[key] for key in ('cache', 'workers', 'prefetch')}
+        kept = {key: r.data[key] for key in ('cache', 'workers', 'prefetch', 'tfds_dir')}
+        size, batches = r.eval.batch_size, r.eval.batches
         for section in ('data', 'eval', 'generate', 'optim'):
             r[section].update(t[section].to_dict())
         r.data.update(kept)
+        r.eval.batch_size = size
+        r.eval.batches = min(t.eval.batches, batches or t.eval.batches)  # 0 reads all
         r.data.path, r.data.exclude = _moved(r, t.data.path), _moved(r, t.data.exclude)
         r.data.unlabelled = ()
         return self._run(r, phase, t.task, network, seed, longer)
@@ -202,7 +205,7 @@ def _moved(c: ConfigDict, paths: Any) -> Any:
     if not c.recipe.data:
         return paths
     if isinstance(paths, str):
-        return re.sub(r'^(\w+:)?data(?=/|$)', lambda m: (m[1] or '') + c.recipe.data, paths)
+        return re.sub(r'^(\w+:)?data(?=[/?#=]|$)', lambda m: (m[1] or '') + c.recipe.data, paths)
     return tuple(_moved(c, path) for path in paths)
 
 

@@ -156,7 +156,7 @@ def default() -> ConfigDict:
     c.seed = 0  # initialisation, order of the data, dropout
     c.workdir = ''  # where the run writes; '' is runs/<config name>
     c.after = ()  # FILE[:VARIANT] of runs to finish first, where main finds them unfinished
-    c.task = ''  # name of what a run is fine-tuned for, in tables; '' is the data's
+    c.task = ''  # name, in tables, of what is fine-tuned for; a task of a recipe has one
     c.objective = 'clm'  # what is predicted from what; one of OBJECTIVES of the student's family
 
     c.student = network()  # the network that is trained (a teacher's own training too)

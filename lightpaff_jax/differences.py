@@ -15,9 +15,10 @@ LONGEST = 500  # characters of a text that are shown
 KEYS = {
     'classify': ('index', 'text', 'label', 'predicted', 'probabilities'),
     'seq2seq': ('index', 'source', 'reference', 'text'),
+    'answers': ('index', 'source', 'reference', 'nll', 'tokens'),
     'clm': ('index', 'text', 'nll', 'tokens'),
 }
-"""Objective -> what a line of predictions/test.jsonl must have."""
+"""Objective -> what a line of predictions/test.jsonl must have; 'answers': of seq2seq by perplexity."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +42,22 @@ def find(workdir: pathlib.Path, rows: dict[str, Row]) -> Differences | None:
     if not {'teacher', 'two_stage'} <= set(rows) or rows['two_stage'].objective not in KEYS:
         return None
     student = rows['two_stage']
+    kind = student.objective
+    if kind == 'seq2seq' and student.metric.key == 'perplexity':
+        kind = 'answers'
     paths = [
         workdir / row.runs[0][-1] / 'predictions' / 'test.jsonl'
         for row in (rows['teacher'], student)
     ]
     if not all(path.is_file() for path in paths):
         return None
-    taught, learnt = (_read(path, KEYS[student.objective]) for path in paths)
+    taught, learnt = (_read(path, KEYS[kind]) for path in paths)
     if taught.keys() != learnt.keys():
         raise UserError(f'{paths[1]}: must be of the same examples as {paths[0]}')
     pairs = [(taught[index], learnt[index]) for index in sorted(taught)]
-    compare = {'classify': _classes, 'seq2seq': _texts, 'clm': _blocks}[student.objective]
+    compare = {
+        'classify': _classes, 'seq2seq': _texts, 'answers': _blocks, 'clm': _blocks
+    }[kind]  # fmt: skip
     return compare(pairs, f'the two-stage student of seed {student.seeds[0]}')
 
 
@@ -136,12 +142,13 @@ def _blocks(pairs: Sequence[tuple[dict, dict]], who: str) -> Differences:
     ahead = sum(b['nll'] < a['nll'] for a, b in read)
     said = (
         f'Per token {who} loses {lost / max(tokens, 1):.3f} nats to the teacher; of {len(read):,} '
-        f'blocks of the test split it is better on {ahead:,}.'
+        f'{"blocks" if "text" in read[0][0] else "examples"} of the test split it is better on '
+        f'{ahead:,}.'
     )
     read.sort(key=lambda pair: -(pair[1]['nll'] - pair[0]['nll']) / pair[0]['tokens'])
     examples = [
         (
-            ('text', _short(a['text'])),
+            *((name, _short(a[name])) for name in ('text', 'source', 'reference') if name in a),
             ('teacher', f'{a["nll"] / a["tokens"]:.2f} nats per token of {a["tokens"]:,}'),
             ('student', f'{b["nll"] / b["tokens"]:.2f} nats per token'),
         )

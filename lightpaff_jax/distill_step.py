@@ -175,13 +175,17 @@ def make_evaluation(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | 
     What is found is whole on every device and in every process:
 
         classify       logits [B, V], teacher_logits [B, V], label [B], ids [B, T] (-1: padding)
-        clm            sums of `distillation_loss` for each row, [B]; ids [B, T], those that are
-                       predicted (-1: none)
+        clm, seq2seq   sums of `distillation_loss` for each row, [B]; ids [B, T], those that are
+                       predicted (-1: none); source [B, S] alike
         all others     sums of `distillation_loss` over the batch
 
     As in training, `kl` is at `config.loss.temperature`.
     """
-    find = {'classify': _classified, 'clm': _sums_of_rows}.get(c.objective, _sums)
+    find = {
+        'classify': _classified,
+        'clm': _sums_of_rows,
+        'seq2seq': _sums_of_rows,
+    }.get(c.objective, _sums)
 
     def evaluate(params, teacher_params, batch):
         params = _gather(mesh, params)
@@ -233,7 +237,10 @@ def _sums_of_rows(c, mesh, student, teacher, params, teacher_params, batch):
         axis_names=set(BATCH_AXES),
         check_vma=False,
     )(mine, target, batch.labels, batch.weights)
-    return found | {'ids': jnp.where(batch.weights > 0, batch.labels, -1)}
+    found |= {'ids': jnp.where(batch.weights > 0, batch.labels, -1)}
+    if batch.source is not None:
+        found['source'] = jnp.where(batch.source_segments > 0, batch.source, -1)
+    return found
 
 
 def _predictors(student, teacher, params, teacher_params, batch):

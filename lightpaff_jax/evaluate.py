@@ -101,7 +101,11 @@ EVALS: dict[str, Callable[[ConfigDict, Mapping[str, Any], Mapping], Scores]] = {
 
 def _total(found: Mapping[str, Any]) -> dict[str, float]:
     """The sums over all examples, in float64."""
-    return {name: float(np.sum(x, dtype=np.float64)) for name, x in found.items() if name != 'ids'}
+    return {
+        name: float(np.sum(x, dtype=np.float64))
+        for name, x in found.items()
+        if name not in ('ids', 'source')
+    }
 
 
 class Found(NamedTuple):
@@ -274,7 +278,8 @@ def _options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if name not in _FLAGS or name == flag:
             rest.append(flag + equals + value)
             continue
-        value = value if equals or not words else words.pop(0)
+        if not equals and words and not words[0].startswith('--'):
+            value = words.pop(0)
         if not value or name in found:
             raise UserError(f'{flag}: must be given once, as {flag}=DIR')
         found[name] = value
@@ -334,8 +339,12 @@ def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
         c.student[key] = plain.student[key]
     if not c.tokenizer.path:
         c.tokenizer.path = tokenizers.find(path) or ''
+    if not (c.tokenizer.path or c.teacher.path):
+        raise UserError(f'--model={path}: must hold the tokenizer of the network')
+    if not c.teacher.path:
+        c.teacher.update(config.network(layers=0).to_dict())
     # Nothing is trained.
-    c.train.micro_steps, c.data.batch_size = 1, jax.device_count()
+    c.train.micro_steps, c.data.batch_size, c.data.unlabelled = 1, jax.device_count(), ()
 
 
 def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:

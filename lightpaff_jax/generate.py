@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lightpaff_jax import models, pretrained
+from lightpaff_jax import models, predictions, pretrained
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import tokenizers
@@ -109,8 +109,8 @@ def texts(
             batch = Batch(read, blank, blank, segments=mask)
         found = jax.device_get(write(params, batch, jax.random.key(seed + number)))
         for i in range(len(chosen)):
-            new = [int(x) for x in found.ids[i, : found.lengths[i]] if x != eos]
-            yield tokenizer.decode(new)
+            new = found.ids[i, : found.lengths[i]]
+            yield predictions.decoded(tokenizer, new[new != eos])
 
 
 def _prompts(a: argparse.Namespace) -> list[str]:

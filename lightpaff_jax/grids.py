@@ -70,7 +70,9 @@ def table(recipe: dict) -> Table:
     note = (
         'Scores on the validation split, a column for each peak learning rate; λ is the weight of '
         'the teacher; empty: not tried. Bold: what the runs of this report use. The first seed '
-        'searches, the others take what it found. The costs of a search are in no other table.'
+        'searches, the others take what it found; equal FLOPs takes the choice of no teacher, unlabelled '
+        'text that of two-stage. Pre-training without a search has one rate for all arms. The costs of '
+        'a search are in no other table.'
     )
     return Table('How learning rates were searched', header, lines, note, (), best)
 
@@ -142,7 +144,7 @@ def _alike(found: list[dict]) -> list[str]:
 def _at_edge(entry: dict) -> bool:
     rates = _grid(entry, 'peak_lr')
     chosen = next(c for c in entry['candidates'] if c['run'] == entry['chosen'])
-    return len(rates) > 1 and chosen['peak_lr'] in (rates[0], rates[-1])
+    return len(rates) > 2 and chosen['peak_lr'] in (rates[0], rates[-1])
 
 
 def _is_best(entry: dict) -> bool:

@@ -2,7 +2,8 @@
 
     classify    text (of a pair both, with ' [SEP] ' between), label, predicted, probabilities
     clm         text (the tokens of the block that are predicted), nll (nats), tokens
-    seq2seq     source, reference, text; where `config.eval.metric` is of generated texts
+    seq2seq     source, reference; text, where `config.eval.metric` is of generated texts, else nll
+                (nats, of the reference) and tokens
 
 Texts, sources and references are those of the data, before tokenization. The source 'prepared'
 has none: there they are decoded ids, cut as `config.data.length` and `target_length` say.
@@ -61,41 +62,47 @@ def _parts(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
 
 def _blocks(c, tokenizer, split, numbers, values) -> list[Line]:
     del c, split, numbers
-    rows = zip(values['ids'], values['ce'], values['labelled'], strict=True)
-    return [
-        {'text': _decoded(tokenizer, ids), 'nll': float(nll), 'tokens': round(float(tokens))}
-        for ids, nll, tokens in rows
-    ]
+    texts = [{'text': decoded(tokenizer, ids)} for ids in values['ids']]
+    return [text | found for text, found in zip(texts, _lost(values), strict=True)]
 
 
-def _written(c, tokenizer, split, numbers, values) -> list[Line]:
+def _lost(values) -> list[Line]:
+    rows = zip(values['ce'], values['labelled'], strict=True)
+    return [{'nll': float(nll), 'tokens': round(float(tokens))} for nll, tokens in rows]
+
+
+def _targets(c, tokenizer, split, numbers, values) -> list[Line]:
     eos, texts = tokenizer.eos_id, _texts(c, split, numbers)
-    written = [
-        _decoded(tokenizer, ids[:length][ids[:length] != eos])
-        for ids, length in zip(values['ids'], values['lengths'], strict=True)
-    ]
+    if 'lengths' in values:
+        made = [
+            {'text': decoded(tokenizer, ids[:length][ids[:length] != eos])}
+            for ids, length in zip(values['ids'], values['lengths'], strict=True)
+        ]
+    else:
+        made = _lost(values)
     if texts is None:
+        targets = values['reference'] if 'lengths' in values else values['ids']
         sources_, references = (
-            [_decoded(tokenizer, ids[ids != eos]) for ids in values[name]]
-            for name in ('source', 'reference')
+            [decoded(tokenizer, ids[ids != eos]) for ids in rows]
+            for rows in (values['source'], targets)
         )
     else:
         sources_, references = [one.first for one in texts], [one.second for one in texts]
     return [
-        {'source': source, 'reference': reference, 'text': text}
-        for source, reference, text in zip(sources_, references, written, strict=True)
+        {'source': source, 'reference': reference, **found}
+        for source, reference, found in zip(sources_, references, made, strict=True)
     ]
 
 
 LINES: dict[str, Callable[..., list[Line]]] = {
     'classify': _classified,
     'clm': _blocks,
-    'seq2seq': _written,
+    'seq2seq': _targets,
 }
 """Objective -> what makes its lines."""
 
 
-def _decoded(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+def decoded(tokenizer: Tokenizer, ids: np.ndarray) -> str:
     """The text; a network may have more ids than its tokenizer, which have none."""
     return tokenizer.decode(ids[(ids >= 0) & (ids < tokenizer.vocab_size)].tolist())
 

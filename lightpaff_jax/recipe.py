@@ -19,7 +19,9 @@ fine-tuning, stage 1, stage 2, the controls, evaluation, speed, report.md and re
 again, it skips the runs that are done and resumes the one that is not.
 
 config.student and config.teacher are the two networks, config.data is what both are pre-trained
-on, config.recipe has the four arrows and names the tasks.
+on, config.recipe has the four arrows and names the tasks. What a task is fine-tuned on, and how it
+is scored, are the keys data, eval, generate and optim of its own file; of two eval.batches the
+smaller counts.
 """
 
 SET_BY_RECIPE = (
@@ -36,9 +38,9 @@ def run(c: ConfigDict) -> None:
     _check(c)
     runs, _ = plan(c)
     for name in config.PHASES:  # said of the key that sets it, not of the run's
-        validation.check_batch(
-            f'recipe.{name}.batch_size', c.recipe[name].batch_size, c, jax.device_count()
-        )
+        size, imported = c.recipe[name].batch_size, name == 'teacher_pretrain' and c.teacher.path
+        if c.recipe[name].updates and not imported:
+            validation.check_batch(f'recipe.{name}.batch_size', size, c, jax.device_count())
     from lightpaff_jax import report, train, workdir
 
     for name, r in runs.items():
@@ -76,9 +78,12 @@ def run(c: ConfigDict) -> None:
 def _check(c: ConfigDict) -> None:
     if c.teacher.path:
         from lightpaff_jax import pretrained
+        from lightpaff_jax.data import tokenizers
 
         if not c.teacher.layers:
             c.teacher.update(pretrained.read_network('teacher.path', c.teacher.path).to_dict())
+        # Also of the students that are pre-trained without it.
+        c.tokenizer.path = c.tokenizer.path or tokenizers.find(c.teacher.path) or ''
     elif not c.teacher.layers:
         raise config.UserError(
             'config.teacher.layers = 0: a recipe trains its teacher, give its shape, or a finished '
@@ -106,7 +111,8 @@ def _choose(step: Step, done: int, of: int, search: list[dict]) -> str:
         sign = 1 if result['metric'] == 'perplexity' else -1
     if len(scores) == 1:
         return name
-    chosen = min(scores, key=lambda name: _or_inf(sign * scores[name]))
+    # All processes take the same one.
+    chosen = processes.of_first(lambda: min(scores, key=lambda name: _or_inf(sign * scores[name])))
     train.train(step.runs[chosen])  # scored on the test split, once
     candidates = [
         {'run': name, 'peak_lr': r.optim.peak_lr, 'lambda_': r.loss.lambda_, 'score': scores[name]}

@@ -210,6 +210,11 @@ def check(c: ConfigDict, runs: bool = True) -> None:
         )
     validation.check_paths(c, runs)
     sources.check(c)
+    if c.data.unlabelled and not c.teacher.path:
+        raise UserError(
+            f'config.data.unlabelled = {",".join(c.data.unlabelled)}: needs a teacher, which alone '
+            'speaks there'
+        )
     there = sources.classes(c) if c.objective == 'classify' else c.student.classes
     if there != c.student.classes:
         raise UserError(

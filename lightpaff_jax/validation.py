@@ -295,8 +295,8 @@ def _check_unread(c: ConfigDict) -> None:
         _rule(f'data.{key}', ','.join(c.data[key]), source != 'prepared' or not c.data[key],
               "is not read from 'prepared'")  # fmt: skip
     more = ','.join(c.data.unlabelled)
-    _rule('data.unlabelled', more, not more or (c.objective == 'classify' and c.teacher.path),
-          "is of objective 'classify' with a teacher, which alone speaks there")  # fmt: skip
+    _rule('data.unlabelled', more, not more or c.objective == 'classify',
+          "is of objective 'classify' alone")  # fmt: skip
     _rule('data.unlabelled', more, not more or source != 'prepared',
           f'is not read from {source!r}')  # fmt: skip
     used = source == 'text' and not c.tokenizer.path
@@ -336,15 +336,24 @@ def _rule(key: str, value, holds: bool, rule: str) -> None:
 
 _TSV = 'a folder with train.tsv and dev.tsv of GLUE'
 LAYOUTS = {
-    'text': 'a folder with train.txt, validation.txt and test.txt',
+    'text': 'a folder with files like train.txt, validation.txt and test.txt, or wiki.train.tokens',
     **dict.fromkeys(('sst2', 'qqp'), _TSV),
     'mrpc': 'a folder with msr_paraphrase_train.txt and msr_paraphrase_test.txt',
     'mr': 'a folder with rt-polarity.neg and rt-polarity.pos',
-    'table': 'a folder with train, validation and test as .tsv, .csv, .jsonl or .parquet',
-    'parallel': 'a folder with train, validation and test, each in two files of as many lines',
+    'table': 'a folder with .tsv, .csv, .jsonl or .parquet files that have train, and, unless '
+    'config.data.held_out cuts them, validation and test in their names',
+    'parallel': 'a folder with train, validation and test, each in two files of as many lines that '
+    'have config.data.sides in their names',
     'prepared': 'a folder that lightpaff_jax.data.prepare wrote',
 }
 """Source -> what its path must be."""
+
+
+def check_folder(c: ConfigDict) -> None:
+    """Raises MissingPaths, which says what must be there, if `config.data.path` is nowhere."""
+    source, path = c.data.source, c.data.path
+    if source in LAYOUTS and '://' not in path and not pathlib.Path(path).expanduser().exists():
+        raise MissingPaths(f'{path}: no such path, put {LAYOUTS[source]} there')
 
 
 def check_paths(c: ConfigDict, runs: bool = True) -> None:

@@ -351,7 +351,7 @@ BAD = [
     ('eval.metric', 'bleu', "'bleu': must be one of perplexity for objective 'clm'"),
     ('generate.beams', 0, '0: must be at least 1'),
     ('generate.length_penalty', NAN, 'nan: must be finite'),
-    ('data.unlabelled', ('text:x',), "text:x: is of objective 'classify' with a teacher, which alone speaks there"),
+    ('data.unlabelled', ('text:x',), "text:x: is of objective 'classify' alone"),
 ]  # fmt: skip
 
 

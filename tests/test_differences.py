@@ -89,6 +89,20 @@ def test_blocks_are_ordered_by_what_the_student_loses_per_token(task):
     assert dict(found.examples[0])['student'] == '2.80 nats per token'
 
 
+def test_answers_that_are_scored_by_perplexity_show_source_and_reference(task):
+    def reply(source, nll):
+        return {'source': source, 'reference': 'yes .', 'nll': nll, 'tokens': 2}
+
+    found = task(
+        'mass', 'Cornell dialogue', [reply('why ?', 4.0), reply('who ?', 6.0)],
+        [reply('why ?', 5.0), reply('who ?', 5.5)],
+    )  # fmt: skip
+    assert 'of 2 examples of the test split it is better on 1.' in found.said
+    first = dict(found.examples[0])
+    assert (first['source'], first['reference']) == ('why ?', 'yes .')
+    assert first['student'] == '2.50 nats per token'
+
+
 def test_ten_examples_at_most_are_shown_and_long_texts_are_cut(task):
     text = 'word ' * 300
     found = task(

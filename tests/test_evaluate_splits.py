@@ -190,6 +190,21 @@ def test_texts_are_those_that_generate_writes(summaries, tmp_path, beams, mesh):
         assert line['text'] == tokenizer.decode([i for i in ids if i != eos])
 
 
+def test_targets_that_are_only_scored_have_their_nll(summaries, tmp_path):
+    summaries.eval.metric = ''
+    found, lines = scored(summaries, tmp_path)
+    assert sum(line['tokens'] for line in lines) == found['tokens']
+    assert sum(line['nll'] for line in lines) == pytest.approx(found['ce'] * found['tokens'])
+    examples = list(sources.examples(summaries, 'test'))
+    for line in lines:
+        example = examples[line['index']]
+        assert (line['source'], line['reference']) == (example.first, example.second)
+    _, again = scored(as_prepared(summaries), tmp_path)
+    for one, other in zip(lines, again, strict=True):
+        assert one['reference'].startswith(other['reference'].rstrip('�'))
+        assert one['nll'] == pytest.approx(other['nll'])
+
+
 def test_references_of_a_prepared_set_are_decoded_ids(summaries, tmp_path):
     summaries.data.update({'length': 256, 'target_length': 24})
     _, lines = scored(summaries, tmp_path)
@@ -225,7 +240,7 @@ def test_the_test_split_and_another_metric_may_be_asked_for_later(summaries, tmp
     c.eval.test, c.eval.metric = False, ''
     first = train(c)
     assert list(first['scores']) == ['validation']
-    assert not (tmp_path / 'predictions').exists()
+    assert [p.name for p in (tmp_path / 'predictions').iterdir()] == ['validation.jsonl']
     checkpoint, metrics = tmp_path / 'checkpoints' / '4', tmp_path / 'metrics.jsonl'
     stamp, text = checkpoint.stat().st_mtime_ns, metrics.read_bytes()
     c.eval.test = True

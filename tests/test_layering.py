@@ -118,6 +118,7 @@ BESIDE = {
     ('tables', 'results'),
     ('plots', 'results'),
     ('teacher', 'pretrained'),
+    ('generate', 'predictions'),
     ('generate', 'pretrained'),
     ('cluster', 'config'),
     ('processes', 'cluster'),

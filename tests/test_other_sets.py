@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from lightpaff_jax import config, validation
+from lightpaff_jax import config, train, validation
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import batches, overlap, prepare, sources, specs, tokenizers
 
@@ -93,9 +93,9 @@ def test_a_part_of_a_mixture_has_a_weight(entry):
 def test_case_accents_and_punctuation_count_for_nothing():
     texts = overlap.Texts()
     texts.add("It's a Café !", document=False)
-    assert texts.has(['its a cafe'])
-    assert texts.has(['nothing', "it ' s a cafe\u0301"])
-    assert not texts.has(['its a cafe too'])
+    assert texts.inside('its a cafe')
+    assert texts.inside("it ' s a cafe\u0301")
+    assert not texts.inside('its a cafe too')
 
 
 def test_a_sentence_is_found_inside_a_document_and_a_short_one_only_as_the_whole():
@@ -205,15 +205,28 @@ def _alone(c):
     return c
 
 
-def test_unlabelled_text_needs_a_teacher_and_classes(mr):
-    c = polarity(mr, unlabelled=('sst2:x',))
-    with pytest.raises(UserError, match=r"data.unlabelled = sst2:x: is of objective 'classify' wi"):
+def test_unlabelled_text_needs_a_teacher_and_classes(mr, sst2):
+    c = polarity(mr, unlabelled=(f'sst2:{sst2}?held_out=0.05',))
+    with pytest.raises(UserError, match=r'data.unlabelled = sst2:.*: needs a teacher, which alone'):
+        train.check(c)
+    c.objective, c.student.head, c.student.classes = 'mlm', 'lm', 0
+    with pytest.raises(
+        UserError, match=r"data.unlabelled = sst2:.*: is of objective 'classify' alone"
+    ):
         validation.validate(c)
 
 
 def test_a_set_that_is_not_there_says_which_key_named_it(mr):
     c = polarity(mr, exclude=('sst2:/nowhere?held_out=0.05',))
-    with pytest.raises(UserError, match=r"data.exclude = 'sst2:/nowhere.*': .*/nowhere"):
+    rule = r"data.exclude = 'sst2:/nowhere.*': /nowhere: no such path, put a folder with train.tsv"
+    with pytest.raises(config.MissingPaths, match=rule):
+        sources.check(c)
+    c = polarity(mr)
+    c.data.source, c.data.mixture = 'mixture', ('text:/nowhere=1',)
+    c.data.path, c.data.held_out, c.objective = '', 0.0, 'mlm'
+    with pytest.raises(
+        config.MissingPaths, match='/nowhere: no such path, put a folder with files'
+    ):
         sources.check(c)
 
 
@@ -236,7 +249,7 @@ def test_polarity_and_sst2_have_no_sentence_in_common():
     for example in read['sst2']:
         texts.add(example.first, document=False)
     assert len(read['polarity']) > 3000
-    assert not any(texts.has([e.first]) for e in read['polarity'])
+    assert not any(texts.inside(e.first, overlap.LEAST) for e in read['polarity'])
 
 
 @pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')
@@ -259,5 +272,5 @@ def test_no_evaluation_sentence_of_a_family_is_in_its_pre_training_text(family, 
                 for side in example[:2]:
                     for sentence in overlap._SENTENCES.split(side):
                         words = overlap._words(sentence)
-                        if len(words) >= overlap._LEAST and len(''.join(words)) >= overlap._KEY:
+                        if len(words) >= overlap.LEAST and len(''.join(words)) >= overlap._KEY:
                             assert f' {" ".join(words)} ' not in text

@@ -217,7 +217,7 @@ def test_tasks_must_be_there_and_have_names_of_their_own():
 FAMILIES = {
     'bert': ('SST-2', 'QQP', 'Polarity'),
     'gpt2': ('WikiText-2', 'PTB', 'Documentation'),
-    'mass': ('Translation', 'Summarization', 'Dialogue'),
+    'mass': ('Multi30k En-De', 'Summarization', 'Dialogue'),
 }
 
 
@@ -250,7 +250,7 @@ def test_every_arm_chooses_from_the_same_learning_rates_and_later_seeds_take_the
             names.append((step.arm, list(step.runs)))
             taken = list(step.runs.values())[-1]
             for run in step.runs.values():
-                assert run.loss.lambda_ == (0 if not run.teacher.path else run.loss.lambda_)
+                assert bool(run.loss.lambda_) == bool(run.teacher.path)
             if 'seed1' in next(iter(step.runs)) and step.phase == 'student_finetune':
                 assert len(step.runs) == 1
                 assert taken.optim.peak_lr == 3e-3
@@ -311,43 +311,61 @@ def micro(data_cache, tmp_path):
     return c
 
 
-def test_a_recipe_that_was_stopped_goes_on_and_a_finished_one_changes_nothing(
-    micro, capsys, monkeypatch
-):
-    real, started = train.train, []
+def tables_of(workdir):
+    """What the report is made of, but times."""
+    recipe_json = json.loads((workdir / 'recipe.json').read_text())
+    results = {
+        str(path.parent.relative_to(workdir)): {
+            key: value
+            for key, value in json.loads(path.read_text()).items()
+            if key not in ('seconds', 'tokens_per_second')
+        }
+        for path in workdir.rglob('result.json')
+    }
+    return recipe_json, results
+
+
+def test_a_recipe_that_was_stopped_ends_as_one_that_was_not(micro, capsys, monkeypatch):
+    undisturbed = config.copy(micro)
+    undisturbed.workdir = str(pathlib.Path(micro.workdir).parent / 'undisturbed' / 'recipe')
+    recipe.run(undisturbed)
+    expected = tables_of(pathlib.Path(undisturbed.workdir))
+    real, calls = train.train, []
+    inside = train._updates
 
     def stopping(c):
-        started.append(c.workdir)
-        if len(started) == 5:  # the second learning rate of the first arm
+        calls.append(c.workdir)
+        if len(calls) in (5, 9):  # before the second learning rate; before what was taken is tested
             raise KeyboardInterrupt
         return real(c)
 
+    def breaking(*arguments):
+        if len(calls) == 14:
+            calls.append('inside of a run')
+            raise KeyboardInterrupt
+        return inside(*arguments)
+
     monkeypatch.setattr(train, 'train', stopping)
-    with pytest.raises(KeyboardInterrupt):
-        recipe.run(micro)
-    workdir = pathlib.Path(micro.workdir)
-    results = sorted(workdir.rglob('result.json'))
-    assert len(results) == 4
-    kept = {path: path.stat().st_mtime_ns for path in results}
+    monkeypatch.setattr(train, '_updates', breaking)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            recipe.run(micro)
     recipe.run(micro)
-    again = {path for path, stamp in kept.items() if path.stat().st_mtime_ns != stamp}
-    assert all('/lr' in str(path) for path in again)  # scored on the test split when it was taken
+    workdir = pathlib.Path(micro.workdir)
+    assert tables_of(workdir) == expected
     table = capsys.readouterr().out
     assert 'two-stage' in table
-    assert len(list(workdir.rglob('result.json'))) == 14
-    found = json.loads((workdir / 'recipe.json').read_text())
+    assert len(expected[1]) == 14
+    found = expected[0]
     for step in found['search']:
-        scored = {
-            one['run']: json.loads((workdir / one['run'] / 'result.json').read_text())['scores']
-            for one in step['candidates']
-        }
+        scored = {one['run']: expected[1][one['run']]['scores'] for one in step['candidates']}
         validation = {run: scores['validation']['perplexity'] for run, scores in scored.items()}
         assert step['chosen'] == min(validation, key=validation.__getitem__)
         assert [run for run, scores in scored.items() if 'test' in scores] == [step['chosen']]
     arms = {arm['arm']: arm['runs'][-1] for arm in found['tasks']['chex']['arms']}
     assert arms['two_stage'] == found['search'][0]['chosen']
-    tested = json.loads((workdir / arms['two_stage'] / 'result.json').read_text())
-    assert f'{tested["scores"]["test"]["perplexity"]:.2f}' in table
+    tested = expected[1][arms['two_stage']]['scores']['test']['perplexity']
+    assert f'{tested:.2f}' in table
     files = [workdir / 'report.md', workdir / 'speed.json', workdir / 'recipe.json']
     before = [path.read_text() for path in files]
     recipe.run(micro)
@@ -365,7 +383,14 @@ def test_a_finished_teacher_can_be_imported(micro):
     one = config.copy(micro)
     one.workdir, one.teacher.path = f'{micro.workdir}_2', f'{micro.workdir}/teacher_pretrain'
     one.teacher.layers = 0
+    one.data.packages = ('etils',)  # of which another vocabulary would be trained
     recipe.run(one)
+    tokenizers = {
+        json.loads(path.read_text())['tokenizer_hash']
+        for w in (one.workdir, micro.workdir)
+        for path in pathlib.Path(w).rglob('result.json')
+    }
+    assert len(tokenizers) == 1
     workdir = pathlib.Path(one.workdir)
     assert not (workdir / 'teacher_pretrain').exists()
     found = json.loads((workdir / 'recipe.json').read_text())['tasks']['chex']

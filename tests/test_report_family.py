@@ -198,7 +198,9 @@ def test_a_grid_has_a_line_a_weight_and_the_chosen_cell_stands_out():
         ([('two_stage', [0.5, 0.6, 0.5], 1), ('no_teacher', [0.5, 0.6, 0.5], 1)],
          ['All arms of a task were searched over the same learning rates: 0.1, 0.2, 0.3.']),
         ([('two_stage', [0.5, 0.6, 0.5], 1), ('no_teacher', [0.5, 0.4], 0)],
-         ['Warning: the arms were not searched alike in T.',
+         ['Warning: the arms were not searched alike in T.']),
+        ([('two_stage', [0.5, 0.6, 0.5], 1), ('no_teacher', [0.6, 0.5, 0.5], 0)],
+         ['All arms of a task were searched over the same learning rates: 0.1, 0.2, 0.3.',
           '1 of 2 chosen learning rates are the least or the greatest of their grid, where a wider '
           'one may find a better: T, no teacher.']),
         ([('two_stage', [0.5, 0.6, 0.5], 1)],

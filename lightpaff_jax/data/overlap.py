@@ -2,11 +2,11 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
 
 _SENTENCES = re.compile(r'\n+|(?<=[.!?])\s+')
-_LEAST = 8  # words; shorter sentences of a document say nothing of where they are from
-_FEW = 5  # words
+VERSION = 2  # of the rules below: prepared sets of another one are made again
+LEAST = 8  # words; shorter sentences say little of where they are from
+_FEW = 5  # words; of whole texts
 _KEY = 16  # letters by which a text is looked up
 
 
@@ -17,14 +17,14 @@ class Texts:
 
     def __init__(self) -> None:
         self._whole: set[str] = set()
-        self._inside: dict[str, set[str]] = {}
+        self._inside: dict[str, dict[str, int]] = {}
 
     def add(self, text: str, document: bool) -> None:
         """Adds a text unless it is a document, and each of its sentences of 8 words or more."""
         if not document:
             self._add(text)
         for sentence in _SENTENCES.split(text):
-            if len(_words(sentence)) >= _LEAST:
+            if len(_words(sentence)) >= LEAST:
                 self._add(sentence)
 
     def _add(self, text: str) -> None:
@@ -33,15 +33,14 @@ class Texts:
         if words:
             self._whole.add(letters)
         if len(words) >= _FEW and len(letters) >= _KEY:
-            self._inside.setdefault(letters[:_KEY], set()).add(letters)
+            self._inside.setdefault(letters[:_KEY], {})[letters] = len(words)
 
-    def has(self, texts: Iterable[str]) -> bool:
-        """Whether one of some texts is one of these."""
-        return any(''.join(_words(text)) in self._whole for text in texts)
+    def inside(self, document: str, least: int = _FEW) -> bool:
+        """Whether a text is one of these, or has one of them in it that has enough words.
 
-    def inside(self, document: str) -> bool:
-        """Whether one of these stands in a document, or is all of it; one of fewer than 5 words or 16
-        letters is looked for as all of it alone.
+        Args:
+          document: the text.
+          least: words of what is looked for inside, which must also have 16 letters.
         """
         words = _words(document)
         letters, start = ''.join(words), 0
@@ -49,7 +48,9 @@ class Texts:
             return True
         for word in words:
             found = self._inside.get(letters[start : start + _KEY])
-            if found and any(letters.startswith(text, start) for text in found):
+            if found and any(
+                count >= least and letters.startswith(text, start) for text, count in found.items()
+            ):
                 return True
             start += len(word)
         return False

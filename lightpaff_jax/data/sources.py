@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config, paths
+from lightpaff_jax import config, paths, validation
 from lightpaff_jax.data import overlap, readers, records, specs, splits
 from lightpaff_jax.data.readers import Skipped, Source
 
@@ -54,8 +54,9 @@ def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
         if repair:
             example = example._replace(first=repair(example.first), second=repair(example.second))
         if excluded:
-            left_out = excluded.inside(example.first) if documents else excluded.has(example[:2])
-            if left_out:
+            if documents and excluded.inside(example.first):
+                continue
+            if not documents and any(excluded.inside(text, overlap.LEAST) for text in example[:2]):
                 continue
         yield example
     if split == 'train' and c.data.unlabelled:
@@ -74,7 +75,7 @@ def _unlabelled(c: ConfigDict, skipped: Skipped) -> Iterator[Example]:
         pairs = source.kind(part.c) == 'classes'
         for name in part.splits:
             for example in source.examples(part.c, name, skipped):
-                if not evaluated.has(example[:2]):
+                if not any(evaluated.inside(text, overlap.LEAST) for text in example[:2]):
                     yield Example(example.first, example.second if pairs else '')
 
 
@@ -137,6 +138,7 @@ def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
     for key in ('exclude', 'unlabelled'):
         others = [(part, _source(part.c)) for part in _parts(c, key)]
         if others and (key == 'exclude' or 'train' in wanted):
+            found['overlap'] = overlap.VERSION
             found[key] = [
                 [part.c.data.source, list(part.splits), source.identity(part.c, part.splits)]
                 for part, source in others
@@ -154,9 +156,10 @@ def check(c: ConfigDict) -> None:
     for key in ('exclude', 'unlabelled'):
         for part, entry in zip(_parts(c, key), c.data[key], strict=True):
             try:
+                validation.check_folder(part.c)
                 _source(part.c).check(part.c)
             except config.UserError as error:
-                raise config.UserError(f'config.data.{key} = {entry!r}: {error}') from error
+                raise type(error)(f'config.data.{key} = {entry!r}: {error}') from error
 
 
 def classes(c: ConfigDict) -> int:
@@ -221,9 +224,10 @@ def _mixture_identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
 def _check_mixture(c: ConfigDict) -> None:
     for (part, _), entry in zip(parts(c), c.data.mixture, strict=True):
         try:
+            validation.check_folder(part)
             check(part)
         except config.UserError as error:
-            raise config.UserError(f'config.data.mixture = {entry!r}: {error}') from error
+            raise type(error)(f'config.data.mixture = {entry!r}: {error}') from error
 
 
 SOURCES = {

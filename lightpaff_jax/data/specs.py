@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from lightpaff_jax import command, config
 from lightpaff_jax.data import splits
 
-_OWN = ('mixture', 'replace', 'exclude', 'unlabelled')  # lists of other sets, and their repairs
+_OWN = ('mixture', 'files', 'replace', 'exclude', 'unlabelled')  # of one set alone
 
 
 class Part(NamedTuple):
