@@ -403,15 +403,15 @@ def test_identity_of_a_mixture_is_that_of_its_parts(mixed, tmp_path):
 @pytest.mark.parametrize(
     ('entry', 'said'),
     [
-        ('txt:x=1', 'must be SOURCE:PATH=WEIGHT with a SOURCE of pydocs, text, sst2, qqp, mrpc, mr, table, tfds, prepared; did you mean text?'),
-        ('mixture:x=1', 'must be SOURCE:PATH=WEIGHT with a SOURCE of pydocs, text, sst2, qqp, mrpc, mr, table, tfds, prepared'),
-        ('text:x', 'must be SOURCE:PATH=WEIGHT with a SOURCE of pydocs, text, sst2, qqp, mrpc, mr, table, tfds, prepared'),
+        ('txt:x=1', 'must begin with one of pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, prepared; did you mean text?'),
+        ('mixture:x=1', 'must begin with one of pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, prepared'),
+        ('text:x', 'must be SOURCE:PATH=WEIGHT, WEIGHT a number above 0'),
         ('text=1', "source 'text' must have a path"),
         ('pydocs:x=1', "source 'pydocs' must not have a path"),
-        ('text:x=0', 'the weight must be a number above 0'),
-        ('text:x=inf', 'the weight must be a number above 0'),
-        ('text:x=much', 'the weight must be a number above 0'),
-        ('text:/none=1', 'config.data.path = /none: no such folder, must be a folder; config.data.files names files in it'),
+        ('text:x=0', 'must be SOURCE:PATH=WEIGHT, WEIGHT a number above 0'),
+        ('text:x=inf', 'must be SOURCE:PATH=WEIGHT, WEIGHT a number above 0'),
+        ('text:x=much', 'must be SOURCE:PATH=WEIGHT, WEIGHT a number above 0'),
+        ('text:/none=1', '/none: no such path, put a folder with files like train.txt, validation.txt and test.txt, or wiki.train.tokens there'),
     ],
 )  # fmt: skip
 def test_a_malformed_part_is_named(entry, said):

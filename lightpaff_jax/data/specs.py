@@ -25,7 +25,9 @@ class Part(NamedTuple):
     weight: float = 1.0
 
 
-def part(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:
+def part(
+    c: ConfigDict, key: str, entry: str, sources: Sequence[str], said: str = ''
+) -> Part:  # fmt: skip
     """The set that an entry of `config.data.<key>` names.
 
     Args:
@@ -33,11 +35,12 @@ def part(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:
       key: of its section `data`.
       entry: what it says there.
       sources: that may be named.
+      said: the whole entry, for messages, where `entry` is not.
 
     Raises:
       UserError: another source, key, value or split.
     """
-    where = f'config.data.{key} = {entry!r}'
+    where = f'config.data.{key} = {(said or entry)!r}'
     body, _, chosen = entry.partition('#')
     names, _, query = body.partition('?')
     source, _, path = names.partition(':')
@@ -81,4 +84,4 @@ def weighted(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Par
         raise config.UserError(
             f'config.data.{key} = {entry!r}: must be SOURCE:PATH=WEIGHT, WEIGHT a number above 0'
         )
-    return part(c, key, names, sources)._replace(weight=weight)
+    return part(c, key, names, sources, entry)._replace(weight=weight)
