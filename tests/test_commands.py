@@ -307,7 +307,7 @@ def test_the_papers_recipe_says_what_to_put_where_and_what_to_run_without_it(
     assert line == (
         'config.teacher.path = teachers/gpt2_medium: no such path, put the workdir of a finished '
         'run, or a folder with config.json and model.safetensors there; config.data.path = data/openwebtext: no such path, put a folder with '
-        'train.txt, validation.txt and test.txt there; '
+        'files like train.txt, validation.txt and test.txt, or wiki.train.tokens there; '
         f'to try it without them: --config={path}:tiny'
     )
     assert not any(tmp_path.iterdir())
