@@ -72,9 +72,10 @@ def _small(c):
         'qqp:data/QQP?held_out=0.05&on_error=skip#validation,test',
     )  # fmt: skip
     c.eval.batch_size, c.eval.batches = 64, 10
-    p = {'warmup': 100, 'batch_size': 32}
-    c.recipe.teacher_pretrain.update(p | {'updates': 3000, 'peak_lr': 1e-3})
-    c.recipe.student_pretrain.update(p | {'updates': 1500, 'peak_lr': 2e-3})
+    c.data.masked = 0.3
+    p = {'warmup': 200, 'batch_size': 16}
+    c.recipe.teacher_pretrain.update(p | {'updates': 6000, 'peak_lr': 1e-3})
+    c.recipe.student_pretrain.update(p | {'updates': 2500, 'peak_lr': 2e-3})
     c.recipe.student_pretrain.update({'lambda_': 1.0, 'temperature': 2.0})
     c.recipe.equal_flops = ('SST-2',)
     c.recipe.notes = (

@@ -16,7 +16,7 @@ _OWN = {'teacher': 'teacher', 'two_stage': 'student'}  # row -> the paper's netw
 
 def check(where: str, recipe: dict) -> None:
     """Raises UserError for a family or a scale that recipe.json must not have."""
-    for key, known in (('family', tuple(NAMES)), ('scale', ('', 'paper', 'small', 'tiny'))):
+    for key, known in (('family', tuple(NAMES)), ('scale', ('', 'paper', 'small', 'tiny', 'ci'))):
         if key in recipe and recipe[key] not in known:
             rule = f'must be one of {", ".join(map(repr, known))}'
             raise UserError(f'{where}: {key} = {recipe[key]!r}: {rule}')

@@ -274,3 +274,21 @@ def test_no_evaluation_sentence_of_a_family_is_in_its_pre_training_text(family, 
                         words = overlap._words(sentence)
                         if len(words) >= overlap.LEAST and len(''.join(words)) >= overlap._KEY:
                             assert f' {" ".join(words)} ' not in text
+
+
+def test_a_pair_is_one_document_of_pretraining_and_a_translation_two(tmp_path):
+    rows = 'id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n'
+    rows += ''.join(f'{n}\t1\t2\thow is {n} made\twhat makes {n}\t1\n' for n in range(30))
+    c = config.default()
+    c.objective, c.data.source, c.data.held_out = 'mlm', 'qqp', 0.1
+    c.data.path = write(tmp_path / 'QQP', {'train.tsv': rows, 'dev.tsv': rows})
+    texts = {example.first for example in sources.examples(c, 'test')}
+    assert len(texts) == 30
+    assert 'how is 7 made\nwhat makes 7' in texts
+
+    c.data.source, c.data.sides, c.data.held_out = 'parallel', ('en', 'de'), 0.0
+    sides = {
+        f'{split}.{side}': f'{side} line\n' for split in ('train', 'val') for side in ('en', 'de')
+    }
+    c.data.path = write(tmp_path / 'parallel', sides)
+    assert [e.first for e in sources.examples(c, 'validation')] == ['en line', 'de line']

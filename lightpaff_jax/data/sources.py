@@ -81,12 +81,15 @@ def _unlabelled(c: ConfigDict, skipped: Skipped) -> Iterator[Example]:
 
 def _read(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
     source = _source(c)
-    apart = _kind(c, source) != 'documents' == config.LEARNS_FROM[c.objective]
+    kind = _kind(c, source)
     for example in source.examples(c, split, skipped):
-        if apart:
-            yield from (Example(text) for text in example[:2] if text.strip())
-        else:
+        if kind == 'documents' or config.LEARNS_FROM[c.objective] != 'documents':
             yield example
+            continue
+        texts = [text for text in example[:2] if text.strip()]
+        if kind == 'classes':  # what is classified together is one document
+            texts = ['\n'.join(texts)] if texts else []
+        yield from map(Example, texts)
 
 
 def _repair(c: ConfigDict) -> Callable[[str], str] | None:
@@ -132,7 +135,10 @@ def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
 
     Two configurations of one source and one kind of objective have equal examples if these are equal.
     """
-    found = _source(c).identity(c, wanted)
+    source = _source(c)
+    found = source.identity(c, wanted)
+    if config.LEARNS_FROM[c.objective] == 'documents' and source.kind(c) == 'classes':
+        found['pairs'] = 'joined'
     if c.data.replace:
         found['replace'] = list(c.data.replace)
     for key in ('exclude', 'unlabelled'):
