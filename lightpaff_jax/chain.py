@@ -84,7 +84,7 @@ class Chain:
             name = f'{self._inside(task)}teacher_finetune'
             taught[task] = yield from self._step(name, 'teacher_finetune', task, 'teacher', r)
             teacher = [*before, taught[task]]
-            self.table['tasks'][task] = {'note': '', 'teacher': teacher, 'arms': []}
+            self.table['tasks'][task] = {'teacher': teacher, 'arms': []}
         for seed in c.recipe.seeds:
             first: dict[str, str] = {}
             for task in self.tasks:

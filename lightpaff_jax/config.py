@@ -256,7 +256,7 @@ def default() -> ConfigDict:
     c.recipe.seeds = (0,)  # one student of every arm for each
     c.recipe.tasks = ()  # FILE[:VARIANT] of what is fine-tuned for, each a table
     c.recipe.data = ''  # folder that stands for `data` in paths; '' is `data` itself
-    c.recipe.scale = ''  # of the table of a family: paper, small or tiny
+    c.recipe.scale = ''  # of the table of a family: paper, small, tiny or ci
     c.recipe.notes = ()  # sentences of the report: what its figures depend on
     c.recipe.equal_flops = ()  # tasks with a control that takes as many FLOPs; () is all
     c.recipe.teacher_pretrain = phase()

@@ -114,6 +114,10 @@ def _check(s: Settings) -> None:
         ('temperature', s.temperature > 0, 'must be above 0'),
         ('top_k', s.top_k >= 0, 'must be at least 0'),
         ('top_p', 0 < s.top_p <= 1, 'must be in (0, 1]'),
+        *(
+            (name, s.sample or getattr(s, name) == none, f'must be {none:g} where nothing is drawn')
+            for name, none in (('temperature', 1), ('top_k', 0), ('top_p', 1))
+        ),
     )
     for name, holds, rule in rules:
         if not holds:

@@ -132,7 +132,10 @@ def _run(argv: Sequence[str]) -> None:
     prompts = _prompts(a)
     settings = Settings(**{name: getattr(a, name) for name in Settings._fields})
     place = tokenizers.find(a.model)
-    model, params = pretrained.load(a.model)
+    try:
+        model, params = pretrained.load(a.model)
+    except UserError as error:  # said of the key that a run has for it
+        raise type(error)(str(error).replace('config.path = ', '--model=')) from error
     if place is None:
         raise UserError(f'--model={a.model}: must hold the tokenizer of the network')
     tokenizer = tokenizers.read(place)

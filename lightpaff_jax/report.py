@@ -99,8 +99,6 @@ def _part(workdir: pathlib.Path, recipe: dict, task: str, rows: dict[str, Row],
     name = '' if alone else task
     found = differences.find(workdir, rows)
     said = headlines(rows, speed) + ([found.said] if found else [])
-    if note := recipe['tasks'][task].get('note'):
-        said.insert(1, note)
     plots = figures(workdir, rows, (0, 1) if alone else (1,), name)
     return Part(said, main_table(rows, name), plots, '', found)
 

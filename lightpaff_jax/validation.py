@@ -245,7 +245,7 @@ def _validate_scores(c: ConfigDict) -> None:
         _rule(f'generate.{key}', g[key], g[key] >= minimum, f'must be at least {minimum}')
     penalty = g.length_penalty
     _rule('generate.length_penalty', penalty, math.isfinite(penalty), 'must be finite')
-    if metric in GENERATED:
+    if metric in GENERATED or g.max_length:
         longest = g.max_length or c.data.target_length
         _rule('generate.min_length', g.min_length, g.min_length <= longest,
               f'must be at most the longest text, {longest}')  # fmt: skip

@@ -190,8 +190,7 @@ def make_family(workdir, family='bert', scale='small', seeds=2, examples=60):
                 make_run(workdir / runs[0], 35.0, seed, cost=costs[0], objective=before, **long)
                 _make_end(workdir / runs[1], value, arm, seed, of, examples, cost=costs[1], **long)
                 arms.append({'arm': arm, 'seed': seed, 'runs': runs})
-        note = 'In the place of WikiText-103.' if task == 'pydocs' else ''
-        recipe['tasks'][task] = {'note': note, 'teacher': teacher, 'arms': arms}
+        recipe['tasks'][task] = {'teacher': teacher, 'arms': arms}
         recipe['search'] += [
             _search(workdir, 'student_finetune', task, arm, metric)
             for arm in ('two_stage', 'stage1_only', 'stage2_only', 'no_teacher')

@@ -256,10 +256,13 @@ def test_the_command_writes_one_line_a_prompt(folders, family, tmp_path, capsys)
         (['--model={}/gpt2'], 'one of the arguments --prompt --file is required'),
         (['--model={}/gpt2', '--prompt=a', '--beams=x'], "argument --beams: invalid int value: 'x'"),
         (['--model={}/gpt2', '--prompt=a', '--beams=0'], 'beams = 0: must be at least 1'),
+        (['--model={}/gpt2', '--prompt=a', '--top-k=4'], 'top_k = 4: must be 0 where nothing is drawn'),
+        (['--model={}/gpt2', '--prompt=a', '--sample', '--beams=2'],
+         'sample = True: must be False with 2 beams'),
         (['--model={}/gpt2', '--prompt=a', '--batch-size=0'], '--batch-size=0: must be at least 1'),
         (['--model={}/bert', '--prompt=a'], "a network of the family 'bert' writes no texts"),
         (['--model={}/none', '--prompt=a'],
-         'config.path = {}/none: must be the workdir of a finished run, or a folder with config.json '
+         '--model={}/none: must be the workdir of a finished run, or a folder with config.json '
          'and model.safetensors'),
         (['--model={}/gpt2', '--file={}/none'], '--file={}/none: No such file or directory'),
         (['--model={}/gpt2', '--prompt=a', '--max-length=32'],

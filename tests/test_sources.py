@@ -345,14 +345,14 @@ def test_malformed_reviews_are_named(tmp_path, contents, said):
 # Kinds.
 
 
-def test_for_a_language_model_each_text_of_another_source_is_a_document(tmp_path):
+def test_for_a_language_model_what_is_classified_together_is_a_document(tmp_path):
     put(tmp_path / 'train.tsv', 'a\tb\tmark\none\ttwo\t1\nthree\t\t0\n')
     c = configured('table', tmp_path, columns=('a', 'b', 'mark'), classes=2)
     assert list(sources.examples(c, 'train')) == [
         Example('one', 'two', 1), Example('three', '', 0),
     ]  # fmt: skip
     c.objective = 'clm'
-    assert list(sources.examples(c, 'train')) == [Example(t) for t in ('one', 'two', 'three')]
+    assert list(sources.examples(c, 'train')) == [Example(t) for t in ('one\ntwo', 'three')]
 
 
 def test_an_objective_that_cannot_learn_from_the_examples_is_told(tmp_path):
