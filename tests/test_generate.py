@@ -109,14 +109,16 @@ def test_texts_end_at_the_first_end_and_are_padded_after_it(case, beams):
     free = written(case, beams=beams).ids
     eos = int(free[0, 2])
     found = written(case, eos_id=eos, beams=beams)
-    for ids, length in zip(found.ids, found.lengths, strict=True):
+    assert found.lengths.min() < SIZE
+    for row, (ids, length) in enumerate(zip(found.ids, found.lengths, strict=True)):
         assert eos not in ids[: length - 1]
         assert length == SIZE or ids[length - 1] == eos
         assert (ids[length:] == PAD).all()
-    if beams == 1:
-        assert found.lengths[0] <= 3
-        longer = written(case, eos_id=eos, min_length=5)
-        assert not (longer.ids[:, :5] == eos).any()
+        if beams == 1:  # the end changes nothing of what is before it
+            assert (ids[:length] == free[row, :length]).all()
+    longer = written(case, eos_id=eos, beams=beams, min_length=5)
+    assert not (longer.ids[:, :5] == eos).any()
+    assert longer.lengths.min() > 5
 
 
 @pytest.mark.parametrize('case', DECODERS)
