@@ -75,7 +75,7 @@ def _small(c):
     c.data.masked = 0.3
     p = {'warmup': 200, 'batch_size': 16}
     c.recipe.teacher_pretrain.update(p | {'updates': 6000, 'peak_lr': 1e-3})
-    c.recipe.student_pretrain.update(p | {'updates': 2500, 'peak_lr': 2e-3})
+    c.recipe.student_pretrain.update(p | {'updates': 2000, 'peak_lr': 2e-3})
     c.recipe.student_pretrain.update({'lambda_': 1.0, 'temperature': 2.0})
     c.recipe.equal_flops = ('SST-2',)
     c.recipe.notes = (

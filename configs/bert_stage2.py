@@ -87,12 +87,13 @@ def _paper(c, task):
 
 
 def _small(c, task):
-    c.data.length, c.data.buckets = (64, (32, 64)) if task == 'qqp' else (48, (16, 48))
+    c.data.length, c.data.buckets = 64, (32, 64) if task == 'qqp' else (16, 32, 64)
     c.eval.batch_size = 64
     c.student.vocab_size = 4096
     p = {'warmup': 40, 'batch_size': 32, 'lambda_': 0.8, 'temperature': 2.0}
-    c.recipe.teacher_finetune.update(p | {'updates': 1000, 'peak_lrs': (2e-4, 5e-4)})
-    c.recipe.student_finetune.update(p | {'updates': 400, 'peak_lrs': (5e-4, 1.5e-3)})
+    teacher, student = {'sst2': (2500, 800), 'qqp': (1200, 600), 'polarity': (800, 400)}[task]
+    c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lr': 5e-4})
+    c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (1e-3, 2e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 
