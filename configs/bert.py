@@ -79,8 +79,8 @@ def _small(c):
     c.recipe.student_pretrain.update({'lambda_': 1.0, 'temperature': 2.0})
     c.recipe.equal_flops = ('SST-2',)
     c.recipe.notes = (
-        'Polarity: the sentences of MR, without those that are in SST-2 or have a row of it of 8 words '
-        'or more inside.',
+        'Polarity: the sentences of MR, of which SST-2 is made. What SST-2 learns from has none of them, '
+        'and Polarity learns from none of the dev file of SST-2.',
         'The dev files of SST-2 and QQP are the tests; 5 % of train is for validation. Rows of SST-2 are '
         'phrases of the same sentences, so its validation favours what has learnt them by heart.',
         'QQP is the first 10,000 rows of the release, not the split of GLUE.',

@@ -47,6 +47,8 @@ def get_config(variant: str = ''):
 
 def _sst2(c, small):
     c.task, c.data.source, c.data.path, c.data.held_out = 'SST-2', 'sst2', 'data/SST-2', 0.05
+    if small:  # its sentences are sentences of MR
+        c.data.exclude = ('mr:data/MR?held_out=0.15',)
 
 
 def _qqp(c, small):
@@ -57,9 +59,8 @@ def _qqp(c, small):
 def _polarity(c, small):
     c.task = 'Polarity'
     if small:
-        # Sentences of SST-2 are sentences of MR: none that SST-2 has is left here.
         c.data.source, c.data.path, c.data.held_out = 'mr', 'data/MR', 0.15
-        c.data.exclude = ('sst2:data/SST-2?held_out=0.05',)
+        c.data.exclude = ('sst2:data/SST-2?held_out=0.05#test',)
         c.data.unlabelled = ('sst2:data/SST-2?held_out=0.05#train',)
     else:
         c.data.source, c.data.path, c.data.held_out = 'table', 'data/yelp', 0.02
@@ -92,7 +93,7 @@ def _small(c, task):
     c.student.vocab_size = 4096
     p = {'warmup': 40, 'batch_size': 32, 'lambda_': 0.8, 'temperature': 2.0}
     # A teacher that has learnt its examples by heart says of them what their labels say.
-    teacher, student = {'sst2': (2500, 800), 'qqp': (500, 500), 'polarity': (250, 300)}[task]
+    teacher, student = {'sst2': (2500, 800), 'qqp': (500, 500), 'polarity': (500, 500)}[task]
     rates = (5e-4,) if task == 'sst2' else (2e-4, 5e-4)
     c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lrs': rates})
     c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (1e-3, 2e-3)})

@@ -89,9 +89,11 @@ def _small(c, task):
     c.student.decoder_layers = 1
     c.data.buckets = (48, 64) if task == 'summarization' else (24, 40)
     c.eval.batch_size = 64
-    p = {'warmup': 60, 'batch_size': 32, 'lambda_': 0.7, 'temperature': 2.0}
-    c.recipe.teacher_finetune.update(p | {'updates': 3000, 'peak_lr': 1e-3})
-    c.recipe.student_finetune.update(p | {'updates': 1000, 'peak_lrs': (1e-3, 2e-3)})
+    p = {'warmup': 60, 'batch_size': 32, 'lambda_': 0.8, 'temperature': 2.0}
+    budgets = {'translation': (2500, 1000), 'summarization': (1000, 600), 'dialogue': (1200, 800)}
+    teacher, student = budgets[task]
+    c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lr': 1e-3})
+    c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (1e-3, 2e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 

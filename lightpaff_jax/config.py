@@ -199,7 +199,7 @@ def default() -> ConfigDict:
     c.data.held_out = 0.0  # share of train that is a split without file, by a hash; 0: an error
     c.data.detokenize = 'none'  # undoes the spaces around punctuation, one of DETOKENIZERS
     c.data.replace = ()  # OLD=NEW of words that stand for others, as UNK=<unk>
-    c.data.exclude = ()  # sets whose texts are left out, SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT]
+    c.data.exclude = ()  # sets whose texts train has not, SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT]
     c.data.unlabelled = ()  # classify: sets that train reads too, without their classes
     c.data.on_error = 'stop'  # at a malformed row, one of ON_ERROR
     c.data.tfds_dir = ''  # tfds: folder of its sets; '' is ~/tensorflow_datasets

@@ -35,7 +35,7 @@ def mr(tmp_path):
         tmp_path / 'MR',
         {
             'rt-polarity.pos': f'well, it is a fine film indeed!\n{positive}',
-            'rt-polarity.neg': 'A good film 7 .\n' + positive.replace('warm', 'cold'),
+            'rt-polarity.neg': 'A good film 3 .\n' + positive.replace('warm', 'cold'),
         },
     )
 
@@ -48,8 +48,8 @@ def polarity(mr, **data):
     return c
 
 
-def everything(c):
-    return [e for split in sources.SPLITS for e in sources.examples(c, split)]
+def by_split(c):
+    return {split: {e.first for e in sources.examples(c, split)} for split in sources.SPLITS}
 
 
 def test_a_set_is_named_with_its_keys_its_splits_and_its_weight():
@@ -115,18 +115,16 @@ def test_of_a_document_its_longer_sentences_are_looked_for():
     assert not texts.inside('another short line.')
 
 
-def test_rows_of_another_set_are_left_out_of_every_split(mr, sst2):
-    plain = everything(polarity(mr))
+def test_rows_of_another_set_are_left_out_of_train(mr, sst2):
+    plain = by_split(polarity(mr))
     c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05',))
-    left = everything(c)
-    assert {e.first for e in plain} - {e.first for e in left} == {
-        'well, it is a fine film indeed!',
-        'A good film 7 .',
-    }
+    left = by_split(c)
+    both = {'well, it is a fine film indeed!', 'A good film 3 .'}
+    assert plain['train'] - left['train'] == both
+    assert plain['test'] == left['test']
+    assert plain['validation'] == left['validation']
     c.data.exclude = (f'sst2:{sst2}?held_out=0.05#test',)
-    assert {e.first for e in plain} - {e.first for e in everything(c)} == {
-        'well, it is a fine film indeed!'
-    }
+    assert plain['train'] - by_split(c)['train'] == {'well, it is a fine film indeed!'}
     assert sources.identity(c) != sources.identity(polarity(mr))
 
 
@@ -234,7 +232,7 @@ DATA = os.environ.get('LIGHTPAFF_DATA', '')
 
 
 @pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')
-def test_polarity_and_sst2_have_no_sentence_in_common():
+def test_neither_of_polarity_and_sst2_learns_from_a_sentence_of_the_other():
     from lightpaff_jax import command
 
     configs = pathlib.Path(__file__).parents[1] / 'configs'
@@ -244,12 +242,20 @@ def test_polarity_and_sst2_have_no_sentence_in_common():
         c.data.path = c.data.path.replace('data', DATA, 1)
         c.data.exclude = tuple(e.replace(':data', f':{DATA}') for e in c.data.exclude)
         c.data.unlabelled = ()
-        read[task] = everything(c)
-    texts = overlap.Texts()
-    for example in read['sst2']:
-        texts.add(example.first, document=False)
-    assert len(read['polarity']) > 3000
-    assert not any(texts.inside(e.first, overlap.LEAST) for e in read['polarity'])
+        read[task] = {s: [e.first for e in sources.examples(c, s)] for s in sources.SPLITS}
+    assert len(read['sst2']['test']) == 872
+    assert len(read['sst2']['train']) > 50_000
+    assert len(read['polarity']['train']) > 5000
+    learnt = [{''.join(overlap._words(t)) for t in splits['train']} for splits in read.values()]
+    assert not learnt[0] & learnt[1]
+    # Rows of SST-2's validation split are phrases, of sentences that MR may have.
+    for one, held, other in (
+        ('sst2', ('test',), 'polarity'), ('polarity', ('validation', 'test'), 'sst2')
+    ):  # fmt: skip
+        evaluated = overlap.Texts()
+        for text in (text for split in held for text in read[one][split]):
+            evaluated.add(text, document=False)
+        assert not any(evaluated.inside(text, overlap.LEAST) for text in read[other]['train'])
 
 
 @pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')

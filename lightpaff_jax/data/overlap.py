@@ -4,7 +4,7 @@ import re
 import unicodedata
 
 _SENTENCES = re.compile(r'\n+|(?<=[.!?])\s+')
-VERSION = 2  # of the rules below: prepared sets of another one are made again
+VERSION = 3  # of the rules below: prepared sets of another one are made again
 LEAST = 8  # words; shorter sentences say little of where they are from
 _FEW = 5  # words; of whole texts
 _KEY = 16  # letters by which a text is looked up

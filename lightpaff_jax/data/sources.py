@@ -40,15 +40,15 @@ def examples(c: ConfigDict, split: str, skipped: Skipped | None = None) -> Itera
 
 
 def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
-    """The examples of `config.data`, repaired, without those that are excluded.
+    """The examples of `config.data`, repaired; of train, without those that are excluded.
 
-    Documents are left out of train alone: those that are evaluated on may be the others.
+    The other splits stay whole: what is excluded may be these very texts.
     """
     if c.data.source == 'mixture':  # its parts see to it
         yield from _read(c, split, skipped)
         return
     documents = config.LEARNS_FROM[c.objective] == 'documents'
-    excluded = None if documents and split != 'train' else _excluded(c)
+    excluded = _excluded(c) if split == 'train' else None
     repair = _repair(c)
     for example in _read(c, split, skipped):
         if repair:
