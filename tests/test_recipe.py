@@ -292,16 +292,16 @@ def get_config(variant=''):
 """
 
 
-@pytest.fixture
-def micro(data_cache, tmp_path):
+@pytest.fixture(scope='module')
+def shared(data_cache, tmp_path_factory):
     """A recipe of a few updates on one device, with a choice of learning rates."""
-    c = data_fixtures.tiny(data_cache)
-    c.workdir = str(tmp_path / 'recipe')
-    (tmp_path / 'chex.py').write_text(TASK)
-    c.recipe.tasks = (str(tmp_path / 'chex.py'),)
+    c, place = data_fixtures.tiny(data_cache), tmp_path_factory.mktemp('shared')
+    c.workdir = str(place / 'recipe')
+    (place / 'chex.py').write_text(TASK)
+    c.recipe.tasks = (str(place / 'chex.py'),)
     c.data.packages, c.data.batch_size, c.train.micro_steps = ('ml_collections',), 8, 1
     c.mesh.data, c.eval.batches = 1, 1
-    c.train.update({'compilation_cache': str(tmp_path / 'xla'), 'updates': 100})
+    c.train.update({'compilation_cache': str(place / 'xla'), 'updates': 100})
     small = {'layers': 1, 'heads': 2, 'ffn': 16, 'positions': 32, 'vocab_size': 512}
     c.student.update({'width': 8, **small})
     c.teacher.update({'width': 32, **small})
@@ -309,6 +309,20 @@ def micro(data_cache, tmp_path):
         c.recipe[name].update({'updates': 3, 'warmup': 1, 'batch_size': 4})
     c.recipe.student_finetune.peak_lrs = (1e-3, 1e-2)
     return c
+
+
+@pytest.fixture
+def micro(shared, tmp_path):
+    c = config.copy(shared)
+    c.workdir = str(tmp_path / 'recipe')
+    return c
+
+
+@pytest.fixture(scope='module')
+def undisturbed(shared):
+    """Its workdir, when it has run through."""
+    recipe.run(shared)
+    return pathlib.Path(shared.workdir)
 
 
 def tables_of(workdir):
@@ -325,11 +339,10 @@ def tables_of(workdir):
     return recipe_json, results
 
 
-def test_a_recipe_that_was_stopped_ends_as_one_that_was_not(micro, capsys, monkeypatch):
-    undisturbed = config.copy(micro)
-    undisturbed.workdir = str(pathlib.Path(micro.workdir).parent / 'undisturbed' / 'recipe')
-    recipe.run(undisturbed)
-    expected = tables_of(pathlib.Path(undisturbed.workdir))
+def test_a_recipe_that_was_stopped_ends_as_one_that_was_not(
+    micro, undisturbed, capsys, monkeypatch
+):
+    expected = tables_of(undisturbed)
     real, calls = train.train, []
     inside = train._updates
 
@@ -378,25 +391,19 @@ def test_a_key_that_the_recipe_sets_itself_is_refused(micro):
         recipe.run(micro)
 
 
-def test_a_finished_teacher_can_be_imported(micro):
+def test_a_finished_teacher_can_be_imported(micro, undisturbed):
+    micro.teacher.path, micro.teacher.layers = f'{undisturbed}/teacher_pretrain', 0
+    micro.data.packages = ('etils',)  # of which another vocabulary would be trained
     recipe.run(micro)
-    one = config.copy(micro)
-    one.workdir, one.teacher.path = f'{micro.workdir}_2', f'{micro.workdir}/teacher_pretrain'
-    one.teacher.layers = 0
-    one.data.packages = ('etils',)  # of which another vocabulary would be trained
-    recipe.run(one)
-    tokenizers = {
-        json.loads(path.read_text())['tokenizer_hash']
-        for w in (one.workdir, micro.workdir)
-        for path in pathlib.Path(w).rglob('result.json')
-    }
-    assert len(tokenizers) == 1
-    workdir = pathlib.Path(one.workdir)
+    workdir = pathlib.Path(micro.workdir)
+    results = [
+        json.loads(path.read_text())
+        for folder in (workdir, undisturbed)
+        for path in folder.rglob('result.json')
+    ]
+    assert len({result['tokenizer_hash'] for result in results}) == 1
     assert not (workdir / 'teacher_pretrain').exists()
     found = json.loads((workdir / 'recipe.json').read_text())['tasks']['chex']
     assert found['teacher'] == ['teacher_finetune']
-    hashes = [
-        json.loads((pathlib.Path(w) / 'seed0/stage1/result.json').read_text())['teacher_hash']
-        for w in (one.workdir, micro.workdir)
-    ]
-    assert hashes[0] == hashes[1]
+    stage1 = [folder / 'seed0/stage1/result.json' for folder in (workdir, undisturbed)]
+    assert len({json.loads(path.read_text())['teacher_hash'] for path in stage1}) == 1
