@@ -6,6 +6,7 @@ import gc
 import logging
 import pathlib
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -48,8 +49,13 @@ def _unraisable(hook: Callable, event: Any) -> None:
 def _quiet(record: logging.LogRecord) -> bool:
     """Drops what Orbax logs, and tasks of its that fail: the user gets one line of ours."""
     of_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
-    task = record.name == 'asyncio' and 'orbax' in record.getMessage()
-    return not (of_orbax or task)
+    return not (of_orbax or (record.name == 'asyncio' and _names_orbax(record)))
+
+
+def _names_orbax(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    frames = traceback.extract_tb(error.__traceback__) if error else ()
+    return 'orbax' in record.getMessage() or any('orbax' in frame.filename for frame in frames)
 
 
 for _name in ('absl', 'asyncio'):

@@ -5,9 +5,11 @@ import errno
 import logging
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import data_fixtures
 import numpy as np
@@ -318,6 +320,16 @@ def test_no_process_is_left_where_the_work_is_interrupted(vocabulary, started):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert all(process.poll() is not None for process in started)
+
+
+@pytest.mark.e2e
+def test_an_interrupt_is_not_heard_by_the_others_not_even_while_they_start(vocabulary, started):
+    with encoding.encoder(vocabulary, 2) as encode:
+        for _ in range(100):
+            started[0].send_signal(signal.SIGINT)
+            time.sleep(0.005)
+        assert len([*encode(works(4, []))]) == 4
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.e2e

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import multiprocessing.connection
-import signal
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -44,7 +43,6 @@ def encode(model: Model, texts: Sequence[str], counted: bool = False) -> Encoded
 
 def serve(descriptor: int) -> None:
     """Receives a model, then answers every (texts, whether to count words) until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
     pipe = multiprocessing.connection.Connection(descriptor)
     with contextlib.suppress(EOFError, OSError):
         model = pipe.recv()
