@@ -339,6 +339,7 @@ def tables_of(workdir):
     return recipe_json, results
 
 
+@pytest.mark.e2e
 def test_a_recipe_that_was_stopped_ends_as_one_that_was_not(
     micro, undisturbed, capsys, monkeypatch
 ):
@@ -391,6 +392,7 @@ def test_a_key_that_the_recipe_sets_itself_is_refused(micro):
         recipe.run(micro)
 
 
+@pytest.mark.e2e
 def test_a_finished_teacher_can_be_imported(micro, undisturbed):
     micro.teacher.path, micro.teacher.layers = f'{undisturbed}/teacher_pretrain', 0
     micro.data.packages = ('etils',)  # of which another vocabulary would be trained
