@@ -244,6 +244,8 @@ def test_the_default_is_valid_on_devices_that_divide_its_batch():
     validation.validate(config.default())
     for devices in (1, 2, 4, 8):
         validation.validate(config.default(), devices)
+    with pytest.raises(UserError, match=r'data\.batch_size = 8: must be a multiple'):
+        validation.validate(config.default(), 3)
 
 
 NAN, INF = math.nan, math.inf
@@ -350,6 +352,7 @@ BAD = [
     ('recipe.student_finetune.lambdas', (0.5, 1.5), '1.5: must be in [0, 1]'),
     ('eval.metric', 'bleu', "'bleu': must be one of perplexity for objective 'clm'"),
     ('generate.beams', 0, '0: must be at least 1'),
+    ('generate.max_length', 4000, '4000: must be at most student.positions = 128'),
     ('generate.length_penalty', NAN, 'nan: must be finite'),
     ('data.unlabelled', ('text:x',), "text:x: is of objective 'classify' alone"),
 ]  # fmt: skip
@@ -388,6 +391,9 @@ def test_devices_of_one_matrix_product_share_their_examples():
     c.mesh.tensor, c.data.batch_size = 4, 2
     c.eval.batch_size = 6
     validation.validate(c, 8)
+    c.mesh.tensor = 1
+    with pytest.raises(UserError, match=r'data\.batch_size = 2: must be a multiple'):
+        validation.validate(c, 8)
 
 
 def test_teacher_and_student_must_share_a_vocabulary():
@@ -509,6 +515,9 @@ def test_a_teacher_whose_shape_is_read_from_its_path_has_no_rule():
     c = config.default()
     c.teacher.vocab_size, c.teacher.heads = 4096, 7
     validation.validate(c)
+    c.teacher.layers = 2
+    with pytest.raises(UserError, match=r'config\.teacher\.heads = 7'):
+        validation.validate(c)
 
 
 # Values on the command line.

@@ -246,9 +246,13 @@ def test_a_byte_that_is_no_utf_8_is_named_with_its_line(tmp_path):
     assert skipped == [said]
 
 
-def test_a_local_path_is_reached_at_once():
-    paths.reachable('/no/such/path')
-    paths.reachable('data')
+def test_a_local_path_is_reached_without_a_look_at_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(paths, 'within', lambda *arguments: asked.append(arguments[1]))
+    for path in ('/no/such/path', 'data', 'gs://asked_of_a_local_path/x'):
+        paths.reachable(path)
+    paths._ANSWERED.discard('asked_of_a_local_path')
+    assert asked == ['gs://asked_of_a_local_path/x']
 
 
 @pytest.mark.parametrize('path', ['s3://bucket/x', 'gs://', 'gs:///x', 'http://host/x'])

@@ -6,7 +6,7 @@ import unicodedata
 _SENTENCES = re.compile(r'\n+|(?<=[.!?])\s+')
 VERSION = 3  # of the rules below: prepared sets of another one are made again
 LEAST = 8  # words; shorter sentences say little of where they are from
-_FEW = 5  # words; of whole texts
+FEW = 5  # words; of whole texts
 _KEY = 16  # letters by which a text is looked up
 
 
@@ -32,10 +32,10 @@ class Texts:
         letters = ''.join(words)
         if words:
             self._whole.add(letters)
-        if len(words) >= _FEW and len(letters) >= _KEY:
+        if len(words) >= FEW and len(letters) >= _KEY:
             self._inside.setdefault(letters[:_KEY], {})[letters] = len(words)
 
-    def inside(self, document: str, least: int = _FEW) -> bool:
+    def inside(self, document: str, least: int) -> bool:
         """Whether a text is one of these, or has one of them in it that has enough words.
 
         Args:

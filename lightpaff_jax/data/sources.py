@@ -49,18 +49,19 @@ def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
         return
     documents = config.LEARNS_FROM[c.objective] == 'documents'
     excluded = _excluded(c) if split == 'train' else None
+    least = overlap.FEW if documents else overlap.LEAST
     repair = _repair(c)
     for example in _read(c, split, skipped):
         if repair:
             example = example._replace(first=repair(example.first), second=repair(example.second))
-        if excluded:
-            if documents and excluded.inside(example.first):
-                continue
-            if not documents and any(excluded.inside(text, overlap.LEAST) for text in example[:2]):
-                continue
-        yield example
+        if not (excluded and _is_in(excluded, example, least)):
+            yield example
     if split == 'train' and c.data.unlabelled:
         yield from _unlabelled(c, skipped)
+
+
+def _is_in(texts: overlap.Texts, example: Example, least: int) -> bool:
+    return any(texts.inside(text, least) for text in example[:2])
 
 
 def _unlabelled(c: ConfigDict, skipped: Skipped) -> Iterator[Example]:
@@ -75,7 +76,7 @@ def _unlabelled(c: ConfigDict, skipped: Skipped) -> Iterator[Example]:
         pairs = source.kind(part.c) == 'classes'
         for name in part.splits:
             for example in source.examples(part.c, name, skipped):
-                if not any(evaluated.inside(text, overlap.LEAST) for text in example[:2]):
+                if not _is_in(evaluated, example, overlap.LEAST):
                     yield Example(example.first, example.second if pairs else '')
 
 
@@ -143,7 +144,7 @@ def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
         found['replace'] = list(c.data.replace)
     for key in ('exclude', 'unlabelled'):
         others = [(part, _source(part.c)) for part in _parts(c, key)]
-        if others and (key == 'exclude' or 'train' in wanted):
+        if others and 'train' in wanted:
             found['overlap'] = overlap.VERSION
             found[key] = [
                 [part.c.data.source, list(part.splits), source.identity(part.c, part.splits)]
