@@ -93,10 +93,10 @@ def _small(c, task):
     c.student.vocab_size = 4096
     p = {'warmup': 40, 'batch_size': 32, 'lambda_': 0.8, 'temperature': 2.0}
     # A teacher that has learnt its examples by heart says of them what their labels say.
-    teacher, student = {'sst2': (2500, 800), 'qqp': (500, 500), 'polarity': (500, 500)}[task]
-    rates = (5e-4,) if task == 'sst2' else (2e-4, 5e-4)
-    c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lrs': rates})
-    c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (1e-3, 2e-3)})
+    updates, rates = (2500, (5e-4,)) if task == 'sst2' else (500, (2e-4, 5e-4))
+    c.recipe.teacher_finetune.update(p | {'updates': updates, 'peak_lrs': rates})
+    p |= {'updates': 300, 'warmup': 30}
+    c.recipe.student_finetune.update(p | {'peak_lrs': (2e-3, 4e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 
