@@ -2,18 +2,28 @@
 
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+# Tests of one process share the programs they compile; others could read one that is half written.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='lightpaff_jax_compiled_')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.03'
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import data_fixtures
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 _CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
 """A folder to keep the corpus in between sessions of a developer; the default makes it anew."""
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 
 # Programs of this process are compiled in half the time, and run slower: most of what a test takes
@@ -24,9 +34,15 @@ jax.config.update('jax_disable_most_optimizations', True)
 @pytest.fixture
 def full_compilation():
     """Programs are compiled as a user's are: where these are what is tested."""
-    jax.config.update('jax_disable_most_optimizations', False)
+
+    def full(on):
+        jax.config.update('jax_disable_most_optimizations', not on)
+        jax.config.update('jax_enable_compilation_cache', not on)
+        compilation_cache.reset_cache()  # which else goes on as it began
+
+    full(True)
     yield
-    jax.config.update('jax_disable_most_optimizations', True)
+    full(False)
 
 
 @pytest.fixture(scope='session')

@@ -547,10 +547,10 @@ def test_a_process_with_a_mistake_writes_one_line_and_exits_with_2(module, argv,
 
 @pytest.mark.e2e
 def test_a_killed_process_started_again_ends_as_if_it_had_not_been(place):
-    updates, save_every = 120, 20
+    updates, save_every = 60, 10
     settings = [
         f'--config.train.updates={updates}', f'--config.train.save_every={save_every}',
-        '--config.train.eval_every=50', '--config.eval.batches=2',
+        '--config.train.eval_every=25', '--config.eval.batches=2',
     ]  # fmt: skip
 
     def run(name):
