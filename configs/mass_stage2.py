@@ -93,7 +93,7 @@ def _small(c, task):
     budgets = {'translation': (2500, 1000), 'summarization': (1000, 600), 'dialogue': (1200, 800)}
     teacher, student = budgets[task]
     c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lr': 1e-3})
-    c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (1e-3, 2e-3)})
+    c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (2e-3, 4e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 
