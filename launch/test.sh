@@ -5,4 +5,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment test
 cd "$REPOSITORY"
-exec "$VENV/bin/python" -m pytest --numprocesses=2 "$@"
+exec "$VENV/bin/python" -m pytest --numprocesses=2 --dist=worksteal "$@"

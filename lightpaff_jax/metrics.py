@@ -23,7 +23,6 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
 
 from lightpaff_jax import paths, processes
 
@@ -131,6 +130,8 @@ class Writer:
                 paths.fetch(self._bucket / path.name, path)
             _truncate(path, resume_step)
             self._files[name] = path.open('a', encoding='utf-8')
+        from tensorboardX import SummaryWriter  # with torch, where that is installed: 1.5 s
+
         self._tensorboard = SummaryWriter(
             str(self._folder / 'tensorboard'),
             purge_step=resume_step + 1 if resume_step else 0,

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from rouge_score import rouge_scorer
-from sacrebleu.metrics.bleu import BLEU
 
 from lightpaff_jax.config import UserError
 
@@ -37,6 +35,8 @@ def bleu(texts: Sequence[str], references: Sequence[str]) -> dict[str, float | s
     Returns:
       bleu, and bleu_signature: sacrebleu's text that says how. Post, arXiv 1804.08771.
     """
+    from sacrebleu.metrics.bleu import BLEU
+
     _check(texts, references)
     metric = BLEU()
     found = metric.corpus_score(list(texts), [list(references)])
@@ -51,6 +51,8 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float | 
     Returns:
       rouge1, rouge2, rougeL. Lin, 2004: ROUGE, a package for automatic evaluation of summaries.
     """
+    from rouge_score import rouge_scorer  # 1.5 s of nltk, which few commands need
+
     _check(texts, references)
     scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
     found = [scorer.score(r, t) for t, r in zip(texts, references, strict=True)]
