@@ -99,7 +99,7 @@ def _tiny(c):
         {'updates': 300, 'warmup': 30, 'batch_size': 16, 'peak_lr': 1e-3}
     )
     c.recipe.student_pretrain.update(
-        {'updates': 300, 'warmup': 30, 'batch_size': 16, 'peak_lr': 2e-3}
+        {'updates': 300, 'warmup': 30, 'batch_size': 16, 'peak_lr': 4e-3}
     )
     c.recipe.equal_flops = ('topic',)
     c.mesh.data = 1

@@ -105,9 +105,9 @@ def _tiny(c, form):
     c.data.form = 'pairs' if form == 'pairs' else 'topic'
     c.data.packages = ('numpy', 'scipy', 'flax') if form == 'origin' else ()
     c.student.classes = 2 if form == 'pairs' else 12
-    p = {'updates': 60, 'warmup': 6, 'batch_size': 16}
+    p = {'updates': 200, 'warmup': 20, 'batch_size': 16}
     c.recipe.teacher_finetune.update(p | {'peak_lr': 1e-3})
-    c.recipe.student_finetune.update(p | {'peak_lr': 1e-3})
+    c.recipe.student_finetune.update(p | {'peak_lr': 4e-3})
     c.eval.batch_size, c.eval.batches = 32, 20
     return config.take(c, c.recipe.student_finetune, guided=True)
 
