@@ -150,6 +150,58 @@ def phase(**changes) -> ConfigDict:
     return c
 
 
+def _data() -> ConfigDict:
+    """What is learnt from, and how it becomes batches."""
+    c = ConfigDict()
+    c.source = 'pydocs'  # one of SOURCES
+    c.path = ''  # folder of the files or of a prepared set; tfds: NAME[/CONFIG]
+    c.packages = ()  # pydocs: packages to read; () reads all
+    c.form = 'text'  # pydocs: what one example is, one of FORMS
+    c.files = ()  # SPLIT=GLOB below path; () finds a split's files by their names
+    c.documents = 'blank'  # text files: what parts documents, one of DOCUMENTS
+    c.columns = ()  # table, tfds: of the first text, the second ('' none) and the class; numbers: no header
+    c.labels = ()  # table: names of the classes in their order; () are 0, 1, ...
+    c.classes = 0  # table: how many, where labels is ()
+    c.sides = ()  # parallel: marks in the names of the source's and the target's files, as en,de
+    c.held_out = 0.0  # share of train that is a split without file, by a hash; 0: an error
+    c.detokenize = 'none'  # undoes the spaces around punctuation, one of DETOKENIZERS
+    c.replace = ()  # OLD=NEW of words that stand for others, as UNK=<unk>
+    c.exclude = ()  # sets whose texts train has not, SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT]
+    c.unlabelled = ()  # classify: sets that train reads too, without their classes
+    c.on_error = 'stop'  # at a malformed row, one of ON_ERROR
+    c.tfds_dir = ''  # tfds: folder of its sets; '' is ~/tensorflow_datasets
+    c.mixture = ()  # SOURCE:PATH=WEIGHT of each part; its share of the rows is its share of the weights
+    c.length = 128  # tokens a sequence; of an encoder-decoder's source
+    c.target_length = 0  # seq2seq: tokens a target
+    c.long_text = 'truncate'  # what is done with a longer example, one of LONG_TEXT
+    c.packing = 'contiguous'  # blocks of a stream, or of whole documents: one of PACKING
+    c.buckets = ()  # classify, seq2seq: lengths a batch may have, rising, the last is length; () is that alone
+    c.masked = 0.15  # mlm: share of the tokens that is predicted
+    c.whole_words = False  # mlm: all pieces of a word or none
+    c.fragment = 0.5  # mass: share of a sequence that is predicted, one fragment
+    c.batch_size = 8  # sequences an update, over all devices and micro-steps
+    c.cache = '~/.cache/lightpaff_jax'  # sets and vocabularies made here
+    c.prefetch = 4  # batches read ahead
+    c.workers = 1  # processes that tokenize
+    return c
+
+
+def _recipe() -> ConfigDict:
+    """What is trained, for what, and for how long, where a table is made."""
+    c = ConfigDict()
+    c.seeds = (0,)  # one student of every arm for each
+    c.tasks = ()  # FILE[:VARIANT] of what is fine-tuned for, each a table
+    c.data = ''  # folder that stands for `data` in paths; '' is `data` itself
+    c.scale = ''  # of the table of a family: paper, small, tiny or ci
+    c.notes = ()  # sentences of the report: what its figures depend on
+    c.equal_flops = ()  # tasks with a control that takes as many FLOPs; () is all
+    c.teacher_pretrain = phase()
+    c.teacher_finetune = phase()  # updates 0: that of each task
+    c.student_pretrain = phase()  # stage 1, and its control without a teacher
+    c.student_finetune = phase()  # stage 2, and its control without a teacher; as above
+    return c
+
+
 def default() -> ConfigDict:
     """Every key with its default. Units are in the comments."""
     c = ConfigDict()
@@ -185,37 +237,7 @@ def default() -> ConfigDict:
     c.optim.weight_decay = 0.01  # AdamW, on matrices only
     c.optim.clip_norm = 1.0  # longest gradient; 0 does not clip
 
-    c.data = ConfigDict()
-    c.data.source = 'pydocs'  # one of SOURCES
-    c.data.path = ''  # folder of the files or of a prepared set; tfds: NAME[/CONFIG]
-    c.data.packages = ()  # pydocs: packages to read; () reads all
-    c.data.form = 'text'  # pydocs: what one example is, one of FORMS
-    c.data.files = ()  # SPLIT=GLOB below path; () finds a split's files by their names
-    c.data.documents = 'blank'  # text files: what parts documents, one of DOCUMENTS
-    c.data.columns = ()  # table, tfds: of the first text, the second ('' none) and the class; numbers: no header
-    c.data.labels = ()  # table: names of the classes in their order; () are 0, 1, ...
-    c.data.classes = 0  # table: how many, where labels is ()
-    c.data.sides = ()  # parallel: marks in the names of the source's and the target's files, as en,de
-    c.data.held_out = 0.0  # share of train that is a split without file, by a hash; 0: an error
-    c.data.detokenize = 'none'  # undoes the spaces around punctuation, one of DETOKENIZERS
-    c.data.replace = ()  # OLD=NEW of words that stand for others, as UNK=<unk>
-    c.data.exclude = ()  # sets whose texts train has not, SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT]
-    c.data.unlabelled = ()  # classify: sets that train reads too, without their classes
-    c.data.on_error = 'stop'  # at a malformed row, one of ON_ERROR
-    c.data.tfds_dir = ''  # tfds: folder of its sets; '' is ~/tensorflow_datasets
-    c.data.mixture = ()  # SOURCE:PATH=WEIGHT of each part; its share of the rows is its share of the weights
-    c.data.length = 128  # tokens a sequence; of an encoder-decoder's source
-    c.data.target_length = 0  # seq2seq: tokens a target
-    c.data.long_text = 'truncate'  # what is done with a longer example, one of LONG_TEXT
-    c.data.packing = 'contiguous'  # blocks of a stream, or of whole documents: one of PACKING
-    c.data.buckets = ()  # classify, seq2seq: lengths a batch may have, rising, the last is length; () is that alone
-    c.data.masked = 0.15  # mlm: share of the tokens that is predicted
-    c.data.whole_words = False  # mlm: all pieces of a word or none
-    c.data.fragment = 0.5  # mass: share of a sequence that is predicted, one fragment
-    c.data.batch_size = 8  # sequences an update, over all devices and micro-steps
-    c.data.cache = '~/.cache/lightpaff_jax'  # sets and vocabularies made here
-    c.data.prefetch = 4  # batches read ahead
-    c.data.workers = 1  # processes that tokenize
+    c.data = _data()
 
     c.tokenizer = ConfigDict()
     c.tokenizer.path = ''  # file or folder; '' takes that of the teacher or of init, or trains one
@@ -252,17 +274,7 @@ def default() -> ConfigDict:
     c.mesh.fsdp = 1  # devices that share each parameter
     c.mesh.tensor = 1  # devices that share each matrix product
 
-    c.recipe = ConfigDict()
-    c.recipe.seeds = (0,)  # one student of every arm for each
-    c.recipe.tasks = ()  # FILE[:VARIANT] of what is fine-tuned for, each a table
-    c.recipe.data = ''  # folder that stands for `data` in paths; '' is `data` itself
-    c.recipe.scale = ''  # of the table of a family: paper, small, tiny or ci
-    c.recipe.notes = ()  # sentences of the report: what its figures depend on
-    c.recipe.equal_flops = ()  # tasks with a control that takes as many FLOPs; () is all
-    c.recipe.teacher_pretrain = phase()
-    c.recipe.teacher_finetune = phase()  # updates 0: that of each task
-    c.recipe.student_pretrain = phase()  # stage 1, and its control without a teacher
-    c.recipe.student_finetune = phase()  # stage 2, and its control without a teacher; as above
+    c.recipe = _recipe()
     return c.lock()
 
 
