@@ -8,7 +8,7 @@ import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
-# Tests of one process share the programs they compile; others could read one that is half written.
+# Tests of one worker share the programs they compile; another could read one that is half written.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='lightpaff_jax_compiled_')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.03'
 sys.path.insert(0, str(pathlib.Path(__file__).parent))

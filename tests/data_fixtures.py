@@ -32,6 +32,7 @@ def tiny(cache: str) -> ConfigDict:
     c.data.batch_size = 8
     c.train.micro_steps = 2
     c.eval.batch_size = 8
+    c.train.compilation_cache = ''  # that of the session
     return c
 
 

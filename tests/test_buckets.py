@@ -109,7 +109,7 @@ def test_processes_agree_on_the_bucket(data_cache, vocabulary, form, processes):
 def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(data_cache, tmp_path):
     def run(updates):
         c = configured(data_cache, 'pairs')
-        c.workdir, c.train.compilation_cache = str(tmp_path), ''
+        c.workdir = str(tmp_path)
         c.student.update(
             {'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'vocab_size': 512, 'positions': 384}
         )

@@ -264,6 +264,6 @@ def test_the_test_split_and_another_metric_may_be_asked_for_later(summaries, tmp
 
 def configured(c, workdir):
     c.workdir = str(workdir)
-    c.task, c.train.compilation_cache = 'news', ''
+    c.task = 'news'
     c.train.micro_steps, c.optim.warmup = 1, 2
     c.train.update({'updates': 4, 'save_every': 2, 'log_every': 2})

@@ -28,7 +28,7 @@ def losses(cache, workdir, objective, dtype):
     c.data.form = FORMS.get(objective, 'text')
     c.data.target_length = 16 * (objective == 'seq2seq')
     c.mesh.data, c.train.micro_steps, c.data.batch_size = 1, 1, 16
-    c.eval.batches, c.train.compilation_cache = 1, ''
+    c.eval.batches = 1
     c.train.update({'updates': 50, 'save_every': 50, 'log_every': 1})
     train(c)
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]

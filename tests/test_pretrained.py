@@ -28,7 +28,6 @@ def configured(cache, workdir, family='gpt2', **student):
     c.objective = OBJECTIVES[family]
     c.student.update({**SHAPE, 'family': family, 'decoder_layers': 2 * (family == 'mass')})
     c.student.update(student)
-    c.train.compilation_cache = ''
     c.eval.batches = 1
     c.optim.warmup, c.mesh.data = 1, 1
     c.train.update({'updates': 2, 'save_every': 2, 'log_every': 1, 'micro_steps': 1})

@@ -30,7 +30,7 @@ def shared(data_cache, tmp_path_factory):
     c.recipe.tasks = (str(place / 'chex.py'),)
     c.data.packages, c.data.batch_size, c.train.micro_steps = ('ml_collections',), 8, 1
     c.mesh.data, c.eval.batches = 1, 1
-    c.train.update({'compilation_cache': str(place / 'xla'), 'updates': 100})
+    c.train.updates = 100
     small = {'layers': 1, 'heads': 2, 'ffn': 16, 'positions': 32, 'vocab_size': 512}
     c.student.update({'width': 8, **small})
     c.teacher.update({'width': 32, **small})
