@@ -90,7 +90,7 @@ def _small(c, task):
     c.data.buckets = (48, 64) if task == 'summarization' else (24, 40)
     c.eval.batch_size = 64
     p = {'warmup': 60, 'batch_size': 32, 'lambda_': 0.8, 'temperature': 2.0}
-    budgets = {'translation': (2500, 800), 'summarization': (1000, 800), 'dialogue': (1200, 500)}
+    budgets = {'translation': (2500, 800), 'summarization': (1000, 1200), 'dialogue': (1200, 500)}
     teacher, student = budgets[task]
     c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lr': 1e-3})
     c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (8e-3, 16e-3)})
