@@ -93,7 +93,7 @@ def _small(c, task):
     budgets = {'translation': (2500, 800), 'summarization': (1000, 1200), 'dialogue': (1200, 500)}
     teacher, student = budgets[task]
     c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lr': 1e-3})
-    c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (8e-3, 16e-3)})
+    c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (4e-3, 8e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 
