@@ -91,7 +91,7 @@ def _tiny(c):
     c.eval.batch_size, c.eval.batches = 32, 10
     p = {'updates': 300, 'warmup': 30, 'batch_size': 16}
     c.recipe.teacher_pretrain.update(p | {'peak_lr': 1e-3})
-    c.recipe.student_pretrain.update(p | {'peak_lr': 2e-3})
+    c.recipe.student_pretrain.update(p | {'peak_lr': 5e-3})
     c.recipe.equal_flops = ('jax',)
     c.mesh.data = 1
     c.train.update({'log_every': 20, 'save_every': 500})

@@ -3,7 +3,7 @@
 Reproduces the student of the paper's summarization and dialogue tables: teacher MASS "middle", 6 + 6
 layers x 1024 (208.7 M parameters), and our choice of a student, 4 + 2 layers x 512 (37.2 M; a
 shallow decoder decodes faster); lambda 0.5, temperature 1. Half of every sequence is one masked
-fragment. The paper's own updates are not known.
+fragment. The paper's own updates are not known. There is no dropout, as fast attention has none.
 
     python -m lightpaff_jax.main --config=configs/mass_stage1.py          on an accelerator
     python -m lightpaff_jax.main --config=configs/mass_stage1.py:tiny     on a laptop
@@ -24,8 +24,11 @@ def get_config(variant: str = ''):
     c.student.family = c.teacher.family = 'mass'
     if variant:
         return _tiny(c, variant)
+    shape = {'positions': 512, 'vocab_size': 30522}
+    c.teacher.update({'layers': 6, 'decoder_layers': 6, 'width': 1024, 'heads': 16, 'ffn': 4096})
+    c.teacher.update(shape)
     c.student.update({'layers': 4, 'decoder_layers': 2, 'width': 512, 'heads': 8, 'ffn': 2048})
-    c.student.update({'positions': 512, 'vocab_size': 30522, 'dropout': 0.1})
+    c.student.update(shape)
     c.teacher.path = 'teachers/mass_middle'
     c.data.source, c.data.path = 'text', 'data/wikipedia_bookcorpus'
     c.data.length, c.data.batch_size = 512, 1024

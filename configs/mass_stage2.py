@@ -102,9 +102,9 @@ def _tiny(c, package):
     c.eval.metric = 'bleu' if package == 'jax' else 'rougeL' if package == 'numpy' else ''
     c.student.decoder_layers = 1
     c.data.length, c.data.target_length = 64, 24
-    p = {'updates': 60, 'warmup': 6, 'batch_size': 16}
-    c.recipe.teacher_finetune.update(p | {'peak_lr': 1e-3})
-    c.recipe.student_finetune.update(p | {'peak_lr': 1e-3})
+    p = {'updates': 200, 'warmup': 20, 'batch_size': 16}
+    c.recipe.teacher_finetune.update(p | {'peak_lr': 2e-3})
+    c.recipe.student_finetune.update(p | {'peak_lr': 8e-3})
     c.eval.batch_size, c.eval.batches = 32, 10
     return config.take(c, c.recipe.student_finetune, guided=True)
 

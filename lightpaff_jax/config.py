@@ -85,7 +85,10 @@ TIES = ('all', 'decoder', 'none')
 LONG_TEXT = ('truncate', 'error')
 SCHEDULES = ('linear', 'cosine', 'constant')
 DTYPES = ('float32', 'bfloat16')
-REMAT = ('none', 'block')
+# Mesh axes that parameters may be split over.
+SPLIT = ('fsdp', 'tensor')
+REMAT = ('none', 'dots', 'block')
+ATTENTION = ('auto', 'xla', 'cudnn', 'splash')
 
 # A run may be resumed after these keys changed; any other difference is an error.
 MAY_CHANGE = (
@@ -220,6 +223,7 @@ def default() -> ConfigDict:
     c.teacher = network(layers=0)  # layers 0: its shape is read from its path
     c.teacher.path = ''  # frozen teacher: a workdir or Hugging Face folder; '' trains without one
     c.teacher.dtype = 'auto'  # its parameters: auto is bfloat16, on a CPU float32
+    c.teacher.rows = 0  # sequences that it reads at a time on a device; 0 chooses
 
     c.loss = ConfigDict()
     c.loss.lambda_ = 0.5  # weight of KL(teacher || student), in [0, 1]
@@ -248,7 +252,12 @@ def default() -> ConfigDict:
     c.train.updates = 100  # optimizer updates in all
     c.train.micro_steps = 1  # M, parts a batch is computed in
     c.train.compute_dtype = 'float32'  # of matrix products in the networks, one of DTYPES
-    c.train.remat = 'none'  # what the backward pass computes again, one of REMAT
+    c.train.remat = (
+        'none'  # the backward pass computes again nothing, all but products, all: one of REMAT
+    )
+    c.train.attention = (
+        'auto'  # kernel, one of ATTENTION; auto: splash on TPU, cudnn on GPU where they can
+    )
     c.train.compilation_cache = '~/.cache/lightpaff_jax/xla'  # compiled programs; '' keeps none
     c.train.log_every = 20  # updates between lines of metrics.jsonl
     c.train.eval_every = 0  # updates between validations; 0: at the end only
@@ -273,6 +282,8 @@ def default() -> ConfigDict:
     c.mesh.data = -1  # devices along `data`; -1 takes all that are left, fewer leave some idle
     c.mesh.fsdp = 1  # devices that share each parameter
     c.mesh.tensor = 1  # devices that share each matrix product
+    c.mesh.student = SPLIT  # axes, of SPLIT, that share its parameters; others have copies
+    c.mesh.teacher = SPLIT  # likewise
 
     c.recipe = _recipe()
     return c.lock()

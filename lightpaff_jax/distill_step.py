@@ -20,9 +20,11 @@ from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from lightpaff_jax import optimizer, sharding
-from lightpaff_jax.batch import Batch
+from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.losses import BATCH_AXES, Head, Predictor, distillation_loss
 from lightpaff_jax.models import Model, Params
+
+_WIDEST = 1 << 27
 
 
 @jax.tree_util.register_dataclass
@@ -42,9 +44,9 @@ def init_state(student: Model, rule: optax.GradientTransformation, seed: int) ->
     return TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
 
 
-def state_shardings(mesh: Mesh, student: Model, rule: optax.GradientTransformation):
+def state_shardings(c: ConfigDict, mesh: Mesh, student: Model, rule: optax.GradientTransformation):
     """A TrainState of NamedShardings: parameters by rule, their moments like them."""
-    params = sharding.of_params(mesh, student.abstract)
+    params = sharding.of_params(mesh, student.abstract, c.mesh.student)
     whole: Any = sharding.replicated(mesh)
     moments = optax.tree_map_params(
         rule,
@@ -54,6 +56,16 @@ def state_shardings(mesh: Mesh, student: Model, rule: optax.GradientTransformati
         transform_non_params=lambda _: whole,
     )
     return TrainState(whole, params, moments)
+
+
+def abstract_state(
+    c: ConfigDict, mesh: Mesh, student: Model, rule: optax.GradientTransformation
+) -> TrainState:
+    """ShapeDtypeStructs of a state, placed as `state_shardings` says."""
+    return sharding.placed(
+        jax.eval_shape(lambda seed: init_state(student, rule, seed), optimizer.knobs(c).seed),
+        state_shardings(c, mesh, student, rule),
+    )
 
 
 def make_step(
@@ -85,7 +97,7 @@ def make_step(
         sums['learning_rate'] = rate
         return TrainState(state.step + 1, params, opt_state), sums
 
-    states = state_shardings(mesh, student, rule)
+    states = state_shardings(c, mesh, student, rule)
     return jax.jit(step, donate_argnums=0, out_shardings=(states, sharding.replicated(mesh)))
 
 
@@ -96,7 +108,7 @@ def make_gradient(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | No
 
 def _gradient(c, mesh, student, teacher, params, teacher_params, batch, key):
     # Gathered over `fsdp` once, not in every micro-step.
-    params = _gather(mesh, params)
+    params = _gather(c, mesh, params)
     teacher_head: Any = None
     if teacher is not None:
         teacher_head = _gather_head(mesh, teacher.head(teacher_params))
@@ -126,7 +138,7 @@ def _gradient(c, mesh, student, teacher, params, teacher_params, batch, key):
         rows: Any = P(BATCH_AXES)
         whole: Any = P()
         if teacher is not None:
-            features = teacher.features(teacher_params, part)
+            features = _guidance(c, mesh, teacher, teacher_params, part)
             target = Predictor(features, teacher_head)
             target_spec = Predictor(rows, Head(whole, whole))
         return jax.shard_map(
@@ -151,13 +163,40 @@ def _gradient(c, mesh, student, teacher, params, teacher_params, batch, key):
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
 
 
+def _guidance(c, mesh, teacher, params, part):
+    """The teacher's features. They are all it keeps, so it reads some rows of a device at a time."""
+    devices = mesh.shape['data'] * mesh.shape['fsdp']
+    local = part.labels.shape[0] // devices
+    parts = local // (c.teacher.rows or _teacher_rows(local, part.shape, teacher.network.ffn))
+    if parts == 1:
+        return teacher.features(params, part)
+    rows, of_parts = P(BATCH_AXES), P(None, BATCH_AXES)
+
+    def over_rows(reshape, before, after):  # a device's own: no row moves
+        return jax.shard_map(
+            lambda tree: jax.tree.map(reshape, tree),
+            mesh=mesh, in_specs=before, out_specs=after, axis_names=set(BATCH_AXES),
+            check_vma=False,
+        )  # fmt: skip
+
+    split = over_rows(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows, of_parts)
+    join = over_rows(lambda x: x.reshape(-1, *x.shape[2:]), of_parts, rows)
+    return join(jax.lax.map(functools.partial(teacher.features, params), split(part)))
+
+
+def _teacher_rows(local: int, shape: Shape, ffn: int) -> int:
+    """The most of `local` rows, a divisor, whose feed-forward features are 2^27 numbers or fewer."""
+    most = max(1, _WIDEST // (max(shape.tokens, shape.source) * ffn))
+    return max(rows for rows in range(1, local + 1) if local % rows == 0 and rows <= most)
+
+
 def _of_shards(mesh, x):
     spec = jax.sharding.NamedSharding(mesh, P(BATCH_AXES))
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def _gather(mesh, params):
-    places = sharding.of_params(mesh, params, ('tensor',))
+def _gather(c, mesh, params):
+    places = sharding.of_params(mesh, params, {'tensor'} & {*c.mesh.student})
     return jax.tree.map(jax.lax.with_sharding_constraint, params, places)
 
 
@@ -188,7 +227,7 @@ def make_evaluation(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | 
     }.get(c.objective, _sums)
 
     def evaluate(params, teacher_params, batch):
-        params = _gather(mesh, params)
+        params = _gather(c, mesh, params)
         return find(c, mesh, student, teacher, params, teacher_params, batch)
 
     return jax.jit(evaluate, out_shardings=sharding.replicated(mesh))

@@ -20,6 +20,7 @@ from lightpaff_jax import (
     generate,
     metrics,
     models,
+    networks,
     paths,
     predictions,
     pretrained,
@@ -355,7 +356,7 @@ def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:
         pretrained.check_tokenizer('model', path, tokenizer, c.tokenizer.lowercase)
         guide = teacher.load(c, mesh, tokenizer)
         prepared = prepare.prepare(c, tokenizer)
-        student = models.build(c.student, compute_dtype=c.train.compute_dtype)
+        student = networks.student(c)
         params = pretrained.read_params('model', path, student, mesh)
         evaluation = make(c, mesh, student, guide, prepared, tokenizer)
         made = {

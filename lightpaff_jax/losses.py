@@ -203,6 +203,7 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
         sums = jax.tree.map(jnp.add, sums, found)
         if differentiate:
             head_gradient = jax.tree.map(jnp.add, head_gradient, gradient)
+            features_gradient = features_gradient.astype(student.features.dtype)
         return (sums, head_gradient), features_gradient
 
     names = ['loss', 'count', 'ce', 'correct', 'labelled']

@@ -142,11 +142,7 @@ def read_params(key: str, path: str, model: models.Model, mesh: Mesh,
 
 def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> models.Params:
     theirs = models.build(read_network(key, path))
-    abstract = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        theirs.abstract,
-        sharding.of_params(mesh, theirs.abstract),
-    )
+    abstract = sharding.placed(theirs.abstract, sharding.of_params(mesh, theirs.abstract))
     saved = paths.place(path) / 'checkpoints'
     found = digests.named(checkpoint.load_params(saved, abstract))
     wanted = digests.named(model.abstract)

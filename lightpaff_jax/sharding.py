@@ -4,11 +4,16 @@ Axes: `data` splits the examples; `fsdp` splits the examples and every parameter
 `tensor` splits the matrix products.
 """
 
+from collections.abc import Collection
+
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
+
+from lightpaff_jax.config import SPLIT, UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -34,12 +39,29 @@ RULES = (
 
 
 def make_mesh(c: ConfigDict, devices: list | None = None) -> Mesh:
-    """The mesh of `config.mesh` over all devices (or those given), or as many as it names."""
+    """The mesh of `config.mesh` over all devices (or those given), or as many as it names.
+
+    Of several TPU slices, `data` goes over the network between them, and the other axes stay
+    within one.
+
+    Raises:
+      UserError: the slices do not divide `config.mesh.data`.
+    """
     devices = jax.devices() if devices is None else devices
     model = c.mesh.fsdp * c.mesh.tensor
     data = len(devices) // model if c.mesh.data == -1 else c.mesh.data
-    shape = (data, c.mesh.fsdp, c.mesh.tensor)
-    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=devices[: data * model])
+    devices, kinds = devices[: data * model], (AxisType.Auto,) * 3
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if slices == 1:
+        shape = (data, c.mesh.fsdp, c.mesh.tensor)
+        return jax.make_mesh(shape, AXES, kinds, devices=devices)
+    if data % slices:
+        raise UserError(
+            f'config.mesh.data = {data}: must be a multiple of the number of slices = {slices}'
+        )
+    inside = (data // slices, c.mesh.fsdp, c.mesh.tensor)
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=kinds)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -52,7 +74,7 @@ def of_batch(mesh: Mesh, micro: bool) -> NamedSharding:
     return NamedSharding(mesh, P(None, ('data', 'fsdp')) if micro else P(('data', 'fsdp')))
 
 
-def of_params(mesh: Mesh, params, split: tuple[str, ...] = ('fsdp', 'tensor')):
+def of_params(mesh: Mesh, params, split: Collection[str] = SPLIT):
     """A NamedSharding for each parameter (of arrays or ShapeDtypeStructs), by RULES.
 
     Mesh axes that `split` does not name hold whole copies.
@@ -64,12 +86,19 @@ def of_params(mesh: Mesh, params, split: tuple[str, ...] = ('fsdp', 'tensor')):
     return jax.tree_util.tree_map_with_path(place, params)
 
 
+def placed(tree, places):
+    """ShapeDtypeStructs of a tree of arrays, or of their likes, on the devices of `places`."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+    )
+
+
 def of_head(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """An output matrix [V, D] gathered for the loss: split over `tensor` alone."""
     return NamedSharding(mesh, P('tensor' if shape[0] % mesh.shape['tensor'] == 0 else None))
 
 
-def _spec(mesh: Mesh, names: tuple, shape: tuple[int, ...], split: tuple[str, ...]) -> P:
+def _spec(mesh: Mesh, names: tuple, shape: tuple[int, ...], split: Collection[str]) -> P:
     for last, axes in RULES:
         if names[-len(last) :] == last:
             stacked = len(shape) - len(axes)

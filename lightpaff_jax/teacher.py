@@ -3,11 +3,10 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lightpaff_jax import digests, models, pretrained
+from lightpaff_jax import digests, models, networks, pretrained, sharding
 from lightpaff_jax.config import STARTS, UserError
 from lightpaff_jax.data.tokenizers import Tokenizer
 
@@ -31,6 +30,24 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
     path = c.teacher.path
     if not path:
         return None
+    shape = network(c)
+    pretrained.check_tokenizer('teacher.path', path, tokenizer, c.tokenizer.lowercase)
+    model = networks.guide(c, shape)
+    params = pretrained.read_params('teacher.path', path, model, mesh)
+    identity = digests.identity(params)
+    dtype = networks.guide_dtype(c)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    places = sharding.of_params(mesh, model.abstract, c.mesh.teacher)
+    return Teacher(model, jax.device_put(params, places), identity)
+
+
+def network(c: ConfigDict) -> ConfigDict:
+    """The shape of the network in `config.teacher.path`, a section like `config.network()`.
+
+    Raises:
+      UserError: as `load`, but for what is not of its shape.
+    """
+    path = c.teacher.path
     shape = pretrained.read_network('teacher.path', path)
     if shape.head == 'pretraining':  # the masked-LM half of it
         shape.head = 'lm'
@@ -50,12 +67,7 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
                 f'config.data.{key} = {c.data[key]}: must be at most the positions of the teacher '
                 f'in {path} = {shape.positions}'
             )
-    pretrained.check_tokenizer('teacher.path', path, tokenizer, c.tokenizer.lowercase)
-    model = models.build(shape, compute_dtype=c.train.compute_dtype)
-    params = pretrained.read_params('teacher.path', path, model, mesh)
-    identity = digests.identity(params)
-    dtype = _dtype(c)
-    return Teacher(model, jax.tree.map(lambda x: x.astype(dtype), params), identity)
+    return shape
 
 
 def load_initial(
@@ -98,9 +110,3 @@ def _same_shape(name: str, wanted: ConfigDict, found: ConfigDict, path: str, but
     for key, value in found.items():
         if key not in ('dropout', *but) and wanted[key] != value:
             raise UserError(f'config.{name}.{key} = {wanted[key]}: {path} has {value}')
-
-
-def _dtype(c: ConfigDict):
-    if c.teacher.dtype == 'auto':
-        return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
-    return jnp.dtype(c.teacher.dtype)

@@ -20,6 +20,7 @@ from lightpaff_jax import (
     evaluate,
     metrics,
     models,
+    networks,
     optimizer,
     paths,
     processes,
@@ -79,7 +80,7 @@ def train(c: ConfigDict) -> dict:
         result = workdir.finished(c, folder, inputs.identities)
         if result is not None:
             return result
-        student = models.build(c.student, compute_dtype=c.train.compute_dtype, remat=c.train.remat)
+        student = networks.student(c)
         network = None if inputs.guide is None else inputs.guide.model
         guide_params = None if inputs.guide is None else inputs.guide.params
         rule = optimizer.make(c)
@@ -222,6 +223,7 @@ def check(c: ConfigDict, runs: bool = True) -> None:
             f'examples of source {c.data.source!r} have'
         )
     validation.validate(c, jax.device_count(), jax.process_count())
+    networks.kernel(c, 'student', c.student, None, c.student.dropout)
 
 
 def keep_compiled(folder: str) -> None:
@@ -241,22 +243,18 @@ def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule,
       UserError: the checkpoint is of other data, another teacher or another start, or has done
         more updates than `c.train.updates`.
     """
-    places = distill_step.state_shardings(mesh, student, rule)
+    places = distill_step.state_shardings(c, mesh, student, rule)
     seed = optimizer.knobs(c).seed
 
     def fresh(seed):
         return distill_step.init_state(student, rule, seed)
 
-    abstract = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        jax.eval_shape(fresh, seed),
-        places,
-    )
-    found = saved.restore(abstract)
+    found = saved.restore(distill_step.abstract_state(c, mesh, student, rule))
     if found is None:
         state = jax.jit(fresh, out_shardings=places)(seed)
         if inputs.initial is not None:
-            state = distill_step.TrainState(state.step, inputs.initial, state.opt_state)
+            params = jax.device_put(inputs.initial, places.params)
+            state = distill_step.TrainState(state.step, params, state.opt_state)
         return state, Progress()
     step, state, meta = found
     for name, value in inputs.identities.items():

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from lightpaff_jax import config
 from lightpaff_jax.config import (
     ACTIVATIONS,
+    ATTENTION,
     DETOKENIZERS,
     DOCUMENTS,
     DTYPES,
@@ -27,6 +28,7 @@ from lightpaff_jax.config import (
     REMAT,
     SCHEDULES,
     SOURCES,
+    SPLIT,
     STARTS,
     TIES,
     MissingPaths,
@@ -60,12 +62,14 @@ def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> N
         _rule(f'optim.{key}', value, 0 <= value < math.inf, 'must be at least 0 and finite')
     _one_of('train.compute_dtype', c.train.compute_dtype, DTYPES)
     _one_of('train.remat', c.train.remat, REMAT)
+    _one_of('train.attention', c.train.attention, ATTENTION)
     least = {
         'train': {'updates': 1, 'micro_steps': 1, 'log_every': 1, 'eval_every': 0,
                   'save_every': 1, 'keep': 1},
         'data': {'batch_size': 1, 'prefetch': 1, 'target_length': 0, 'workers': 1},
         'eval': {'batch_size': 1, 'batches': 0},
         'mesh': {'fsdp': 1, 'tensor': 1},
+        'teacher': {'rows': 0},
     }  # fmt: skip
     for section, keys in least.items():
         for key, minimum in keys.items():
@@ -74,6 +78,9 @@ def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> N
     _rule(
         'mesh.data', c.mesh.data, c.mesh.data == -1 or c.mesh.data >= 1, 'must be -1 or at least 1'
     )
+    for name in ('student', 'teacher'):
+        for axis in c.mesh[name]:
+            _one_of(f'mesh.{name}', axis, SPLIT)
     _validate_scores(c)
     _validate_recipe(c)
     _check_unread(c)
@@ -271,6 +278,9 @@ def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
         f'data x fsdp must be a multiple of the number of processes = {processes}',
     )  # fmt: skip
     check_batch('data.batch_size', c.data.batch_size, c, devices)
+    local, rows = c.data.batch_size // (c.train.micro_steps * shards), c.teacher.rows
+    _rule('teacher.rows', rows, not rows or local % rows == 0,
+          f"must divide a device's sequences of a micro-batch = {local}")  # fmt: skip
     _rule(
         'eval.batch_size', c.eval.batch_size, c.eval.batch_size % shards == 0,
         f'must be a multiple of devices = {shards}',

@@ -8,14 +8,17 @@ import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
-# Tests of one worker share the programs they compile; another could read one that is half written.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='lightpaff_jax_compiled_')
+# All workers share the programs that they compile; the first process, which starts them, makes the folder.
+_MINE = 'PYTEST_XDIST_WORKER' not in os.environ
+if _MINE:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='lightpaff_jax_compiled_')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.03'
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import data_fixtures
 import jax
 import pytest
+from jax._src import lru_cache
 from jax.experimental.compilation_cache import compilation_cache
 
 _CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
@@ -23,7 +26,20 @@ _CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
 
 
 def pytest_unconfigure():
-    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+    if _MINE:
+        shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+
+
+def _put_whole(self, key, value):
+    """jax writes a program in place, where another worker could read half of it."""
+    name = f'{key}-cache'
+    if not (self.path / name).exists():
+        part = self.path / f'{os.getpid()}.part'
+        part.write_bytes(value)
+        part.replace(self.path / name)
+
+
+lru_cache.LRUCache.put = _put_whole
 
 
 # Programs of this process are compiled in half the time, and run slower: most of what a test takes

@@ -324,7 +324,7 @@ BAD = [
     ('train.micro_steps', 0, '0: must be at least 1'),
     ('train.micro_steps', 2, 'data.batch_size = 8: must be a multiple of micro_steps x devices = 16'),
     ('train.compute_dtype', 'bf16', "'bf16': must be one of float32, bfloat16; did you mean bfloat16?"),
-    ('train.remat', 'blocks', "'blocks': must be one of none, block; did you mean block?"),
+    ('train.remat', 'blocks', "'blocks': must be one of none, dots, block; did you mean block?"),
     ('train.log_every', 0, '0: must be at least 1'),
     ('train.eval_every', -1, '-1: must be at least 0'),
     ('train.save_every', 0, '0: must be at least 1'),

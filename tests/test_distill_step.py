@@ -1,7 +1,5 @@
 """The step: one gradient on any mesh, compiled once, one reduction, teacher untouched."""
 
-import re
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lightpaff_jax import config, digests, distill_step, models, optimizer, sharding
+from lightpaff_jax import config, digests, distill_step, hlo, models, optimizer, sharding
 from lightpaff_jax.batch import Batch
 
 BATCH, LENGTH, VOCAB = 16, 24, 200
@@ -70,7 +68,7 @@ class Run:
         shape.update(NETWORKS[kind])
         self.teacher = models.build(shape) if with_teacher else None
         self.rule = optimizer.make(c)
-        places = distill_step.state_shardings(self.mesh, self.student, self.rule)
+        places = distill_step.state_shardings(c, self.mesh, self.student, self.rule)
         self.state = jax.device_put(
             distill_step.init_state(self.student, self.rule, c.seed), places
         )
@@ -132,44 +130,12 @@ def test_gradient_of_every_family_is_the_same_on_a_mesh_of_three_axes(kind):
     assert all(np.any(x) for name, x in digests.named(grads).items() if name not in UNTRAINED)
 
 
-def collectives(text: str) -> dict[str, list[str]]:
-    """Computation of an HLO text -> collectives in it, those it calls included."""
-    kinds = 'all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all'
-    own: dict[str, list[str]] = {}
-    calls: dict[str, set[str]] = {}
-    name = ''
-    for line in text.splitlines():
-        opened = re.match(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$', line)
-        if opened:
-            name = opened[1]
-            own[name], calls[name] = [], set()
-        own.setdefault(name, []).extend(re.findall(rf' ({kinds})(?:-start)?\(', line))
-        calls.setdefault(name, set()).update(
-            re.findall(r'(?:body|calls|to_apply|condition)=%?([\w.\-]+)', line)
-        )
-
-    def below(computation, seen):
-        found = list(own.get(computation, []))
-        for called in calls.get(computation, ()):
-            if called not in seen:
-                seen.add(called)
-                found += below(called, seen)
-        return found
-
-    bodies = set(re.findall(r'body=%?([\w.\-]+)', text))
-    return {body: below(body, {body}) for body in bodies} | {
-        '': [x for each in own.values() for x in each]
-    }
-
-
 @pytest.mark.usefixtures('full_compilation')
 @pytest.mark.parametrize('micro_steps', [1, 2])
 def test_gradient_is_reduced_once_and_no_chunk_or_micro_batch_communicates(micro_steps):
     _, text = Run(configured((8, 1, 1), micro_steps)).gradient()
-    found = collectives(text)
-    assert found.pop('') == ['all-reduce']
-    assert len(found) >= 1  # the loop over chunks, at least
-    assert all(inside == [] for inside in found.values()), found
+    assert [(one.kind, one.loops) for one in hlo.collectives(text)] == [('all-reduce', 0)]
+    assert hlo.loops(text) >= 1  # over chunks, at least
 
 
 def test_step_compiles_once_and_leaves_the_teacher_as_it_was():

@@ -22,6 +22,7 @@ LEVELS = {
     'predictions': 3,
     'scores': 2,
     'speed': 4,
+    'preflight': 4,
     'report': 4,
     'results': 4,
     'findings': 4,
@@ -39,6 +40,7 @@ LEVELS = {
     'decoding': 2,
     'checkpoint': 2,
     'losses': 2,
+    'networks': 2,
     'optimizer': 2,
     'metrics': 2,
     'digests': 0,
@@ -76,6 +78,7 @@ LEVELS = {
     'data.tokenizer_files': 1,
     'data.tokenizers': 1,
     'models': 1,
+    'models.attention': 1,
     'models.bert': 1,
     'models.folders': 1,
     'models.gpt2': 1,
@@ -84,6 +87,8 @@ LEVELS = {
     'models.mass': 1,
     'models.settings': 1,
     'cluster': 0,
+    'chips': 0,
+    'hlo': 0,
     'command': 0,
     'local': 0,
     'paths': 0,
@@ -129,6 +134,8 @@ BESIDE = {
     ('command', 'processes'),
     ('command', 'validation'),
     ('validation', 'config'),
+    ('sharding', 'config'),
+    ('chips', 'config'),
 }
 
 

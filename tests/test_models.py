@@ -124,7 +124,7 @@ def test_each_position_of_the_encoder_of_mass_depends_on_all():
     def encode(params):
         nnx.replace_by_pure_dict(state, params)
         batch = batch_of(jnp.zeros((1, 3), jnp.int32), source=jnp.arange(12)[None])
-        return nnx.merge(graph, state).encode(batch, dtype=jnp.float32, remat='none')
+        return nnx.merge(graph, state).encode(batch, how=layers.Compute(jnp.float32))
 
     assert np.all(influence(encode, params, 12) > 0)
 
@@ -247,7 +247,8 @@ def test_remat_changes_no_gradient(case, dropout):
 
     expected = gradient('none')
     largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
-    chex.assert_trees_all_close(gradient('block'), expected, rtol=0, atol=1e-5 * largest)
+    for remat in ('dots', 'block'):
+        chex.assert_trees_all_close(gradient(remat), expected, rtol=0, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize('case', ['bert lm', 'bert classify', 'gpt2', 'mass all'])
@@ -269,16 +270,6 @@ def test_dropout_keeps_the_mean():
     kept = layers.drop(jnp.ones(100_000), jax.random.key(0), 0.3)
     # The mean of 1e5 of them has standard error sqrt(0.3 / 0.7 / 1e5) = 0.002.
     assert abs(float(kept.mean()) - 1) < 0.01
-
-
-@pytest.mark.parametrize('causal', [False, True])
-@pytest.mark.parametrize('masked', [False, True])
-def test_attention_with_dropout_equals_the_library_where_nothing_is_dropped(causal, masked):
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 10, 4, 8))
-    mask = jnp.asarray(np.arange(10) < 7)[None, None] if masked else None
-    ours = layers.attend(q, k, v, causal, mask, jax.random.key(1), 1e-9)
-    library = layers.attend(q, k, v, causal, mask, None, 0.0)
-    np.testing.assert_allclose(ours, library, atol=1e-5)  # float32 sums of 10 terms
 
 
 @pytest.mark.parametrize('case', ['bert lm', 'bert classify', 'gpt2', 'mass all'])

@@ -1,7 +1,9 @@
 """Records -> Batches. A global batch is a pure function of (seed, index), whatever the hosts."""
 
 import sys
+import types
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import jax
@@ -179,6 +181,24 @@ def _maker(
         return _batch(found, rows_MB.shape)
 
     return make
+
+
+def abstract(c: ConfigDict) -> list[batch_lib.Batch]:
+    """ShapeDtypeStructs of a training batch, [M, B/M, ...], for each bucket: no data is read."""
+    vocabulary: Any = types.SimpleNamespace(
+        pad_id=0, eos_id=0, cls_id=0, sep_id=0, mask_id=0, special_ids=frozenset(),
+        vocab_size=c.student.vocab_size, word_starts=np.zeros(c.student.vocab_size, bool),
+    )  # fmt: skip
+    arrays = objectives.OBJECTIVES[c.objective].arrays
+    rows = c.train.micro_steps, c.data.batch_size // c.train.micro_steps
+    found = []
+    for shorter in objectives.buckets(c):
+        row = arrays(shorter, vocabulary, [PADDING], [(0, 0, 0)])
+        like: dict[str, Any] = {
+            name: jax.ShapeDtypeStruct((*rows, *x.shape[1:]), x.dtype) for name, x in row.items()
+        }
+        found.append(batch_lib.Batch(**like))
+    return found
 
 
 def _batch(arrays: Arrays, shape: tuple[int, ...]) -> batch_lib.Batch:

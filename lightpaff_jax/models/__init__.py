@@ -17,6 +17,7 @@ from lightpaff_jax import config
 from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.models import bert, gpt2, mass
 from lightpaff_jax.models.huggingface import Row
+from lightpaff_jax.models.layers import Compute
 
 Params = dict[str, Any]
 
@@ -112,18 +113,27 @@ def padded(vocab_size: int) -> int:
     return -(-vocab_size // 128) * 128
 
 
-def build(c: ConfigDict, *, compute_dtype: str = 'float32', remat: str = 'none') -> Model:
+def outputs(c: ConfigDict) -> int:
+    """Rows of a network's head: classes, or ids with padding."""
+    return c.classes if c.head == 'classify' else padded(c.vocab_size)
+
+
+def build(
+    c: ConfigDict, *, compute_dtype: str = 'float32', remat: str = 'none', attention: str = 'xla'
+) -> Model:
     """The functions of one network.
 
     Args:
       c: a section with the keys of `config.network()`.
       compute_dtype: of features and matrix products; norms and softmax stay float32.
-      remat: 'block' computes each block again in the backward pass instead of keeping it.
+      remat: what the backward pass computes again, one of config.REMAT.
+      attention: one of attention.KERNELS; generation takes 'xla'.
     """
     c = FrozenConfigDict({key: c[key] for key in config.network()})
     module, network = MODELS[c.family]
     vocab, dtype = padded(c.vocab_size), jnp.dtype(compute_dtype)
-    rows, used = (c.classes,) * 2 if c.head == 'classify' else (vocab, c.vocab_size)
+    how = Compute(dtype, remat, attention)
+    rows, used = outputs(c), c.classes if c.head == 'classify' else c.vocab_size
     make = functools.partial(network, c, vocab)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
@@ -136,7 +146,7 @@ def build(c: ConfigDict, *, compute_dtype: str = 'float32', remat: str = 'none')
         return nnx.merge(graph, state)
 
     def features(params, batch, *, key=None):
-        return bind(params)(batch, dtype=dtype, remat=remat, key=key)
+        return bind(params)(batch, how=how, key=key)
 
     def head(params):
         weight, bias = bind(params).head()

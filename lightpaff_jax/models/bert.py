@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lightpaff_jax.models import layers
+from lightpaff_jax.models import attention, layers
 from lightpaff_jax.models.huggingface import Names, Row, linear, norm
 
 _EPSILON = 1e-12
@@ -44,15 +44,18 @@ class BERT(nnx.Module):
         self.kind = c.head
         self.dropout = c.dropout
 
-    def __call__(self, batch, *, dtype, remat: str, key=None):
+    def __call__(self, batch, *, how: layers.Compute, key=None):
         """Ids [B, T] -> features [B, P, D]; the head's transform sees predicted positions only."""
         embedded, blocks, pooled = layers.split(key, 3)
-        x_BTD = self.token_embedding(batch.tokens, dtype)
-        x_BTD += layers.positions(self.position_embedding, batch.tokens, batch.position_ids, dtype)
+        x_BTD = self.token_embedding(batch.tokens, how.dtype)
+        x_BTD += layers.positions(
+            self.position_embedding, batch.tokens, batch.position_ids, how.dtype
+        )
         types = jnp.zeros_like(batch.tokens) if batch.type_ids is None else batch.type_ids
-        x_BTD += self.type_embedding(types, dtype)
+        x_BTD += self.type_embedding(types, how.dtype)
         x_BTD = layers.drop(self.embedding_norm(x_BTD), embedded, self.dropout)
-        x_BTD = layers.scan(self.blocks, x_BTD, blocks, remat, layers.within(batch.segments))
+        sight = attention.within(batch.segments, False, how.attention)
+        x_BTD = layers.scan(self.blocks, x_BTD, blocks, how.remat, sight)
         x_BPD = layers.at(x_BTD, batch.positions)
         if self.kind == 'none':
             return x_BPD

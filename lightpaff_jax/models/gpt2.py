@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lightpaff_jax.models import layers
+from lightpaff_jax.models import attention, layers
 from lightpaff_jax.models.huggingface import Names, Row, linear, norm
 
 _EPSILON = 1e-5
@@ -28,11 +28,9 @@ class Block(nnx.Module):
         self.ffn = layers.FeedForward(c.width, c.ffn, _gelu, _STD, out_std, rngs)
         self.dropout = c.dropout
 
-    def __call__(self, x_BTD, key=None, mask=None):
+    def __call__(self, x_BTD, key, sight):
         inner, outer, ffn = layers.split(key, 3)
-        mixed_BTD = self.attention(
-            self.norm1(x_BTD), causal=True, mask=mask, key=inner, dropout=self.dropout
-        )
+        mixed_BTD = self.attention(self.norm1(x_BTD), sight, inner, self.dropout)
         x_BTD += layers.drop(mixed_BTD, outer, self.dropout)
         return x_BTD + layers.drop(self.ffn(self.norm2(x_BTD)), ffn, self.dropout)
 
@@ -59,14 +57,16 @@ class GPT2(nnx.Module):
         self.norm = layers.LayerNorm(c.width, _EPSILON)
         self.dropout = c.dropout
 
-    def __call__(self, batch, *, dtype, remat: str, key=None):
+    def __call__(self, batch, *, how: layers.Compute, key=None):
         """Ids [B, T] -> features [B, P, D]."""
         embedded, blocks = layers.split(key, 2)
-        x_BTD = self.token_embedding(batch.tokens, dtype)
-        x_BTD += layers.positions(self.position_embedding, batch.tokens, batch.position_ids, dtype)
+        x_BTD = self.token_embedding(batch.tokens, how.dtype)
+        x_BTD += layers.positions(
+            self.position_embedding, batch.tokens, batch.position_ids, how.dtype
+        )
         x_BTD = layers.drop(x_BTD, embedded, self.dropout)
-        mask = layers.within(batch.segments)
-        x_BTD = layers.scan(self.blocks, x_BTD, blocks, remat, mask)
+        sight = attention.within(batch.segments, True, how.attention)
+        x_BTD = layers.scan(self.blocks, x_BTD, blocks, how.remat, sight)
         return self.norm(layers.at(x_BTD, batch.positions))
 
     def begin(self, batch, start_id: int, steps: int, beams: int, *, dtype):
@@ -80,7 +80,7 @@ class GPT2(nnx.Module):
         last_B = jnp.maximum(jnp.sum(real_BT, axis=1, dtype=jnp.int32) - 1, 0)
         x_BTD = self.token_embedding(batch.tokens, dtype)
         x_BTD += layers.positions(self.position_embedding, batch.tokens, None, dtype)
-        prompt = layers.collect(self.blocks, x_BTD, Block.keys)
+        prompt = layers.collect(self.blocks, x_BTD, Block.keys, attention.within(None, True))
         memory = {
             'layers': [
                 {'prompt': one, 'own': layers.empty(one, beams * steps)}

@@ -4,17 +4,31 @@ Letters: B batch, T time, D width, H heads, K head width, F feed-forward, L laye
 Parameters are float32; matrix products run in `dtype`; softmax and norms in float32.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
+
+from lightpaff_jax.models.attention import Sight, attend
 
 Memory = dict[str, Array]
 """Keys and values of one attention, 'key' and 'value', each [B H S K]."""
+
+
+class Compute(NamedTuple):
+    """How a network is computed; what it says is the same, up to rounding."""
+
+    dtype: Any
+    """Of features and matrix products; norms and softmax stay float32."""
+    remat: str = 'none'
+    """What the backward pass computes again, one of config.REMAT."""
+    attention: str = 'xla'
+    """One of attention.KERNELS."""
 
 
 def normal(key, shape, std: float) -> nnx.Param:
@@ -62,6 +76,10 @@ class Bias(nnx.Module):
         self.bias = zeros(rows)
 
 
+# What is cheap to compute again is not kept for the backward pass: of a norm its input alone.
+_again = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
 class LayerNorm(nnx.Module):
     """Normalises the features in float32."""
 
@@ -71,11 +89,14 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-        high = x.astype(jnp.float32)
-        centred = high - jnp.mean(high, axis=-1, keepdims=True)
-        variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-        normal_ = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (normal_ * self.scale[...] + self.bias[...]).astype(x.dtype)
+        def norm(x, scale, bias):
+            high = x.astype(jnp.float32)
+            centred = high - jnp.mean(high, axis=-1, keepdims=True)
+            variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+            normal_ = centred * jax.lax.rsqrt(variance + self.epsilon)
+            return (normal_ * scale + bias).astype(x.dtype)
+
+        return _again(norm)(x, self.scale[...], self.bias[...])
 
 
 class SelfAttention(nnx.Module):
@@ -86,11 +107,10 @@ class SelfAttention(nnx.Module):
         self.out = Linear((heads, width // heads, width), 2, out_std, rngs)
 
     def __call__(
-        self, x_BTD: Float[Array, 'B T D'], *, causal: bool = False, mask=None, key=None,
-        dropout: float = 0.0,
-    ) -> Float[Array, 'B T D']:  # fmt: skip
+        self, x_BTD: Float[Array, 'B T D'], sight: Sight, key=None, dropout: float = 0.0
+    ) -> Float[Array, 'B T D']:
         q_BTHK, k_BTHK, v_BTHK = jnp.moveaxis(self.qkv(x_BTD), -3, 0)
-        return self.out(attend(q_BTHK, k_BTHK, v_BTHK, causal, mask, key, dropout))
+        return self.out(attend(q_BTHK, k_BTHK, v_BTHK, sight, key, dropout))
 
     def keys(self, x_BTD: Float[Array, 'B T D']) -> Memory:
         """What later tokens attend to."""
@@ -124,11 +144,11 @@ class CrossAttention(nnx.Module):
         self.out = Linear((heads, width // heads, width), 2, std, rngs)
 
     def __call__(
-        self, x_BTD: Float[Array, 'B T D'], source_BSD: Float[Array, 'B S D'], *, mask=None,
+        self, x_BTD: Float[Array, 'B T D'], source_BSD: Float[Array, 'B S D'], sight: Sight,
         key=None, dropout: float = 0.0,
     ) -> Float[Array, 'B T D']:  # fmt: skip
         k_BSHK, v_BSHK = jnp.moveaxis(self.kv(source_BSD), -3, 0)
-        return self.out(attend(self.query(x_BTD), k_BSHK, v_BSHK, False, mask, key, dropout))
+        return self.out(attend(self.query(x_BTD), k_BSHK, v_BSHK, sight, key, dropout))
 
     def keys(self, source_BSD: Float[Array, 'B S D']) -> Memory:
         """What target tokens attend to."""
@@ -175,47 +195,6 @@ def recall(q_BWHK, memories: Sequence[Memory], seen) -> Float[Array, 'B W H K']:
     return sum(mixed[1:], mixed[0]).swapaxes(1, 2)
 
 
-def attend(q_BTHK, k_BSHK, v_BSHK, causal: bool, mask_BTS, key, rate: float):
-    """Softmax attention; of its weights, `rate` are dropped where a key is given.
-
-    Args:
-      q_BTHK: queries.
-      k_BSHK: keys.
-      v_BSHK: values.
-      causal: whether position t sees 0 ... t only.
-      mask_BTS: True where t may see s; T or B may be 1; None: everywhere.
-      key: of the dropout, or None.
-      rate: of the dropout.
-    """
-    mask = None if mask_BTS is None else mask_BTS[:, None]
-    if key is None or not rate:
-        return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask, is_causal=causal)
-    logits_BHTS = jnp.einsum('bthk,bshk->bhts', q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
-    logits_BHTS *= q_BTHK.shape[-1] ** -0.5
-    lowest = jnp.finfo(jnp.float32).min
-    if causal:
-        seen_TS = jnp.tri(q_BTHK.shape[1], k_BSHK.shape[1], dtype=bool)
-        logits_BHTS = jnp.where(seen_TS, logits_BHTS, lowest)
-    if mask is not None:
-        logits_BHTS = jnp.where(mask, logits_BHTS, lowest)
-    weights_BHTS = jax.nn.softmax(logits_BHTS).astype(q_BTHK.dtype)
-    return jnp.einsum('bhts,bshk->bthk', drop(weights_BHTS, key, rate), v_BSHK)
-
-
-def within(segments_BT) -> Bool[Array, 'B T T'] | None:
-    """Mask of positions that see those of their own segment; padding sees padding."""
-    return None if segments_BT is None else segments_BT[:, :, None] == segments_BT[:, None, :]
-
-
-def across(segments_BT, source_segments_BS) -> Bool[Array, 'B T S'] | None:
-    """Mask of target positions that see their own segment of the source; of one segment, all of it."""
-    if source_segments_BS is None:
-        return None
-    if segments_BT is None:
-        return source_segments_BS[:, None] != 0
-    return segments_BT[:, :, None] == source_segments_BS[:, None, :]
-
-
 def at(x_BTD, positions_BP) -> Float[Array, 'B P D']:
     """Features at the given positions; None takes all."""
     if positions_BP is None:
@@ -257,9 +236,9 @@ class PostNormBlock(nnx.Module):
         self.ffn_norm = LayerNorm(c.width, epsilon)
         self.dropout = c.dropout
 
-    def __call__(self, x_BTD: Float[Array, 'B T D'], key=None, mask=None) -> Float[Array, 'B T D']:
+    def __call__(self, x_BTD: Float[Array, 'B T D'], key, sight: Sight) -> Float[Array, 'B T D']:
         inner, outer, ffn = split(key, 3)
-        mixed_BTD = self.attention(x_BTD, mask=mask, key=inner, dropout=self.dropout)
+        mixed_BTD = self.attention(x_BTD, sight, inner, self.dropout)
         x_BTD = self.attention_norm(x_BTD + drop(mixed_BTD, outer, self.dropout))
         return self.ffn_norm(x_BTD + drop(self.ffn(x_BTD), ffn, self.dropout))
 
@@ -274,7 +253,8 @@ class FeedForward(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-        return self.down(self.activation(self.up(x)))
+        # `up` is kept, its activation is not: `down` is not computed again, as nothing asks for it.
+        return _again(lambda up: self.down(self.activation(up)))(self.up(x))
 
 
 class Linear(nnx.Module):
@@ -317,6 +297,9 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
     return build(rngs)
 
 
+_KEPT = {'block': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
 def scan(blocks: nnx.Module, x, key, remat: str, *constants):
     """x through stacked blocks, one after the other: compiled once, whatever their number.
 
@@ -330,8 +313,8 @@ def scan(blocks: nnx.Module, x, key, remat: str, *constants):
         params, key = layer
         return nnx.merge(graph, params)(x, key, *constants), None
 
-    if remat == 'block':
-        block = jax.checkpoint(block, prevent_cse=False)
+    if remat != 'none':
+        block = jax.checkpoint(block, prevent_cse=False, policy=_KEPT[remat])
     x, _ = jax.lax.scan(block, x, (params, keys))
     return x
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lightpaff_jax.models import layers
+from lightpaff_jax.models import attention, layers
 from lightpaff_jax.models.huggingface import Names, Row, linear, norm
 
 _EPSILON = 1e-5
@@ -38,12 +38,12 @@ class DecoderBlock(nnx.Module):
         self.ffn_norm = layers.LayerNorm(c.width, _EPSILON)
         self.dropout = c.dropout
 
-    def __call__(self, x_BTD, key, mask, source_BSD, source_mask):
+    def __call__(self, x_BTD, key, sight, source_BSD, source_sight):
         rate = self.dropout
         inner, outer, cross_inner, cross_outer, ffn = layers.split(key, 5)
-        mixed_BTD = self.attention(x_BTD, causal=True, mask=mask, key=inner, dropout=rate)
+        mixed_BTD = self.attention(x_BTD, sight, inner, rate)
         x_BTD = self.attention_norm(x_BTD + layers.drop(mixed_BTD, outer, rate))
-        mixed_BTD = self.cross(x_BTD, source_BSD, mask=source_mask, key=cross_inner, dropout=rate)
+        mixed_BTD = self.cross(x_BTD, source_BSD, source_sight, cross_inner, rate)
         x_BTD = self.cross_norm(x_BTD + layers.drop(mixed_BTD, cross_outer, rate))
         return self.ffn_norm(x_BTD + layers.drop(self.ffn(x_BTD), ffn, rate))
 
@@ -88,16 +88,20 @@ class MASS(nnx.Module):
         self.tied = c.tied
         self.dropout = c.dropout
 
-    def __call__(self, batch, *, dtype, remat: str, key=None):
+    def __call__(self, batch, *, how: layers.Compute, key=None):
         """Source ids [B, S] and decoder inputs [B, T] -> the decoder's features [B, P, D]."""
         encoder, embedded, blocks = layers.split(key, 3)
-        x_BSD = self.encode(batch, dtype=dtype, remat=remat, key=encoder)
-        seen = layers.across(batch.segments, batch.source_segments)
-        y_BTD = self.embedded(batch.tokens, dtype)
-        y_BTD += layers.positions(self.decoder_position, batch.tokens, batch.position_ids, dtype)
+        x_BSD = self.encode(batch, how=how, key=encoder)
+        y_BTD = self.embedded(batch.tokens, how.dtype)
+        y_BTD += layers.positions(
+            self.decoder_position, batch.tokens, batch.position_ids, how.dtype
+        )
         y_BTD = layers.drop(self.decoder_norm(y_BTD), embedded, self.dropout)
-        mask = layers.within(batch.segments)
-        y_BTD = layers.scan(self.decoder, y_BTD, blocks, remat, mask, x_BSD, seen)
+        sight = attention.within(batch.segments, True, how.attention)
+        source_sight = attention.across(
+            batch.segments, batch.source_segments, batch.tokens, how.attention
+        )
+        y_BTD = layers.scan(self.decoder, y_BTD, blocks, how.remat, sight, x_BSD, source_sight)
         return layers.at(y_BTD, batch.positions)
 
     def embedded(self, ids, dtype):
@@ -105,16 +109,16 @@ class MASS(nnx.Module):
         embedding = self.token_embedding if self.tied == 'all' else self.decoder_token_embedding
         return embedding(ids, dtype) * self.scale
 
-    def encode(self, batch, *, dtype, remat: str, key=None):
+    def encode(self, batch, *, how: layers.Compute, key=None):
         """Source ids [B, S] -> the encoder's features [B, S, D]."""
         embedded, blocks = layers.split(key, 2)
-        x_BSD = self.token_embedding(batch.source, dtype) * self.scale
+        x_BSD = self.token_embedding(batch.source, how.dtype) * self.scale
         x_BSD += layers.positions(
-            self.encoder_position, batch.source, batch.source_position_ids, dtype
+            self.encoder_position, batch.source, batch.source_position_ids, how.dtype
         )
         x_BSD = layers.drop(self.encoder_norm(x_BSD), embedded, self.dropout)
-        mask = layers.within(batch.source_segments)
-        return layers.scan(self.encoder, x_BSD, blocks, remat, mask)
+        sight = attention.within(batch.source_segments, False, how.attention)
+        return layers.scan(self.encoder, x_BSD, blocks, how.remat, sight)
 
     def begin(self, batch, start_id: int, steps: int, beams: int, *, dtype):
         """The first token to step from, [B] times `start_id`, and the memory of the source.
@@ -122,7 +126,7 @@ class MASS(nnx.Module):
         The source goes through the encoder, and is projected for every decoder layer, once.
         """
         layers.room(self.decoder_position, steps)
-        x_BSD = self.encode(batch, dtype=dtype, remat='none')
+        x_BSD = self.encode(batch, how=layers.Compute(dtype))
         source = jax.lax.map(
             lambda one: layers.layer(self.decoder, one).cross.keys(x_BSD),
             nnx.split(self.decoder)[1],

@@ -1,0 +1,146 @@
+"""The kernels of attention: equal to each other, and refused where they cannot run."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.ops.tpu import splash_attention
+
+from lightpaff_jax import config, models, sharding
+from lightpaff_jax.batch import Batch, Shape
+from lightpaff_jax.models import attention
+from lightpaff_jax.models.attention import Sight, attend
+
+# Rounding of sums of some hundred float32 terms.
+CLOSE = 1e-5
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The kernel of a TPU runs here, slowly."""
+    make = functools.partial(splash_attention.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention, 'make_splash_mha', make)
+
+
+def rows(*lengths, size=128):
+    """Segments 1, 2, ... of these lengths, then padding."""
+    return np.repeat([*range(1, len(lengths) + 1), 0], [*lengths, size - sum(lengths)])
+
+
+SEGMENTS = np.stack([rows(50, 40), rows(128)]).astype(np.int32)
+
+
+def inputs(S=128):
+    keys = jax.random.split(jax.random.key(0), 3)
+    sizes = ((2, 128, 2, 64), (2, S, 2, 64), (2, S, 2, 64))
+    return [jax.random.normal(key, size) for key, size in zip(keys, sizes, strict=True)]
+
+
+@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('masked', [False, True])
+def test_attention_with_dropout_equals_the_library_where_nothing_is_dropped(causal, masked):
+    sight = attention.within(jnp.asarray(SEGMENTS) if masked else None, causal)
+    ours = attend(*inputs(), sight, jax.random.key(1), 1e-9)
+    np.testing.assert_allclose(ours, attend(*inputs(), sight), atol=CLOSE)
+
+
+@pytest.mark.usefixtures('interpreted')
+@pytest.mark.parametrize(
+    ('causal', 'S', 'segments'),
+    [
+        (True, 128, None),
+        (False, 256, None),
+        (True, 128, (SEGMENTS, SEGMENTS)),
+        (False, 256, (SEGMENTS, np.stack([rows(200, 20, size=256), rows(9, size=256)]))),
+    ],
+)
+def test_splash_equals_xla_in_value_and_gradient(causal, S, segments):
+    queries, keys = (None, None) if segments is None else map(jnp.asarray, segments)
+    real = 1.0 if queries is None else (queries > 0)[:, :, None, None]
+
+    def loss(kernel, *qkv):
+        return jnp.sum(real * attend(*qkv, Sight(causal, queries, keys, kernel)) ** 3)
+
+    def both(kernel):
+        return jax.value_and_grad(lambda qkv: loss(kernel, *qkv))(inputs(S))
+
+    expected = both('xla')
+    found = both('splash')
+    largest = max(float(jnp.abs(x).max()) for x in expected[1])
+    np.testing.assert_allclose(found[0], expected[0], rtol=CLOSE)
+    chex.assert_trees_all_close(found[1], expected[1], rtol=0, atol=CLOSE * largest)
+
+
+FAMILIES = {'gpt2': {}, 'bert': {'family': 'bert'}, 'mass': {'family': 'mass', 'decoder_layers': 1}}
+
+
+@pytest.mark.usefixtures('interpreted')
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_network_with_splash_has_the_gradient_of_one_with_xla_on_a_mesh_of_three_axes(family):
+    c = config.default()
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 1, 2, 2
+    net = config.network(layers=1, width=128, heads=2, ffn=64, vocab_size=128)
+    net.update(FAMILIES[family])
+    ids = np.random.default_rng(0).integers(0, 128, (2, 128)).astype(np.int32)
+    batch = Batch(ids, ids, (SEGMENTS > 0).astype(np.float32), segments=SEGMENTS)
+    if family == 'mass':
+        batch = Batch(ids, ids, batch.weights, source=ids[::-1].copy(), source_segments=SEGMENTS)
+    mesh = sharding.make_mesh(c, jax.devices()[:4])
+
+    def gradient(kernel):
+        model = models.build(net, attention=kernel)
+        params = model.init(jax.random.key(0))
+        params = jax.device_put(params, sharding.of_params(mesh, params))
+
+        def loss(params):
+            return jnp.sum(batch.weights[..., None] * model.features(params, batch) ** 3)
+
+        with jax.set_mesh(mesh):
+            return jax.device_get(jax.jit(jax.grad(loss))(params))
+
+    expected = gradient('xla')
+    found = gradient('splash')
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+    chex.assert_trees_all_close(found, expected, rtol=0, atol=CLOSE * largest)
+
+
+@pytest.mark.parametrize(
+    ('kernel', 'platform', 'changes', 'said'),
+    [
+        ('xla', 'cpu', {'length': 7, 'dropout': 0.1}, ''),
+        ('splash', 'tpu', {}, ''),
+        ('splash', 'gpu', {}, "needs platform 'tpu', this is 'gpu'"),
+        ('splash', 'tpu', {'dropout': 0.1},
+         'has no dropout of attention weights: needs dropout 0, this is 0.1'),
+        ('splash', 'tpu', {'heads': 4}, 'needs a head width that 64 divides, this is 32'),
+        ('splash', 'tpu', {'length': 48}, 'needs lengths that 128 divides, one is 48'),
+        ('splash', 'tpu', {'tensor': 4},
+         'needs heads that config.mesh.tensor = 4 divides, these are 2'),
+        ('cudnn', 'gpu', {'length': 7}, ''),
+        ('cudnn', 'cpu', {}, "needs platform 'gpu', this is 'cpu'"),
+        ('cudnn', 'gpu', {'dtype': 'float32'},
+         "needs config.train.compute_dtype 'bfloat16', this is 'float32'"),
+        ('cudnn', 'gpu', {'width': 24}, 'needs a head width of 8, 16, ... 128, this is 12'),
+    ],
+)  # fmt: skip
+def test_what_stands_in_a_kernels_way_is_said(kernel, platform, changes, said):
+    c = {'width': 128, 'heads': 2, 'length': 128, 'dtype': 'bfloat16', 'tensor': 2, 'dropout': 0.0}
+    c |= changes
+    net, shapes = (
+        config.network(width=c['width'], heads=c['heads']),
+        [Shape(128, 1, 128), Shape(128, 1, c['length'])],
+    )
+    found = attention.obstacle(kernel, platform, net, shapes, c['dtype'], c['tensor'], c['dropout'])
+    assert found == said
+
+
+@pytest.mark.parametrize(
+    ('platform', 'length', 'kernel'),
+    [('cpu', 128, 'xla'), ('tpu', 128, 'splash'), ('tpu', 100, 'xla'), ('gpu', 100, 'cudnn')],
+)
+def test_auto_takes_the_first_kernel_that_can(platform, length, kernel):
+    net, shape = config.network(width=128, heads=2), Shape(length, length)
+    assert attention.choose(platform, net, [shape], 'bfloat16', 1) == kernel
