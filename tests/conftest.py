@@ -8,10 +8,12 @@ import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
-# All workers share the programs that they compile; the first process, which starts them, makes the folder.
-_MINE = 'PYTEST_XDIST_WORKER' not in os.environ
-if _MINE:
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='lightpaff_jax_compiled_')
+# All workers share the programs that they compile; the process that starts them makes the folder.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = (
+    os.environ['JAX_COMPILATION_CACHE_DIR']
+    if 'PYTEST_XDIST_WORKER' in os.environ
+    else tempfile.mkdtemp(prefix='lightpaff_jax_compiled_')
+)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.03'
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
@@ -26,7 +28,7 @@ _CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
 
 
 def pytest_unconfigure():
-    if _MINE:
+    if 'PYTEST_XDIST_WORKER' not in os.environ:
         shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 
