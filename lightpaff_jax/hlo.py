@@ -13,9 +13,13 @@ _OPERATION = re.compile(rf'= (.*?) ({"|".join(KINDS)})(?:-start)?\(')
 _SHAPE = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 _CALLED = re.compile(r'(?:calls|to_apply|condition)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_WHILE = re.compile(r'condition=%?([\w.\-]+), body=%?([\w.\-]+)')
 _BODY = re.compile(r'body=%?([\w.\-]+)')
+_BOUND = re.compile(r' = [su]32\[\]\S* constant\((\d+)\)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r'replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})')
+_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_CHANNEL = re.compile(r'channel_id=(\d+)')
 
 
 class Collective(NamedTuple):
@@ -43,6 +47,8 @@ def collectives(text: str) -> list[Collective]:
     """
     own: dict[str, list[str]] = defaultdict(list)
     calls: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
+    bounds: dict[str, list[int]] = defaultdict(list)
+    bodies: dict[str, str] = {}
     entry = name = ''
     for line in text.splitlines():
         opened = _OPENED.match(line)
@@ -52,25 +58,38 @@ def collectives(text: str) -> list[Collective]:
             continue
         if _OPERATION.search(line):
             own[name].append(line)
+        bounds[name] += [int(bound) for bound in _BOUND.findall(line)]
         trips = _TRIPS.search(line)
-        for body in _BODY.findall(line):
-            calls[name].append((body, int(trips[1]) if trips else 1))
+        for condition, body in _WHILE.findall(line):
+            bodies[body] = condition
+            calls[name].append((body, int(trips[1]) if trips else 0))
         branches = re.findall(r'[\w.\-]+', ' '.join(_BRANCHES.findall(line)))
         for called in (*_CALLED.findall(line), *branches):
             calls[name].append((called, None))
 
-    found: list[Collective] = []
+    found: dict[str, Collective] = {}
 
     def walk(computation: str, loops: int, times: int) -> None:
-        found.extend(_read(line, loops, times) for line in own[computation])
+        for line in own[computation]:
+            # One that goes on beside other work, in a loop perhaps, is written at each place of it:
+            # it is one channel, and begins outside.
+            channel = _CHANNEL.search(line)
+            key = channel[0] if channel else f'{len(found)}'
+            if key not in found or found[key].loops > loops:
+                one = _read(line, loops, times)
+                if computation.startswith('all-reduce-scatter'):  # as TPUs write it: a part is kept
+                    one = one._replace(kind='reduce-scatter', bytes=one.bytes // (one.group or 1))
+                found[key] = one
         for called, trips in calls[computation]:
             if trips is None:
                 walk(called, loops, times)
-            else:
-                walk(called, loops + 1, times * trips)
+            else:  # a scan counts up to the one constant of its condition
+                bound = bounds[bodies[called]]
+                known = trips or (bound[0] if len(bound) == 1 else 1)
+                walk(called, loops + 1, times * known)
 
     walk(entry, 0, 1)
-    return found
+    return list(found.values())
 
 
 def loops(text: str) -> int:
@@ -87,9 +106,15 @@ def _read(line: str, inside: int, times: int) -> Collective:
     ]
     # An operation that has begun has its operand beside its result.
     size = max(sizes, default=0) if '-start(' in line else sum(sizes)
-    groups = _GROUPS.search(line)
-    group = 0
-    if groups:
-        group = int(groups[2]) if groups[2] else len(groups[3].split(',')) if groups[3] else 0
     named = re.search(r'op_name="([^"]*)"', line)
-    return Collective(operation[2], size, group, inside, times, named[1] if named else '')
+    return Collective(operation[2], size, _group(line), inside, times, named[1] if named else '')
+
+
+def _group(line: str) -> int:
+    groups, axes = _GROUPS.search(line), _AXES.search(line)
+    if axes:
+        sizes = dict(part.split('=') for part in axes[1].split(','))
+        return math.prod(int(sizes[name.strip()]) for name in axes[2].split(','))
+    if groups:
+        return int(groups[2]) if groups[2] else len(groups[3].split(',')) if groups[3] else 0
+    return 0

@@ -10,24 +10,34 @@ HloModule jit_step
 }
 
 %inner_body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
-  %gathered = bf16[16,128]{1,0:T(8,128)(2,1)} all-gather(%p), replica_groups=[4,2]<=[8], dimensions={0}, metadata={op_name="jit(step)/scan/teacher"}
+  %again = bf16[16,128]{1,0} all-gather(%p), channel_id=7, replica_groups=[4,2]<=[8], dimensions={0}
+  %gathered = bf16[16,128]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=8, replica_groups=mesh['a'=4,'b'=2] {'b'}, dimensions={0}, metadata={op_name="jit(step)/scan/teacher"}
 }
 
 %outer_body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
-  %inner = (s32[], f32[8,4]) while(%p), condition=%cond, body=%inner_body, backend_config={"known_trip_count":{"n":"3"}}
+  %inner = (s32[], f32[8,4]) while(%p), condition=%cond, body=%inner_body
 }
 
 %cond (p: (s32[], f32[8,4])) -> pred[] {
-  ROOT %less = pred[] compare(%p, %p), direction=LT
+  %bound = s32[]{:T(128)} constant(3)
+  ROOT %less = pred[] compare(%p, %bound), direction=LT
 }
 
 %called (p: f32[8]) -> f32[8] {
   %reduced = (f32[10]{0}, bf16[10]{0}) all-reduce(%p, %p), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
 }
 
+%all-reduce-scatter.3 (input: f32[8,16]) -> f32[2,16] {
+  %input = f32[8,16]{1,0} parameter(0)
+  %whole = f32[8,16]{1,0} all-reduce(%input), channel_id=9, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %part = f32[2,16]{1,0} dynamic-slice(%whole, %p), dynamic_slice_sizes={2,16}
+}
+
 ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %outer = (s32[], f32[8,4]) while(%a), condition=%cond, body=%outer_body, backend_config={"known_trip_count":{"n":"5"}}
+  %first = bf16[16,128]{1,0} all-gather(%a), channel_id=7, replica_groups=[4,2]<=[8], dimensions={0}
   %one = f32[8] fusion(%a), kind=kCustom, calls=%called
+  %scattered = f32[2,16] fusion(%a), kind=kCustom, calls=%all-reduce-scatter.3
   %begun = (f32[4]{0}, f32[32]{0}) all-gather-start(%a), replica_groups=[1,8]<=[8], dimensions={0}
   %done = f32[32]{0} all-gather-done(%begun)
 }
@@ -35,14 +45,22 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
 
 
 def test_collectives_are_counted_with_the_loops_around_them():
-    found = {one.kind + str(one.loops): one for one in hlo.collectives(TEXT)}
-    assert set(found) == {'all-gather2', 'all-reduce0', 'all-gather0'}
-    looped, begun = found['all-gather2'], found['all-gather0']
+    found = {f'{one.kind}{one.loops}{one.group}': one for one in hlo.collectives(TEXT)}
+    assert set(found) == {
+        'all-gather22', 'all-reduce04', 'all-gather08', 'all-gather02', 'reduce-scatter04'
+    }  # fmt: skip
+    assert found['reduce-scatter04'].bytes == 2 * 16 * 4
+    looped, begun = found['all-gather22'], found['all-gather08']
     assert (looped.times, looped.bytes, looped.group) == (15, 16 * 128 * 2, 2)
     assert looped.name == 'jit(step)/scan/teacher'
     assert (begun.times, begun.bytes, begun.group) == (1, 128, 8)
-    reduced = found['all-reduce0']
+    reduced = found['all-reduce04']
     assert (reduced.times, reduced.bytes, reduced.group) == (1, 40 + 20, 4)
+
+
+def test_a_channel_that_goes_on_in_a_loop_is_one_collective():
+    (one,) = (one for one in hlo.collectives(TEXT) if (one.group, one.loops) == (2, 0))
+    assert (one.kind, one.times) == ('all-gather', 1)
 
 
 def test_loops_are_counted():
