@@ -175,3 +175,19 @@ def test_a_teacher_without_files_and_shape_is_named(of_cpu):
     c.teacher.update({'layers': 0, 'path': 'nowhere/teacher'})
     with pytest.raises(config.UserError, match='give the shape of the teacher'):
         preflight.preflight(c, 'v5e:2x4', largest=False)
+
+
+@pytest.mark.usefixtures('full_compilation')
+@pytest.mark.parametrize('remat', ['none', 'block'])
+def test_distilling_takes_little_more_temporary_memory_than_training_alone(remat):
+    c = configured()
+    c.student.update({'layers': 4, 'width': 192, 'heads': 3, 'ffn': 768, 'vocab_size': 8192})
+    c.teacher.update({'layers': 6, 'width': 384, 'heads': 6, 'ffn': 1536, 'vocab_size': 8192})
+    for net in (c.student, c.teacher):
+        net.positions = 128
+    c.data.length, c.data.batch_size, c.mesh.data = 128, 8, 1
+    c.train.update({'attention': 'xla', 'remat': remat})
+    c.teacher.dtype = 'float32'
+    mesh = sharding.make_mesh(c, jax.devices()[:1])
+    distilled, alone = (preflight.compiled(c, mesh, net).temporary for net in (c.teacher, None))
+    assert distilled <= 1.25 * alone
