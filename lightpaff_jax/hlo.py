@@ -18,7 +18,7 @@ _BODY = re.compile(r'body=%?([\w.\-]+)')
 _BOUND = re.compile(r' = [su]32\[\]\S* constant\((\d+)\)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r'replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})')
-_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_AXES = re.compile(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 
 

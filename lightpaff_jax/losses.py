@@ -26,8 +26,9 @@ from jaxtyping import Array, Float, Int
 BATCH_AXES = ('data', 'fsdp')
 """Mesh axes that split the examples."""
 
-_CHUNK_LOGITS = 1 << 24
-"""Logits of an automatic chunk; 64 MiB in float32, for each of teacher and student."""
+_MOST, _LEAST, _VISITS = 1 << 24, 1 << 18, 8
+"""Logits of an automatic chunk, 64 MiB in float32 for each of teacher and student, and 1 MiB; and the
+visits that a batch is split into between the two."""
 
 _PRECISE = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -69,7 +70,7 @@ def distillation_loss(
       weights: w, 0 on padding.
       lambda_: weight of the teacher in [0, 1], one number or one for each example.
       temperature: tau > 0.
-      chunk: C, positions in a visit; 0 chooses it by V.
+      chunk: C, positions in a visit; 0 chooses, see `automatic_chunk`.
 
     Returns:
       `loss`, `count` (sum of w), and for the labelled positions `ce`, `correct` and
@@ -85,13 +86,17 @@ def distillation_loss(
     rows = jax.lax.stop_gradient(rows)
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
     teacher = jax.lax.stop_gradient(teacher)
-    chunk = chunk or automatic_chunk(student.head.weight.shape[0])
     return _loss(float(temperature), chunk, student, teacher, labels, weights, rows)
 
 
-def automatic_chunk(vocabulary: int) -> int:
-    """Positions in a visit of the heads: a power of two that keeps C * V near 2^24."""
-    return max(16, 1 << (max(1, _CHUNK_LOGITS // vocabulary)).bit_length() - 1)
+def automatic_chunk(vocabulary: int, positions: int) -> int:
+    """Positions in a visit of the heads: a power of two.
+
+    An eighth of a device's positions, so that a chunk's logits are little beside what a network
+    keeps and stay in a CPU's cache, but no more than keeps C * V at 2^24, and no less than 2^18.
+    """
+    wanted = max(positions // _VISITS, _LEAST // vocabulary)
+    return max(16, 1 << max(1, min(wanted, _MOST // vocabulary)).bit_length() - 1)
 
 
 def _check(student, teacher, labels, weights, lambda_, temperature, chunk):
@@ -178,6 +183,7 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
     """Scans `_visit` over chunks of positions; the gradient has the student's tree and dtypes."""
     batch, positions = labels.shape
     total = batch * positions
+    chunk = chunk or automatic_chunk(student.head.weight.shape[0], total)
     chunk = min(chunk, -(-total // 8) * 8)
     count = -(-total // chunk)
 

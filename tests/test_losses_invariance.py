@@ -260,9 +260,24 @@ def test_memory_is_at_most_a_twentieth_of_dense_autodiff():
     assert ours <= whole / 20, (ours, whole)
 
 
-def test_the_automatic_chunk_shrinks_with_the_vocabulary():
-    sizes = [automatic_chunk(v) for v in (2, 30522, 50304, 250_000, 10**9)]
+@pytest.mark.parametrize('positions', [8, 1024, 1 << 18])
+def test_the_automatic_chunk_shrinks_with_the_vocabulary(positions):
+    sizes = [automatic_chunk(v, positions) for v in (2, 30522, 50304, 250_000, 10**9)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == 16
     assert all(size & (size - 1) == 0 for size in sizes)
-    assert all(automatic_chunk(v) * v <= automatic_chunk(2) * 2 for v in (1000, 30522, 50304))
+    assert all(
+        size * v <= 1 << 24 for size, v in zip(sizes[:4], (2, 30522, 50304, 250_000), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ('vocabulary', 'positions', 'chunk'),
+    [
+        (50304, 1024, 128),  # an eighth of the positions
+        (50304, 1 << 18, 256),  # as many as the logits may be
+        (2048, 512, 128),  # so few that more visits would save nothing
+    ],
+)
+def test_the_automatic_chunk_is_a_part_of_the_positions_within_limits(vocabulary, positions, chunk):
+    assert automatic_chunk(vocabulary, positions) == chunk
