@@ -55,13 +55,13 @@ def undisturbed(shared):
 
 
 def tables_of(workdir):
-    """What the report is made of, but times."""
+    """What the report is made of, but times and the commit, which a developer may make meanwhile."""
     recipe_json = json.loads((workdir / 'recipe.json').read_text())
     results = {
         str(path.parent.relative_to(workdir)): {
             key: value
             for key, value in json.loads(path.read_text()).items()
-            if key not in ('seconds', 'tokens_per_second')
+            if key not in ('seconds', 'tokens_per_second', 'git_commit')
         }
         for path in workdir.rglob('result.json')
     }
