@@ -38,6 +38,6 @@ for topology in v4:2x2x1 v5e:2x2 v5p:2x2x1 v6e:2x2; do
 done
 one gpt2-v5e-2x2-none v5e:2x2 gpt2_stage1.py --config.train.remat=none --config.data.batch_size=128 "$@"
 one gpt2-v5e-2x2-dots v5e:2x2 gpt2_stage1.py --config.train.remat=dots --config.data.batch_size=128 "$@"
-one gpt2-v5e-16x16-data v5e:16x16 gpt2_stage1.py --config.data.batch_size=4096 --quick "$@"
-one gpt2-v5e-16x16-fsdp v5e:16x16 gpt2_stage1.py --config.data.batch_size=4096 --config.mesh.fsdp=16 --quick "$@"
+one gpt2-v5e-16x16-data v5e:16x16 gpt2_stage1.py --config.data.batch_size=4096 --config.eval.batch_size=256 --quick "$@"
+one gpt2-v5e-16x16-fsdp v5e:16x16 gpt2_stage1.py --config.data.batch_size=4096 --config.eval.batch_size=256 --config.mesh.fsdp=16 --quick "$@"
 one gpt2-v5e-4x4-6.7b v5e:4x4 gpt2_stage1.py "${big[@]}" --config.data.batch_size=128 --config.mesh.fsdp=16 --quick "$@"

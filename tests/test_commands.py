@@ -162,7 +162,7 @@ MISTAKES = {
     ),
     'a section': (
         ['--config=configs/gpt2_stage1.py', '--config.mesh=3'],
-        'config.mesh: is a section, set one of data, fsdp, tensor',
+        'config.mesh: is a section, set one of data, fsdp, tensor, student, teacher',
     ),
     'wrong type': (
         ['--config=configs/gpt2_stage1.py', '--config.train.updates=many'],
