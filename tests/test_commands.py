@@ -162,7 +162,7 @@ MISTAKES = {
     ),
     'a section': (
         ['--config=configs/gpt2_stage1.py', '--config.mesh=3'],
-        'config.mesh: is a section, set one of data, fsdp, tensor, student, teacher',
+        'config.mesh: is a section, set one of data, fsdp, student, teacher, tensor',
     ),
     'wrong type': (
         ['--config=configs/gpt2_stage1.py', '--config.train.updates=many'],
