@@ -183,10 +183,10 @@ def compiled(c: ConfigDict, mesh: Mesh, net: Any) -> Plan:
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = step.lower(state, _guide_params(c, mesh, guide), batch, optimizer.knobs(c))
-        try:
-            program = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            return Plan(_needed(str(error), _held(c, mesh, net)), float('nan'), '', _since(began))
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        return Plan(_needed(str(error), _held(c, mesh, net)), float('nan'), '', _since(began))
     m: Any = program.memory_analysis()
     inside = m.temp_size_in_bytes
     total = (m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes

@@ -46,7 +46,7 @@ def test_on_v5e_a_teacher_that_is_shared_is_gathered_a_layer_at_a_time(v5e):
     gathered = [
         one
         for one in hlo.collectives(preflight.compiled(c, mesh, c.teacher).text)
-        if one.kind == 'all-gather' and one.loops
+        if one.kind in ('all-gather', 'collective-permute') and one.loops
     ]
     assert gathered
     layer = 2 * (4 * 1024**2 + 2 * 1024 * 4096)  # bytes of its matrices in bfloat16
