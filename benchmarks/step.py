@@ -260,6 +260,15 @@ def main() -> None:
     for name in a.only:
         if name not in CONTESTANTS:
             parser.error(f'--only={name}: must be of {", ".join(CONTESTANTS)}')
+    for name in ('student', 'teacher'):
+        sizes = getattr(a, name).split('x')
+        if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+            parser.error(f'--{name}={getattr(a, name)}: must be layers x width x heads, as 4x384x6')
+        if int(sizes[1]) % int(sizes[2]):
+            parser.error(f'--{name}={getattr(a, name)}: its heads must divide its width')
+    for name in ('pairs', 'steps', 'batch', 'length', 'vocabulary'):
+        if getattr(a, name) < 1:
+            parser.error(f'--{name}={getattr(a, name)}: must be at least 1')
     result = measure(a)
     if a.out:
         a.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')

@@ -87,6 +87,7 @@ SCHEDULES = ('linear', 'cosine', 'constant')
 DTYPES = ('float32', 'bfloat16')
 # Mesh axes that parameters may be split over.
 SPLIT = ('fsdp', 'tensor')
+# What is computed again: nothing that is dear, all but matrix products, whole blocks.
 REMAT = ('none', 'dots', 'block')
 ATTENTION = ('auto', 'xla', 'cudnn', 'splash')
 
@@ -252,12 +253,8 @@ def default() -> ConfigDict:
     c.train.updates = 100  # optimizer updates in all
     c.train.micro_steps = 1  # M, parts a batch is computed in
     c.train.compute_dtype = 'float32'  # of matrix products in the networks, one of DTYPES
-    c.train.remat = (
-        'none'  # the backward pass computes again nothing, all but products, all: one of REMAT
-    )
-    c.train.attention = (
-        'auto'  # kernel, one of ATTENTION; auto: splash on TPU, cudnn on GPU where they can
-    )
+    c.train.remat = 'none'  # what the backward pass computes again, one of REMAT
+    c.train.attention = 'auto'  # its kernel, one of ATTENTION; auto takes the fastest that can
     c.train.compilation_cache = '~/.cache/lightpaff_jax/xla'  # compiled programs; '' keeps none
     c.train.log_every = 20  # updates between lines of metrics.jsonl
     c.train.eval_every = 0  # updates between validations; 0: at the end only
