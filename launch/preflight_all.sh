@@ -25,7 +25,10 @@ one() {
 
 if [[ $which == ci ]]; then
   for family in gpt2 bert mass; do
-    one "$family" v5e:2x2 "${family}_stage1.py:tiny" --quick --config.data.length=128 "$@"
+    deep=()
+    [[ $family != mass ]] || deep=(--config.teacher.decoder_layers=2)
+    one "$family" v5e:2x2 "${family}_stage1.py:tiny" --quick --config.data.length=128 \
+      --config.teacher.layers=2 --config.teacher.heads=4 --config.teacher.ffn=512 "${deep[@]}" "$@"
   done
   exit
 fi
