@@ -122,6 +122,49 @@ def parse(argv: Sequence[str], base: ConfigDict | None = None) -> ConfigDict:
     return c
 
 
+def flags(
+    argv: Sequence[str], values: Sequence[str], switches: Sequence[str] = ()
+) -> tuple[dict[str, str], list[str]]:
+    """The flags that a command has beside those of a configuration, and the arguments of this one.
+
+    Args:
+      argv: arguments without the program's name.
+      values: names of flags with a value, --NAME=VALUE or --NAME VALUE.
+      switches: names of flags without one; those that are given have ''.
+
+    Raises:
+      UserError: an unknown flag; one given twice, without its value or with one it does not have.
+    """
+    found: dict[str, str] = {}
+    rest, words = [], list(argv)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition('=')
+        name = flag.removeprefix('--')
+        ours = name != flag and name in (*values, *switches)
+        if not ours and flag != '--config' and not flag.startswith('--config.'):
+            known = [f'--{one}' for one in (*values, *switches, 'config')]
+            raise UserError(
+                f'argument {word!r}: must be one of {", ".join(known)}{nearest(flag, known)}'
+            )
+        if ours and name in switches:
+            if equals:
+                raise UserError(f'{flag}: has no value')
+        elif not equals:
+            if not words or words[0].startswith('--'):
+                raise UserError(f'argument {word!r}: must be followed by a value')
+            value = words.pop(0)
+        if not ours:
+            rest.append(f'{flag}={value}')
+        elif name in found:
+            raise UserError(f'{flag}: must be given once')
+        elif not value and name in values:
+            raise UserError(f'{flag}=: must have a value')
+        else:
+            found[name] = value
+    return found, rest
+
+
 def _split(argv: Sequence[str], optional: bool = False) -> tuple[str, list[tuple[str, str]]]:
     """FILE[:VARIANT], '' if there is none, and (KEY, VALUE) of the other arguments in their order."""
     files: list[str] = []

@@ -251,7 +251,6 @@ Scores a network on the data of a configuration, as the end of a run of it does,
 It is compared with the teacher of config.teacher.path; --config.teacher.path= compares with none.
 Keys, defaults and units: lightpaff_jax/config.py
 """
-_FLAGS = ('model', 'out')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -260,33 +259,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or '-h' in argv or '--help' in argv:
         return command.main(lambda c: None, USAGE, argv)
     try:
-        options, rest = _options(argv)
+        options, rest = command.flags(argv, ('model', 'out'))
+        if 'model' not in options:
+            raise UserError('--model=DIR: must be given')
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     path = options['model']
     out = options.get('out') or f'{path.rstrip("/")}/evaluation'
     return command.main(lambda c: run(c, path, out), USAGE, rest)
-
-
-def _options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The flags of this command, and the arguments of a configuration."""
-    found: dict[str, str] = {}
-    rest, words = [], list(argv)
-    while words:
-        flag, equals, value = words.pop(0).partition('=')
-        name = flag.removeprefix('--')
-        if name not in _FLAGS or name == flag:
-            rest.append(flag + equals + value)
-            continue
-        if not equals and words and not words[0].startswith('--'):
-            value = words.pop(0)
-        if not value or name in found:
-            raise UserError(f'{flag}: must be given once, as {flag}=DIR')
-        found[name] = value
-    if 'model' not in found:
-        raise UserError('--model=DIR: must be given')
-    return found, rest
 
 
 def run(c: ConfigDict, path: str, out: str) -> None:

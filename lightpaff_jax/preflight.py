@@ -47,7 +47,6 @@ Ends with 1 where the step does not fit.
 It needs no data and no weights: the teacher's shape is config.teacher, or that of config.teacher.path
 where this is there. Keys, defaults and units: lightpaff_jax/config.py
 """
-_FLAGS = ('topology', 'slices', 'out', 'quick')
 _USED = re.compile(r'Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm')
 _TEMPORARY = re.compile(r'required for HLO temporaries \(([\d.]+)([KMG])\)')
 _UNITS = {'K': 1 << 10, 'M': 1 << 20, 'G': GIB}
@@ -95,25 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    found: dict[str, Any] = {}
-    rest, words = [], list(argv)
-    while words:
-        flag, equals, value = words.pop(0).partition('=')
-        name = flag.removeprefix('--')
-        if name not in _FLAGS or name == flag:
-            rest.append(flag + equals + value)
-            continue
-        if name == 'quick' and equals:
-            raise UserError('--quick: has no value')
-        if name != 'quick' and not equals and words and not words[0].startswith('--'):
-            value = words.pop(0)
-        if name in found or (name != 'quick' and not value):
-            raise UserError(f'{flag}: must be given once, as {flag}=VALUE')
-        found[name] = value or True
+    found, rest = command.flags(argv, ('topology', 'slices', 'out'), ('quick',))
     if 'topology' not in found:
         raise UserError('--topology=CHIP:SHAPE: must be given, as v5e:4x4')
     slices = found.get('slices', '1')
-    if not slices.isdigit() or not int(slices):
+    if not slices.isdecimal() or not int(slices):
         raise UserError(f'--slices={slices}: must be a whole number of at least 1')
     out = found.get('out', '')
     if out and not pathlib.Path(out).expanduser().absolute().parent.is_dir():

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lightpaff_jax import models
+from lightpaff_jax import distill_step, models
 from lightpaff_jax.batch import Shape
 from lightpaff_jax.data import batches, objectives, prepare
 from lightpaff_jax.train import train
@@ -106,7 +106,23 @@ def test_processes_agree_on_the_bucket(data_cache, vocabulary, form, processes):
         assert all(np.array_equal(a, b) for a, b in pairs)
 
 
-def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(data_cache, tmp_path):
+def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(
+    data_cache, tmp_path, monkeypatch
+):
+    """And compiles one program for each bucket that it meets."""
+    compiled = []
+
+    class Counted:
+        def __init__(self, step):
+            self.step = step
+
+        def lower(self, state, guide_params, batch, knobs):
+            compiled.append(batch.shape)
+            return self.step.lower(state, guide_params, batch, knobs)
+
+    make = distill_step.make_step
+    monkeypatch.setattr(distill_step, 'make_step', lambda *args: Counted(make(*args)))
+
     def run(updates):
         c = configured(data_cache, 'pairs')
         c.workdir = str(tmp_path)
@@ -123,6 +139,7 @@ def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(data
     prepared, tokenizer = data_fixtures.prepared(c), data_fixtures.tokenizers.load(c)
     shapes = [batches.batch_at(c, prepared, tokenizer, i).shape for i in range(10)]
     assert len(set(shapes)) > 1
+    assert compiled == [*dict.fromkeys(shapes[:5]), *dict.fromkeys(shapes[5:])]
     assert result['tokens'] == sum(8 * shape.tokens for shape in shapes)
     flops = models.build(c.student).flops
     assert result['flops'] == sum(8 * 3 * flops(shape) for shape in shapes)

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lightpaff_jax import config, digests, distill_step, hlo, models, optimizer, sharding
+from lightpaff_jax import config, digests, distill_step, hlo, models, networks, optimizer, sharding
 from lightpaff_jax.batch import Batch
 
 BATCH, LENGTH, VOCAB = 16, 24, 200
 
 
-def configured(mesh=(1, 1, 1), micro_steps=1, **student):
+def configured(mesh=(1, 1, 1), micro_steps=1, remat='none', **student):
     c = config.default()
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh
-    c.train.micro_steps = micro_steps
+    c.train.micro_steps, c.train.remat = micro_steps, remat
     c.student.update({'layers': 2, 'width': 32, 'heads': 4, 'ffn': 64, 'vocab_size': VOCAB})
     c.student.update(student)
     c.data.batch_size = BATCH
@@ -63,7 +63,7 @@ class Run:
         c.student.update(NETWORKS[kind])
         devices = int(np.prod([c.mesh.data, c.mesh.fsdp, c.mesh.tensor]))
         self.mesh = sharding.make_mesh(c, jax.devices()[:devices])
-        self.student = models.build(c.student)
+        self.student = networks.student(c)
         shape = config.network(layers=3, width=48, heads=4, ffn=96, vocab_size=VOCAB)
         shape.update(NETWORKS[kind])
         self.teacher = models.build(shape) if with_teacher else None
@@ -102,22 +102,34 @@ def reference():
     return Run(configured()).gradient()[0]
 
 
-@pytest.mark.parametrize(
-    ('mesh', 'micro_steps'),
-    [
-        ((1, 1, 1), 4),
-        ((8, 1, 1), 1),
-        ((4, 1, 1), 4),
-        ((2, 2, 2), 2),
-        ((2, 4, 1), 1),
-    ],
-)
-def test_gradient_is_the_same_on_every_mesh_and_micro_batch_split(reference, mesh, micro_steps):
-    (sums, grads), _ = Run(configured(mesh, micro_steps)).gradient()
+def check_gradient(reference, *settings):
+    (sums, grads), _ = Run(configured(*settings)).gradient()
     largest = max(np.abs(x).max() for x in jax.tree.leaves(reference[1]))
     # Sums of a few hundred float32 terms in another order differ by some 1e-7 of the largest.
     chex.assert_trees_all_close(grads, reference[1], rtol=0, atol=1e-5 * largest)
     chex.assert_trees_all_close(sums, reference[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'micro_steps', 'remat'),
+    [
+        ((1, 1, 1), 4, 'dots'),
+        ((8, 1, 1), 1, 'none'),
+        ((4, 1, 1), 4, 'block'),
+        ((2, 2, 2), 2, 'dots'),
+        ((1, 4, 2), 1, 'block'),
+    ],
+)
+def test_gradient_is_the_same_on_every_mesh_split_and_remat(reference, mesh, micro_steps, remat):
+    check_gradient(reference, mesh, micro_steps, remat)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize('remat', config.REMAT)
+@pytest.mark.parametrize('micro_steps', [1, 2])
+def test_gradient_is_the_same_in_each_combination(reference, mesh, micro_steps, remat):
+    check_gradient(reference, mesh, micro_steps, remat)
 
 
 @pytest.mark.parametrize('kind', ['bert', 'classifier', 'mass'])
@@ -138,8 +150,9 @@ def test_gradient_is_reduced_once_and_no_chunk_or_micro_batch_communicates(micro
     assert hlo.loops(text) >= 1  # over chunks, at least
 
 
-def test_step_compiles_once_and_leaves_the_teacher_as_it_was():
-    run = Run(configured((8, 1, 1), 2))
+@pytest.mark.parametrize('mesh', [(8, 1, 1), (1, 4, 2)])
+def test_step_compiles_once_and_leaves_the_teacher_as_it_was(mesh):
+    run = Run(configured(mesh, 2))
     before = jax.device_get(run.teacher_params)
     step, state = run.step(), run.state
     with jax.set_mesh(run.mesh):

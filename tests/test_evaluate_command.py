@@ -120,11 +120,17 @@ MISTAKES = {
     ),
     'an unknown flag': (
         ['--model=runs/text', '--config=small.py:text', '--modle=x'],
-        "argument '--modle=x': must be --config=FILE[:VARIANT] or --config.KEY=VALUE",
+        "argument '--modle=x': must be one of --model, --out, --config; did you mean --model?",
+    ),
+    'a flag without its value': (
+        ['--config=small.py:text', '--model'], "argument '--model': must be followed by a value",
+    ),
+    'a flag with an empty value': (
+        ['--model=', '--config=small.py:text'], '--model=: must have a value',
     ),
     'a flag twice': (
         ['--model=runs/text', '--model=x', '--config=small.py:text'],
-        '--model: must be given once, as --model=DIR',
+        '--model: must be given once',
     ),
     'batches that do not divide': (
         ['--model=runs/text', '--config=small.py:text', '--config.eval.batch_size=9'],

@@ -160,28 +160,9 @@ def _command(argv: Sequence[str]) -> None:
 
 def _options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The flags of this command, and the arguments of a configuration."""
-    found: dict[str, str] = {}
-    rest, words = [], list(argv)
-    while words:
-        word = words.pop(0)
-        flag, equals, value = word.partition('=')
-        name = flag.removeprefix('--')
-        ours = name in _FLAGS and flag != name
-        if not ours and flag != '--config' and not flag.startswith('--config.'):
-            known = [f'--{one}' for one in (*_FLAGS, 'config')]
-            near = config.nearest(flag, known)
-            raise config.UserError(f'argument {word!r}: must be one of {", ".join(known)}{near}')
-        if not equals and (not words or words[0].startswith('--')):
-            raise config.UserError(f'argument {word!r}: must be followed by a value')
-        value = value if equals else words.pop(0)
-        if not ours:
-            rest.append(f'{flag}={value}')
-        elif name in found:
-            raise config.UserError(f'{flag}: must be given once')
-        else:
-            found[name] = value
+    found, rest = command.flags(argv, _FLAGS)
     for name in ('source', 'out'):
-        if not found.get(name):
+        if name not in found:
             raise config.UserError(f'--{name}: must be given')
     if ('tokenizer' in found) == ('train-tokenizer' in found):
         raise config.UserError('one of --tokenizer=PATH and --train-tokenizer=SIZE must be given')
