@@ -1,11 +1,13 @@
 """Value and gradient of the distillation loss: in chunks against dense autodiff, in one run.
 
     ./launch/benchmark_loss.sh [--tokens=N] [--pairs=K] [--out=FILE] ...
+    ./launch/benchmark_loss.sh --topology=v5e:1x1 --tokens=16384 --dtype=bfloat16
 
 Memory is what the compiler plans beside inputs and outputs. Speed is measured in pairs (A B A
 B ...), each figure a median over pairs, compiling excluded. The dense loss is what one writes
 without this package: logits of the whole batch, `optax` for the labels, `jax.nn.log_softmax`
 for the teacher, `jax.value_and_grad`. Both return the loss and the gradient, no other sums.
+With --topology both are compiled for one chip of a TPU slice that is not there, and not run.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lightpaff_jax import losses
+from lightpaff_jax import chips, config, losses
 
 GIB = 1 << 30
 
@@ -54,12 +56,26 @@ def make_inputs(a: argparse.Namespace):
             return random.standard_normal(shape, np.float32)
 
         head = losses.Head(normal(a.vocabulary, width) * (3 / width**0.5), normal(a.vocabulary))
-        return losses.Predictor(normal(a.batch, a.tokens // a.batch, width), head)
+        made = losses.Predictor(normal(a.batch, a.tokens // a.batch, width), head)
+        return jax.tree.map(lambda x: jnp.asarray(x, a.dtype), made)
 
     shape = (a.batch, a.tokens // a.batch)
     labels = random.integers(0, a.vocabulary, shape).astype(np.int32)
     inputs = (predictor(a.width), predictor(a.teacher_width), labels, np.ones(shape, np.float32))
     return jax.tree.map(jnp.asarray, inputs)
+
+
+def placed(a: argparse.Namespace):
+    """The inputs, described only where the device is not there; and its name."""
+    if not a.topology:
+        return make_inputs(a), f'1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores'
+    jax.config.update('jax_platforms', 'cpu')  # no device is needed, nor waited for
+    where = jax.sharding.SingleDeviceSharding(chips.devices(a.topology)[0])
+
+    def described(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(described, jax.eval_shape(lambda: make_inputs(a))), a.topology
 
 
 def seconds(call, inputs) -> float:
@@ -77,7 +93,7 @@ def error(found, wanted) -> float:
 
 def run(a: argparse.Namespace) -> dict:
     """Compiles, runs and prints; returns what `--out` writes."""
-    inputs = make_inputs(a)
+    inputs, hardware = placed(a)
     compiled = {}
     for name, loss in (('fused', fused), ('dense', dense)):
         call = functools.partial(loss, lambda_=a.lambda_, temperature=a.temperature)
@@ -89,12 +105,13 @@ def run(a: argparse.Namespace) -> dict:
         'widths': [a.width, a.teacher_width],
         'lambda': a.lambda_,
         'temperature': a.temperature,
-        'hardware': f'1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores',
+        'dtype': a.dtype,
+        'hardware': hardware,
         'jax': jax.__version__,
         'temporary_bytes': memory | {'ratio': memory['dense'] / memory['fused']},
     }
     print(
-        f'{a.tokens} tokens, V = {a.vocabulary}, widths {a.width} and {a.teacher_width}, float32, '
+        f'{a.tokens} tokens, V = {a.vocabulary}, widths {a.width} and {a.teacher_width}, {a.dtype}, '
         f'{result["hardware"]}, jax {jax.__version__}'
     )
     print(
@@ -102,7 +119,7 @@ def run(a: argparse.Namespace) -> dict:
         f'dense / fused {result["temporary_bytes"]["ratio"]:.1f}',
         flush=True,
     )
-    if not a.pairs:
+    if a.topology or not a.pairs:
         return result
 
     value, gradient = compiled['fused'](*inputs)  # warms up, and shows that both agree
@@ -143,12 +160,17 @@ def main() -> None:
     parser.add_argument('--teacher-width', type=int, default=1024)
     parser.add_argument('--lambda', type=float, default=0.5, dest='lambda_')
     parser.add_argument('--temperature', type=float, default=1.0)
+    parser.add_argument('--dtype', choices=config.DTYPES, default='float32')
+    parser.add_argument('--topology', help='a slice, as v5e:1x1; needs the extra tpu')
     parser.add_argument('--pairs', type=int, default=5, help='0 reads the memory and runs nothing')
     parser.add_argument('--out', type=pathlib.Path, help='JSON file for the figures')
     a = parser.parse_args()
     if a.batch < 1 or a.tokens < 1 or a.tokens % a.batch:
         parser.error(f'--tokens={a.tokens}: must be a multiple of --batch={a.batch}')
-    result = run(a)
+    try:
+        result = run(a)
+    except config.UserError as error:
+        parser.error(str(error))
     if a.out:
         a.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
 

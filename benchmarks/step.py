@@ -1,6 +1,6 @@
 """The training step: ours against whole-batch logits, against PyTorch, and against the device's limit.
 
-    ./launch/benchmark.sh [--pairs=K] [--only=ours,dense,eager,compile] [--dtype=bfloat16] [--out=FILE] ...
+    ./launch/benchmark.sh [--pairs=K] [--only=ours,dense,eager,...] [--dtype=bfloat16] [--out=FILE] ...
 
 A GPT-2 student learns from a GPT-2 teacher: forward pass of both, loss, gradient, clipping, AdamW.
 Contestants run the same sizes on the same ids in one process, in turn, round after round; the figures
@@ -11,11 +11,14 @@ dense    the same step, but its loss takes the logits of the whole batch at once
 eager    transformers' networks with attention of `scaled_dot_product_attention`, losses of
          torch.nn.functional, fused AdamW
 compile  the same, forward passes and loss by torch.compile
+tunix    the networks of the package in Tunix's DistillationTrainer, by its own `train`. Tunix wants an older
+         safetensors than the package: `pip install google-tunix`, then `pip install 'safetensors>=0.8'`
 limit    FLOPs of the matrix products, by formula, at the rate that the device multiplies two square
          matrices with; nothing can be faster
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -31,7 +34,6 @@ from lightpaff_jax import config, distill_step, models, networks, optimizer, sha
 from lightpaff_jax.batch import Batch
 
 GIB = 1 << 30
-CONTESTANTS = ('ours', 'dense', 'eager', 'compile')
 
 
 def configured(a: argparse.Namespace):
@@ -165,6 +167,59 @@ def theirs(c, compiled: bool):
     return call, None
 
 
+def of_tunix(c):
+    """As `theirs`, by Tunix: its strategy of logits has the same loss, from one-hot labels."""
+    from flax import nnx
+    from tunix.distillation import distillation_trainer as tunix
+    from tunix.distillation import strategies
+
+    class Network(nnx.Module):
+        def __init__(self, params):
+            self.params = nnx.Dict(jax.tree.map(nnx.Param, params))
+
+    def forward(model):
+        def logits(module, input_tokens, input_mask):
+            params = nnx.to_pure_dict(nnx.state(module))['params']
+            return model.logits(
+                params, Batch(input_tokens[:, :-1], input_tokens[:, 1:], input_mask)
+            )
+
+        return logits
+
+    student, teacher = networks.student(c), networks.guide(c, c.teacher)
+    frozen = teacher.init(jax.random.key(1))
+    frozen = jax.tree.map(lambda x: x.astype(networks.guide_dtype(c)), frozen)
+    strategy = strategies.LogitStrategy(
+        forward(student), forward(teacher),
+        lambda input_tokens, input_mask: jax.nn.one_hot(
+            input_tokens[:, 1:], models.outputs(c.student)
+        ),
+        temperature=c.loss.temperature, alpha=c.loss.lambda_,
+    )  # fmt: skip
+    rule = optax.chain(
+        optax.clip_by_global_norm(c.optim.clip_norm),
+        optax.adamw(
+            c.optim.peak_lr, c.optim.b1, c.optim.b2, weight_decay=c.optim.weight_decay
+        ),
+    )  # fmt: skip
+    trainer = tunix.DistillationTrainer(
+        Network(student.init(jax.random.key(0))), Network(frozen), strategy, rule,
+        tunix.TrainingConfig(eval_every_n_steps=1 << 30),
+    )  # fmt: skip
+    trainer.is_managed_externally = True  # it is called again and again
+    batch = batch_of(c)
+    ids = np.concatenate([batch.tokens[0], batch.labels[0][:, -1:]], axis=1)
+    given = tunix.TrainingInput(input_tokens=ids, input_mask=batch.weights[0])
+    mesh = jax.make_mesh((1,), ('fsdp',), devices=jax.devices()[:1])
+
+    def call() -> float:
+        with mesh:
+            trainer.train([given])
+        return float(trainer._buffered_train_metrics.loss)
+
+    return call, None
+
+
 def flops(c) -> float:
     """Of the matrix products of one update."""
     from lightpaff_jax.batch import Shape
@@ -194,14 +249,22 @@ def seconds(call, steps: int) -> float:
     return (time.perf_counter() - began) / steps
 
 
+CONTESTANTS = {
+    'ours': functools.partial(ours, dense=False),
+    'dense': functools.partial(ours, dense=True),
+    'eager': functools.partial(theirs, compiled=False),
+    'compile': functools.partial(theirs, compiled=True),
+    'tunix': of_tunix,
+}
+"""Name -> its maker; tunix runs where it is asked for."""
+
+
 def measure(a: argparse.Namespace) -> dict:
     """Builds, runs and prints; returns what `--out` writes."""
     c = configured(a)
     made = {}
     for name in a.only:
-        made[name] = (
-            ours(c, name == 'dense') if name in ('ours', 'dense') else theirs(c, name == 'compile')
-        )
+        made[name] = CONTESTANTS[name](c)
         loss = made[name][0]()
         print(f'{name}: first loss {loss:.4f}', flush=True)
     rounds: list[dict[str, float]] = []
@@ -253,7 +316,9 @@ def main() -> None:
     parser.add_argument('--chunk', type=int, default=0, help='positions in a visit of the heads')
     parser.add_argument('--pairs', type=int, default=5, help='rounds')
     parser.add_argument('--steps', type=int, default=2, help='updates of each in a round')
-    parser.add_argument('--only', default=','.join(CONTESTANTS), help='the first is compared with')
+    parser.add_argument(
+        '--only', default='ours,dense,eager,compile', help='the first is compared with'
+    )
     parser.add_argument('--out', type=pathlib.Path, help='JSON file for the figures')
     a = parser.parse_args()
     a.only = a.only.split(',')

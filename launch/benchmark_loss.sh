@@ -4,6 +4,8 @@
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-environment
+extras=()
+[[ "$*" != *--topology* ]] || extras=(tpu)
+environment "${extras[@]}"
 export PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
 exec "$VENV/bin/python" "$REPOSITORY/benchmarks/loss.py" "$@"

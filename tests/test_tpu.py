@@ -1,8 +1,10 @@
 """The step compiled by the TPU compiler, on any Linux machine: the extra `tpu` brings it."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from lightpaff_jax import chips, config, hlo, preflight, sharding
+from lightpaff_jax import chips, config, hlo, losses, preflight, sharding
 from lightpaff_jax.chips import GIB
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('full_compilation')]
@@ -51,6 +53,28 @@ def test_on_v5e_a_teacher_that_is_shared_is_gathered_a_layer_at_a_time(v5e):
     assert gathered
     layer = 2 * (4 * 1024**2 + 2 * 1024 * 4096)  # bytes of its matrices in bfloat16
     assert max(one.bytes for one in gathered) <= layer
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_on_v5e_the_loss_of_16384_positions_takes_a_quarter_of_a_gib(v5e, dtype):
+    def placed(shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(
+            shape, dtype, sharding=jax.sharding.SingleDeviceSharding(v5e[0])
+        )
+
+    def predictor(width):
+        head = losses.Head(placed((50304, width)), placed((50304,)))
+        return losses.Predictor(placed((16, 1024, width)), head)
+
+    def loss(*arguments):
+        return losses.distillation_loss(*arguments)['loss']
+
+    labels, weights = placed((16, 1024), jnp.int32), placed((16, 1024), jnp.float32)
+    program = jax.jit(jax.value_and_grad(loss)).lower(
+        predictor(768), predictor(1024), labels, weights
+    )
+    memory = program.compile().memory_analysis()
+    assert 0 < memory.temp_size_in_bytes <= 0.25 * GIB
 
 
 def test_a_step_that_needs_too_much_says_how_much(v5e):
