@@ -43,7 +43,7 @@ def get_config(variant: str = ''):
 
 def _paper(c):
     c.teacher.path = 'teachers/bert_base_uncased'
-    c.student.update({'layers': 3, 'width': 512, 'heads': 8, 'ffn': 2048, 'dropout': 0.1})
+    c.student.update({'layers': 3, 'width': 512, 'heads': 8, 'ffn': 2048})
     c.student.update({'positions': 512, 'vocab_size': 30522})
     c.data.source, c.data.path = 'text', 'data/wikipedia_bookcorpus'
     c.data.length, c.eval.batch_size, c.eval.batches = 512, 256, 40

@@ -41,7 +41,7 @@ def get_config(variant: str = ''):
 
 def _paper(c):
     c.teacher.path = 'teachers/gpt2_medium'
-    c.student.update({'layers': 4, 'width': 768, 'heads': 12, 'ffn': 3072, 'dropout': 0.1})
+    c.student.update({'layers': 4, 'width': 768, 'heads': 12, 'ffn': 3072})
     c.student.update({'positions': 1024, 'vocab_size': 50257})
     c.data.source, c.data.path, c.data.held_out = 'text', 'data/openwebtext', 0.001
     c.data.columns = ('text',)

@@ -44,7 +44,7 @@ def get_config(variant: str = ''):
 def _paper(c):
     c.teacher.path = 'teachers/mass_middle'
     c.student.update({'layers': 4, 'decoder_layers': 2, 'width': 512, 'heads': 8, 'ffn': 2048})
-    c.student.update({'positions': 512, 'vocab_size': 30522, 'dropout': 0.1})
+    c.student.update({'positions': 512, 'vocab_size': 30522})
     c.data.source, c.data.path = 'text', 'data/wikipedia_bookcorpus'
     c.data.length, c.eval.batch_size, c.eval.batches = 512, 256, 40
     c.optim.update({'schedule': 'linear', 'final_lr': 0.0})

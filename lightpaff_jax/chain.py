@@ -179,7 +179,10 @@ class Chain:
         r.eval.batches = min(t.eval.batches, batches or t.eval.batches)  # 0 reads all
         r.data.path, r.data.exclude = _moved(r, t.data.path), _moved(r, t.data.exclude)
         r.data.unlabelled = ()
-        return self._run(r, phase, t.task, network, seed, longer)
+        r = self._run(r, phase, t.task, network, seed, longer)
+        if phase == 'student_finetune':
+            r.student.dropout = t.student.dropout or r.student.dropout
+        return r
 
     def _run(self, r, phase: str, task: str, network: ConfigDict, seed: int, longer: bool):
         """A run without a teacher; `longer`: as many FLOPs as distilling takes, by more updates."""

@@ -206,6 +206,48 @@ def _recipe() -> ConfigDict:
     return c
 
 
+def _optim() -> ConfigDict:
+    """AdamW and its learning rate."""
+    c = ConfigDict()
+    c.peak_lr = 1e-3  # learning rate after the warm-up
+    c.schedule = 'cosine'  # decay after the warm-up, one of SCHEDULES
+    c.final_lr = 0.1  # last learning rate, as a share of peak_lr
+    c.warmup = 10  # updates of linear warm-up
+    c.b1 = 0.9  # AdamW, decay of the first moment
+    c.b2 = 0.98  # AdamW, decay of the second moment
+    c.eps = 1e-8  # AdamW
+    c.weight_decay = 0.01  # AdamW, on matrices only
+    c.clip_norm = 1.0  # longest gradient; 0 does not clip
+    return c
+
+
+def _train() -> ConfigDict:
+    """How long, in what precision, and what is kept."""
+    c = ConfigDict()
+    c.updates = 100  # optimizer updates in all
+    c.micro_steps = 1  # M, parts a batch is computed in
+    c.compute_dtype = 'float32'  # of matrix products in the networks, one of DTYPES
+    c.remat = 'none'  # what the backward pass computes again, one of REMAT
+    c.attention = 'auto'  # kernel, one of ATTENTION; auto takes the fastest that can
+    c.compilation_cache = '~/.cache/lightpaff_jax/xla'  # compiled programs; '' keeps none
+    c.log_every = 20  # updates between lines of metrics.jsonl
+    c.eval_every = 0  # updates between validations; 0: at the end only
+    c.save_every = 100  # updates between checkpoints
+    c.keep = 2  # newest checkpoints kept
+    return c
+
+
+def _generate() -> ConfigDict:
+    """How `bleu` and `rouge` have texts written."""
+    c = ConfigDict()
+    c.beams = 1  # hypotheses kept; 1 is greedy
+    c.length_penalty = 1.0  # a hypothesis counts sum of log p / length**this
+    c.min_length = 0  # tokens before the end may come
+    c.max_length = 0  # most tokens, the end included; 0 is data.target_length
+    c.early_stop = True  # whether as many finished hypotheses as beams end the search
+    return c
+
+
 def default() -> ConfigDict:
     """Every key with its default. Units are in the comments."""
     c = ConfigDict()
@@ -231,17 +273,7 @@ def default() -> ConfigDict:
     c.loss.temperature = 1.0  # > 0, softens both distributions
     c.loss.chunk = 0  # predicted positions in a visit of the head; 0 chooses
 
-    c.optim = ConfigDict()
-    c.optim.peak_lr = 1e-3  # learning rate after the warm-up
-    c.optim.schedule = 'cosine'  # decay after the warm-up, one of SCHEDULES
-    c.optim.final_lr = 0.1  # last learning rate, as a share of peak_lr
-    c.optim.warmup = 10  # updates of linear warm-up
-    c.optim.b1 = 0.9  # AdamW, decay of the first moment
-    c.optim.b2 = 0.98  # AdamW, decay of the second moment
-    c.optim.eps = 1e-8  # AdamW
-    c.optim.weight_decay = 0.01  # AdamW, on matrices only
-    c.optim.clip_norm = 1.0  # longest gradient; 0 does not clip
-
+    c.optim = _optim()
     c.data = _data()
 
     c.tokenizer = ConfigDict()
@@ -249,17 +281,7 @@ def default() -> ConfigDict:
     c.tokenizer.lowercase = True  # of a vocab.txt where no tokenizer_config.json says so
     c.tokenizer.text = ''  # folder whose train.txt it is trained on; '' is data.path
 
-    c.train = ConfigDict()
-    c.train.updates = 100  # optimizer updates in all
-    c.train.micro_steps = 1  # M, parts a batch is computed in
-    c.train.compute_dtype = 'float32'  # of matrix products in the networks, one of DTYPES
-    c.train.remat = 'none'  # what the backward pass computes again, one of REMAT
-    c.train.attention = 'auto'  # its kernel, one of ATTENTION; auto takes the fastest that can
-    c.train.compilation_cache = '~/.cache/lightpaff_jax/xla'  # compiled programs; '' keeps none
-    c.train.log_every = 20  # updates between lines of metrics.jsonl
-    c.train.eval_every = 0  # updates between validations; 0: at the end only
-    c.train.save_every = 100  # updates between checkpoints
-    c.train.keep = 2  # newest checkpoints kept
+    c.train = _train()
 
     c.eval = ConfigDict()
     c.eval.batch_size = 16  # sequences a batch
@@ -268,12 +290,7 @@ def default() -> ConfigDict:
     c.eval.test = True  # whether the end of a run scores the test split too
     c.eval.stride = 0  # clm: tokens from one window of data.length to the next; 0 is data.length
 
-    c.generate = ConfigDict()  # how bleu and rouge have texts written
-    c.generate.beams = 1  # hypotheses kept; 1 is greedy
-    c.generate.length_penalty = 1.0  # a hypothesis counts sum of log p / length**this
-    c.generate.min_length = 0  # tokens before the end may come
-    c.generate.max_length = 0  # most tokens, the end included; 0 is data.target_length
-    c.generate.early_stop = True  # whether as many finished hypotheses as beams end the search
+    c.generate = _generate()
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along `data`; -1 takes all that are left, fewer leave some idle

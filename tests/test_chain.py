@@ -194,6 +194,16 @@ def test_teachers_have_the_shape_of_the_teacher_and_students_that_of_the_student
         assert [run.student[key] for key in shape] == [network[key] for key in shape], name
 
 
+@pytest.mark.parametrize('family', CASES)
+def test_at_the_scale_of_the_paper_students_have_dropout_in_fine_tuning_alone(family):
+    c = command.load(str(QUICKSTART.with_name(f'{family}.py')))
+    c.teacher.update({'layers': 6, 'width': 64, 'heads': 4, 'ffn': 64, 'family': family})
+    c.teacher.decoder_layers = c.student.decoder_layers and 6
+    runs, table = chain.plan(c)
+    stages = [[runs[name] for name in arm['runs']] for arm in arms_of(table)]
+    assert {(first.student.dropout, last.student.dropout) for first, last in stages} == {(0.0, 0.1)}
+
+
 def test_a_task_of_another_family_is_one_line():
     c = load('full', ('topic',), (0,))
     with pytest.raises(UserError, match="topic: is of family 'bert', the recipe of 'gpt2'"):
