@@ -5,5 +5,6 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment compare
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch works on the same GPU
 export PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
 exec "$VENV/bin/python" "$REPOSITORY/benchmarks/step.py" "$@"

@@ -168,7 +168,8 @@ class Evaluation:
         """The numbers of the examples of a split, and what `call(*arguments, batch)` finds of them."""
         parts: dict[str, list[np.ndarray]] = {}
         numbers_nB = batches.evaluation_numbers(self.c, self.prepared, split)
-        passed = batches.evaluation(self.c, self.prepared, self.tokenizer, split)
+        rows = sharding.rows(self.mesh, self.c.eval.batch_size)
+        passed = batches.evaluation(self.c, self.prepared, self.tokenizer, split, rows)
         for numbers_B, batch in zip(numbers_nB, passed, strict=True):
             found = call(*arguments, sharding.put_batch(self.mesh, batch, micro=False))
             for name, x in jax.device_get(found).items():
@@ -327,6 +328,7 @@ def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
         c.teacher.update(config.network(layers=0).to_dict())
     # Nothing is trained.
     c.train.micro_steps, c.data.batch_size, c.data.unlabelled = 1, jax.device_count(), ()
+    c.teacher.rows = 0
 
 
 def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:

@@ -104,8 +104,11 @@ def _read(line: str, inside: int, times: int) -> Collective:
         _BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(',') if n)
         for kind, shape in _SHAPE.findall(operation[1])
     ]
-    # An operation that has begun has its operand beside its result.
-    size = max(sizes, default=0) if '-start(' in line else sum(sizes)
+    size = sum(sizes)
+    if '-start(' in line:  # but for all-reduce, what has begun has its operands before its results
+        size = {'all-reduce': size, 'all-gather': sum(sizes[len(sizes) // 2 :])}.get(
+            operation[2], max(sizes, default=0)
+        )
     named = re.search(r'op_name="([^"]*)"', line)
     return Collective(operation[2], size, _group(line), inside, times, named[1] if named else '')
 

@@ -75,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run(c: ConfigDict) -> None:
         nonlocal fits
-        options['result'] = result = preflight(
-            c, options['topology'], options['slices'], largest=not options['quick']
-        )
+        result = preflight(c, options['topology'], options['slices'], largest=not options['quick'])
         fits = result['fits']
         processes.say(said(result))
         if options['out']:
@@ -254,11 +252,13 @@ def _estimate(result: dict, chip: chips.Chip, found: list[hlo.Collective]) -> di
     held = result['held']
     # Parameters and moments are read and written, temporaries written and read, at least once.
     memory = 2 * (held['parameters'] + held['optimizer'] + result['temporary']) + held['teacher']
-    return {
+    bounds = {
         'products': sum(result['flops'].values()) / result['chips'] / chip.flops,
         'memory': memory / chip.hbm_rate,
-        'collectives': moved / chip.ici_rate,
     }
+    if result['slices'] == 1:  # between slices is a network whose rate is not the chip's
+        bounds['collectives'] = moved / chip.ici_rate
+    return bounds
 
 
 def _largest(c: ConfigDict, mesh: Mesh, net: Any, plan: Plan, chip: chips.Chip) -> dict:
@@ -271,7 +271,8 @@ def _largest(c: ConfigDict, mesh: Mesh, net: Any, plan: Plan, chip: chips.Chip) 
         if rows not in tried:
             larger = config.copy(c)
             larger.data.batch_size = rows * each
-            larger.teacher.rows = 0
+            if c.teacher.rows and rows % c.teacher.rows:
+                larger.teacher.rows = 0
             tried[rows] = compiled(larger, mesh, net)
         return tried[rows]
 
@@ -279,11 +280,15 @@ def _largest(c: ConfigDict, mesh: Mesh, net: Any, plan: Plan, chip: chips.Chip) 
     other = max(1, first // 2) if first > 1 else 2
     low, high = sorted((first, other))
     slope = (total(high).total - total(low).total) / (high - low)
-    most = _round(low + (chip.hbm - total(low).total) / slope) if slope > 0 else high
+    most = high
+    if slope > 0:
+        most = _round(low + (chip.hbm - total(low).total) / slope)
     confirmed = 0
     for _ in range(3):
         if most < 1 or total(most).text:
             confirmed = max(most, 0)
+            break
+        if slope <= 0:  # what it needs is not what rows take
             break
         over = total(most).total - chip.hbm
         most = min(_round(most - over / slope), _round(most - 1))

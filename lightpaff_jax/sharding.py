@@ -5,6 +5,7 @@ Axes: `data` splits the examples; `fsdp` splits the examples and every parameter
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,23 +46,36 @@ def make_mesh(c: ConfigDict, devices: list | None = None) -> Mesh:
     within one.
 
     Raises:
-      UserError: the slices do not divide `config.mesh.data`.
+      UserError: the slices do not divide `config.mesh.data`, or the devices do not form the mesh.
     """
     devices = jax.devices() if devices is None else devices
     model = c.mesh.fsdp * c.mesh.tensor
     data = len(devices) // model if c.mesh.data == -1 else c.mesh.data
-    devices, kinds = devices[: data * model], (AxisType.Auto,) * 3
-    slices = len({getattr(device, 'slice_index', 0) for device in devices})
-    if slices == 1:
-        shape = (data, c.mesh.fsdp, c.mesh.tensor)
-        return jax.make_mesh(shape, AXES, kinds, devices=devices)
-    if data % slices:
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, 'slice_index', 0), []).append(device)
+    size = len(devices) // len(slices)
+    used = -(-data * model // size)
+    if data % used:
         raise UserError(
-            f'config.mesh.data = {data}: must be a multiple of the number of slices = {slices}'
+            f'config.mesh.data = {data}: must be a multiple of the number of slices = {used}'
         )
-    inside = (data // slices, c.mesh.fsdp, c.mesh.tensor)
-    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
-    return Mesh(grid, AXES, axis_types=kinds)
+    inside = (data // used, c.mesh.fsdp, c.mesh.tensor)
+    each = data * model // used
+    chosen = [device for one in list(slices.values())[:used] for device in one[:each]]
+    try:
+        if used == 1:
+            grid = mesh_utils.create_device_mesh(inside, chosen, allow_split_physical_axes=True)
+        else:
+            grid = mesh_utils.create_hybrid_device_mesh(
+                inside, (used, 1, 1), chosen, allow_split_physical_axes=True
+            )
+    except (NotImplementedError, ValueError, AssertionError) as error:
+        raise UserError(
+            f'config.mesh = (data {data}, fsdp {c.mesh.fsdp}, tensor {c.mesh.tensor}): {each} devices of '
+            f'a slice do not form it: {" ".join(str(error).split())[:200]}'
+        ) from error
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -111,12 +125,39 @@ def _spec(mesh: Mesh, names: tuple, shape: tuple[int, ...], split: Collection[st
     return P()
 
 
+def rows(mesh: Mesh, size: int) -> np.ndarray:
+    """Which rows of `size`, of a global batch or micro-batch, this process's devices hold; rising.
+
+    A mesh follows the wires between chips, not the order of the processes: a process may hold rows
+    from anywhere, and where `tensor` goes over several processes, the same rows as another.
+    """
+    each = size // (mesh.shape['data'] * mesh.shape['fsdp'])
+    return (np.array(_blocks(mesh))[:, None] * each + np.arange(each)).ravel()
+
+
+def _blocks(mesh: Mesh) -> list[int]:
+    """Numbers of the parts of a batch that this process's devices hold, rising."""
+    grid = mesh.devices.reshape(-1, mesh.shape['tensor'])
+    return [i for i, d in enumerate(grid) if any(x.process_index == jax.process_index() for x in d)]
+
+
 def put_batch(mesh: Mesh, batch, micro: bool):
-    """This process's rows of a global batch -> one array over all devices."""
-    sharding = of_batch(mesh, micro)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-    )
+    """This process's `rows` of a global batch -> one array over all devices."""
+    sharding, blocks, axis = of_batch(mesh, micro), _blocks(mesh), int(micro)
+    shards = mesh.shape['data'] * mesh.shape['fsdp']
+
+    def put(x):
+        x = np.asarray(x)
+        each = x.shape[axis] // len(blocks)
+        shape = (*x.shape[:axis], each * shards, *x.shape[axis + 1 :])
+
+        def part(index: Any) -> np.ndarray:
+            place = blocks.index((index[axis].start or 0) // each) * each
+            return x[(*(slice(None),) * axis, slice(place, place + each))]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(put, batch)
 
 
 def put_ahead(mesh: Mesh, batches):

@@ -43,7 +43,7 @@ def compare(c: ConfigDict) -> dict:
     """
     tokenizer = tokenizers.load(c)
     prepared = prepare.prepare(c, tokenizer)
-    whole = next(batches.evaluation(c, prepared, tokenizer, 'test', whole=True))
+    whole = next(batches.evaluation(c, prepared, tokenizer, 'test'))
     shape = objectives.OBJECTIVES[c.objective].shape(c)
     size, length = c.eval.batch_size, shape.tokens + shape.source
     inputs = {rows: jax.tree.map(lambda x, rows=rows: x[:rows], whole) for rows in (1, size)}

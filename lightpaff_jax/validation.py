@@ -279,8 +279,15 @@ def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
     )  # fmt: skip
     check_batch('data.batch_size', c.data.batch_size, c, devices)
     local, rows = c.data.batch_size // (c.train.micro_steps * shards), c.teacher.rows
-    _rule('teacher.rows', rows, not rows or local % rows == 0,
+    guided = bool(c.teacher.path or c.teacher.layers)
+    _rule('teacher.rows', rows, not (rows and guided) or local % rows == 0,
           f"must divide a device's sequences of a micro-batch = {local}")  # fmt: skip
+    for name, net in (('student', c.student), ('teacher', c.teacher)):
+        split = net.layers and 'tensor' in c.mesh[name]
+        _rule(
+            'mesh.tensor', c.mesh.tensor, not split or net.heads % c.mesh.tensor == 0,
+            f'must divide {name}.heads = {net.heads}',
+        )  # fmt: skip
     _rule(
         'eval.batch_size', c.eval.batch_size, c.eval.batch_size % shards == 0,
         f'must be a multiple of devices = {shards}',

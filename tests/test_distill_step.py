@@ -1,5 +1,7 @@
 """The step: one gradient on any mesh, compiled once, one reduction, teacher untouched."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,10 @@ from lightpaff_jax.batch import Batch
 BATCH, LENGTH, VOCAB = 16, 24, 200
 
 
-def configured(mesh=(1, 1, 1), micro_steps=1, remat='none', **student):
+def configured(mesh=(1, 1, 1), micro_steps=1, remat='none', rows=0, **student):
     c = config.default()
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh
-    c.train.micro_steps, c.train.remat = micro_steps, remat
+    c.train.micro_steps, c.train.remat, c.teacher.rows = micro_steps, remat, rows
     c.student.update({'layers': 2, 'width': 32, 'heads': 4, 'ffn': 64, 'vocab_size': VOCAB})
     c.student.update(student)
     c.data.batch_size = BATCH
@@ -183,24 +185,49 @@ def test_step_divides_by_the_weights_of_the_whole_batch():
         with jax.set_mesh(each.mesh):
             results.append(each.step()(each.state, each.teacher_params, each.batch))
     (state, sums), (other_state, other_sums) = results
+    chex.assert_trees_all_close(state.params, other_state.params, rtol=0, atol=1e-5)
     assert float(sums['count']) == float(other_sums['count']) == whole.weights.sum()
     np.testing.assert_allclose(sums['grad_norm'], other_sums['grad_norm'], rtol=1e-5)
     assert int(state.step) == int(other_state.step) == 1
 
 
-def test_dropout_differs_by_step_and_is_a_function_of_the_seed():
-    norms = []
-    for seed in (0, 0, 1):
-        c = configured((2, 1, 1), dropout=0.5)
-        c.seed = seed
-        run = Run(c, with_teacher=False)
-        run.state = distill_step.init_state(run.student, run.rule, 0)
-        step, state = run.step(), run.state
+def test_dropout_is_a_function_of_the_seed_and_the_step():
+    run = Run(configured((2, 1, 1), dropout=0.5), with_teacher=False)
+    step, losses = run.step(), []
+    for seed, updates in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        state = distill_step.init_state(run.student, run.rule, 0)
+        state = dataclasses.replace(state, step=jnp.array(updates, jnp.int32))
+        knobs = optimizer.knobs(run.c)._replace(seed=np.int32(seed))
         with jax.set_mesh(run.mesh):
-            state, first = step(state, None, run.batch)
-            norms.append(float(first['loss']))
-    assert norms[0] == norms[1]
-    assert norms[0] != norms[2]
+            losses.append(float(step(state, None, run.batch, knobs)[1]['loss']))
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize(('mesh', 'micro_steps'), [((2, 1, 1), 1), ((1, 1, 1), 2)])
+def test_equal_rows_of_two_devices_or_micro_batches_drop_different_features(mesh, micro_steps):
+    def loss(rate):
+        run = Run(configured(mesh, micro_steps, dropout=rate), with_teacher=False)
+        half = jax.tree.map(lambda x: x.reshape(BATCH, -1)[: BATCH // 2], padded_batch())
+        twice = jax.tree.map(
+            lambda x: jnp.tile(x, (2, 1)).reshape(micro_steps, BATCH // micro_steps, -1), half
+        )
+        total, alone = run, Run(configured((1, 1, 1), 1, dropout=rate), with_teacher=False)
+        alone.batch = jax.tree.map(lambda x: x[None], half)
+        total.batch = sharding.put_batch(run.mesh, twice, micro=True)
+        return [float(one.gradient()[0][0]['loss']) for one in (total, alone)]
+
+    whole, alone = loss(0.0)
+    assert whole == pytest.approx(2 * alone, rel=1e-5)
+    whole, alone = loss(0.5)
+    assert whole != pytest.approx(2 * alone, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'micro_steps', 'rows'), [((1, 1, 1), 1, 4), ((4, 1, 1), 2, 1), ((2, 2, 2), 1, 2)]
+)
+def test_a_teacher_that_reads_some_rows_at_a_time_says_the_same(reference, mesh, micro_steps, rows):
+    check_gradient(reference, mesh, micro_steps, 'none', rows)
 
 
 def test_without_a_teacher_the_step_has_no_distillation_sums_and_takes_none():

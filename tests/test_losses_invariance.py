@@ -1,7 +1,6 @@
 """What must not change the loss: chunks, padding, parts, devices; and what it may cost."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from loss_cases import (
     make,
 )
 
+from lightpaff_jax import hlo
 from lightpaff_jax.losses import Head, Predictor, automatic_chunk, distillation_loss
 
 pytestmark = pytest.mark.usefixtures('full_compilation')
@@ -191,32 +191,6 @@ def test_a_gradient_takes_four_products_and_a_value_two():
     assert products(jax.grad(lambda s: value(s, None)), student) == sorted([logits, hidden, head])
 
 
-COLLECTIVE = re.compile(
-    r'[ )](?:all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\('
-)
-
-
-def computations(hlo):
-    """Name -> text of each computation of an HLO module."""
-    found = re.split(r'\n(?=(?:ENTRY )?%?[\w.-]+ \(.*\{\n)', hlo)
-    return {re.match(r'(?:ENTRY )?%?([\w.-]+)', text)[1]: text for text in found[1:]}
-
-
-def collectives(hlo):
-    """(inside, outside) of while bodies, with what the bodies call; and the number of bodies."""
-    texts = computations(hlo)
-    bodies = set(re.findall(r'\bbody=%?([\w.-]+)', hlo))
-    inside, new = set(), set(bodies)
-    while new:
-        inside |= new
-        called = {name for text in new for name in re.findall(r'%?([\w.-]+)', texts[text])}
-        new = (called & set(texts)) - inside
-    lines = {True: [], False: []}
-    for name, text in texts.items():
-        lines[name in inside] += [x for x in text.splitlines() if COLLECTIVE.search(x)]
-    return lines[True], lines[False], len(bodies)
-
-
 @pytest.mark.parametrize('shape', [(8, 1, 1), (4, 2, 1)])
 def test_devices_talk_once_and_not_in_every_chunk(shape):
     inputs = abstract((B, 16), 64, D, D_TEACHER)
@@ -225,11 +199,11 @@ def test_devices_talk_once_and_not_in_every_chunk(shape):
         inputs = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), inputs, shardings(mesh)
         )
-        hlo = fused.lower(*inputs, chunk=8).compile().as_text()
-    inside, outside, bodies = collectives(hlo)
-    assert bodies >= 1
-    assert any('all-reduce' in line for line in outside)
-    assert not inside
+        text = fused.lower(*inputs, chunk=8).compile().as_text()
+    found = hlo.collectives(text)
+    assert hlo.loops(text) >= 1
+    assert 'all-reduce' in {one.kind for one in found}
+    assert not any(one.loops for one in found)
 
 
 def test_a_collective_in_every_chunk_would_be_seen():
@@ -240,9 +214,9 @@ def test_a_collective_in_every_chunk_would_be_seen():
     def every_step(rows):
         return jax.lax.scan(lambda c, row: (c + jax.lax.psum(row, 'data'), None), rows[0], rows)[0]
 
-    inside, _, bodies = collectives(every_step.lower(jnp.ones((8 * 64, 256))).compile().as_text())
-    assert bodies == 1
-    assert any('all-reduce' in line for line in inside)
+    text = every_step.lower(jnp.ones((8 * 64, 256))).compile().as_text()
+    assert hlo.loops(text) == 1
+    assert 'all-reduce' in {one.kind for one in hlo.collectives(text) if one.loops == 1}
 
 
 def test_memory_is_at_most_a_twentieth_of_dense_autodiff():

@@ -108,6 +108,18 @@ def test_the_largest_batch_is_where_the_line_meets_the_memory(monkeypatch, fixed
     assert len(asked) <= 5
 
 
+@pytest.mark.parametrize(('total', 'fitting'), [(16.0, 0), (15.0, 8)])
+def test_where_rows_take_no_memory_no_line_is_drawn(monkeypatch, total, fitting):
+    """As where a message of the compiler, which is rounded, says the same of both."""
+    plan = Plan(total * GIB, 0.0, 'program' if fitting else '', 1.0)
+    monkeypatch.setattr(preflight, 'compiled', lambda c, mesh, net: plan)
+    c = configured()
+    c.data.batch_size = 64
+    mesh = sharding.make_mesh(c)
+    found = preflight._largest(c, mesh, None, plan, chips.CHIPS['v5e'])
+    assert found['sequences'] == fitting
+
+
 def test_what_does_not_fit_is_said_with_the_keys_to_turn_and_exit_code_1(
     of_cpu, monkeypatch, tmp_path, capsys
 ):

@@ -56,14 +56,35 @@ from lightpaff_jax.data import batches
 
 training = batches.training
 
-def recorded(c, prepared, tokenizer, start=0):
-    for n, batch in enumerate(training(c, prepared, tokenizer, start), start):
+def recorded(c, prepared, tokenizer, start, rows):
+    for n, batch in enumerate(training(c, prepared, tokenizer, start, rows), start):
         name = f'{processes.index()}-of-{processes.count()}-{n}'
         numpy.savez(pathlib.Path(os.environ['RECORD']) / name, *jax.tree.leaves(batch))
         yield batch
 
 batches.training = recorded
 sys.exit(command.main(main.run, '', sys.argv[1:]))
+"""
+
+# Meshes that do not follow the order of the processes, as on TPUs: what each holds, and whether it
+# is where it belongs.
+SCATTERED = """
+import json
+import jax, numpy
+from lightpaff_jax import processes, sharding
+
+processes.start()
+processes.ready()
+devices = numpy.array(sorted(jax.devices(), key=lambda x: x.process_index))[[0, 2, 1, 3]]
+whole = numpy.arange(16).reshape(2, 8)
+for shape in ((4, 1, 1), (2, 2, 1), (2, 1, 2)):
+    mesh = jax.sharding.Mesh(devices.reshape(shape), sharding.AXES)
+    rows = sharding.rows(mesh, 8)
+    placed = sharding.put_batch(mesh, whole[:, rows], micro=True)
+    parts = placed.addressable_shards
+    right = all(numpy.array_equal(part.data, whole[part.index]) for part in parts)
+    print(json.dumps([rows.tolist(), placed.shape, right]), flush=True)
+processes.finish()
 """
 
 # A command in which the processes of FAILING fail in one way, and the others wait.
@@ -249,6 +270,17 @@ def test_2_processes_learn_what_1_learns_on_as_many_devices(place):
 def test_what_2_processes_saved_4_go_on_from_as_if_they_had_been_2(resumed):
     assert_same_metrics(lines(resumed, 2), lines(resumed, 4))
     assert_same_parameters(resumed, 2, 4)
+
+
+@pytest.mark.e2e
+def test_on_a_mesh_in_another_order_each_process_reads_the_rows_that_its_devices_hold(tmp_path):
+    with started(2, ['-c', SCATTERED], tmp_path, 2) as running:
+        found = outcomes(running, 100)
+    assert [code for code, *_ in found] == [0, 0], found[0][2] + found[1][2]
+    every = list(range(8))
+    mine = ([0, 1, 4, 5], [0, 1, 4, 5], every), ([2, 3, 6, 7], [2, 3, 6, 7], every)
+    for (_, out, _), rows in zip(found, mine, strict=True):
+        assert [json.loads(line) for line in out.splitlines()] == [[r, [2, 8], True] for r in rows]
 
 
 # Ends.

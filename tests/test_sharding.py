@@ -1,11 +1,14 @@
 """Where arrays lie on a mesh."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from lightpaff_jax import config, models, sharding
+from lightpaff_jax.config import UserError
 
 
 def mesh_of(data, fsdp, tensor):
@@ -36,6 +39,49 @@ def test_what_an_axis_does_not_divide_is_whole():
     assert places['blocks']['ffn']['up']['kernel'].spec == P(None, 'fsdp', None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a slice, as far as a mesh asks of it."""
+
+    id: int
+    slice_index: int
+    platform: str = 'cpu'
+    device_kind: str = 'cpu'
+
+    @property
+    def process_index(self):
+        return self.slice_index
+
+
+def of_slices(*sizes):
+    owners = [one for one, size in enumerate(sizes) for _ in range(size)]
+    return [Chip(number, one) for number, one in enumerate(owners)]
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'wanted'),
+    [
+        ((-1, 2, 2), [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ((4, 2, 1), [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ((2, 2, 1), [[0, 1, 2, 3]]),  # one slice has room for it
+        ((6, 1, 1), [[0, 1, 2], [4, 5, 6]]),
+    ],
+)
+def test_over_slices_goes_data_alone(mesh, wanted):
+    c = config.default()
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh
+    grid = sharding.make_mesh(c, of_slices(4, 4)).devices
+    parts = np.split(grid, len(wanted))
+    assert [sorted(x.id for x in part.ravel()) for part in parts] == wanted
+
+
+def test_what_slices_do_not_divide_is_said():
+    c = config.default()
+    c.mesh.data = 5
+    with pytest.raises(UserError, match='data = 5: must be a multiple of the number of slices = 2'):
+        sharding.make_mesh(c, of_slices(4, 4))
+
+
 @pytest.mark.parametrize('micro', [False, True])
 def test_each_device_holds_its_rows_of_every_micro_batch(micro):
     mesh = mesh_of(4, 2, 1)
@@ -44,3 +90,4 @@ def test_each_device_holds_its_rows_of_every_micro_batch(micro):
     np.testing.assert_array_equal(placed, rows)
     sizes = {shard.data.shape for shard in placed.addressable_shards}
     assert sizes == ({(2, 2)} if micro else {(2,)})
+    np.testing.assert_array_equal(sharding.rows(mesh, 16), np.arange(16))

@@ -23,17 +23,25 @@ _EVALUATION_SEED = 0  # of what is masked in every run's evaluation
 
 
 def training(
-    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, start: int = 0
-) -> Iterator[batch_lib.Batch]:
-    """Global batches start, start + 1, ... without end: this process's rows of each.
+    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, start: int = 0,
+    rows: Int[np.ndarray, ' R'] | None = None,
+) -> Iterator[batch_lib.Batch]:  # fmt: skip
+    """Global batches start, start + 1, ... without end: arrays [M, R, T].
 
     Read ahead by `config.data.prefetch` batches in threads, which end when the iterator
     is closed or dropped.
 
+    Args:
+      c: the run's configuration.
+      prepared: the run's data.
+      tokenizer: the run's.
+      start: the first batch's index.
+      rows: of every micro-batch, those that this process reads; None: all.
+
     Raises:
       UserError: the train split is missing.
     """
-    make = _maker(c, prepared, tokenizer, jax.process_index(), jax.process_count())
+    make = _maker(c, prepared, tokenizer, rows)
     return _read_ahead(make, start, sys.maxsize, c.data.prefetch)
 
 
@@ -41,20 +49,20 @@ def batch_at(
     c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, index: int, process: int = 0,
     processes: int = 1,
 ) -> batch_lib.Batch:  # fmt: skip
-    """Rows of one process of global batch `index`: arrays [M, B/(M*processes), T].
+    """Rows of one of `processes` parts of global batch `index`: arrays [M, B/(M*processes), T].
 
     order.py says which records these are. Micro-batch m holds rows m*B/M and on, of which each
-    process takes a contiguous part in the order of the processes. With `config.data.buckets` T is
-    the bucket's.
+    part is contiguous. With `config.data.buckets` T is the bucket's.
     """
-    return _maker(c, prepared, tokenizer, process, processes)(index)
+    each = c.data.batch_size // (c.train.micro_steps * processes)
+    return _maker(c, prepared, tokenizer, process * each + np.arange(each))(index)
 
 
 def evaluation(
     c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, split: str,
-    whole: bool = False,
+    rows: Int[np.ndarray, ' R'] | None = None,
 ) -> Iterator[batch_lib.Batch]:  # fmt: skip
-    """One pass over a split: this process's rows of each batch, [B/processes, T]; `whole`: all rows.
+    """One pass over a split: `rows` of each batch, [R, T]; None: all.
 
     Blocks come in their order, or as windows of `config.eval.stride`; examples, and the blocks of a
     mixture, in an order that is drawn once for all runs, so that some of them stand for the whole.
@@ -66,29 +74,22 @@ def evaluation(
     Raises:
       UserError: the split is unknown or empty.
     """
-    process, processes = (0, 1) if whole else (jax.process_index(), jax.process_count())
-    return _evaluation(c, prepared, tokenizer, split, process, processes)
-
-
-def _evaluation(
-    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, split: str, process: int,
-    processes: int,
-) -> Iterator[batch_lib.Batch]:  # fmt: skip
     records = _evaluated(c, prepared, split)
     size, arrays = c.eval.batch_size, objectives.OBJECTIVES[c.objective].arrays
-    rows = _part(np.arange(size), process, processes)
+    mine_R = np.arange(size) if rows is None else rows
     numbers_nB = evaluation_numbers(c, prepared, split)
 
     def make(index: int) -> batch_lib.Batch:
-        mine = numbers_nB[index, rows]
-        found = records.read(mine[mine >= 0].tolist())
-        found += [PADDING] * (len(rows) - len(found))
-        numbers = (index * size + rows).tolist()
+        wanted = numbers_nB[index, mine_R]
+        read = records.read(wanted[wanted >= 0].tolist())
+        # Rows that only fill up are the last of a batch, and so of these, which rise.
+        found = read + [PADDING] * (len(mine_R) - len(read))
+        numbers = (index * size + mine_R).tolist()
         keys = [(_EVALUATION_SEED, 0, i) for i in numbers]
         made = arrays(c, tokenizer, found, keys)
         if isinstance(records, _Windows):
             made['weights'] *= records.weights(numbers)
-        return _batch(made, rows.shape)
+        return _batch(made, mine_R.shape)
 
     return _read_ahead(make, 0, len(numbers_nB), c.data.prefetch)
 
@@ -157,12 +158,13 @@ _Readable = Records | MixedRecords | _Windows
 
 
 def _maker(
-    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, process: int, processes: int
+    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, rows: np.ndarray | None
 ) -> Callable[[int], batch_lib.Batch]:
-    """index -> this process's part of a global batch."""
+    """index -> `rows` of each micro-batch of a global batch."""
     size, micro = c.data.batch_size, c.train.micro_steps
     records = prepared.records('train')
-    rows_MB = _part(np.arange(size).reshape(micro, size // micro), process, processes)
+    rows_MR = np.arange(size).reshape(micro, size // micro)
+    rows_MR = rows_MR if rows is None else rows_MR[:, rows]
     objective = objectives.OBJECTIVES[c.objective]
     shapes = objectives.buckets(c)
     if c.data.buckets:
@@ -174,11 +176,11 @@ def _maker(
 
     def make(index: int) -> batch_lib.Batch:
         rows = rows_of(index)
-        mine = rows_MB.ravel().tolist()
+        mine = rows_MR.ravel().tolist()
         numbers = [rows.numbers[row] for row in mine]
         keys = [(c.seed, rows.epochs[row], rows.numbers[row]) for row in mine]
         found = objective.arrays(shapes[rows.bucket], tokenizer, records.read(numbers), keys)
-        return _batch(found, rows_MB.shape)
+        return _batch(found, rows_MR.shape)
 
     return make
 
@@ -204,13 +206,6 @@ def abstract(c: ConfigDict) -> list[batch_lib.Batch]:
 def _batch(arrays: Arrays, shape: tuple[int, ...]) -> batch_lib.Batch:
     """Arrays [rows, ...] as a Batch [*shape, ...]; NumPy's, the step puts them on devices."""
     return batch_lib.Batch(**{k: v.reshape(*shape, *v.shape[1:]) for k, v in arrays.items()})
-
-
-def _part(rows: np.ndarray, process: int, processes: int) -> np.ndarray:
-    """The part of the last axis that one process reads."""
-    each = rows.shape[-1] // processes
-    assert each * processes == rows.shape[-1], 'validation checks the batch size'
-    return rows[..., process * each : (process + 1) * each]
 
 
 def _read_ahead(

@@ -4,7 +4,7 @@ Letters: B batch, T queries, S keys, H heads, K head width.
 
 | kernel | where | memory | dropout |
 | xla | everywhere | T x S a head, kept for the backward pass | yes |
-| cudnn | NVIDIA GPU, bfloat16 | of the features; T x S once where segments mask | no |
+| cudnn | NVIDIA GPU, bfloat16, T and S even | of the features; T x S once where segments mask | no |
 | splash | TPU, T and S multiples of 128, K of 64 | of the features | no |
 """
 
@@ -188,15 +188,19 @@ def obstacle(
     if dropout:
         return f'has no dropout of attention weights: needs dropout 0, this is {dropout:g}'
     width = net.width // net.heads
+    lengths = [n for shape in shapes for n in (shape.tokens, shape.source)]
     if kernel == 'cudnn':
         if dtype != 'bfloat16':
             return f"needs config.train.compute_dtype 'bfloat16', this is {dtype!r}"
         if width % 8 or width > 128:
             return f'needs a head width of 8, 16, ... 128, this is {width}'
+        for length in lengths:
+            if length % 2:
+                return f'needs even lengths, one is {length}'
         return ''
     if width % 64:
         return f'needs a head width that 64 divides, this is {width}'
-    for length in (n for shape in shapes for n in (shape.tokens, shape.source)):
+    for length in lengths:
         if length % 128:
             return f'needs lengths that 128 divides, one is {length}'
     if net.heads % tensor:
