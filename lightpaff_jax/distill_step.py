@@ -159,11 +159,8 @@ def _gradient(c, mesh, student, teacher, params, teacher_params, batch, key):
         total, _ = jax.lax.scan(
             lambda carry, x: (jax.tree.map(jnp.add, carry, one(*x)), None), zero, (batch, indices)
         )
-    # The leading axis is the devices': this sum is the one reduction. What it is scattered over is
-    # said here: of a gradient that is sharded later, the compiler may reduce the whole.
-    sums, grads = jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
-    places = sharding.of_params(mesh, grads, c.mesh.student)
-    return sums, jax.tree.map(jax.lax.with_sharding_constraint, grads, places)
+    # The leading axis is the devices': this sum is the one reduction.
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
 
 
 def _guidance(c, mesh, teacher, params, part):
