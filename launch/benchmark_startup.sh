@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Seconds from a command to its first update: ./launch/benchmark_startup.sh [--config=FILE[:VARIANT]] [--pairs=K] [--out=FILE]
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+environment
+exec "$VENV/bin/python" "$REPOSITORY/benchmarks/startup.py" "$@"
