@@ -28,7 +28,7 @@ def get_config(variant: str = ''):
     c.teacher.update({'layers': 12, 'width': 768, 'heads': 12, 'ffn': 3072, **shape})
     c.student.update({'layers': 3, 'width': 512, 'heads': 8, 'ffn': 2048, **shape})
     c.teacher.path = 'teachers/bert_base_uncased'
-    c.data.source, c.data.path = 'text', 'data/wikipedia_bookcorpus'
+    c.data.source, c.data.path, c.data.held_out = 'text', 'data/wikipedia_bookcorpus', 0.001
     c.data.length, c.data.batch_size = 512, 2048
     c.eval.batch_size = 256
     c.optim.update({'peak_lr': 5e-4, 'schedule': 'linear', 'final_lr': 0.0, 'warmup': 10_000})

@@ -25,7 +25,7 @@ def get_config(variant: str = ''):
     c.teacher.update({'layers': 24, 'width': 1024, 'heads': 16, 'ffn': 4096, **shape})
     c.student.update({'layers': 4, 'width': 768, 'heads': 12, 'ffn': 3072, **shape})
     c.teacher.path = 'teachers/gpt2_medium'
-    c.data.source, c.data.path = 'text', 'data/openwebtext'
+    c.data.source, c.data.path, c.data.held_out = 'text', 'data/openwebtext', 0.001
     c.data.length, c.data.batch_size = 1024, 512
     c.eval.batch_size = 64
     c.optim.update({'peak_lr': 5e-4, 'schedule': 'linear', 'final_lr': 0.0, 'warmup': 10_000})

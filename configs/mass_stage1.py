@@ -30,7 +30,7 @@ def get_config(variant: str = ''):
     c.student.update({'layers': 4, 'decoder_layers': 2, 'width': 512, 'heads': 8, 'ffn': 2048})
     c.student.update(shape)
     c.teacher.path = 'teachers/mass_middle'
-    c.data.source, c.data.path = 'text', 'data/wikipedia_bookcorpus'
+    c.data.source, c.data.path, c.data.held_out = 'text', 'data/wikipedia_bookcorpus', 0.001
     c.data.length, c.data.batch_size = 512, 1024
     c.eval.batch_size = 256
     c.optim.update({'peak_lr': 5e-4, 'schedule': 'linear', 'final_lr': 0.0, 'warmup': 10_000})

@@ -6,6 +6,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 extras=()
 [[ "$*" != *--topology* ]] || extras=(tpu)
-environment "${extras[@]}"
+environment ${extras[@]+"${extras[@]}"}
 export PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
 exec "$VENV/bin/python" "$REPOSITORY/benchmarks/loss.py" "$@"

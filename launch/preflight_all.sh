@@ -25,7 +25,7 @@ one() {
     if [[ $argument == --quick ]]; then quick=(--quick); else arguments+=("$argument"); fi
   done
   "$VENV/bin/python" -m lightpaff_jax.preflight --topology="$topology" \
-    --config="$REPOSITORY/configs/$config" --out="$folder/$name.json" "${quick[@]}" "${arguments[@]}" ||
+    --config="$REPOSITORY/configs/$config" --out="$folder/$name.json" ${quick[@]+"${quick[@]}"} ${arguments[@]+"${arguments[@]}"} ||
     failed=$?
 }
 failed=0
@@ -35,7 +35,7 @@ if [[ $which == ci ]]; then
     deep=()
     [[ $family != mass ]] || deep=(--config.teacher.decoder_layers=2)
     one "$family" v5e:2x2 "${family}_stage1.py:tiny" --quick --config.data.length=128 \
-      --config.teacher.layers=2 --config.teacher.heads=2 --config.teacher.ffn=512 "${deep[@]}" \
+      --config.teacher.layers=2 --config.teacher.heads=2 --config.teacher.ffn=512 ${deep[@]+"${deep[@]}"} \
       --config.student.width=64 --config.student.heads=1 "$@"
   done
   exit "$failed"

@@ -27,4 +27,4 @@ export PYTHONPATH=$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
 if [[ $scale != paper ]]; then
   config+=":$scale"
 fi
-exec "$VENV/bin/python" -m lightpaff_jax.recipe --config="$config" --config.workdir="$workdir" "${data[@]}" "$@"
+exec "$VENV/bin/python" -m lightpaff_jax.recipe --config="$config" --config.workdir="$workdir" ${data[@]+"${data[@]}"} "$@"

@@ -53,7 +53,7 @@ def devices(topology: str, slices: int = 1) -> list:
         )
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(
-            "--topology: needs the compiler for TPUs, the extra `tpu`: pip install 'lightpaff_jax[tpu]'"
+            '--topology: needs the compiler for TPUs, the extra tpu: ./launch/environment.sh tpu'
         )
     # Before the library is loaded: it must not look for a TPU, nor be alone on this machine.
     os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}

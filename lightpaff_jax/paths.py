@@ -101,7 +101,7 @@ def faults(path: Any) -> Iterator[None]:
         if not remote(path):
             raise
         if isinstance(error, ImportError):
-            needs = "buckets need the extra gs: pip install 'lightpaff-jax[gs]'"
+            needs = 'buckets need the extra gs: ./launch/environment.sh gs'
             raise UserError(f'{path}: {needs}') from error
         text = ' '.join(str(error).split())
         raise Unreadable(f'{path}: {type(error).__name__}: {text}') from error

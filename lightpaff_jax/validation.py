@@ -273,21 +273,16 @@ def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
         least = 'at most' if processes == 1 else 'equal to'
         _rule('mesh', mesh, few, f'the product must be {least} the number of devices = {devices}')
     shards = _shards(c, devices)
-    _rule(
-        'mesh', mesh, shards % processes == 0,
-        f'data x fsdp must be a multiple of the number of processes = {processes}',
-    )  # fmt: skip
+    rule = f'data x fsdp must be a multiple of the number of processes = {processes}'
+    _rule('mesh', mesh, shards % processes == 0, rule)
     check_batch('data.batch_size', c.data.batch_size, c, devices)
     local, rows = c.data.batch_size // (c.train.micro_steps * shards), c.teacher.rows
-    guided = bool(c.teacher.path or c.teacher.layers)
-    _rule('teacher.rows', rows, not (rows and guided) or local % rows == 0,
-          f"must divide a device's sequences of a micro-batch = {local}")  # fmt: skip
+    fits = not rows or not (c.teacher.path or c.teacher.layers) or local % rows == 0
+    rule = f"must divide a device's sequences of a micro-batch = {local}"
+    _rule('teacher.rows', rows, fits, rule)
     for name, net in (('student', c.student), ('teacher', c.teacher)):
-        split = net.layers and 'tensor' in c.mesh[name]
-        _rule(
-            'mesh.tensor', c.mesh.tensor, not split or net.heads % c.mesh.tensor == 0,
-            f'must divide {name}.heads = {net.heads}',
-        )  # fmt: skip
+        whole = not net.layers or 'tensor' not in c.mesh[name] or net.heads % c.mesh.tensor == 0
+        _rule('mesh.tensor', c.mesh.tensor, whole, f'must divide {name}.heads = {net.heads}')
     _rule(
         'eval.batch_size', c.eval.batch_size, c.eval.batch_size % shards == 0,
         f'must be a multiple of devices = {shards}',

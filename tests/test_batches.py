@@ -134,8 +134,8 @@ def test_union_of_the_processes_is_the_global_batch(c, prepared, tokenizer, proc
 @pytest.mark.parametrize('processes', [1, 2, 4])
 def test_evaluation_is_every_record_once_in_order(c, prepared, tokenizer, processes):
     parts = [
-        list(batches._evaluation(c, prepared, tokenizer, 'test', p, processes))
-        for p in range(processes)
+        list(batches.evaluation(c, prepared, tokenizer, 'test', mine))
+        for mine in np.split(np.arange(c.eval.batch_size), processes)
     ]
     together = [
         jax.tree.map(lambda *xs: np.concatenate(xs), *each) for each in zip(*parts, strict=True)

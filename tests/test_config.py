@@ -389,11 +389,24 @@ def test_the_rule_of_the_batch_counts_micro_steps_and_devices():
 def test_devices_of_one_matrix_product_share_their_examples():
     c = config.default()
     c.mesh.tensor, c.data.batch_size = 4, 2
-    c.eval.batch_size = 6
+    c.eval.batch_size, c.student.heads = 6, 4
     validation.validate(c, 8)
     c.mesh.tensor = 1
     with pytest.raises(UserError, match=r'data\.batch_size = 2: must be a multiple'):
         validation.validate(c, 8)
+
+
+@pytest.mark.parametrize('name', ['student', 'teacher'])
+def test_heads_that_devices_share_must_divide(name):
+    c = config.default()
+    c.mesh.tensor, c.student.heads = 4, 4
+    c.teacher.update({'layers': 2, 'heads': 4})
+    validation.validate(c, 8)
+    c[name].heads = 2
+    with pytest.raises(UserError, match=rf'mesh\.tensor = 4: must divide {name}\.heads = 2'):
+        validation.validate(c, 8)
+    c.mesh[name] = ('fsdp',)
+    validation.validate(c, 8)
 
 
 def test_teacher_and_student_must_share_a_vocabulary():

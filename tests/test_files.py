@@ -310,7 +310,7 @@ GCSFS = importlib.util.find_spec('gcsfs') is not None
 def test_a_bucket_without_its_extra_is_one_line():
     done = said_of_a_bucket(30)
     assert (done.stdout, done.stderr) == (
-        "gs://bucket/folder: buckets need the extra gs: pip install 'lightpaff-jax[gs]'\n", '',
+        "gs://bucket/folder: buckets need the extra gs: ./launch/environment.sh gs\n", '',
     )  # fmt: skip
 
 

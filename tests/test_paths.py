@@ -79,7 +79,7 @@ def test_what_takes_too_long_is_one_line():
 def test_what_a_bucket_raises_is_one_line(tmp_path):
     for error, said in (
         (ConnectionError('refused\n by host'), 'ConnectionError: refused by host'),
-        (ImportError('gcsfs'), "buckets need the extra gs: pip install 'lightpaff-jax[gs]'"),
+        (ImportError('gcsfs'), 'buckets need the extra gs: ./launch/environment.sh gs'),
     ):
         with pytest.raises(UserError) as raised, paths.faults('gs://b/x'):
             raise error

@@ -138,8 +138,8 @@ def test_identity_changes_with_version_and_columns(folder):
 
 
 BUILD = (
-    'is not prepared in {0}; build it once, with the network and TensorFlow (pip install '
-    "'lightpaff-jax[tf]'): tfds build {1} --file_format=array_record --data_dir={0}"
+    'is not prepared in {0}; build it once, with the network and TensorFlow '
+    '(./launch/environment.sh tf): tfds build {1} --file_format=array_record --data_dir={0}'
 )
 
 
@@ -218,7 +218,7 @@ def test_a_set_in_another_format_is_told_how_to_build_it(damaged):
     info.write_text(info.read_text().replace('array_record', 'tfrecord'))
     assert source_cases.mistake(c) == (
         f'{place}: is prepared as tfrecord, must be array_record; build it once, with the network '
-        "and TensorFlow (pip install 'lightpaff-jax[tf]'): tfds build glue/sst2 "
+        'and TensorFlow (./launch/environment.sh tf): tfds build glue/sst2 '
         f'--file_format=array_record --data_dir={place.parents[2]} --overwrite'
     )
 

@@ -211,7 +211,7 @@ def _place(c: ConfigDict) -> pathlib.Path:
 
 def _how(c: ConfigDict, flags: str = '') -> str:
     return (
-        f"build it once, with the network and TensorFlow (pip install 'lightpaff-jax[tf]'): tfds build "
+        f'build it once, with the network and TensorFlow (./launch/environment.sh tf): tfds build '
         f'{c.data.path} --file_format=array_record --data_dir={_root(c)}{flags}'
     )
 
