@@ -153,13 +153,14 @@ def of_tunix(c):
     from tunix.distillation import distillation_trainer as tunix
     from tunix.distillation import strategies
 
-    class Network(nnx.Module):
-        def __init__(self, params):
-            self.params = nnx.Dict(jax.tree.map(nnx.Param, params))
+    def network(params):
+        return nnx.Dict(
+            {k: network(x) if isinstance(x, dict) else nnx.Param(x) for k, x in params.items()}
+        )
 
     def forward(model):
         def logits(module, input_tokens, input_mask):
-            params = nnx.to_pure_dict(nnx.state(module))['params']
+            params = nnx.to_pure_dict(nnx.state(module))
             return model.logits(
                 params, Batch(input_tokens[:, :-1], input_tokens[:, 1:], input_mask)
             )
@@ -183,14 +184,15 @@ def of_tunix(c):
         ),
     )  # fmt: skip
     trainer = tunix.DistillationTrainer(
-        Network(student.init(jax.random.key(0))), Network(frozen), strategy, rule,
+        network(student.init(jax.random.key(0))), network(frozen), strategy, rule,
         tunix.TrainingConfig(eval_every_n_steps=1 << 30),
     )  # fmt: skip
     trainer.is_managed_externally = True  # it is called again and again
     batch = batch_of(c)
     ids = np.concatenate([batch.tokens[0], batch.labels[0][:, -1:]], axis=1)
     given = tunix.TrainingInput(input_tokens=ids, input_mask=batch.weights[0])
-    mesh = jax.make_mesh((1,), ('fsdp',), devices=jax.devices()[:1])
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ('fsdp',), auto, devices=jax.devices()[:1])
 
     def call() -> float:
         with mesh:

@@ -40,6 +40,9 @@ def get_config(variant=''):
 """
 
 
+pytestmark = pytest.mark.e2e
+
+
 @pytest.fixture(scope='module')
 def place(data_cache, tmp_path_factory):
     """A folder with small.py, the workdirs runs/ of its variants '' and 'text', and both as hf/."""
@@ -161,7 +164,6 @@ def test_help_says_how(capsys):
     assert call(capsys)[0] == 2
 
 
-@pytest.mark.e2e
 def test_two_processes_write_the_same(place):
     """Each device has the same part of a batch, so that all sums are added up alike."""
     words = ['-m', 'lightpaff_jax.evaluate', '--model=runs/summary', '--config=small.py']

@@ -80,6 +80,7 @@ def test_a_tokenizer_of_another_size_is_not_saved_beside_a_model(data_cache, tmp
     assert not (tmp_path / 'm').exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('family', OBJECTIVES)
 def test_a_student_is_pre_trained_with_an_imported_folder_and_loaded_from_its_workdir(
     data_cache, places, tmp_path, family
