@@ -172,7 +172,7 @@ def test_one_bit_flips_are_never_restored_silently(tmp_path, caplog):
     files = [p for p in sorted((pristine / '2').rglob('*')) if p.is_file() and p.stat().st_size]
     sizes = [p.stat().st_size for p in files]
     rng = random.Random(0)
-    chosen = files + rng.choices(files, sizes, k=60 - len(files))
+    chosen = files + rng.choices(files, sizes, k=30 - len(files))
     seen = collections.Counter()
     for number, path in enumerate(chosen):
         name = path.relative_to(pristine)

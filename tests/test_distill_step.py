@@ -223,9 +223,7 @@ def test_equal_rows_of_two_devices_or_micro_batches_drop_different_features(mesh
     assert whole != pytest.approx(2 * alone, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ('mesh', 'micro_steps', 'rows'), [((1, 1, 1), 1, 4), ((4, 1, 1), 2, 1), ((2, 2, 2), 1, 2)]
-)
+@pytest.mark.parametrize(('mesh', 'micro_steps', 'rows'), [((4, 1, 1), 2, 1), ((2, 2, 2), 1, 2)])
 def test_a_teacher_that_reads_some_rows_at_a_time_says_the_same(reference, mesh, micro_steps, rows):
     check_gradient(reference, mesh, micro_steps, 'none', rows)
 
