@@ -53,11 +53,14 @@ def measure(config: str, pairs: int) -> dict:
     """Runs and prints; returns what `--out` writes."""
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
-        subprocess.run(
+        before = subprocess.run(
             [*command(config, place, 'whole'), '--config.train.updates=2'],
-            cwd=place, env=os.environ | {'PYTHONPATH': str(ROOT)}, check=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=place, env=os.environ | {'PYTHONPATH': str(ROOT)}, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
+        if before.returncode:
+            print(before.stderr.strip().splitlines()[-1], file=sys.stderr)
+            sys.exit(before.returncode)
         found: dict[str, list[float]] = {'cold': [], 'warm': []}
         for number in range(pairs):
             shutil.rmtree(place / 'xla', ignore_errors=True)

@@ -70,10 +70,10 @@ def make_mesh(c: ConfigDict, devices: list | None = None) -> Mesh:
             grid = mesh_utils.create_hybrid_device_mesh(
                 inside, (used, 1, 1), chosen, allow_split_physical_axes=True
             )
-    except (NotImplementedError, ValueError, AssertionError) as error:
+    except (NotImplementedError, ValueError, AssertionError) as error:  # all three, of the library
         raise UserError(
             f'config.mesh = (data {data}, fsdp {c.mesh.fsdp}, tensor {c.mesh.tensor}): {each} devices of '
-            f'a slice do not form it: {" ".join(str(error).split())[:200]}'
+            'a slice do not form it; must take all devices of a slice, or a block of its grid'
         ) from error
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 

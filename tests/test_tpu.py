@@ -6,6 +6,7 @@ import pytest
 
 from lightpaff_jax import chips, config, hlo, losses, preflight, sharding
 from lightpaff_jax.chips import GIB
+from lightpaff_jax.config import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('full_compilation')]
 
@@ -75,6 +76,15 @@ def test_on_v5e_the_loss_of_16384_positions_takes_a_quarter_of_a_gib(v5e, dtype)
     )
     memory = program.compile().memory_analysis()
     assert 0 < memory.temp_size_in_bytes <= 0.25 * GIB
+
+
+def test_devices_that_form_no_mesh_are_said_in_one_line(v5e):
+    c = small()
+    c.mesh.data = 3
+    with pytest.raises(
+        UserError, match=r'config.mesh = \(data 3.*3 devices of a slice do not form'
+    ):
+        sharding.make_mesh(c, v5e)
 
 
 def test_a_step_that_needs_too_much_says_how_much(v5e):
