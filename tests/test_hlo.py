@@ -1,5 +1,7 @@
 """Collectives of a program: their size, their groups, and how often they run."""
 
+import pytest
+
 from lightpaff_jax import hlo
 
 TEXT = """\
@@ -65,3 +67,19 @@ def test_a_channel_that_goes_on_in_a_loop_is_one_collective():
 
 def test_loops_are_counted():
     assert hlo.loops(TEXT) == 2
+
+
+@pytest.mark.parametrize(
+    ('shapes', 'operation', 'size'),
+    [
+        ('(f32[100]{0}, f32[50]{0})', 'all-reduce-start', 600),  # results alone
+        ('f32[100]{0}', 'all-reduce-start', 400),
+        ('((f32[4]{0}, f32[2]{0}), (f32[32]{0}, f32[16]{0}))', 'all-gather-start', 192),
+        ('(f32[8]{0}, f32[8]{0}, u32[], u32[])', 'collective-permute-start', 32),
+    ],
+)
+def test_what_has_begun_counts_its_results(shapes, operation, size):
+    text = (
+        f'ENTRY %main (a: f32[8]) -> f32[8] {{\n  %x = {shapes} {operation}(%a), channel_id=1\n}}\n'
+    )
+    assert [one.bytes for one in hlo.collectives(text)] == [size]
