@@ -1,7 +1,7 @@
 """MASS's table: teacher, two-stage student and controls on translation, summarization, dialogue.
 
     ./launch/reproduce_mass.sh paper WORKDIR data     at the paper's scale, on accelerators
-    ./launch/reproduce_mass.sh small WORKDIR data     on 2 cores in some 70 minutes
+    ./launch/reproduce_mass.sh small WORKDIR data     on 2 cores within an hour
     ./launch/reproduce_mass.sh tiny  WORKDIR          on 2 cores in minutes, from the embedded text
 
 `paper` starts from teachers/mass_middle, a Hugging Face folder in BART's format (6 + 6 layers x 1024,
@@ -72,7 +72,7 @@ def _small(c):
     c.data.replace = ('UNK=<unk>',)
     c.eval.batch_size, c.eval.batches = 64, 10
     p = {'warmup': 150, 'batch_size': 32}
-    c.recipe.teacher_pretrain.update(p | {'updates': 2500, 'peak_lr': 1e-3})
+    c.recipe.teacher_pretrain.update(p | {'updates': 1500, 'peak_lr': 1e-3})
     c.recipe.student_pretrain.update(p | {'updates': 1000, 'peak_lr': 5e-3})
     c.recipe.student_pretrain.update({'lambda_': 1.0, 'temperature': 2.0})
     c.recipe.equal_flops = ('Multi30k En-De',)

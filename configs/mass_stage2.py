@@ -49,7 +49,7 @@ def _summarization(c, small):
     c.task, c.eval.metric = 'Summarization', 'rougeL'
     c.data.source, c.data.path, c.data.sides = 'parallel', 'data/gigaword', ('article', 'title')
     c.data.replace = ('UNK=<unk>',)  # as train writes it
-    c.data.length, c.data.target_length = (64, 24) if small else (128, 48)
+    c.data.length, c.data.target_length = (48, 24) if small else (128, 48)
     c.generate.update({'beams': 5, 'max_length': c.data.target_length})
 
 
@@ -87,10 +87,10 @@ def _paper(c, task):
 
 def _small(c, task):
     c.student.decoder_layers = 1
-    c.data.buckets = (48, 64) if task == 'summarization' else (24, 40)
+    c.data.buckets = (32, 48) if task == 'summarization' else (24, 40)
     c.eval.batch_size = 64
     p = {'warmup': 60, 'batch_size': 32, 'lambda_': 0.8, 'temperature': 2.0}
-    budgets = {'translation': (2500, 800), 'summarization': (1000, 1200), 'dialogue': (1200, 500)}
+    budgets = {'translation': (1800, 800), 'summarization': (800, 1000), 'dialogue': (1000, 450)}
     teacher, student = budgets[task]
     c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lr': 1e-3})
     c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (4e-3, 8e-3)})
