@@ -72,8 +72,8 @@ def _small(c):
     c.data.replace = ('UNK=<unk>',)
     c.eval.batch_size, c.eval.batches = 64, 10
     p = {'warmup': 150, 'batch_size': 32}
-    c.recipe.teacher_pretrain.update(p | {'updates': 1500, 'peak_lr': 1e-3})
-    c.recipe.student_pretrain.update(p | {'updates': 800, 'peak_lr': 5e-3})
+    c.recipe.teacher_pretrain.update(p | {'updates': 1200, 'peak_lr': 1e-3})
+    c.recipe.student_pretrain.update(p | {'updates': 700, 'peak_lr': 5e-3})
     c.recipe.student_pretrain.update({'lambda_': 1.0, 'temperature': 2.0})
     c.recipe.equal_flops = ('Multi30k En-De',)
     c.recipe.notes = ('Multi30k, English to German, stands where the paper has WMT16.',)

@@ -90,7 +90,7 @@ def _small(c, task):
     c.data.buckets = (32, 48) if task == 'summarization' else (24, 40)
     c.eval.batch_size = 64
     p = {'warmup': 60, 'batch_size': 32, 'lambda_': 0.8, 'temperature': 2.0}
-    budgets = {'translation': (1800, 700), 'summarization': (700, 800), 'dialogue': (800, 400)}
+    budgets = {'translation': (1500, 600), 'summarization': (700, 700), 'dialogue': (700, 350)}
     teacher, student = budgets[task]
     c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lr': 1e-3})
     c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (4e-3, 8e-3)})

@@ -1,5 +1,6 @@
 """The command line: `--config=FILE[:VARIANT] --config.KEY=VALUE ...` to a configuration, and exit codes."""
 
+import _thread
 import ast
 import contextlib
 import importlib.util
@@ -7,10 +8,13 @@ import logging
 import os
 import pathlib
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -46,7 +50,7 @@ def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | No
         return 0 if argv else 2
     try:
         processes.start()
-        with notes():
+        with notes(), heard():
             c = parse(argv)
             validate(c)
             paths.reachable(c.workdir)
@@ -94,6 +98,26 @@ def notes() -> Iterator[None]:
         log.removeHandler(handler)
         log.setLevel(before[0])
         log.propagate = before[1]
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Ctrl-C is not lost where Python drops what is raised: in jax's callback of the garbage collector."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        if frame is None or frame.f_code.co_name != '_xla_gc_callback':
+            raise KeyboardInterrupt
+        threading.Timer(0.01, _thread.interrupt_main, (number,)).start()  # when that has ended
+
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _offline(spec: str) -> str:

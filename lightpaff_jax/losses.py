@@ -268,11 +268,12 @@ def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features
         gradient_CV += tau * kl_weight_C[:, None] * (soft.p_CV - target.p_CV)
     if not differentiate:
         return sums, None, None
-    features_gradient_CD = _PRECISE('cv,vd->cd', gradient_CV, head.weight)
+    narrow_CV = gradient_CV.astype(features_CD.dtype)  # as the logits' products: one dtype in
+    features_gradient_CD = _PRECISE('cv,vd->cd', narrow_CV, head.weight)
     # A sum over rows, as a product: XLA's CPU adds up columns three times as fast that way.
     ones_C = jnp.ones_like(weights_C)
     bias_gradient_V = _PRECISE('c,cv->v', ones_C, gradient_CV, precision=jax.lax.Precision.HIGHEST)
-    head_gradient = Head(_PRECISE('cv,cd->vd', gradient_CV, features_CD), bias_gradient_V)
+    head_gradient = Head(_PRECISE('cv,cd->vd', narrow_CV, features_CD), bias_gradient_V)
     return sums, features_gradient_CD, head_gradient
 
 

@@ -78,7 +78,8 @@ def train(c: ConfigDict) -> dict:
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder / 'checkpoints', c.train.keep) as saved:
         inputs = _inputs(c, mesh)
         result = workdir.finished(c, folder, inputs.identities)
-        if result is not None:
+        known = {} if result is None else result['scores']
+        if result is not None and not workdir.unscored(c, known):
             return result
         student = networks.student(c)
         network = None if inputs.guide is None else inputs.guide.model
@@ -100,8 +101,9 @@ def train(c: ConfigDict) -> dict:
 
         take = _compiled(step, guide_params, optimizer.knobs(c))
         state, last = _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved)
-        scores = {}
-        for split in workdir.splits(c):
+        # Without an update the parameters are those that were scored before.
+        scores = {} if last is not None else known
+        for split in workdir.unscored(c, scores):
             used = last if last is not None and last.split == split else None
             found = used or evaluation.find(split, state.params)
             scores[split] = evaluation.finish(found, state.params, folder / 'predictions')

@@ -57,7 +57,7 @@ def claim(c: ConfigDict, folder: pathlib.Path) -> None:
 def finished(c: ConfigDict, folder: pathlib.Path, identities: dict) -> dict | None:
     """result.json of a run that did `c.train.updates` and read, and was scored on, the same.
 
-    It must have all that is asked for now: the metric, the test split.
+    Splits that are asked for now may be missing in it, see `unscored`.
 
     Raises:
       UserError: the file is no JSON; or a process has other identities than process 0.
@@ -78,9 +78,12 @@ def _finished(c: ConfigDict, path: pathlib.Path, identities: dict) -> dict | Non
             f'{path}: must be JSON: {error}; remove it to score the run again'
         ) from error
     wanted = {'updates': c.train.updates, 'protocol': protocol(c), **measured(c), **identities}
-    same = all(result.get(name, '') == value for name, value in wanted.items())
-    there = same and all(wanted['metric'] in result['scores'].get(name, ()) for name in splits(c))
-    return result if there else None
+    return result if all(result.get(name, '') == value for name, value in wanted.items()) else None
+
+
+def unscored(c: ConfigDict, scores: dict) -> list[str]:
+    """Splits that are to be scored and have no score of the metric in `scores`."""
+    return [name for name in splits(c) if measured(c)['metric'] not in scores.get(name, ())]
 
 
 def splits(c: ConfigDict) -> tuple[str, ...]:

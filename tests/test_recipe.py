@@ -125,6 +125,7 @@ def test_a_key_that_the_recipe_sets_itself_is_refused(micro):
 def test_a_finished_teacher_can_be_imported(micro, undisturbed):
     micro.teacher.path, micro.teacher.layers = f'{undisturbed}/teacher_pretrain', 0
     micro.data.packages = ('etils',)  # of which another vocabulary would be trained
+    micro.recipe.student_finetune.peak_lrs = ()
     recipe.run(micro)
     workdir = pathlib.Path(micro.workdir)
     results = [

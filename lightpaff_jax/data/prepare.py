@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE.strip())
         return 0 if argv else 2
     try:
-        with command.notes():
+        with command.notes(), command.heard():
             _command(argv)
     except config.UserError as error:
         return _ended(str(error), 2)
