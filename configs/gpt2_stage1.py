@@ -3,7 +3,8 @@
 Reproduces the student of the paper's language-modelling tables: teacher 24 layers x 1024
 (354.8 M parameters), student 4 x 768 (67.7 M), lambda 0.5, temperature 1. The paper's own
 updates and learning rate are not known; these follow BERT's in NAS-BERT (KDD 2021), but for dropout,
-of which there is none: the text is read about once, and fast attention has none.
+of which there is none: a student this small learns none of the text by heart, and fast attention
+has none.
 
     python -m lightpaff_jax.main --config=configs/gpt2_stage1.py          on an accelerator
     python -m lightpaff_jax.main --config=configs/gpt2_stage1.py:tiny     2 minutes on a laptop

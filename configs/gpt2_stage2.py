@@ -15,8 +15,8 @@ temperature 1. The paper's own updates and learning rates are not known.
 | WikiText-103 | data/wikitext-103: wiki.{train,valid,test}.tokens; small: documentation, a set of its own | 16.4 [U] |
 
 It starts from runs/gpt2_stage1 and teachers/gpt2_medium_<task>, a workdir or Hugging Face folder of
-the fine-tuned teacher. A set without a test file is tested on its valid file, and validated on 5 %
-of train. `tiny` reads the embedded text, and first does the runs that it needs: stage 1, and the
+the fine-tuned teacher. Where it is small, a set without a test file is tested on its valid file, and
+validated on 5 % of train. `tiny` reads the embedded text, and first does the runs that it needs: stage 1, and the
 fine-tuning of its teacher.
 """
 

@@ -3,7 +3,7 @@
 Three tasks of the paper: `summarization` (the default), `translation`, `dialogue`. The recipe mass.py
 also has them small (`translation_small` and so on), and tiny, the first line of a docstring from the
 rest of it (`jax_tiny`, `numpy_tiny`, `stdlib_tiny`). Teacher 6 + 6 layers x 1024,
-student 4 + 2 x 512 (translation 4 + 4), lambda 0.5, temperature 1. The paper's own students,
+student 4 + 2 x 512, lambda 0.5, temperature 1. The paper's own students,
 updates and learning rates are not known.
 
     python -m lightpaff_jax.main --config=configs/mass_stage2.py:dialogue  on an accelerator

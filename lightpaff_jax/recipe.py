@@ -95,6 +95,14 @@ def _check(c: ConfigDict) -> None:
             raise config.UserError(
                 f'config.{key} = {value}: a recipe sets it for each of its runs, from config.recipe'
             )
+    for name in ('teacher_finetune', 'student_finetune'):
+        p, plain = c.recipe[name], config.phase(updates=0)
+        unread = () if p.updates else [key for key in plain if p[key] != plain[key]]
+        for key in unread:
+            raise config.UserError(
+                f'config.recipe.{name}.{key} = {p[key]}: is not read where config.recipe.{name}.updates '
+                '= 0, each task has its own: set it in the files of config.recipe.tasks, or give updates'
+            )
 
 
 def _choose(step: Step, done: int, of: int, search: list[dict]) -> str:

@@ -121,6 +121,12 @@ def test_a_key_that_the_recipe_sets_itself_is_refused(micro):
         recipe.run(micro)
 
 
+def test_a_key_of_a_phase_that_each_task_has_itself_is_refused(micro):
+    micro.recipe.student_finetune.updates = 0
+    with pytest.raises(UserError, match=r'student_finetune\.\w+ = \d+: is not read where'):
+        recipe.run(micro)
+
+
 @pytest.mark.e2e
 def test_a_finished_teacher_can_be_imported(micro, undisturbed):
     micro.teacher.path, micro.teacher.layers = f'{undisturbed}/teacher_pretrain', 0
