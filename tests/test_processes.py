@@ -2,10 +2,7 @@
 
 import contextlib
 import json
-import os
-import pathlib
 import random
-import re
 import shutil
 import signal
 import socket
@@ -16,13 +13,11 @@ import time
 import jax
 import numpy as np
 import pytest
+from process_cases import environment
 
-from lightpaff_jax import checkpoint, cluster, command, config, digests, processes
-from lightpaff_jax.cluster import Setting, setting
-from lightpaff_jax.config import UserError
+from lightpaff_jax import checkpoint, command, digests
 from lightpaff_jax.data import batches, prepare, tokenizers
 
-ROOT = pathlib.Path(config.__file__).parents[1]
 UPDATES, SAVED = 6, 3  # of the runs made here, and where another number of processes goes on
 BATCH, MICRO, DEVICES = 16, 2, 4
 
@@ -122,15 +117,6 @@ def run(c):
 
 sys.exit(command.main(run, '', argv))
 """
-
-
-def environment(**changes):
-    """Of a process that knows nothing of this test session's devices."""
-    return os.environ | {
-        'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-        **changes,
-    }  # fmt: skip
 
 
 def free_address():
@@ -381,199 +367,3 @@ def test_processes_that_do_not_come_are_missed_in_one_line(place, own):
     missing = ('not all 2 processes came', 'process 0 does not answer (Connection refused)')[own]
     assert done.returncode == 2
     assert done.stderr == f'error: JAX_COORDINATOR_ADDRESS = {address}: {missing} within 4 s\n'
-
-
-# What the environment says.
-
-HAND = {
-    'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3',
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ('environment', 'found'),
-    [
-        ({}, None),
-        ({'JAX_PLATFORMS': ''}, None),
-        (HAND, Setting('host:1234', 4, 3)),
-        (HAND | {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}, None),
-        ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Setting(None, None, None)),
-        ({'SLURM_STEP_NODELIST': 'a', 'SLURM_NTASKS': '1'}, None),
-        ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2'}, None),  # in a batch script, outside of srun
-        ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2', 'JAX_NUM_PROCESSES': '1'}, None),
-        (HAND | {'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Setting('host:1234', 4, 3)),
-        (
-            {'JAX_COORDINATOR_ADDRESS': '[::1]:9', 'JOB_COMPLETION_INDEX': '0'},
-            Setting('[::1]:9', None, None),
-        ),
-        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, None),  # a pod of no indexed job
-        ({'OMPI_COMM_WORLD_SIZE': '2'}, Setting(None, None, None)),
-        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, Setting(None, None, None)),
-        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
-    ],
-)
-def test_the_environment_says_who_is_there(environment, found):
-    assert setting(environment) == found
-
-
-@pytest.mark.parametrize(
-    ('changes', 'line'),
-    [
-        (
-            {'JAX_NUM_PROCESSES': 'two'},
-            'JAX_NUM_PROCESSES = two: must be a whole number, at least 1',
-        ),
-        ({'JAX_NUM_PROCESSES': '0'}, 'JAX_NUM_PROCESSES = 0: must be a whole number, at least 1'),
-        ({'JAX_PROCESS_ID': '-1'}, 'JAX_PROCESS_ID = -1: must be a whole number, at least 0'),
-        ({'JAX_PROCESS_ID': '4'}, 'JAX_PROCESS_ID = 4: must be below JAX_NUM_PROCESSES = 4'),
-        (
-            {'JAX_PROCESS_ID': ''},
-            'JAX_PROCESS_ID: must be set too, as JAX_COORDINATOR_ADDRESS is',
-        ),
-        (
-            {'JAX_COORDINATOR_ADDRESS': ''},
-            'JAX_COORDINATOR_ADDRESS: must be set too, as JAX_NUM_PROCESSES is',
-        ),
-        *(
-            (
-                {'JAX_COORDINATOR_ADDRESS': address},
-                f'JAX_COORDINATOR_ADDRESS = {address}: must be HOST:PORT',
-            )
-            for address in ('host', ':1', 'host:', 'host:port', 'host:65536', 'host:0')
-        ),
-    ],
-)
-def test_a_wrong_environment_is_named(changes, line):
-    with pytest.raises(UserError) as raised:
-        setting(HAND | changes)
-    assert str(raised.value) == line
-
-
-def test_a_cluster_that_jax_does_not_find_is_named(monkeypatch):
-    monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
-    monkeypatch.setattr(jax.distributed, 'initialize', refuse)
-    with pytest.raises(UserError, match=r'OMPI_COMM_WORLD_SIZE = 2: jax .* finds no cluster; set'):
-        cluster.join(setting(os.environ))
-
-
-def refuse(*args, **options):
-    raise ValueError('coordinator_address should be defined.')
-
-
-@pytest.mark.e2e
-def test_a_process_alone_joins_nobody_and_does_not_even_import_jax(place):
-    code = (
-        'import sys\n'
-        'from lightpaff_jax import processes\n'
-        'processes.start()\n'
-        'processes.agree({"a": 1}, "")\n'
-        'processes.ready()\n'
-        'processes.finish()\n'
-        'found = processes.count(), processes.index(), processes.first(), processes.gather(3)\n'
-        'print(*found, processes.of_first(lambda: 4), "jax" in sys.modules)\n'
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', code], env=environment(), capture_output=True, text=True, check=True
-    )
-    assert done.stdout == '1 0 True [3] 4 False\n'
-
-
-def test_processes_that_read_something_else_are_named(monkeypatch):
-    monkeypatch.setattr(
-        processes, 'gather', lambda value: [value, value, {'a': 1, 'data_hash': 'y'}]
-    )
-    with pytest.raises(UserError) as raised:
-        processes.agree({'a': 1, 'data_hash': 'x'}, 'all processes must read the same')
-    assert str(raised.value) == (
-        'process 2: data_hash = y, process 0 has x: all processes must read the same'
-    )
-
-
-def test_a_process_alone_ends_as_it_did(capsys):
-    assert processes.ended('config.x = 3: must be 4', 2) == 2
-    assert capsys.readouterr() == ('', 'error: config.x = 3: must be 4\n')
-    assert not processes.lost(RuntimeError('Gloo AllGather failed'))
-
-
-# launch/local.sh.
-
-
-def local(*words, **changes):
-    """launch/local.sh, as a context."""
-    return subprocess.Popen(
-        [ROOT / 'launch/local.sh', *words], text=True, start_new_session=True,
-        env=environment(PYTHON=sys.executable, **changes),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def ran(*words, **changes):
-    """(exit code, stdout, stderr) of launch/local.sh."""
-    with local(*words, **changes) as process:
-        out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
-
-
-@pytest.mark.e2e
-def test_local_runs_as_many_hosts_and_says_whose_a_line_is():
-    said = 'echo $JAX_PROCESS_ID of $JAX_NUM_PROCESSES $JAX_PLATFORMS $XLA_FLAGS; echo no >&2'
-    code, out, err = ran('3', 'bash', '-c', said, DEVICES='2')
-    assert code == 0
-    flag = 'cpu --xla_force_host_platform_device_count=2'
-    assert sorted(out.splitlines()) == [
-        f'0 of 3 {flag}',
-        f'[1] 1 of 3 {flag}',
-        f'[2] 2 of 3 {flag}',
-    ]
-    assert sorted(err.splitlines()) == ['[1] no', '[2] no', 'no']
-
-
-@pytest.mark.e2e
-def test_local_ends_all_when_one_fails_with_its_exit_code(tmp_path):
-    script = f"""
-    if [[ $JAX_PROCESS_ID == 1 ]]; then exit 7; fi
-    if [[ $JAX_PROCESS_ID == 2 ]]; then sleep 1; exit 8; fi
-    trap '' TERM
-    sleep 60 &
-    echo $! $$ >{tmp_path}/pids
-    wait
-    """
-    began = time.monotonic()
-    assert ran('3', 'bash', '-c', script)[0] == 7
-    assert time.monotonic() - began < 25  # 9 to end by themselves, 3 more after SIGTERM
-    for pid in (tmp_path / 'pids').read_text().split():
-        assert not pathlib.Path(f'/proc/{pid}').exists() or 'zombie' in status(pid)
-
-
-def status(pid):
-    return re.search(r'State:.*', pathlib.Path(f'/proc/{pid}/status').read_text())[0]
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_local_ends_all_when_it_is_interrupted(number):
-    with local('2', 'bash', '-c', 'echo $$; exec sleep 60') as process:
-        pids = [process.stdout.readline().split()[-1] for _ in range(2)]
-        process.send_signal(number)
-        process.communicate(timeout=20)
-    assert process.returncode == 130
-    for pid in pids:
-        assert not pathlib.Path(f'/proc/{pid}').exists()
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize(
-    ('words', 'changes', 'line'),
-    [
-        (('2',), {}, '2: must be N COMMAND [ARGUMENT ...], N at least 1'),
-        (('0', 'true'), {}, '0 true: must be N COMMAND [ARGUMENT ...], N at least 1'),
-        (('two', 'true'), {}, 'two true: must be N COMMAND [ARGUMENT ...], N at least 1'),
-        (('2', './none'), {}, './none: No such file or directory'),
-        (('2', 'true'), {'DEVICES': 'x'}, 'DEVICES = x: must be a whole number, at least 1'),
-    ],
-)
-def test_local_names_a_mistake(words, changes, line):
-    assert ran(*words, **changes) == (2, '', f'error: {line}\n')
-    code, out, err = ran('--help')
-    assert (code, err) == (0, '')
-    assert out.startswith('./launch/local.sh N COMMAND')
