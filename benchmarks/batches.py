@@ -17,6 +17,7 @@ import tempfile
 import time
 
 import numpy as np
+from arguments import file_to_write, whole
 
 from lightpaff_jax import config
 from lightpaff_jax.data import batches, making, records, shards, tokenizers
@@ -32,9 +33,9 @@ STEPS = 200
 def main() -> None:
     """Measures, prints, and writes what `--out` names."""
     parser = argparse.ArgumentParser(usage=__doc__, allow_abbrev=False)
-    parser.add_argument('--pairs', type=int, default=5)
-    parser.add_argument('--epochs', type=int, default=10)
-    parser.add_argument('--out', type=pathlib.Path)
+    parser.add_argument('--pairs', type=whole(1), default=5)
+    parser.add_argument('--epochs', type=whole(1), default=10)
+    parser.add_argument('--out', type=file_to_write)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

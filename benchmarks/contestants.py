@@ -93,6 +93,8 @@ def theirs(c, compiled: bool):
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     low = c.train.compute_dtype == 'bfloat16'
+    if device == 'cuda':
+        torch.set_float32_matmul_precision('high')  # TF32, which jax takes of itself
 
     before = torch.cuda.memory_allocated() if device == 'cuda' else 0
 

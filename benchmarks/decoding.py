@@ -6,13 +6,13 @@ Random networks of GPT-2 small's and BART-base's shape, whole vocabularies, floa
 weights on both sides. GPT-2: greedy, 32 prompts of 32 tokens, 128 new ones. BART: beam 5, 8 sources
 of 64 tokens, 64 new ones. Nothing ends a text before, so both take as many steps. Compiling is
 excluded, and the first call of each; the texts are compared. Seconds are those of the clock, and
-beside them those of all cores: on a machine where others work too, the latter tell more.
+beside them those of all cores: on a machine where others work too, the latter tell more. Both work where
+jax does: on a GPU, where torch must have CUDA too, or on the CPU.
 """
 
 import argparse
 import json
 import os
-import pathlib
 import statistics
 import tempfile
 import time
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import torch
 import transformers
+from arguments import file_to_write, whole
 
 from lightpaff_jax import generate, models
 from lightpaff_jax.batch import Batch
@@ -55,12 +56,18 @@ def theirs(network, ids, size: int, beams: int):
         pad_token_id=PAD, decoder_start_token_id=START,
     )  # fmt: skip
     network.generation_config = c
-    x = torch.tensor(ids)
+    device = 'cuda' if jax.default_backend() == 'gpu' else 'cpu'
+    network.to(device)
+    x = torch.tensor(ids, device=device)
     mask = torch.ones_like(x)
 
     def call():
         with torch.no_grad():
-            return network.generate(x, attention_mask=mask, generation_config=c)[:, -size:].numpy()
+            return (
+                network.generate(x, attention_mask=mask, generation_config=c)[:, -size:]
+                .cpu()
+                .numpy()
+            )
 
     return call
 
@@ -125,10 +132,10 @@ def measure(name: str, a: argparse.Namespace) -> dict:
 def main() -> None:
     """Reads the options."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument('--pairs', type=int, default=5)
+    parser.add_argument('--pairs', type=whole(1), default=5)
     parser.add_argument('--only', choices=[*SHAPES], help='one of the shapes')
-    parser.add_argument('--tokens', type=int, default=0, help='new tokens; 0: as above')
-    parser.add_argument('--out', type=pathlib.Path, help='JSON file for the figures')
+    parser.add_argument('--tokens', type=whole(1), default=0, help='new tokens; 0: as above')
+    parser.add_argument('--out', type=file_to_write, help='JSON file for the figures')
     a = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -14,7 +14,6 @@ import argparse
 import functools
 import json
 import os
-import pathlib
 import statistics
 import time
 
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from arguments import file_to_write, number, whole
 
 from lightpaff_jax import chips, config, losses
 
@@ -153,24 +153,30 @@ def run(a: argparse.Namespace) -> dict:
 def main() -> None:
     """Reads the options."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument('--tokens', type=int, default=8192, help='predicted positions')
-    parser.add_argument('--batch', type=int, default=8, help='examples they come from')
-    parser.add_argument('--vocabulary', type=int, default=50304)
-    parser.add_argument('--width', type=int, default=768, help='of the student')
-    parser.add_argument('--teacher-width', type=int, default=1024)
-    parser.add_argument('--lambda', type=float, default=0.5, dest='lambda_')
-    parser.add_argument('--temperature', type=float, default=1.0)
+    parser.add_argument('--tokens', type=whole(1), default=8192, help='predicted positions')
+    parser.add_argument('--batch', type=whole(1), default=8, help='examples they come from')
+    parser.add_argument('--vocabulary', type=whole(2), default=50304)
+    parser.add_argument('--width', type=whole(1), default=768, help='of the student')
+    parser.add_argument('--teacher-width', type=whole(1), default=1024)
+    share = number(lambda x: 0 <= x <= 1, 'must be in [0, 1]')
+    parser.add_argument('--lambda', type=share, default=0.5, dest='lambda_')
+    above_0 = number(lambda x: 0 < x < float('inf'), 'must be above 0 and finite')
+    parser.add_argument('--temperature', type=above_0, default=1.0)
     parser.add_argument('--dtype', choices=config.DTYPES, default='float32')
     parser.add_argument('--topology', help='a slice, as v5e:1x1; needs the extra tpu')
-    parser.add_argument('--pairs', type=int, default=5, help='0 reads the memory and runs nothing')
-    parser.add_argument('--out', type=pathlib.Path, help='JSON file for the figures')
+    parser.add_argument(
+        '--pairs', type=whole(0), default=5, help='0 reads the memory and runs nothing'
+    )
+    parser.add_argument('--out', type=file_to_write, help='JSON file for the figures')
     a = parser.parse_args()
-    if a.batch < 1 or a.tokens < 1 or a.tokens % a.batch:
+    if a.tokens % a.batch:
         parser.error(f'--tokens={a.tokens}: must be a multiple of --batch={a.batch}')
     try:
         result = run(a)
     except config.UserError as error:
         parser.error(str(error))
+    except jax.errors.JaxRuntimeError as error:  # the memory of a chip, mostly
+        parser.error(' '.join(str(error).split())[:300])
     if a.out:
         a.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
 

@@ -24,6 +24,7 @@ import time
 
 import numpy as np
 import tokenizers as reference
+from arguments import file_to_read, file_to_write, whole
 
 from lightpaff_jax import config
 from lightpaff_jax.data import packing, prepare, records, sources, tokenizers
@@ -149,18 +150,19 @@ def main() -> None:
     """Reads the options."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument(
-        '--text', type=pathlib.Path, required=True, help='a file, a document a line'
+        '--text', type=file_to_read, required=True, help='a file, a document a line'
     )
-    parser.add_argument('--tokenizer', type=pathlib.Path, required=True, help='file or folder')
-    parser.add_argument('--workers', type=int, default=2, help='processes of each')
-    parser.add_argument('--length', type=int, default=1024, help='tokens a block of ours')
-    parser.add_argument('--batch', type=int, default=1000, help='documents a call of datasets')
-    parser.add_argument('--pairs', type=int, default=5)
-    parser.add_argument('--out', type=pathlib.Path, help='JSON file for the figures')
+    parser.add_argument('--tokenizer', type=file_to_read, required=True, help='file or folder')
+    parser.add_argument('--workers', type=whole(2), default=2, help='processes of each')
+    parser.add_argument('--length', type=whole(1), default=1024, help='tokens a block of ours')
+    parser.add_argument('--batch', type=whole(1), default=1000, help='documents a call of datasets')
+    parser.add_argument('--pairs', type=whole(1), default=5)
+    parser.add_argument('--out', type=file_to_write, help='JSON file for the figures')
     a = parser.parse_args()
-    if a.workers < 2 or a.pairs < 1:
-        parser.error('--workers must be at least 2, --pairs at least 1')
-    result = run(a)
+    try:
+        result = run(a)
+    except config.UserError as error:  # of the tokenizer's files
+        parser.error(str(error))
     if a.out:
         a.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 
 import jax
+from arguments import file_to_write, whole
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -80,8 +81,8 @@ def main() -> None:
     """Reads the options."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument('--config', default=f'{ROOT}/configs/gpt2_stage1.py:tiny')
-    parser.add_argument('--pairs', type=int, default=3)
-    parser.add_argument('--out', type=pathlib.Path, help='JSON file for the figures')
+    parser.add_argument('--pairs', type=whole(1), default=3)
+    parser.add_argument('--out', type=file_to_write, help='JSON file for the figures')
     a = parser.parse_args()
     if a.pairs < 1:
         parser.error(f'--pairs={a.pairs}: must be at least 1')

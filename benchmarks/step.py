@@ -22,13 +22,13 @@ limit    FLOPs of the matrix products, by formula, at the rate that the device m
 import argparse
 import json
 import os
-import pathlib
 import statistics
 import time
 
 import jax
 import jax.numpy as jnp
 import optax
+from arguments import file_to_write, whole
 from contestants import CONTESTANTS, batch_of, configured
 
 from lightpaff_jax import config, distill_step, losses, models, networks, optimizer
@@ -182,19 +182,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument('--teacher', default='12x768x12', help='layers x width x heads')
     parser.add_argument('--student', default='4x384x6', help='likewise')
-    parser.add_argument('--vocabulary', type=int, default=50304)
-    parser.add_argument('--batch', type=int, default=8)
-    parser.add_argument('--length', type=int, default=128)
+    parser.add_argument('--vocabulary', type=whole(2), default=50304)
+    parser.add_argument('--batch', type=whole(1), default=8)
+    parser.add_argument('--length', type=whole(1), default=128)
     parser.add_argument('--dtype', choices=config.DTYPES, default='float32')
     parser.add_argument('--remat', choices=config.REMAT, default='none')
-    parser.add_argument('--chunk', type=int, default=0, help='positions in a visit of the heads')
-    parser.add_argument('--pairs', type=int, default=5, help='rounds')
-    parser.add_argument('--steps', type=int, default=2, help='updates of each in a round')
+    parser.add_argument(
+        '--chunk', type=whole(0), default=0, help='positions in a visit of the heads'
+    )
+    parser.add_argument('--pairs', type=whole(1), default=5, help='rounds')
+    parser.add_argument('--steps', type=whole(1), default=2, help='updates of each in a round')
     parser.add_argument(
         '--only', default='ours,dense,eager,compile', help='the first is compared with'
     )
     parser.add_argument('--parts', action='store_true', help='also each part of our step alone')
-    parser.add_argument('--out', type=pathlib.Path, help='JSON file for the figures')
+    parser.add_argument('--out', type=file_to_write, help='JSON file for the figures')
     a = parser.parse_args()
     a.only = a.only.split(',')
     for name in a.only:

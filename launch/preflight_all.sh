@@ -34,14 +34,14 @@ if [[ $which == ci ]]; then
   for family in gpt2 bert mass; do
     deep=()
     [[ $family != mass ]] || deep=(--config.teacher.decoder_layers=2)
-    one "$family" v5e:2x2 "${family}_stage1.py:tiny" --quick --config.data.length=128 \
+    one "$family" v5e:2x2 "${family}_stage1.py:tiny" --quick --config.data.length=128 --config.teacher.path= \
       --config.teacher.layers=2 --config.teacher.heads=2 --config.teacher.ffn=512 ${deep[@]+"${deep[@]}"} \
       --config.student.width=64 --config.student.heads=1 "$@"
   done
   exit "$failed"
 fi
 
-big=(--config.teacher.layers=32 --config.teacher.width=4096 --config.teacher.heads=32 --config.teacher.ffn=16384)
+big=(--config.teacher.path= --config.teacher.layers=32 --config.teacher.width=4096 --config.teacher.heads=32 --config.teacher.ffn=16384)
 for family in gpt2 bert mass; do
   one "$family-v5e-2x2" v5e:2x2 "${family}_stage1.py" --config.data.batch_size=1024 "$@"
   for topology in v4:2x2x1 v5p:2x2x1 v6e:2x2; do

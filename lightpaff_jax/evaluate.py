@@ -327,7 +327,8 @@ def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
     if not c.teacher.path:
         c.teacher.update(config.network(layers=0).to_dict())
     # Nothing is trained.
-    c.train.micro_steps, c.data.batch_size, c.data.unlabelled = 1, jax.device_count(), ()
+    shards = validation.batch_shards(c, jax.device_count())
+    c.train.micro_steps, c.data.batch_size, c.data.unlabelled = 1, shards, ()
     c.teacher.rows = 0
 
 

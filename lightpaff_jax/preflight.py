@@ -1,6 +1,7 @@
 """The real step of a run, compiled for a TPU slice that is not there: does it fit, what does it do?"""
 
 import json
+import os
 import pathlib
 import re
 import sys
@@ -22,6 +23,7 @@ from lightpaff_jax import (
     models,
     networks,
     optimizer,
+    paths,
     processes,
     sharding,
     teacher,
@@ -47,9 +49,9 @@ Ends with 1 where the step does not fit.
 It needs no data and no weights: the teacher's shape is config.teacher, or that of config.teacher.path
 where this is there. Keys, defaults and units: lightpaff_jax/config.py
 """
-_USED = re.compile(r'Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm')
-_TEMPORARY = re.compile(r'required for HLO temporaries \(([\d.]+)([KMG])\)')
-_UNITS = {'K': 1 << 10, 'M': 1 << 20, 'G': GIB}
+_USED = re.compile(r'Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm')
+_TEMPORARY = re.compile(r'required for HLO temporaries \(([\d.]+)([KMGT])\)')
+_UNITS = {'K': 1 << 10, 'M': 1 << 20, 'G': GIB, 'T': 1 << 40}
 
 
 class Plan(NamedTuple):
@@ -57,8 +59,8 @@ class Plan(NamedTuple):
 
     total: float
     """At the same time."""
-    temporary: float
-    """Beside arguments and results; NaN where the step does not fit."""
+    temporary: float | None
+    """Beside arguments and results; None where the step does not fit."""
     text: str
     """Of the program; '' where the step does not fit."""
     seconds: float
@@ -72,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.main(lambda c: None, USAGE, argv)
     fits = True
     jax.config.update('jax_platforms', 'cpu')  # no device is needed, nor waited for
+    os.environ |= {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}  # nor the other hosts of a pod
 
     def run(c: ConfigDict) -> None:
         nonlocal fits
@@ -80,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         processes.say(said(result))
         if options['out']:
             path = pathlib.Path(options['out']).expanduser()
-            path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+            text = json.dumps(result, indent=2, allow_nan=False)
+            path.write_text(text + '\n', encoding='utf-8')
 
     try:
         options, rest = _options(argv)
@@ -121,7 +125,7 @@ def preflight(c: ConfigDict, topology: str, slices: int = 1, largest: bool = Tru
       UserError: the configuration does not fit the slice.
     """
     devices = chips.devices(topology, slices)
-    validation.validate(c, len(devices))
+    validation.validate(c, len(devices), len({device.process_index for device in devices}))
     mesh = sharding.make_mesh(c, devices)
     net = _guide(c)
     plan = compiled(c, mesh, net)
@@ -143,7 +147,10 @@ def preflight(c: ConfigDict, topology: str, slices: int = 1, largest: bool = Tru
     else:
         result['keys'] = _keys(c, net)
     if largest:
-        result['largest'] = _largest(c, mesh, net, plan, chip)
+        try:
+            result['largest'] = _largest(c, mesh, net, plan, chip)
+        except UserError as error:  # of the compiler, and another batch: what was found holds
+            result['largest_failed'] = str(error)
     return result
 
 
@@ -169,7 +176,7 @@ def compiled(c: ConfigDict, mesh: Mesh, net: Any) -> Plan:
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        return Plan(_needed(str(error), _held(c, mesh, net)), float('nan'), '', _since(began))
+        return Plan(_needed(str(error), _held(c, mesh, net)), None, '', _since(began))
     m: Any = program.memory_analysis()
     inside = m.temp_size_in_bytes
     total = (m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
@@ -192,9 +199,15 @@ def _needed(message: str, held: dict[str, float]) -> float:
 
 
 def _guide(c: ConfigDict) -> ConfigDict | None:
-    if c.teacher.path and pathlib.Path(c.teacher.path).expanduser().is_dir():
-        return teacher.network(c)
+    if c.teacher.path:
+        paths.reachable(c.teacher.path)
+        if paths.place(c.teacher.path).is_dir():
+            return teacher.network(c)
     if c.teacher.layers:
+        if c.teacher.head != c.student.head:
+            raise UserError(
+                f'config.teacher.head = {c.teacher.head!r}: must equal student.head = {c.student.head!r}'
+            )
         return config.network(**{key: c.teacher[key] for key in config.network()})
     if c.teacher.path:
         raise UserError(
@@ -349,6 +362,10 @@ def said(result: dict) -> str:
         lines.append(
             f'most sequences of a micro-batch on a chip: {result["largest"]["sequences"]} (GiB by '
             f'sequences: {tried})'
+        )
+    if 'largest_failed' in result:
+        lines.append(
+            f'most sequences of a micro-batch on a chip: not found, {result["largest_failed"]}'
         )
     flops = result['flops']
     shares = ', '.join(f'{name} {value:.3g}' for name, value in flops.items())

@@ -1,6 +1,6 @@
 """The frozen teacher: read, checked against the student, identified; and the student's start."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -36,9 +36,18 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
     params = pretrained.read_params('teacher.path', path, model, mesh)
     identity = digests.identity(params)
     dtype = networks.guide_dtype(c)
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    params = jax.tree.map(lambda x: _narrowed(x, dtype), params)
     places = sharding.of_params(mesh, model.abstract, c.mesh.teacher)
     return Teacher(model, jax.device_put(params, places), identity)
+
+
+def _narrowed(x: jax.Array, dtype: Any) -> jax.Array:
+    """An array in another type, its memory given back: a large teacher is not there twice."""
+    if x.dtype == dtype:
+        return x
+    narrow = jax.block_until_ready(x.astype(dtype))
+    x.delete()
+    return narrow
 
 
 def network(c: ConfigDict) -> ConfigDict:

@@ -90,6 +90,7 @@ def train(c: ConfigDict) -> dict:
             c, mesh, student, inputs.guide, inputs.prepared, inputs.tokenizer
         )
         state, progress = restore(c, mesh, student, rule, saved, inputs)
+        inputs = inputs._replace(initial=None)  # now in the state, or of no use beside a checkpoint
         workdir.claim(c, folder)
         _keep_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)
         if progress.updates < c.train.updates:

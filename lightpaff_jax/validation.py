@@ -272,7 +272,7 @@ def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
         few = c.mesh.data * model <= devices and (processes == 1 or c.mesh.data * model == devices)
         least = 'at most' if processes == 1 else 'equal to'
         _rule('mesh', mesh, few, f'the product must be {least} the number of devices = {devices}')
-    shards = _shards(c, devices)
+    shards = batch_shards(c, devices)
     rule = f'data x fsdp must be a multiple of the number of processes = {processes}'
     _rule('mesh', mesh, shards % processes == 0, rule)
     check_batch('data.batch_size', c.data.batch_size, c, devices)
@@ -291,7 +291,7 @@ def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
 
 def check_batch(key: str, size: int, c: ConfigDict, devices: int) -> None:
     """Raises UserError unless a batch of `size` sequences divides over micro-steps and devices."""
-    parts = c.train.micro_steps * _shards(c, devices)
+    parts = c.train.micro_steps * batch_shards(c, devices)
     rule = f'must be a multiple of micro_steps x devices = {parts}'
     _rule(key, size, size % parts == 0, rule)
 
@@ -316,7 +316,7 @@ def _check_unread(c: ConfigDict) -> None:
           "is read for data.source 'text' and no tokenizer.path")  # fmt: skip
 
 
-def _shards(c: ConfigDict, devices: int) -> int:
+def batch_shards(c: ConfigDict, devices: int) -> int:
     """Parts that a batch is split into over devices."""
     return devices // c.mesh.tensor if c.mesh.data == -1 else c.mesh.data * c.mesh.fsdp
 

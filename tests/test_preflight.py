@@ -23,6 +23,13 @@ def configured(**student):
     return c
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """What the command says of itself to jax is undone."""
+    monkeypatch.setenv('JAX_NUM_PROCESSES', '')
+    monkeypatch.setenv('JAX_PROCESS_ID', '')
+
+
 @pytest.fixture
 def of_cpu(monkeypatch):
     """Preflight for 8 devices of this machine, as if they were chips."""
@@ -128,16 +135,16 @@ def test_what_does_not_fit_is_said_with_the_keys_to_turn_and_exit_code_1(
         'from lightpaff_jax import config\n\ndef get_config(variant=""):\n'
         '    c = config.default()\n    c.data.batch_size = 16\n    c.eval.batch_size = 16\n    return c\n'
     )
-    monkeypatch.setattr(
-        preflight, 'compiled', lambda c, mesh, net: Plan(20 * GIB, float('nan'), '', 1.0)
-    )
+    monkeypatch.setattr(preflight, 'compiled', lambda c, mesh, net: Plan(20 * GIB, None, '', 1.0))
     out = tmp_path / 'out.json'
     arguments = ['--topology=v5e:2x4', f'--config={recipe}', f'--out={out}', '--quick']
     assert preflight.main(arguments) == 1
     said = capsys.readouterr().out
     assert '4.25 GiB too much' in said
     assert "train.remat = 'block'" in said
-    assert not json.loads(out.read_text())['fits']
+    result = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert not result['fits']
+    assert result['temporary'] is None
 
 
 @pytest.mark.parametrize(
@@ -145,6 +152,7 @@ def test_what_does_not_fit_is_said_with_the_keys_to_turn_and_exit_code_1(
     [
         ('RESOURCE_EXHAUSTED: Used 17.70G of 15.75G hbm. Exceeded', 17.7),
         ('the total memory required for HLO temporaries (16.50G) exceeds available HBM', 17.5),
+        ('RESOURCE_EXHAUSTED: Used 1.50T of 15.75G hbm. Exceeded', 1536),
     ],
 )
 def test_what_the_compiler_needed_is_read_from_its_message(message, needed):
@@ -180,6 +188,23 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(chips.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(config.UserError, match='the extra tpu'):
         chips.devices('v5e:2x2')
+
+
+def test_a_teacher_with_another_head_is_named(of_cpu):
+    c = configured()
+    c.teacher.head = 'none'
+    with pytest.raises(config.UserError, match=r"config\.teacher\.head = 'none': must equal"):
+        preflight.preflight(c, 'v5e:2x4', largest=False)
+
+
+def test_what_fits_is_said_where_the_compiler_fails_at_a_larger_batch(of_cpu, monkeypatch):
+    def fail(*_):
+        raise config.UserError('the compiler for TPUs: INTERNAL: no')
+
+    monkeypatch.setattr(preflight, '_largest', fail)
+    result = preflight.preflight(configured(), 'v5e:2x4')
+    assert result['fits']
+    assert 'not found, the compiler for TPUs: INTERNAL: no' in preflight.said(result)
 
 
 def test_a_teacher_without_files_and_shape_is_named(of_cpu):

@@ -93,3 +93,10 @@ def test_a_step_that_needs_too_much_says_how_much(v5e):
     plan = preflight.compiled(c, sharding.make_mesh(c, v5e), c.teacher)
     assert plan.text == ''
     assert plan.total > 15.75 * GIB
+
+
+def test_a_mesh_whose_examples_the_hosts_of_a_slice_cannot_share_out_is_refused(v5e):
+    c = small()
+    c.mesh.tensor = 8
+    with pytest.raises(UserError, match='a multiple of the number of processes = 4'):
+        preflight.preflight(c, 'v5e:4x4', largest=False)
