@@ -1,9 +1,6 @@
 """What is saved comes back bit for bit, or is refused in one clear line."""
 
-import collections
 import dataclasses
-import pathlib
-import random
 import re
 import shutil
 import signal
@@ -14,79 +11,14 @@ import unittest.mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from checkpoint_cases import META, State, abstract, make_state, same_bits, saved
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lightpaff_jax import checkpoint
 from lightpaff_jax.checkpoint import Checkpoints, load_params, read_meta
 from lightpaff_jax.config import NotSaved, UserError
-
-META = {'position': 7, 'config': {'seed': 0, 'optim': {'peak_lr': 1e-3}}, 'teacher': None}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class State:
-    step: jax.Array
-    params: dict
-    opt_state: optax.OptState
-
-
-def make_state(seed: int, width: int = 16) -> State:
-    key = jax.random.key(seed)
-    params = {
-        'blocks': {'attn': {'qkv': {'kernel': jax.random.normal(key, (2, width, 8))}}},
-        'half': jax.random.normal(key, (width, 3)).astype(jnp.bfloat16),
-        'ids': jax.random.randint(key, (5,), -9, 9, jnp.int8),
-        'mask': jnp.array([True, False, True]),
-        'scale': jnp.float32(seed),
-    }
-    opt_state = optax.adamw(1e-3).init(params)
-    moments = jax.tree.map(lambda x: (x + 1).astype(x.dtype), opt_state)
-    return State(jnp.int32(seed), params, moments)
-
-
-def small_state(seed: int) -> State:
-    kernel = jax.random.normal(jax.random.key(seed), (16, 32))
-    params = {'blocks': {'kernel': kernel, 'half': kernel[0].astype(jnp.bfloat16)}}
-    moments = optax.TraceState({'kernel': kernel * 2})
-    return State(jnp.int32(seed), params, (moments, optax.EmptyState()))
-
-
-def abstract(state, sharding=None):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), state
-    )
-
-
-def same_bits(a, b) -> bool:
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    return all(
-        x.shape == y.shape
-        and x.dtype == y.dtype
-        and np.asarray(x).tobytes() == np.asarray(y).tobytes()
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
-
-
-def saved(directory: pathlib.Path, *steps: int, keep: int = 9) -> pathlib.Path:
-    with Checkpoints(directory, keep) as checkpoints:
-        for step in steps:
-            checkpoints.save(step, make_state(step), META | {'position': step})
-    return directory
-
-
-def flip(path: pathlib.Path, bit: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
-
-
-def largest(folder: pathlib.Path) -> pathlib.Path:
-    return max(folder.rglob('d/*'), key=lambda path: path.stat().st_size)
 
 
 def test_restore_returns_the_bits_that_were_saved(tmp_path):
@@ -161,104 +93,6 @@ def test_changing_meta_after_save_does_not_change_what_is_saved(tmp_path):
         checkpoints.save(1, make_state(1), meta)
         meta['positions'].append(2)
     assert read_meta(tmp_path) == {'positions': [1]}
-
-
-def test_one_bit_flips_are_never_restored_silently(tmp_path, caplog):
-    pristine = tmp_path / 'pristine'
-    states = {number: small_state(number) for number in (1, 2)}
-    with Checkpoints(pristine, keep=2) as checkpoints:
-        for step, state in states.items():
-            checkpoints.save(step, state, META | {'position': step})
-    files = [p for p in sorted((pristine / '2').rglob('*')) if p.is_file() and p.stat().st_size]
-    sizes = [p.stat().st_size for p in files]
-    rng = random.Random(0)
-    chosen = files + rng.choices(files, sizes, k=30 - len(files))
-    seen = collections.Counter()
-    for number, path in enumerate(chosen):
-        name = path.relative_to(pristine)
-        folder = tmp_path / str(number)
-        shutil.copytree(pristine, folder)
-        bit = rng.randrange(path.stat().st_size * 8)
-        flip(folder / name, bit)
-        with Checkpoints(folder, keep=9) as checkpoints:
-            step, state, meta = checkpoints.restore(abstract(states[1]))
-        assert same_bits(state, states[step]), f'{name}, bit {bit}'
-        assert meta == META | {'position': step}, f'{name}, bit {bit}'
-        assert (folder / '2.corrupt').exists() == (step == 1)
-        seen['detected' if step == 1 else 'harmless', name.parts[1], name.name[:12]] += 1
-        shutil.rmtree(folder)
-    for what, count in sorted(seen.items()):
-        print(*what, count)
-    assert sum(count for (what, *_), count in seen.items() if what == 'detected') >= 20
-
-
-def test_every_flip_in_the_data_of_an_array_is_detected_and_named(tmp_path, caplog):
-    pristine = tmp_path / 'pristine'
-    value = jax.random.bits(jax.random.key(0), (4096,))  # random bits: stored as they are
-    state = {'step': jnp.int32(1), 'params': {'blocks': {'kernel': value}}}
-    with Checkpoints(pristine, keep=2) as checkpoints:
-        checkpoints.save(1, state, META)
-        checkpoints.save(2, state, META)
-    data = largest(pristine / '2' / 'params')
-    start = data.read_bytes().find(np.asarray(value).tobytes()[:64])
-    assert start >= 0
-    for position in range(0, value.nbytes, value.nbytes // 15):
-        folder = tmp_path / str(position)
-        shutil.copytree(pristine, folder)
-        flip(folder / data.relative_to(pristine), (start + position) * 8 + position % 8)
-        caplog.clear()
-        with Checkpoints(folder, keep=2) as checkpoints:
-            assert checkpoints.restore(abstract(state))[0] == 1
-        assert 'params/blocks/kernel: the bytes are not those that were saved' in caplog.text
-
-
-def test_falling_back_says_so_in_one_line_each(tmp_path, caplog, capfd):
-    saved(tmp_path, 1, 2, 3)
-    for step in ('2', '3'):
-        path = tmp_path / step / 'meta' / 'data.json'
-        flip(path, 8 * path.read_bytes().index(step.encode()))  # position 2 -> 3, 3 -> 2
-    with Checkpoints(tmp_path, keep=9) as checkpoints:
-        step, state, _ = checkpoints.restore(abstract(make_state(0)))
-        assert (step, checkpoints.steps()) == (1, [1])
-    assert same_bits(state, make_state(1))
-    assert [record.getMessage() for record in caplog.records] == [
-        f'{tmp_path}: step 3 is set aside as 3.corrupt: meta: not what was saved',
-        f'{tmp_path}: step 2 is set aside as 2.corrupt: meta: not what was saved',
-        f'{tmp_path}: step 1 is used instead',
-    ]
-    assert capfd.readouterr() == ('', '')
-
-
-@pytest.mark.parametrize('damage', ['truncated', 'missing', 'no part', 'empty'])
-def test_damaged_files_make_the_step_before_the_newest(tmp_path, caplog, damage):
-    saved(tmp_path, 1, 2)
-    data = largest(tmp_path / '2' / 'params')
-    if damage == 'truncated':
-        data.write_bytes(data.read_bytes()[:50])
-    elif damage == 'missing':
-        data.unlink()
-    elif damage == 'no part':
-        shutil.rmtree(tmp_path / '2' / 'digests')
-    else:
-        shutil.rmtree(tmp_path / '2')
-        (tmp_path / '2').mkdir()
-    assert same_bits(load_params(tmp_path), make_state(1).params)
-    assert (tmp_path / '2').exists()  # readers rename nothing
-    with Checkpoints(tmp_path, keep=9) as checkpoints:
-        assert checkpoints.restore(abstract(make_state(0)))[0] == 1
-    assert all('\n' not in r.getMessage() and len(r.getMessage()) < 500 for r in caplog.records)
-
-
-def test_none_intact_is_an_error_that_names_the_folder_also_the_second_time(tmp_path, caplog):
-    saved(tmp_path, 1)
-    flip(tmp_path / '1' / 'digests' / 'data.json', 100)
-    for read in (load_params, read_meta):
-        with pytest.raises(UserError, match=str(tmp_path)):
-            read(tmp_path)
-    for _ in range(2):
-        checkpoints = Checkpoints(tmp_path, keep=9)
-        with pytest.raises(UserError, match=str(tmp_path)):
-            checkpoints.restore(abstract(make_state(0)))
 
 
 def test_no_checkpoint_is_an_error_that_names_the_folder(tmp_path):
@@ -426,38 +260,3 @@ def test_nothing_is_printed_and_no_thread_keeps_the_program_alive(tmp_path):
         timeout=60,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
-
-
-DAMAGED = """
-import pathlib, sys
-import jax.numpy as jnp
-import jax
-from lightpaff_jax.checkpoint import Checkpoints
-root = pathlib.Path(sys.argv[1])
-state = {'params': {str(i): jax.random.normal(jax.random.key(i), (32, 32)) for i in range(8)}}
-abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-for kind in ('node', 'data'):
-    with Checkpoints(root / kind, keep=9) as checkpoints:
-        checkpoints.save(1, state, {})
-        checkpoints.save(2, state, {})
-    data = 'params/d/*' if kind == 'node' else 'params/ocdbt.process_0/d/*'
-    path = max((root / kind / '2').glob(data), key=lambda p: p.stat().st_size)
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    with Checkpoints(root / kind, keep=9) as checkpoints:
-        assert checkpoints.restore(abstract)[0] == 1
-"""
-
-
-def test_a_damaged_step_prints_one_line_and_the_step_used_instead_another(tmp_path):
-    result = subprocess.run(
-        [sys.executable, '-W', 'error', '-c', DAMAGED, tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (result.returncode, result.stdout) == (0, '')
-    lines = result.stderr.splitlines()
-    assert len(lines) == 4, result.stderr
-    for kind, (first, second) in zip(('node', 'data'), (lines[:2], lines[2:]), strict=True):
-        assert f'{tmp_path / kind}: step 2 is set aside as 2.corrupt: params: ' in first
-        assert f'{tmp_path / kind}: step 1 is used instead' in second

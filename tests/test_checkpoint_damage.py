@@ -1,0 +1,158 @@
+"""A checkpoint that was damaged is set aside, and never restored silently."""
+
+import collections
+import random
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpoint_cases import (
+    META,
+    abstract,
+    flip,
+    largest,
+    make_state,
+    same_bits,
+    saved,
+    small_state,
+)
+
+from lightpaff_jax.checkpoint import Checkpoints, load_params, read_meta
+from lightpaff_jax.config import UserError
+
+
+def test_one_bit_flips_are_never_restored_silently(tmp_path, caplog):
+    pristine = tmp_path / 'pristine'
+    states = {number: small_state(number) for number in (1, 2)}
+    with Checkpoints(pristine, keep=2) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state, META | {'position': step})
+    files = [p for p in sorted((pristine / '2').rglob('*')) if p.is_file() and p.stat().st_size]
+    sizes = [p.stat().st_size for p in files]
+    rng = random.Random(0)
+    chosen = files + rng.choices(files, sizes, k=30 - len(files))
+    seen = collections.Counter()
+    for number, path in enumerate(chosen):
+        name = path.relative_to(pristine)
+        folder = tmp_path / str(number)
+        shutil.copytree(pristine, folder)
+        bit = rng.randrange(path.stat().st_size * 8)
+        flip(folder / name, bit)
+        with Checkpoints(folder, keep=9) as checkpoints:
+            step, state, meta = checkpoints.restore(abstract(states[1]))
+        assert same_bits(state, states[step]), f'{name}, bit {bit}'
+        assert meta == META | {'position': step}, f'{name}, bit {bit}'
+        assert (folder / '2.corrupt').exists() == (step == 1)
+        seen['detected' if step == 1 else 'harmless', name.parts[1], name.name[:12]] += 1
+        shutil.rmtree(folder)
+    for what, count in sorted(seen.items()):
+        print(*what, count)
+    assert sum(count for (what, *_), count in seen.items() if what == 'detected') >= 20
+
+
+def test_every_flip_in_the_data_of_an_array_is_detected_and_named(tmp_path, caplog):
+    pristine = tmp_path / 'pristine'
+    value = jax.random.bits(jax.random.key(0), (4096,))  # random bits: stored as they are
+    state = {'step': jnp.int32(1), 'params': {'blocks': {'kernel': value}}}
+    with Checkpoints(pristine, keep=2) as checkpoints:
+        checkpoints.save(1, state, META)
+        checkpoints.save(2, state, META)
+    data = largest(pristine / '2' / 'params')
+    start = data.read_bytes().find(np.asarray(value).tobytes()[:64])
+    assert start >= 0
+    for position in range(0, value.nbytes, value.nbytes // 15):
+        folder = tmp_path / str(position)
+        shutil.copytree(pristine, folder)
+        flip(folder / data.relative_to(pristine), (start + position) * 8 + position % 8)
+        caplog.clear()
+        with Checkpoints(folder, keep=2) as checkpoints:
+            assert checkpoints.restore(abstract(state))[0] == 1
+        assert 'params/blocks/kernel: the bytes are not those that were saved' in caplog.text
+
+
+def test_falling_back_says_so_in_one_line_each(tmp_path, caplog, capfd):
+    saved(tmp_path, 1, 2, 3)
+    for step in ('2', '3'):
+        path = tmp_path / step / 'meta' / 'data.json'
+        flip(path, 8 * path.read_bytes().index(step.encode()))  # position 2 -> 3, 3 -> 2
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        step, state, _ = checkpoints.restore(abstract(make_state(0)))
+        assert (step, checkpoints.steps()) == (1, [1])
+    assert same_bits(state, make_state(1))
+    assert [record.getMessage() for record in caplog.records] == [
+        f'{tmp_path}: step 3 is set aside as 3.corrupt: meta: not what was saved',
+        f'{tmp_path}: step 2 is set aside as 2.corrupt: meta: not what was saved',
+        f'{tmp_path}: step 1 is used instead',
+    ]
+    assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'missing', 'no part', 'empty'])
+def test_damaged_files_make_the_step_before_the_newest(tmp_path, caplog, damage):
+    saved(tmp_path, 1, 2)
+    data = largest(tmp_path / '2' / 'params')
+    if damage == 'truncated':
+        data.write_bytes(data.read_bytes()[:50])
+    elif damage == 'missing':
+        data.unlink()
+    elif damage == 'no part':
+        shutil.rmtree(tmp_path / '2' / 'digests')
+    else:
+        shutil.rmtree(tmp_path / '2')
+        (tmp_path / '2').mkdir()
+    assert same_bits(load_params(tmp_path), make_state(1).params)
+    assert (tmp_path / '2').exists()  # readers rename nothing
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        assert checkpoints.restore(abstract(make_state(0)))[0] == 1
+    assert all('\n' not in r.getMessage() and len(r.getMessage()) < 500 for r in caplog.records)
+
+
+def test_none_intact_is_an_error_that_names_the_folder_also_the_second_time(tmp_path, caplog):
+    saved(tmp_path, 1)
+    flip(tmp_path / '1' / 'digests' / 'data.json', 100)
+    for read in (load_params, read_meta):
+        with pytest.raises(UserError, match=str(tmp_path)):
+            read(tmp_path)
+    for _ in range(2):
+        checkpoints = Checkpoints(tmp_path, keep=9)
+        with pytest.raises(UserError, match=str(tmp_path)):
+            checkpoints.restore(abstract(make_state(0)))
+
+
+DAMAGED = """
+import pathlib, sys
+import jax.numpy as jnp
+import jax
+from lightpaff_jax.checkpoint import Checkpoints
+root = pathlib.Path(sys.argv[1])
+state = {'params': {str(i): jax.random.normal(jax.random.key(i), (32, 32)) for i in range(8)}}
+abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+for kind in ('node', 'data'):
+    with Checkpoints(root / kind, keep=9) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.save(2, state, {})
+    data = 'params/d/*' if kind == 'node' else 'params/ocdbt.process_0/d/*'
+    path = max((root / kind / '2').glob(data), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    with Checkpoints(root / kind, keep=9) as checkpoints:
+        assert checkpoints.restore(abstract)[0] == 1
+"""
+
+
+def test_a_damaged_step_prints_one_line_and_the_step_used_instead_another(tmp_path):
+    result = subprocess.run(
+        [sys.executable, '-W', 'error', '-c', DAMAGED, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (0, '')
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4, result.stderr
+    for kind, (first, second) in zip(('node', 'data'), (lines[:2], lines[2:]), strict=True):
+        assert f'{tmp_path / kind}: step 2 is set aside as 2.corrupt: params: ' in first
+        assert f'{tmp_path / kind}: step 1 is used instead' in second
