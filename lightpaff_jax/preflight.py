@@ -176,16 +176,12 @@ def compiled(c: ConfigDict, mesh: Mesh, net: Any) -> Plan:
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        return Plan(_needed(str(error), _held(c, mesh, net)), None, '', _since(began))
+        return Plan(_needed(str(error), _held(c, mesh, net)), None, '', time.perf_counter() - began)
     m: Any = program.memory_analysis()
     inside = m.temp_size_in_bytes
     total = (m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
              + inside + m.generated_code_size_in_bytes)  # fmt: skip
-    return Plan(total, inside, program.as_text() or '', _since(began))
-
-
-def _since(began: float) -> float:
-    return time.perf_counter() - began
+    return Plan(total, inside, program.as_text() or '', time.perf_counter() - began)
 
 
 def _needed(message: str, held: dict[str, float]) -> float:

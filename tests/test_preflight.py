@@ -191,8 +191,8 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
 
 
 def test_a_teacher_with_another_head_is_named(of_cpu):
-    c = configured()
-    c.teacher.head = 'none'
+    c = configured(family='bert')
+    c.objective, c.teacher.head = 'mlm', 'none'
     with pytest.raises(config.UserError, match=r"config\.teacher\.head = 'none': must equal"):
         preflight.preflight(c, 'v5e:2x4', largest=False)
 
