@@ -85,11 +85,21 @@ def ours(c, dense: bool):
     return call, inside + m.temp_size_in_bytes
 
 
+def _transformer(net):
+    import transformers
+
+    shape = transformers.GPT2Config(
+        vocab_size=models.padded(net.vocab_size), n_positions=net.positions, n_embd=net.width,
+        n_layer=net.layers, n_head=net.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        attn_implementation='sdpa', use_cache=False, activation_function='gelu_pytorch_tanh',
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(shape)
+
+
 def theirs(c, compiled: bool):
     """As `ours`, by torch and transformers; memory is measured on a GPU alone."""
     import torch
     import torch.nn.functional as F
-    import transformers
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     low = c.train.compute_dtype == 'bfloat16'
@@ -98,17 +108,9 @@ def theirs(c, compiled: bool):
 
     before = torch.cuda.memory_allocated() if device == 'cuda' else 0
 
-    def network(net):
-        shape = transformers.GPT2Config(
-            vocab_size=models.padded(net.vocab_size), n_positions=net.positions, n_embd=net.width,
-            n_layer=net.layers, n_head=net.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            attn_implementation='sdpa', use_cache=False, activation_function='gelu_pytorch_tanh',
-        )  # fmt: skip
-        return transformers.GPT2LMHeadModel(shape).to(device)
-
     torch.manual_seed(0)
-    student, teacher = network(c.student), network(c.teacher).eval().requires_grad_(False)
-    teacher = teacher.to(getattr(torch, c.teacher.dtype))
+    student, teacher = (_transformer(net).to(device) for net in (c.student, c.teacher))
+    teacher = teacher.eval().requires_grad_(False).to(getattr(torch, c.teacher.dtype))
     update = torch.optim.AdamW(
         student.parameters(), lr=c.optim.peak_lr, betas=(c.optim.b1, c.optim.b2),
         weight_decay=c.optim.weight_decay, fused=True,

@@ -63,11 +63,8 @@ def theirs(network, ids, size: int, beams: int):
 
     def call():
         with torch.no_grad():
-            return (
-                network.generate(x, attention_mask=mask, generation_config=c)[:, -size:]
-                .cpu()
-                .numpy()
-            )
+            ids = network.generate(x, attention_mask=mask, generation_config=c)
+        return ids[:, -size:].cpu().numpy()
 
     return call
 

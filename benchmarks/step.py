@@ -208,9 +208,6 @@ def main() -> None:
             parser.error(f'--{name}={getattr(a, name)}: must be layers x width x heads, as 4x384x6')
         if int(sizes[1]) % int(sizes[2]):
             parser.error(f'--{name}={getattr(a, name)}: its heads must divide its width')
-    for name in ('pairs', 'steps', 'batch', 'length', 'vocabulary'):
-        if getattr(a, name) < 1:
-            parser.error(f'--{name}={getattr(a, name)}: must be at least 1')
     result = measure(a)
     if a.out:
         a.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')

@@ -3,28 +3,17 @@
 import ast
 import inspect
 import json
-import pathlib
 
 import pytest
+from config_cases import RECIPES, ROOT, name_of
 from ml_collections import ConfigDict
 
 from lightpaff_jax import command, config, evaluate, models
 from lightpaff_jax.config import UserError
 from lightpaff_jax.data import objectives, sources
 
-ROOT = pathlib.Path(config.__file__).parents[1]
 PACKAGE = sorted((ROOT / 'lightpaff_jax').rglob('*.py'))
-FILES = sorted((ROOT / 'configs').glob('*.py'))
-RECIPES = [
-    f'{path}:{variant}'.removesuffix(':')
-    for path in FILES
-    for variant in ('', *command._module(str(path)).VARIANTS)
-]
 NETWORK, PHASE = set(config.network()), set(config.phase())
-
-
-def name_of(spec):
-    return command.config_name(spec)
 
 
 def text_of(node):

@@ -1,5 +1,7 @@
 """The fused loss is the formula, and refuses what does not fit it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import loss_reference as reference
@@ -296,3 +298,12 @@ def test_a_traced_lambda_of_a_wrong_shape_is_an_error():
     inputs = make()
     with pytest.raises(ValueError, match='lambda_'):
         jax.jit(lambda x: distillation_loss(*inputs, lambda_=x))(jnp.full((B, POSITIONS), 0.5))
+
+
+def test_products_of_bfloat16_take_bfloat16_and_add_up_in_float32():
+    student, teacher, labels, weights = make(13, dtype=jnp.bfloat16)
+    text = jax.jit(lambda x: fused(x, teacher, labels, weights)).lower(student).as_text()
+    products = re.findall(r'dot_general .*: \((.*), (.*)\) -> (.*)', text)
+    taken = [{re.split(r'[x<>]', x)[-2] for x in (a, b)} for a, b, _ in products]
+    assert sorted(taken, key=str) == [{'bf16'}] * 4 + [{'f32'}]  # the last adds up the bias
+    assert all(made.endswith('xf32>') for *_, made in products)

@@ -9,19 +9,10 @@ import numpy as np
 import pytest
 from objective_cases import arrays, blocks, configured, given, ordinary, record, share_is
 
-from lightpaff_jax import config
-
 
 @pytest.fixture(scope='module')
 def tokenizer(tmp_path_factory):
     return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
-
-
-@pytest.fixture
-def c():
-    c = config.default()
-    c.data.length = 32
-    return c
 
 
 # Masked language modelling.
@@ -131,17 +122,17 @@ def test_every_position_is_as_likely_and_no_more_likely_masked(many, tokenizer):
 
 
 @pytest.mark.parametrize(('content', 'count'), [(0, 0), (1, 1), (2, 1), (9, 1), (10, 2), (30, 4)])
-def test_a_short_row_predicts_at_least_one_of_what_it_has(c, tokenizer, content, count):
+def test_a_short_row_predicts_at_least_one_of_what_it_has(tokenizer, content, count):
     """0.15 of 10 is 1.5, rounded to the even 2."""
-    c.objective = 'mlm'
+    c = configured('mlm')
     made = arrays(c, tokenizer, [record(*range(10, 10 + content))])
     assert made['weights'].sum() == count
     assert made['segments'].sum() == content + 2
     assert made['tokens'][0, content + 2 :].tolist() == [tokenizer.pad_id] * (30 - content)
 
 
-def test_a_block_of_separators_alone_predicts_nothing(c, tokenizer):
-    c.objective = 'mlm'
+def test_a_block_of_separators_alone_predicts_nothing(tokenizer):
+    c = configured('mlm')
     made = arrays(c, tokenizer, [record(tokenizer.sep_id)])
     assert made['tokens'][0, :3].tolist() == [tokenizer.cls_id, *[tokenizer.sep_id] * 2]
     assert not made['weights'].any()
@@ -181,9 +172,10 @@ def test_whole_words_are_chosen_or_left(tokenizer):
     assert short / made['weights'].sum() < 0.01  # rare: a word of one piece fills the last place
 
 
-def test_a_word_longer_than_the_count_is_passed_over(c, tokenizer):
+def test_a_word_longer_than_the_count_is_passed_over(tokenizer):
     """Of 12 ids 2 may be predicted; the word of 10 pieces never is, the other two always."""
-    c.objective, c.data.whole_words = 'mlm', True
+    c = configured('mlm')
+    c.data.whole_words = True
     starts = np.flatnonzero(tokenizer.word_starts & ~np.isin(np.arange(tokenizer.vocab_size), list(tokenizer.special_ids)))  # fmt: skip
     inside = np.setdiff1d(ordinary(tokenizer), starts)
     row = record(starts[0], starts[1], starts[2], *inside[:9])

@@ -1,7 +1,6 @@
 """Claims about texts in two files, and about reviews in a file for each class."""
 
 import itertools
-import os
 
 import pytest
 import source_cases
@@ -10,9 +9,7 @@ from source_cases import configured, put, texts, write
 from lightpaff_jax.data import sources
 from lightpaff_jax.data.sources import Example
 
-DATA = os.environ.get('LIGHTPAFF_DATA')
 HINT = " (config.data.on_error = 'skip' leaves such rows out)"
-TEXT = '\n = Title = \nfirst line \n  second  line\n \n\n\nlast one\nand its end\n\n'
 
 
 # Parallel files.

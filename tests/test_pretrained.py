@@ -332,3 +332,12 @@ def test_a_teacher_without_its_tokenizer_is_refused(data_cache, places, tmp_path
     c.teacher.path = str(tmp_path / 'teacher')
     with pytest.raises(UserError, match=r'must hold the tokenizer of the network'):
         train.train(c)
+
+
+def test_a_teacher_in_a_narrow_type_is_there_once():
+    wide = jax.numpy.arange(8.0)
+    assert teacher._narrowed(wide, jax.numpy.dtype('float32')) is wide
+    narrow = teacher._narrowed(wide, jax.numpy.dtype('bfloat16'))
+    assert narrow.dtype == 'bfloat16'
+    assert narrow.tolist() == [*range(8)]
+    assert wide.is_deleted()

@@ -1,25 +1,12 @@
 """The files of configs/: each is right, says what it is, and has the sizes of the paper."""
 
 import ast
-import pathlib
 import sys
 
 import pytest
+from config_cases import FILES, RECIPES, ROOT, name_of
 
 from lightpaff_jax import chain, command, config, models, validation
-
-ROOT = pathlib.Path(config.__file__).parents[1]
-PACKAGE = sorted((ROOT / 'lightpaff_jax').rglob('*.py'))
-FILES = sorted((ROOT / 'configs').glob('*.py'))
-RECIPES = [
-    f'{path}:{variant}'.removesuffix(':')
-    for path in FILES
-    for variant in ('', *command._module(str(path)).VARIANTS)
-]
-
-
-def name_of(spec):
-    return command.config_name(spec)
 
 
 @pytest.mark.parametrize('spec', RECIPES, ids=name_of)

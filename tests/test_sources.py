@@ -16,7 +16,6 @@ from lightpaff_jax.data import texts as texts_lib
 from lightpaff_jax.data.sources import Example
 
 DATA = os.environ.get('LIGHTPAFF_DATA')
-HINT = " (config.data.on_error = 'skip' leaves such rows out)"
 TEXT = '\n = Title = \nfirst line \n  second  line\n \n\n\nlast one\nand its end\n\n'
 
 

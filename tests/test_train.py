@@ -5,7 +5,7 @@ import json
 import data_fixtures
 import pytest
 
-from lightpaff_jax import checkpoint
+from lightpaff_jax import checkpoint, evaluate
 from lightpaff_jax.config import UserError
 from lightpaff_jax.train import train
 
@@ -44,6 +44,28 @@ def test_a_finished_run_is_not_run_again_and_a_longer_one_goes_on(data_cache, tm
     assert longer['updates'] == 6
     assert longer['seconds'] > first['seconds']
     assert [x['step'] for x in lines(tmp_path) if x['kind'] == 'train'] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_split_that_was_scored_is_not_scored_again(data_cache, tmp_path, monkeypatch):
+    c = configured(data_cache, tmp_path)
+    c.eval.test = False
+    first, found = train(c), []
+    real = evaluate.Evaluation.find
+
+    def find(self, split, params):
+        found.append(split)
+        return real(self, split, params)
+
+    monkeypatch.setattr(evaluate.Evaluation, 'find', find)
+    c.eval.test = True
+    both = train(c)
+    assert found == ['test']
+    assert both['scores']['validation'] == first['scores']['validation']
+    assert set(both['scores']) == {'validation', 'test'}
+    c.train.updates = 6  # other parameters: all is scored
+    longer = train(c)
+    assert sorted(found[1:]) == ['test', 'validation']
+    assert longer['scores']['validation'] != first['scores']['validation']
 
 
 def test_another_protocol_scores_a_finished_run_again_and_trains_nothing(data_cache, tmp_path):

@@ -1,21 +1,11 @@
 """A bad value of a configuration is named with its key and its rule."""
 
 import math
-import pathlib
 
 import pytest
 
-from lightpaff_jax import command, config, validation
+from lightpaff_jax import config, validation
 from lightpaff_jax.config import UserError
-
-ROOT = pathlib.Path(config.__file__).parents[1]
-PACKAGE = sorted((ROOT / 'lightpaff_jax').rglob('*.py'))
-FILES = sorted((ROOT / 'configs').glob('*.py'))
-RECIPES = [
-    f'{path}:{variant}'.removesuffix(':')
-    for path in FILES
-    for variant in ('', *command._module(str(path)).VARIANTS)
-]
 
 
 def test_the_default_is_valid_on_devices_that_divide_its_batch():
