@@ -15,6 +15,7 @@ Source: LightPAFF, arXiv 2004.12817; temperature as in Hinton et al., arXiv 1503
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +27,8 @@ from jaxtyping import Array, Float, Int
 BATCH_AXES = ('data', 'fsdp')
 """Mesh axes that split the examples."""
 
-_MOST, _LEAST, _VISITS = 1 << 24, 1 << 18, 8
-"""Logits of an automatic chunk, 64 MiB in float32 for each of teacher and student, and 1 MiB; and the
-visits that a batch is split into between the two."""
+_MOST, _LEAST = 1 << 24, 1 << 18
+"""Logits of an automatic chunk: 64 MiB in float32 for each of teacher and student, and 1 MiB."""
 
 _PRECISE = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -89,13 +89,13 @@ def distillation_loss(
     return _loss(float(temperature), chunk, student, teacher, labels, weights, rows)
 
 
-def automatic_chunk(vocabulary: int, positions: int) -> int:
+def automatic_chunk(vocabulary: int, width: int) -> int:
     """Positions in a visit of the heads: a power of two.
 
-    An eighth of a device's positions, so that a chunk's logits are little beside what a network
-    keeps and stay in a CPU's cache, but no more than keeps C * V at 2^24, and no less than 2^18.
+    As many as the student's features are wide: a visit reads the head and adds to its gradient, V * D
+    numbers, and goes over C * V logits. But no more than keeps C * V at 2^24, and no less than 2^18.
     """
-    wanted = max(positions // _VISITS, _LEAST // vocabulary)
+    wanted = max(width, _LEAST // vocabulary)
     return max(16, 1 << max(1, min(wanted, _MOST // vocabulary)).bit_length() - 1)
 
 
@@ -183,7 +183,7 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
     """Scans `_visit` over chunks of positions; the gradient has the student's tree and dtypes."""
     batch, positions = labels.shape
     total = batch * positions
-    chunk = chunk or automatic_chunk(student.head.weight.shape[0], total)
+    chunk = chunk or automatic_chunk(*student.head.weight.shape)
     chunk = min(chunk, -(-total // 8) * 8)
     count = -(-total // chunk)
 
@@ -232,13 +232,13 @@ def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features
     logits_CV = _logits(features_CD, head)
     onehot_CV = labels_C[:, None] == jnp.arange(logits_CV.shape[1])
     labelled_C = weights_C * (labels_C >= 0)
-    p = _softmax(logits_CV)
-    ce_C = p.lse_C - _pick(logits_CV, onehot_CV)
-    top_C = _first(logits_CV == p.top_C[:, None])
+    chosen = _chosen(logits_CV, labels_C)
+    p = _softmax(logits_CV, chosen.top_C)
+    ce_C = p.lse_C - chosen.label_C
     sums = {
         'count': jnp.sum(weights_C),
         'ce': jnp.sum(labelled_C * ce_C),
-        'correct': jnp.sum(labelled_C * (top_C == labels_C)),
+        'correct': jnp.sum(labelled_C * (chosen.id_C == labels_C)),
         'labelled': jnp.sum(labelled_C),
     }
     if teacher_head is None:
@@ -246,22 +246,23 @@ def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features
         gradient_CV = labelled_C[:, None] * (p.p_CV - onehot_CV)
     else:
         teacher_CV = _logits(teacher_features_CD, teacher_head)
-        q = _softmax(teacher_CV)
+        guide = _chosen(teacher_CV, labels_C)
+        q = _softmax(teacher_CV, guide.top_C)
         soft, target = p, q
         if tau != 1:
-            soft, target = _softmax(logits_CV / tau), _softmax(teacher_CV / tau)
+            soft = _softmax(logits_CV / tau, chosen.top_C / tau)
+            target = _softmax(teacher_CV / tau, guide.top_C / tau)
         # sum q (log q - log p), with the normalisers outside of the sum
         moved_C = jnp.sum(target.raised_CV * (teacher_CV - logits_CV), axis=1) / target.total_C
         kl_C = moved_C / tau + soft.lse_C - target.lse_C
         lambda_C = jnp.where(labels_C >= 0, lambda_C, 1.0)
         label_weight_C = labelled_C * (1 - lambda_C)
         kl_weight_C = weights_C * lambda_C
-        teacher_ce_C = q.lse_C - _pick(teacher_CV, onehot_CV)
-        teacher_top_C = _first(teacher_CV == q.top_C[:, None])
+        teacher_ce_C = q.lse_C - guide.label_C
         sums |= {
             'loss': jnp.sum(label_weight_C * ce_C + tau**2 * kl_weight_C * kl_C),
             'kl': jnp.sum(weights_C * kl_C),
-            'agree': jnp.sum(weights_C * (top_C == teacher_top_C)),
+            'agree': jnp.sum(weights_C * (chosen.id_C == guide.id_C)),
             'teacher_ce': jnp.sum(labelled_C * teacher_ce_C),
         }
         gradient_CV = label_weight_C[:, None] * (p.p_CV - onehot_CV)
@@ -297,21 +298,48 @@ class _Softmax(NamedTuple):
         return self.raised_CV / self.total_C[:, None]
 
 
-def _softmax(logits_CV):
-    top_C = jnp.max(logits_CV, axis=1)
+def _softmax(logits_CV, top_C):
     raised_CV = jnp.exp(logits_CV - top_C[:, None])
     return _Softmax(top_C, raised_CV, jnp.sum(raised_CV, axis=1))
 
 
-def _pick(logits_CV, onehot_CV):
-    """The label's logit, 0 without a label: by comparison, a gather over a sharded V would be a
-    collective; by maximum, XLA's CPU writes the masked chunk to memory for a sum.
+class _Chosen(NamedTuple):
+    """Largest logit, its first id, and the label's logit, which is 0 without a label."""
+
+    top_C: Float[Array, ' C']
+    id_C: Int[Array, ' C']
+    label_C: Float[Array, ' C']
+
+
+def _chosen(logits_CV, labels_C):
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get('tensor', 1) > 1:
+        return _compared(logits_CV, labels_C)
+    return jax.lax.platform_dependent(logits_CV, labels_C, cpu=_looked_up, default=_compared)
+
+
+def _compared(logits_CV, labels_C):
+    """By comparison with every id: one pass with the maximum where the compiler fuses them, and no
+    gather, which over a sharded V would be a collective in every chunk.
     """
-    picked_C = jnp.max(jnp.where(onehot_CV, logits_CV, -jnp.inf), axis=1)
-    return jnp.where(jnp.isneginf(picked_C), 0.0, picked_C)
+    ids_V = jnp.arange(logits_CV.shape[1])
+    top_C = jnp.max(logits_CV, axis=1)
+    id_C = jnp.min(jnp.where(logits_CV == top_C[:, None], ids_V, logits_CV.shape[1]), axis=1)
+    of_label_CV = jnp.where(labels_C[:, None] == ids_V, logits_CV, -jnp.inf)
+    label_C = jnp.max(of_label_CV, axis=1)
+    return _Chosen(top_C, id_C, jnp.where(labels_C >= 0, label_C, 0.0))
 
 
-def _first(chosen_CV):
-    """First chosen id: where chosen is the maximum, `argmax`, which XLA's CPU does not vectorise."""
-    ids_V = jnp.arange(chosen_CV.shape[1])
-    return jnp.min(jnp.where(chosen_CV, ids_V, chosen_CV.shape[1]), axis=1)
+def _looked_up(logits_CV, labels_C):
+    """By index: XLA's CPU gives each comparison passes of its own. The largest of each block leads to
+    the largest of all, which is then looked for in one block alone.
+    """
+    chunk, vocabulary = logits_CV.shape
+    size = math.gcd(vocabulary, 128)
+    blocks_CNS = logits_CV.reshape(chunk, vocabulary // size, size)
+    tops_CN = jnp.max(blocks_CNS, axis=2)
+    block_C = jnp.argmax(tops_CN, axis=1)
+    block_CS = jnp.take_along_axis(blocks_CNS, block_C[:, None, None], axis=1)[:, 0]
+    id_C = block_C * size + jnp.argmax(block_CS, axis=1)
+    label_C = jnp.take_along_axis(logits_CV, jnp.maximum(labels_C, 0)[:, None], axis=1)[:, 0]
+    return _Chosen(jnp.max(tops_CN, axis=1), id_C, jnp.where(labels_C >= 0, label_C, 0.0))

@@ -22,7 +22,7 @@ from loss_cases import (
     predictor,
 )
 
-from lightpaff_jax.losses import Head, Predictor, distillation_loss
+from lightpaff_jax.losses import Head, Predictor, _compared, _looked_up, distillation_loss
 
 # The formula
 
@@ -151,6 +151,21 @@ def test_equal_logits_have_the_first_id_on_top():
     sums = loss_sums(level, teacher, labels, weights)
     assert sums['correct'] == (B - 1) * POSITIONS
     assert loss_sums(level, level, labels, weights)['agree'] == B * POSITIONS
+
+
+@pytest.mark.parametrize('vocabulary', [1, 67, 96, 384])
+def test_what_is_chosen_is_found_by_index_as_by_comparison(vocabulary):
+    random = np.random.default_rng(0)
+    # Few values, so that the largest stands in several places, of one block and of several.
+    logits = random.integers(-3, 3, (50, vocabulary)).astype(np.float32)
+    logits[0] = -1e9
+    labels = random.integers(-1, vocabulary, 50)
+    for find in (_compared, _looked_up):
+        found = jax.jit(find)(logits, labels)
+        np.testing.assert_array_equal(found.top_C, logits.max(1))
+        np.testing.assert_array_equal(found.id_C, logits.argmax(1))
+        wanted = np.where(labels < 0, 0, logits[np.arange(50), labels])
+        np.testing.assert_array_equal(found.label_C, wanted)
 
 
 def test_rows_without_a_label_hear_the_teacher_alone():

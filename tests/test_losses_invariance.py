@@ -234,9 +234,9 @@ def test_memory_is_at_most_a_twentieth_of_dense_autodiff():
     assert ours <= whole / 20, (ours, whole)
 
 
-@pytest.mark.parametrize('positions', [8, 1024, 1 << 18])
-def test_the_automatic_chunk_shrinks_with_the_vocabulary(positions):
-    sizes = [automatic_chunk(v, positions) for v in (2, 30522, 50304, 250_000, 10**9)]
+@pytest.mark.parametrize('width', [8, 768, 1 << 18])
+def test_the_automatic_chunk_shrinks_with_the_vocabulary(width):
+    sizes = [automatic_chunk(v, width) for v in (2, 30522, 50304, 250_000, 10**9)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == 16
     assert all(size & (size - 1) == 0 for size in sizes)
@@ -246,12 +246,12 @@ def test_the_automatic_chunk_shrinks_with_the_vocabulary(positions):
 
 
 @pytest.mark.parametrize(
-    ('vocabulary', 'positions', 'chunk'),
+    ('vocabulary', 'width', 'chunk'),
     [
-        (50304, 1024, 128),  # an eighth of the positions
-        (50304, 1 << 18, 256),  # as many as the logits may be
-        (2048, 512, 128),  # so few that more visits would save nothing
+        (8192, 200, 128),  # as wide as the features
+        (50304, 1024, 256),  # as many as the logits may be
+        (2048, 88, 128),  # so few that more visits would save nothing
     ],
 )
-def test_the_automatic_chunk_is_a_part_of_the_positions_within_limits(vocabulary, positions, chunk):
-    assert automatic_chunk(vocabulary, positions) == chunk
+def test_the_automatic_chunk_is_as_large_as_the_features_within_limits(vocabulary, width, chunk):
+    assert automatic_chunk(vocabulary, width) == chunk
