@@ -253,7 +253,7 @@ def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features
             soft = _softmax(logits_CV / tau, chosen.top_C / tau)
             target = _softmax(teacher_CV / tau, guide.top_C / tau)
         # sum q (log q - log p), with the normalisers outside of the sum
-        moved_C = jnp.sum(target.raised_CV * (teacher_CV - logits_CV), axis=1) / target.total_C
+        moved_C = _sum(target.raised_CV * (teacher_CV - logits_CV)) / target.total_C
         kl_C = moved_C / tau + soft.lse_C - target.lse_C
         lambda_C = jnp.where(labels_C >= 0, lambda_C, 1.0)
         label_weight_C = labelled_C * (1 - lambda_C)
@@ -276,6 +276,15 @@ def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features
     bias_gradient_V = _PRECISE('c,cv->v', ones_C, gradient_CV, precision=jax.lax.Precision.HIGHEST)
     head_gradient = Head(_PRECISE('cv,cd->vd', narrow_CV, features_CD), bias_gradient_V)
     return sums, features_gradient_CD, head_gradient
+
+
+def _sum(x_CV):
+    """Over V; on a CPU as a product: XLA adds up faster what it does not compute in the same loop."""
+    ones_V = jnp.ones(x_CV.shape[1:], x_CV.dtype)
+    by_product = functools.partial(_PRECISE, 'cv,v->c', precision=jax.lax.Precision.HIGHEST)
+    return jax.lax.platform_dependent(
+        x_CV, ones_V, cpu=by_product, default=lambda x_CV, ones_V: jnp.sum(x_CV, axis=1)
+    )
 
 
 def _logits(features_CD, head):
@@ -334,12 +343,10 @@ def _looked_up(logits_CV, labels_C):
     """By index: XLA's CPU gives each comparison passes of its own. The largest of each block leads to
     the largest of all, which is then looked for in one block alone.
     """
-    chunk, vocabulary = logits_CV.shape
-    size = math.gcd(vocabulary, 128)
-    blocks_CNS = logits_CV.reshape(chunk, vocabulary // size, size)
-    tops_CN = jnp.max(blocks_CNS, axis=2)
-    block_C = jnp.argmax(tops_CN, axis=1)
-    block_CS = jnp.take_along_axis(blocks_CNS, block_C[:, None, None], axis=1)[:, 0]
-    id_C = block_C * size + jnp.argmax(block_CS, axis=1)
+    size = math.gcd(logits_CV.shape[1], 128)
+    tops_CN = jax.lax.reduce_window(logits_CV, -jnp.inf, jax.lax.max, (1, size), (1, size), 'VALID')
+    ids_CS = jnp.argmax(tops_CN, axis=1)[:, None] * size + jnp.arange(size)
+    first_C = jnp.argmax(jnp.take_along_axis(logits_CV, ids_CS, axis=1), axis=1)
+    id_C = ids_CS[:, 0] + first_C
     label_C = jnp.take_along_axis(logits_CV, jnp.maximum(labels_C, 0)[:, None], axis=1)[:, 0]
     return _Chosen(jnp.max(tops_CN, axis=1), id_C, jnp.where(labels_C >= 0, label_C, 0.0))
