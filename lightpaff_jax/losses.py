@@ -8,8 +8,8 @@ For a predicted position with student logits s, teacher logits t, label y, weigh
 Logits of the whole batch never exist. A chunk of positions visits the heads once; its
 logits, sums and gradient are made there and dropped, so memory grows with the chunk.
 
-Letters: B examples, P predicted positions, N = B * P, C positions of a chunk,
-D features (teacher's and student's may differ), V vocabulary or classes.
+Letters: B examples, P predicted positions, C positions of a chunk, G chunks of a group,
+N = G * C, D features (teacher's and student's may differ), V vocabulary or classes.
 
 Source: LightPAFF, arXiv 2004.12817; temperature as in Hinton et al., arXiv 1503.02531.
 """
@@ -29,6 +29,11 @@ BATCH_AXES = ('data', 'fsdp')
 
 _MOST, _LEAST = 1 << 24, 1 << 18
 """Logits of an automatic chunk: 64 MiB in float32 for each of teacher and student, and 1 MiB."""
+
+_GROUP = 2
+"""Chunks whose gradients are multiplied together: the head and its gradient go through memory once for
+all of them.
+"""
 
 _PRECISE = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -186,11 +191,12 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
     chunk = chunk or automatic_chunk(*student.head.weight.shape)
     chunk = min(chunk, -(-total // 8) * 8)
     count = -(-total // chunk)
+    group = math.gcd(count, _GROUP)
 
     def split(x):
         x = x.reshape(total, *x.shape[2:])
         x = jnp.pad(x, [(0, count * chunk - total)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(count, chunk, *x.shape[1:])
+        return x.reshape(count // group, group, chunk, *x.shape[1:])
 
     inputs = (
         split(student.features),
@@ -200,25 +206,36 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
         split(jnp.broadcast_to(lambda_[:, None], labels.shape)),
     )
     teacher_head = None if teacher is None else teacher.head
+    width, dtype = student.features.shape[-1], student.features.dtype
 
-    def visit(carry: Any, row: Any):
-        sums, head_gradient = carry
-        found, features_gradient, gradient = _visit(
-            tau, differentiate, student.head, teacher_head, *row
-        )
-        sums = jax.tree.map(jnp.add, sums, found)
+    def visit(sums: Any, row: Any):
+        found, gradient_CV = _visit(tau, differentiate, student.head, teacher_head, *row)
         if differentiate:
-            head_gradient = jax.tree.map(jnp.add, head_gradient, gradient)
-            features_gradient = features_gradient.astype(student.features.dtype)
-        return (sums, head_gradient), features_gradient
+            gradient_CV = gradient_CV.astype(dtype)  # as the logits' products: one dtype in
+        return jax.tree.map(jnp.add, sums, found), gradient_CV
+
+    def visit_group(carry: Any, rows: Any):
+        sums, head_gradient = carry
+        sums, gradient_GCV = jax.lax.scan(visit, sums, rows)
+        if not differentiate:
+            return (sums, head_gradient), None
+        gradient_NV = gradient_GCV.reshape(group * chunk, -1)
+        features_gradient_ND = _PRECISE('nv,vd->nd', gradient_NV, student.head.weight)
+        weight = _PRECISE('nv,nd->vd', gradient_NV, rows[0].reshape(-1, width))
+        # As a product, which XLA's CPU computes three times as fast as sums of columns.
+        ones_N = jnp.ones(group * chunk, dtype)
+        bias = _PRECISE('n,nv->v', ones_N, gradient_NV, precision=jax.lax.Precision.HIGHEST)
+        head_gradient = jax.tree.map(jnp.add, head_gradient, Head(weight, bias))
+        return (sums, head_gradient), features_gradient_ND.astype(dtype)
 
     names = ['loss', 'count', 'ce', 'correct', 'labelled']
     names += [] if teacher is None else ['kl', 'agree', 'teacher_ce']
     zero = {name: jnp.zeros((), jnp.float32) for name in names}
-    head_zero: Any = None
+    head_zero: Any = Head(None, None)
     if differentiate:
         head_zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), student.head)
-    (sums, head_gradient), features_gradient = jax.lax.scan(visit, (zero, head_zero), inputs)
+    carry, features_gradient = jax.lax.scan(visit_group, (zero, head_zero), inputs)
+    sums, head_gradient = carry
     if not differentiate:
         return sums
     features_gradient = features_gradient.reshape(count * chunk, -1)[:total]
@@ -228,7 +245,7 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
 
 def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features_CD, labels_C,
            weights_C, lambda_C):  # fmt: skip
-    """Sums, features' gradient [C, D] and head's gradient of one chunk, all in float32."""
+    """Sums of one chunk and the gradient of its logits [C, V], in float32."""
     logits_CV = _logits(features_CD, head)
     onehot_CV = labels_C[:, None] == jnp.arange(logits_CV.shape[1])
     labelled_C = weights_C * (labels_C >= 0)
@@ -243,7 +260,7 @@ def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features
     }
     if teacher_head is None:
         sums['loss'] = sums['ce']
-        gradient_CV = labelled_C[:, None] * (p.p_CV - onehot_CV)
+        label_weight_C, terms = labelled_C, [(p, labelled_C)]
     else:
         teacher_CV = _logits(teacher_features_CD, teacher_head)
         guide = _chosen(teacher_CV, labels_C)
@@ -265,22 +282,20 @@ def _visit(tau, differentiate, head, teacher_head, features_CD, teacher_features
             'agree': jnp.sum(weights_C * (chosen.id_C == guide.id_C)),
             'teacher_ce': jnp.sum(labelled_C * teacher_ce_C),
         }
-        gradient_CV = label_weight_C[:, None] * (p.p_CV - onehot_CV)
-        gradient_CV += tau * kl_weight_C[:, None] * (soft.p_CV - target.p_CV)
+        terms = [(p, label_weight_C), (soft, tau * kl_weight_C), (target, -tau * kl_weight_C)]
+        if tau == 1:  # one product an element less
+            terms = [(p, label_weight_C + kl_weight_C), (q, -kl_weight_C)]
     if not differentiate:
-        return sums, None, None
-    narrow_CV = gradient_CV.astype(features_CD.dtype)  # as the logits' products: one dtype in
-    features_gradient_CD = _PRECISE('cv,vd->cd', narrow_CV, head.weight)
-    # A sum over rows, as a product: XLA's CPU adds up columns three times as fast that way.
-    ones_C = jnp.ones_like(weights_C)
-    bias_gradient_V = _PRECISE('c,cv->v', ones_C, gradient_CV, precision=jax.lax.Precision.HIGHEST)
-    head_gradient = Head(_PRECISE('cv,cd->vd', narrow_CV, features_CD), bias_gradient_V)
-    return sums, features_gradient_CD, head_gradient
+        return sums, None
+    gradient_CV = -jnp.where(onehot_CV, label_weight_C[:, None], 0.0)
+    for one, weight_C in terms:
+        gradient_CV += one.raised_CV * (weight_C / one.total_C)[:, None]
+    return sums, gradient_CV
 
 
 def _sum(x_CV):
     """Over V; on a CPU as a product: XLA adds up faster what it does not compute in the same loop."""
-    ones_V = jnp.ones(x_CV.shape[1:], x_CV.dtype)
+    ones_V = jnp.ones(x_CV.shape[1], x_CV.dtype)
     by_product = functools.partial(_PRECISE, 'cv,v->c', precision=jax.lax.Precision.HIGHEST)
     return jax.lax.platform_dependent(
         x_CV, ones_V, cpu=by_product, default=lambda x_CV, ones_V: jnp.sum(x_CV, axis=1)
@@ -301,10 +316,6 @@ class _Softmax(NamedTuple):
     @property
     def lse_C(self):
         return jnp.log(self.total_C) + self.top_C
-
-    @property
-    def p_CV(self):
-        return self.raised_CV / self.total_C[:, None]
 
 
 def _softmax(logits_CV, top_C):

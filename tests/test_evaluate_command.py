@@ -2,16 +2,15 @@
 
 import contextlib
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
 import data_fixtures
 import pytest
+from process_cases import environment
 
 import lightpaff_jax
-from lightpaff_jax import command, config, evaluate
+from lightpaff_jax import command, evaluate
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.train import train
 
@@ -167,12 +166,10 @@ def test_help_says_how(capsys):
 def test_two_processes_write_the_same(place):
     """Each device has the same part of a batch, so that all sums are added up alike."""
     words = ['-m', 'lightpaff_jax.evaluate', '--model=runs/summary', '--config=small.py']
-    root = str(pathlib.Path(config.__file__).parents[1])
-    plain = os.environ | {'PYTHONPATH': root, 'XLA_FLAGS': '', 'DEVICES': '1'}
     for number in (1, 2):
         start = [sys.executable, '-m', 'lightpaff_jax.local', str(number), sys.executable]
         done = subprocess.run(
-            [*start, *words, f'--out=of_{number}'], env=plain | {'DEVICES': str(2 // number)},
+            [*start, *words, f'--out=of_{number}'], env=environment(DEVICES=str(2 // number)),
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

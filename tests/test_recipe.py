@@ -6,7 +6,7 @@ import pathlib
 import data_fixtures
 import pytest
 
-from lightpaff_jax import config, recipe, train
+from lightpaff_jax import config, recipe, speed, train
 from lightpaff_jax.config import UserError
 
 TASK = """
@@ -50,7 +50,9 @@ def micro(shared, tmp_path):
 @pytest.fixture(scope='module')
 def undisturbed(shared):
     """Its workdir, when it has run through."""
-    recipe.run(shared)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, '_SECONDS', 0.01)  # how fast the networks are is not looked at
+        recipe.run(shared)
     return pathlib.Path(shared.workdir)
 
 
@@ -90,6 +92,7 @@ def test_a_recipe_that_was_stopped_ends_as_one_that_was_not(
 
     monkeypatch.setattr(train, 'train', stopping)
     monkeypatch.setattr(train, '_updates', breaking)
+    monkeypatch.setattr(speed, '_SECONDS', 0.01)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             recipe.run(micro)

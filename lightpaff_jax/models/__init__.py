@@ -128,8 +128,16 @@ def build(
       compute_dtype: of features and matrix products; norms and softmax stay float32.
       remat: what the backward pass computes again, one of config.REMAT.
       attention: one of attention.KERNELS; generation takes 'xla'.
+
+    Returns:
+      the same functions for the same arguments: what jax made of them is found again.
     """
-    c = FrozenConfigDict({key: c[key] for key in config.network()})
+    frozen = FrozenConfigDict({key: c[key] for key in config.network()})
+    return _built(frozen, compute_dtype, remat, attention)
+
+
+@functools.lru_cache(maxsize=64)
+def _built(c: FrozenConfigDict, compute_dtype: str, remat: str, attention: str) -> Model:
     module, network = MODELS[c.family]
     vocab, dtype = padded(c.vocab_size), jnp.dtype(compute_dtype)
     how = Compute(dtype, remat, attention)
