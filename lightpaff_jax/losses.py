@@ -339,15 +339,15 @@ def _chosen(logits_CV, labels_C):
 
 
 def _compared(logits_CV, labels_C):
-    """By comparison with every id: one pass with the maximum where the compiler fuses them, and no
-    gather, which over a sharded V would be a collective in every chunk.
+    """By comparison with every id, in the passes that other sums take, and with no gather, which over
+    a sharded V would be a collective in every chunk.
     """
-    ids_V = jnp.arange(logits_CV.shape[1])
+    ids_V = jnp.arange(logits_CV.shape[1], dtype=jnp.float32)  # XLA's TPU joins reductions of one type
     top_C = jnp.max(logits_CV, axis=1)
-    id_C = jnp.min(jnp.where(logits_CV == top_C[:, None], ids_V, logits_CV.shape[1]), axis=1)
+    id_C = jnp.min(jnp.where(logits_CV == top_C[:, None], ids_V, jnp.inf), axis=1)
     of_label_CV = jnp.where(labels_C[:, None] == ids_V, logits_CV, -jnp.inf)
-    label_C = jnp.max(of_label_CV, axis=1)
-    return _Chosen(top_C, id_C, jnp.where(labels_C >= 0, label_C, 0.0))
+    label_C = jnp.where(labels_C >= 0, jnp.max(of_label_CV, axis=1), 0.0)
+    return _Chosen(top_C, id_C.astype(jnp.int32), label_C)
 
 
 def _looked_up(logits_CV, labels_C):
