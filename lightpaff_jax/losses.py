@@ -231,7 +231,7 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
     names = ['loss', 'count', 'ce', 'correct', 'labelled']
     names += [] if teacher is None else ['kl', 'agree', 'teacher_ce']
     zero = {name: jnp.zeros((), jnp.float32) for name in names}
-    head_zero: Any = Head(None, None)
+    head_zero: Any = None
     if differentiate:
         head_zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), student.head)
     carry, features_gradient = jax.lax.scan(visit_group, (zero, head_zero), inputs)
@@ -342,7 +342,8 @@ def _compared(logits_CV, labels_C):
     """By comparison with every id, in the passes that other sums take, and with no gather, which over
     a sharded V would be a collective in every chunk.
     """
-    ids_V = jnp.arange(logits_CV.shape[1], dtype=jnp.float32)  # XLA's TPU joins reductions of one type
+    # In float32, as the other sums: XLA's TPU puts reductions of one type into one pass.
+    ids_V = jnp.arange(logits_CV.shape[1], dtype=jnp.float32)
     top_C = jnp.max(logits_CV, axis=1)
     id_C = jnp.min(jnp.where(logits_CV == top_C[:, None], ids_V, jnp.inf), axis=1)
     of_label_CV = jnp.where(labels_C[:, None] == ids_V, logits_CV, -jnp.inf)

@@ -100,7 +100,7 @@ class LayerNorm(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention; one product makes queries, keys and values."""
+    """Multi-head self-attention; one kernel holds those of queries, keys and values."""
 
     def __init__(self, width: int, heads: int, std: float, out_std: float, rngs: nnx.Rngs):
         self.qkv = Linear((width, 3, heads, width // heads), 1, std, rngs)
@@ -109,12 +109,12 @@ class SelfAttention(nnx.Module):
     def __call__(
         self, x_BTD: Float[Array, 'B T D'], sight: Sight, key=None, dropout: float = 0.0
     ) -> Float[Array, 'B T D']:
-        q_BTHK, k_BTHK, v_BTHK = jnp.moveaxis(self.qkv(x_BTD), -3, 0)
+        q_BTHK, k_BTHK, v_BTHK = self.qkv.parts(x_BTD)
         return self.out(attend(q_BTHK, k_BTHK, v_BTHK, sight, key, dropout))
 
     def keys(self, x_BTD: Float[Array, 'B T D']) -> Memory:
         """What later tokens attend to."""
-        return memory(*jnp.moveaxis(self.qkv(x_BTD), -3, 0)[1:])
+        return memory(*self.qkv.parts(x_BTD)[1:])
 
     def step(self, x_BWD: Float[Array, 'B W D'], own: Memory, step, seen, prompt=None):
         """One token of each hypothesis; returns the mixed features and the longer memory.
@@ -147,12 +147,12 @@ class CrossAttention(nnx.Module):
         self, x_BTD: Float[Array, 'B T D'], source_BSD: Float[Array, 'B S D'], sight: Sight,
         key=None, dropout: float = 0.0,
     ) -> Float[Array, 'B T D']:  # fmt: skip
-        k_BSHK, v_BSHK = jnp.moveaxis(self.kv(source_BSD), -3, 0)
+        k_BSHK, v_BSHK = self.kv.parts(source_BSD)
         return self.out(attend(self.query(x_BTD), k_BSHK, v_BSHK, sight, key, dropout))
 
     def keys(self, source_BSD: Float[Array, 'B S D']) -> Memory:
         """What target tokens attend to."""
-        return memory(*jnp.moveaxis(self.kv(source_BSD), -3, 0))
+        return memory(*self.kv.parts(source_BSD))
 
     def step(self, x_BWD: Float[Array, 'B W D'], source: Memory, seen) -> Float[Array, 'B W D']:
         """One token of each hypothesis attends to the source; `seen` [B 1 S]."""
@@ -271,6 +271,14 @@ class Linear(nnx.Module):
         kernel = self.kernel[...].astype(x.dtype)
         product = jax.lax.dot_general(x, kernel, ((contracted, axes), ((), ())))
         return product + self.bias[...].astype(x.dtype)
+
+    def parts(self, x) -> list:
+        """One product for each entry of the kernel's second axis, of those behind it.
+
+        Of a joint product, what an attention kernel reads would be copied out.
+        """
+        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+        return [jnp.tensordot(x, kernel[:, i], 1) + bias[i] for i in range(len(bias))]
 
 
 def drop(x, key, rate: float):
