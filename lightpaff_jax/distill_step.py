@@ -24,6 +24,9 @@ from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.losses import BATCH_AXES, Head, Predictor, distillation_loss
 from lightpaff_jax.models import Model, Params
 
+SCOPES = ('teacher', 'student', 'loss', 'update')
+"""Parts of the step, by these names in its program and in a profile of it."""
+
 _WIDEST = 1 << 27
 
 
@@ -89,11 +92,12 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(knobs.seed), state.step)
         rate = optimizer.learning_rate(c, knobs, state.step)
         sums, grads = gradient(state.params, teacher_params, batch, key)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(sums['count'], 1), grads)
-        updates, opt_state = rule.update(grads, state.opt_state, state.params)
-        updates = jax.tree.map(lambda u: rate * u, updates)
-        params = optax.apply_updates(state.params, updates)
-        sums['grad_norm'] = optax.tree.norm(grads)
+        with jax.named_scope('update'):
+            grads = jax.tree.map(lambda g: g / jnp.maximum(sums['count'], 1), grads)
+            updates, opt_state = rule.update(grads, state.opt_state, state.params)
+            updates = jax.tree.map(lambda u: rate * u, updates)
+            params = optax.apply_updates(state.params, updates)
+            sums['grad_norm'] = optax.tree.norm(grads)
         sums['learning_rate'] = rate
         return TrainState(state.step + 1, params, opt_state), sums
 
@@ -118,9 +122,12 @@ def _gradient(c, mesh, student, teacher, params, teacher_params, batch, key):
         key = jax.random.fold_in(key, jax.lax.axis_index(BATCH_AXES)) if keyed else None
 
         def loss(params):
-            features = student.features(params, part, key=key)
+            with jax.named_scope('student'):
+                mine = Predictor(
+                    student.features(params, part, key=key), Head(*student.head(params))
+                )
             sums = distillation_loss(
-                Predictor(features, Head(*student.head(params))),
+                mine,
                 target,
                 part.labels,
                 part.weights,
@@ -138,7 +145,8 @@ def _gradient(c, mesh, student, teacher, params, teacher_params, batch, key):
         rows: Any = P(BATCH_AXES)
         whole: Any = P()
         if teacher is not None:
-            features = _guidance(c, mesh, teacher, teacher_params, part)
+            with jax.named_scope('teacher'):
+                features = _guidance(c, mesh, teacher, teacher_params, part)
             target = Predictor(features, teacher_head)
             target_spec = Predictor(rows, Head(whole, whole))
         return jax.shard_map(

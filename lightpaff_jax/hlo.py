@@ -1,8 +1,9 @@
-"""What a compiled program says of itself: its collectives, and how often each runs."""
+"""What a compiled program says of itself: its collectives, its cycles, and how often each part runs."""
 
 import math
 import re
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')
@@ -20,6 +21,8 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r'replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})')
 _AXES = re.compile(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NAME = re.compile(r'op_name="([^"]*)"')
 
 
 class Collective(NamedTuple):
@@ -45,6 +48,57 @@ def collectives(text: str) -> list[Collective]:
     Args:
       text: of `jax.stages.Compiled.as_text()`.
     """
+    found: dict[str, Collective] = {}
+    for computation, line, inside, times in _lines(text, _OPERATION):
+        # One that goes on beside other work, in a loop perhaps, is written at each place of it: it is
+        # one channel, and begins outside.
+        channel = _CHANNEL.search(line)
+        key = channel[0] if channel else f'{len(found)}'
+        if key not in found or found[key].loops > inside:
+            one = _read(line, inside, times)
+            if computation.startswith('all-reduce-scatter'):  # as TPUs write it: a part is kept
+                one = one._replace(kind='reduce-scatter', bytes=one.bytes // (one.group or 1))
+            found[key] = one
+    return list(found.values())
+
+
+def said(found: Sequence[Collective]) -> list[str]:
+    """Collectives of a step as lines of text, those of a kind and a place together."""
+    rows: dict[tuple, list[int]] = defaultdict(lambda: [0, 0])
+    for one in found:
+        row = rows[one.kind, one.group, one.loops]
+        row[0] += one.times
+        row[1] += one.times * one.bytes
+    lines = ['collectives of a step, on a chip:' + ('' if rows else ' none')]
+    for (kind, group, inside), (times, size) in sorted(rows.items()):
+        where = f'inside {inside} loops' if inside else 'outside of loops'
+        lines.append(
+            f'  {kind} over {group or "all"} chips, {where}: {times} times, {size / 1e6:.1f} MB'
+        )
+    return lines
+
+
+def cycles(text: str, scopes: Sequence[str]) -> dict[str, int]:
+    """Cycles of one call by the estimate of the compiler for TPUs, which leaves Pallas kernels out.
+
+    Args:
+      text: as of `collectives`.
+      scopes: names of `jax.named_scope`, outermost first where they are nested.
+
+    Returns:
+      of each scope, and of 'other'; empty where the compiler estimates nothing.
+    """
+    found: dict[str, int] = defaultdict(int)
+    for _, line, _, times in _lines(text, _CYCLES):
+        named, count = _NAME.search(line), _CYCLES.search(line)
+        words = set(re.split(r'[^\w.\-]+', named[1])) if named else set()
+        scope = next((scope for scope in scopes if scope in words), 'other')
+        found[scope] += times * int(count[1]) if count else 0
+    return dict(found)
+
+
+def _lines(text: str, wanted: re.Pattern) -> Iterator[tuple[str, str, int, int]]:
+    """Lines that match, as they run: their computation, the line, the loops around it, how often."""
     own: dict[str, list[str]] = defaultdict(list)
     calls: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
     bounds: dict[str, list[int]] = defaultdict(list)
@@ -56,7 +110,7 @@ def collectives(text: str) -> list[Collective]:
             name = opened[2]
             entry = name if opened[1] else entry
             continue
-        if _OPERATION.search(line):
+        if wanted.search(line):
             own[name].append(line)
         bounds[name] += [int(bound) for bound in _BOUND.findall(line)]
         trips = _TRIPS.search(line)
@@ -67,29 +121,18 @@ def collectives(text: str) -> list[Collective]:
         for called in (*_CALLED.findall(line), *branches):
             calls[name].append((called, None))
 
-    found: dict[str, Collective] = {}
-
-    def walk(computation: str, loops: int, times: int) -> None:
+    def walk(computation: str, inside: int, times: int) -> Iterator[tuple[str, str, int, int]]:
         for line in own[computation]:
-            # One that goes on beside other work, in a loop perhaps, is written at each place of it:
-            # it is one channel, and begins outside.
-            channel = _CHANNEL.search(line)
-            key = channel[0] if channel else f'{len(found)}'
-            if key not in found or found[key].loops > loops:
-                one = _read(line, loops, times)
-                if computation.startswith('all-reduce-scatter'):  # as TPUs write it: a part is kept
-                    one = one._replace(kind='reduce-scatter', bytes=one.bytes // (one.group or 1))
-                found[key] = one
+            yield computation, line, inside, times
         for called, trips in calls[computation]:
             if trips is None:
-                walk(called, loops, times)
+                yield from walk(called, inside, times)
             else:  # a scan counts up to the one constant of its condition
                 bound = bounds[bodies[called]]
                 known = trips or (bound[0] if len(bound) == 1 else 1)
-                walk(called, loops + 1, times * known)
+                yield from walk(called, inside + 1, times * known)
 
-    walk(entry, 0, 1)
-    return list(found.values())
+    return walk(entry, 0, 1)
 
 
 def loops(text: str) -> int:
@@ -109,7 +152,7 @@ def _read(line: str, inside: int, times: int) -> Collective:
         size = {'all-reduce': size, 'all-gather': sum(sizes[len(sizes) // 2 :])}.get(
             operation[2], max(sizes, default=0)
         )
-    named = re.search(r'op_name="([^"]*)"', line)
+    named = _NAME.search(line)
     return Collective(operation[2], size, _group(line), inside, times, named[1] if named else '')
 
 

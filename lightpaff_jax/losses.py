@@ -30,11 +30,6 @@ BATCH_AXES = ('data', 'fsdp')
 _MOST, _LEAST = 1 << 24, 1 << 18
 """Logits of an automatic chunk: 64 MiB in float32 for each of teacher and student, and 1 MiB."""
 
-_GROUP = 2
-"""Chunks whose gradients are multiplied together: the head and its gradient go through memory once for
-all of them.
-"""
-
 _PRECISE = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
@@ -91,7 +86,8 @@ def distillation_loss(
     rows = jax.lax.stop_gradient(rows)
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
     teacher = jax.lax.stop_gradient(teacher)
-    return _loss(float(temperature), chunk, student, teacher, labels, weights, rows)
+    with jax.named_scope('loss'):
+        return _loss(float(temperature), chunk, student, teacher, labels, weights, rows)
 
 
 def automatic_chunk(vocabulary: int, width: int) -> int:
@@ -191,7 +187,10 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
     chunk = chunk or automatic_chunk(*student.head.weight.shape)
     chunk = min(chunk, -(-total // 8) * 8)
     count = -(-total // chunk)
-    group = math.gcd(count, _GROUP)
+    width, dtype = student.features.shape[-1], student.features.dtype
+    # Gradients of a group are multiplied together, so that the head and its gradient go through memory
+    # once for all: as many chunks as take no more than one takes in float32.
+    group = math.gcd(count, max(1, 4 // dtype.itemsize))
 
     def split(x):
         x = x.reshape(total, *x.shape[2:])
@@ -206,7 +205,6 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
         split(jnp.broadcast_to(lambda_[:, None], labels.shape)),
     )
     teacher_head = None if teacher is None else teacher.head
-    width, dtype = student.features.shape[-1], student.features.dtype
 
     def visit(sums: Any, row: Any):
         found, gradient_CV = _visit(tau, differentiate, student.head, teacher_head, *row)

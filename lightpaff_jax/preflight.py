@@ -144,6 +144,7 @@ def preflight(c: ConfigDict, topology: str, slices: int = 1, largest: bool = Tru
         found = hlo.collectives(plan.text)
         result['collectives'] = [one._asdict() for one in found]
         result['estimate'] = _estimate(result, chip, found)
+        result['cycles'] = hlo.cycles(plan.text, distill_step.SCOPES)
     else:
         result['keys'] = _keys(c, net)
     if largest:
@@ -367,30 +368,19 @@ def said(result: dict) -> str:
     shares = ', '.join(f'{name} {value:.3g}' for name, value in flops.items())
     lines.append(f'FLOPs of a step, by formula: {sum(flops.values()):.3g} ({shares})')
     if result['fits']:
-        lines += _collectives_said(result['collectives'])
+        lines += hlo.said([hlo.Collective(**one) for one in result['collectives']])
         bounds = result['estimate']
         each = ', '.join(f'{name} {1e3 * value:.1f}' for name, value in bounds.items())
         lines.append(
             f'roofline, an estimate and not measured: a step takes at least '
             f'{1e3 * max(bounds.values()):.1f} ms (ms at the full rate: {each})'
         )
-    return '\n'.join(lines)
-
-
-def _collectives_said(found: list[dict]) -> list[str]:
-    rows: dict[tuple, list[int]] = {}
-    for one in found:
-        key = one['kind'], one['group'], one['loops']
-        row = rows.setdefault(key, [0, 0])
-        row[0] += one['times']
-        row[1] += one['times'] * one['bytes']
-    lines = ['collectives of a step, on a chip:' + ('' if rows else ' none')]
-    for (kind, group, loops), (times, size) in sorted(rows.items()):
-        where = f'inside {loops} loops' if loops else 'outside of loops'
+        total = sum(result['cycles'].values())
+        each = ', '.join(f'{name} {100 * n / total:.0f} %' for name, n in result['cycles'].items())
         lines.append(
-            f'  {kind} over {group or "all"} chips, {where}: {times} times, {size / 1e6:.1f} MB'
+            f"cycles by the compiler's estimate, Pallas kernels not counted: {total:.3g} ({each})"
         )
-    return lines
+    return '\n'.join(lines)
 
 
 if __name__ == '__main__':

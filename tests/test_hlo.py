@@ -65,6 +65,20 @@ def test_a_channel_that_goes_on_in_a_loop_is_one_collective():
     assert (one.kind, one.times) == ('all-gather', 1)
 
 
+def test_cycles_are_added_up_by_scope_with_the_loops_around_them():
+    def estimated(cycles, name):
+        config = f'backend_config={{"estimated_cycles":"{cycles}"}}'
+        return f'  %x{cycles} = f32[] fusion(), metadata={{op_name="{name}"}}, {config}\n}}'
+
+    lines = TEXT.split('\n}')
+    inner = lines[1] + '\n' + estimated(7, 'jit(step)/teacher/while/body/dot')
+    outer = lines[2] + '\n' + estimated(100, 'jit(step)/transpose(jvp(student))/teachers/add')
+    text = ''.join([f'{lines[0]}\n}}', inner, outer, '\n}'.join(['', *lines[3:]])])
+    assert hlo.cycles(text, ('teacher', 'student')) == {'teacher': 15 * 7, 'student': 5 * 100}
+    assert hlo.cycles(text, ('student',)) == {'other': 15 * 7, 'student': 5 * 100}
+    assert hlo.cycles(TEXT, ('teacher',)) == {}
+
+
 def test_loops_are_counted():
     assert hlo.loops(TEXT) == 2
 

@@ -264,9 +264,10 @@ def test_large_logits_stay_finite(temperature):
     assert_close(found[0][1], wanted)
 
 
-def test_bfloat16_gives_gradients_in_bfloat16_near_those_of_float32():
+@pytest.mark.parametrize('chunk', [16, 10])  # 3 chunks one by one, and 4 two by two
+def test_bfloat16_gives_gradients_in_bfloat16_near_those_of_float32(chunk):
     student, teacher, labels, weights = make(13, dtype=jnp.bfloat16)
-    (value, sums), gradient = fused(student, teacher, labels, weights)
+    (value, sums), gradient = fused(student, teacher, labels, weights, chunk=chunk)
     assert {g.dtype for g in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.bfloat16)}
     assert {s.dtype for s in sums.values()} == {jnp.dtype(jnp.float32)}
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (student, teacher))

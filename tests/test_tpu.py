@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lightpaff_jax import chips, config, hlo, losses, preflight, sharding
+from lightpaff_jax import chips, config, distill_step, hlo, losses, preflight, sharding
 from lightpaff_jax.chips import GIB
 from lightpaff_jax.config import UserError
 
@@ -39,6 +39,8 @@ def test_on_v5e_the_gradient_is_reduced_outside_of_every_loop(v5e, micro_steps, 
     assert {one.kind for one in found} <= {'all-reduce', 'reduce-scatter', 'all-gather'}
     assert hlo.loops(text) >= 2  # over layers and over chunks, at least
     assert [one for one in found if one.loops] == []
+    cycles = hlo.cycles(text, distill_step.SCOPES)
+    assert all(cycles[scope] > 0.01 * sum(cycles.values()) for scope in distill_step.SCOPES)
 
 
 def test_on_v5e_a_teacher_that_is_shared_is_gathered_a_layer_at_a_time(v5e):
