@@ -5,6 +5,7 @@ import functools
 import gc
 import logging
 import pathlib
+import re
 import sys
 import traceback
 import warnings
@@ -54,8 +55,11 @@ def _quiet(record: logging.LogRecord) -> bool:
 
 def _names_orbax(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    frames = traceback.extract_tb(error.__traceback__) if error else ()
-    return 'orbax' in record.getMessage() or any('orbax' in frame.filename for frame in frames)
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    # A read of its storage that fails after another one has no frames, and a status as its first word.
+    of_storage = error is not None and not frames and re.match(r'[A-Z]+(_[A-Z]+)*: ', str(error))
+    named = 'orbax' in record.getMessage() or any('orbax' in frame.filename for frame in frames)
+    return named or bool(of_storage)
 
 
 for _name in ('absl', 'asyncio'):

@@ -25,3 +25,20 @@ def test_of_failed_tasks_only_those_of_orbax_are_dropped(logger, place, text, sa
         (type(error), error, error.__traceback__),
     )  # fmt: skip
     assert bool(quiet._quiet(record)) is said
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ('OUT_OF_RANGE: Error reading shard entry', False),
+        ('NOT_FOUND: x', False),
+        ('Broken: x', True),
+    ],
+)
+def test_of_futures_that_fail_in_no_frame_those_of_the_storage_are_dropped(text, said):
+    error = ValueError(text)
+    record = logging.LogRecord(
+        'asyncio', logging.ERROR, '/python/asyncio/base_events.py', 1,
+        'Future exception was never retrieved', None, (type(error), error, None),
+    )  # fmt: skip
+    assert bool(quiet._quiet(record)) is said
