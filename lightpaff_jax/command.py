@@ -3,6 +3,7 @@
 import _thread
 import ast
 import contextlib
+import gc
 import importlib.util
 import logging
 import os
@@ -102,10 +103,16 @@ def notes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Ctrl-C is not lost where Python drops what is raised: in jax's callback of the garbage collector."""
+    """Ctrl-C is not lost where Python drops what is raised: while it collects garbage."""
+    collecting = False
+
+    def watch(phase: str, _: Any) -> None:
+        nonlocal collecting
+        collecting = phase == 'start'
 
     def interrupt(number: int, frame: Any) -> None:
-        if frame is None or frame.f_code.co_name != '_xla_gc_callback':
+        name = '' if frame is None else frame.f_code.co_name
+        if not collecting and name not in ('watch', '_xla_gc_callback'):
             raise KeyboardInterrupt
         threading.Timer(0.01, _thread.interrupt_main, (number,)).start()  # when that has ended
 
@@ -113,11 +120,13 @@ def heard() -> Iterator[None]:
     if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
+    gc.callbacks.append(watch)
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.callbacks.remove(watch)
 
 
 def _offline(spec: str) -> str:
