@@ -105,16 +105,21 @@ def notes() -> Iterator[None]:
 def heard() -> Iterator[None]:
     """Ctrl-C is not lost where Python drops what is raised: while it collects garbage."""
     collecting = False
+    waiting: list[threading.Timer] = []  # one at most: who is interrupted twice hears it once
 
     def watch(phase: str, _: Any) -> None:
         nonlocal collecting
         collecting = phase == 'start'
 
     def interrupt(number: int, frame: Any) -> None:
+        while waiting:
+            waiting.pop().cancel()
         name = '' if frame is None else frame.f_code.co_name
         if not collecting and name not in ('watch', '_xla_gc_callback'):
             raise KeyboardInterrupt
-        threading.Timer(0.01, _thread.interrupt_main, (number,)).start()  # when that has ended
+        again = threading.Timer(0.01, _thread.interrupt_main, (number,))  # when that has ended
+        waiting.append(again)
+        again.start()
 
     mine = threading.current_thread() is threading.main_thread()
     if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -124,9 +129,13 @@ def heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
+        if waiting:
+            raise KeyboardInterrupt
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         gc.callbacks.remove(watch)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for timer in waiting:
+            timer.cancel()
 
 
 def _offline(spec: str) -> str:

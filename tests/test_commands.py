@@ -594,12 +594,12 @@ class _Rest:
         time.sleep(0.1)
 
 
-def _interrupted(collecting):
+def _interrupted(when):
     def _xla_gc_callback(*_):  # by the name of jax's, from which Python raises nothing
         signal.raise_signal(signal.SIGINT)
 
     with command.heard():
-        if not collecting:
+        if when == 'working':
             signal.raise_signal(signal.SIGINT)
         gc.callbacks.append(_xla_gc_callback)
         rest = _Rest()
@@ -609,16 +609,20 @@ def _interrupted(collecting):
             gc.collect()
         finally:
             gc.callbacks.remove(_xla_gc_callback)
+        if when == 'collecting at the end':
+            return
         for _ in range(1000):  # one sleep would end first
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize('collecting', [False, True])
-def test_an_interrupt_is_heard_wherever_it_comes(collecting):
+@pytest.mark.parametrize('when', ['working', 'collecting', 'collecting at the end'])
+def test_an_interrupt_is_heard_once_wherever_it_comes(when):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            _interrupted(collecting)
+            _interrupted(when)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        for _ in range(10):  # as long as a second one would take
+            time.sleep(0.01)
     finally:
         signal.signal(signal.SIGINT, before)
