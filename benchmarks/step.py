@@ -3,14 +3,16 @@
     ./launch/benchmark.sh [--pairs=K] [--only=ours,dense,eager,...] [--dtype=bfloat16] [--out=FILE] ...
 
 A GPT-2 student learns from a GPT-2 teacher: forward pass of both, loss, gradient, clipping, AdamW.
-Contestants run the same sizes on the same ids in one process, in turn, round after round; the figures
-are medians over rounds, the first calls and compiling excluded.
+Contestants run the same sizes on the same ids, each in a process of its own, in turn, round after round;
+the figures are medians over rounds, the first calls and compiling excluded. Memory on a CPU: the most that
+the process has during an update beyond what it had before its networks were built.
 
 ours     the step of the package, as a run compiles it
 dense    the same step, but its loss takes the logits of the whole batch at once
 eager    transformers' networks with attention of `scaled_dot_product_attention`, losses of
          torch.nn.functional, fused AdamW
 compile  the same, forward passes and loss by torch.compile
+plain    as eager, with the activation that transformers gives GPT-2 and `cross_entropy` beside the KL
 tunix    the networks of the package in Tunix's DistillationTrainer, by its own `train`. Tunix wants an older
          safetensors than the package: `pip install google-tunix`, then `pip install 'safetensors>=0.8'`
 limit    FLOPs of the matrix products, by formula, at the rate that the device multiplies two square
@@ -20,11 +22,13 @@ limit    FLOPs of the matrix products, by formula, at the rate that the device m
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import time
 
+import apart
 import jax
 import jax.numpy as jnp
 import optax
@@ -116,38 +120,37 @@ def rate(dtype: str) -> float:
     return 2 * size**3 * count / min(times)
 
 
-def seconds(call, steps: int) -> float:
-    """Of one update, over `steps` of them."""
+def seconds(call) -> float:
+    """Of one call."""
     began = time.perf_counter()
-    for _ in range(steps):
-        call()
-    return (time.perf_counter() - began) / steps
+    call()
+    return time.perf_counter() - began
 
 
 def measure(a: argparse.Namespace) -> dict:
     """Builds, runs and prints; returns what `--out` writes."""
     c = configured(a)
-    made = {}
-    for name in a.only:
-        made[name] = CONTESTANTS[name](c)
-        loss = made[name][0]()
-        print(f'{name}: first loss {loss:.4f}', flush=True)
     rounds: list[dict[str, float]] = []
     limits = [rate(a.dtype)]
-    for _ in range(a.pairs):
-        rounds.append({name: seconds(call, a.steps) for name, (call, _) in made.items()})
-        limits.append(rate(a.dtype))
-        print('  '.join(f'{k} {x:.3f} s' for k, x in rounds[-1].items()), flush=True)
+    with contextlib.ExitStack() as stack:
+        made: dict[str, apart.Apart] = {}
+        for name in a.only:
+            made[name] = stack.enter_context(apart.started(name, a))
+            print(f'{name}: first loss {made[name].loss:.4f}', flush=True)
+        for _ in range(a.pairs):
+            rounds.append({name: one.seconds(a.steps) for name, one in made.items()})
+            limits.append(rate(a.dtype))
+            print('  '.join(f'{k} {x:.3f} s' for k, x in rounds[-1].items()), flush=True)
     tokens = c.data.batch_size * c.data.length
     limit = max(limits) / flops(c) * tokens
     table = {}
-    for name, (_, memory) in made.items():
+    for name, one in made.items():
         each = [tokens / r[name] for r in rounds]
         speed = statistics.median(each)
         table[name] = {
             'tokens_per_second': speed,
             'share_of_limit': speed / limit,
-            'bytes': memory,
+            'bytes': one.memory,
             'ours_is_faster': statistics.median(r[name] / r[a.only[0]] for r in rounds),
         }
     device = jax.devices()[0]
@@ -170,7 +173,7 @@ def measure(a: argparse.Namespace) -> dict:
         print('alone, seconds, and the share of the rate above:')
         for name, (call, products) in parts(c).items():
             call()
-            took = statistics.median(seconds(call, 1) for _ in range(2 * a.pairs + 1))
+            took = statistics.median(seconds(call) for _ in range(2 * a.pairs + 1))
             share = products / took / max(limits)
             result['parts'][name] = {'seconds': took, 'flops': products, 'share_of_limit': share}
             print(f'  {name}: {took:.3f}, {100 * share:.0f} %', flush=True)
@@ -208,7 +211,10 @@ def main() -> None:
             parser.error(f'--{name}={getattr(a, name)}: must be layers x width x heads, as 4x384x6')
         if int(sizes[1]) % int(sizes[2]):
             parser.error(f'--{name}={getattr(a, name)}: its heads must divide its width')
-    result = measure(a)
+    try:
+        result = measure(a)
+    except config.UserError as error:
+        parser.error(str(error))
     if a.out:
         a.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
 
