@@ -20,8 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import data_fixtures
 import jax
 import pytest
-from jax._src import lru_cache
+from jax._src import compiler, lru_cache
 from jax.experimental.compilation_cache import compilation_cache
+from process_cases import QUICK
 
 _CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
 """A folder to keep the corpus in between sessions of a developer; the default makes it anew."""
@@ -44,9 +45,19 @@ def _put_whole(self, key, value):
 lru_cache.LRUCache.put = _put_whole
 
 
-# Programs of this process are compiled in half the time, and run slower: most of what a test takes
-# is compiling. Commands that a test starts are compiled as a user's are.
+# Programs of this process are compiled in a quarter of the time, and run slower: most of what a test
+# takes is compiling. Commands that a test starts are compiled as a user's are, or this is said there.
 jax.config.update('jax_disable_most_optimizations', True)
+_compile_options = compiler.get_compile_options
+
+
+def _quick_options(*args, env_options_overrides=None, **changes):
+    quick = QUICK if jax.config.values['jax_disable_most_optimizations'] else {}
+    overrides = quick | (env_options_overrides or {})
+    return _compile_options(*args, env_options_overrides=overrides, **changes)
+
+
+compiler.get_compile_options = _quick_options
 
 
 @pytest.fixture

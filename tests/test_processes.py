@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from process_cases import environment
+from process_cases import QUICK, environment
 
 from lightpaff_jax import checkpoint, command, digests
 from lightpaff_jax.data import batches, prepare, tokenizers
@@ -127,7 +127,8 @@ def free_address():
 @contextlib.contextmanager
 def started(number, words, cwd, devices=1, **changes):
     """Processes of `python WORDS`; they are gone afterwards."""
-    flags = f'--xla_force_host_platform_device_count={devices}'
+    quick = ' '.join(f'--{name}={value}'.lower() for name, value in QUICK.items())
+    flags = f'--xla_force_host_platform_device_count={devices} {quick}'
     several = {'JAX_COORDINATOR_ADDRESS': free_address(), 'JAX_NUM_PROCESSES': str(number)}
     running = [
         subprocess.Popen(
