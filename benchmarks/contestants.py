@@ -96,8 +96,15 @@ def _transformer(net, activation: str):
     return transformers.GPT2LMHeadModel(shape)
 
 
-def theirs(c, compiled: bool, plain: bool = False):
-    """As `ours`, by torch and transformers; plain: nothing is chosen for speed. Memory: of a GPU alone."""
+def theirs(c, compiled: bool = False, plain: bool = False, liger: bool = False):
+    """As `ours`, by torch and transformers; memory is that of a GPU alone.
+
+    Args:
+      c: the run.
+      compiled: by torch.compile.
+      plain: nothing is chosen for speed.
+      liger: the heads and the loss are Liger's, in chunks of the size it chooses.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -134,7 +141,26 @@ def theirs(c, compiled: bool, plain: bool = False):
         kl = F.kl_div(soft, F.log_softmax(target / tau, -1), log_target=True, reduction='batchmean')
         return (1 - weight) * ce + weight * tau**2 * kl
 
+    def features_of(ids):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+            with torch.no_grad():
+                target = teacher.transformer(ids).last_hidden_state.flatten(0, 1)
+            return student.transformer(ids).last_hidden_state.flatten(0, 1), target
+
+    def fused(ids, labels):
+        features, target = predictors(ids)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+            heads = student.lm_head.weight, teacher.lm_head.weight
+            return liger_loss(features, heads[0], target, heads[1], labels)
+
     run = torch.compile(loss_of) if compiled else loss_of
+    if liger:
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+        predictors, run = torch.compile(features_of), fused
+        liger_loss = LigerFusedLinearJSDLoss(  # beta 0 is the KL from the teacher
+            1 - weight, weight * tau**2, beta=0.0, temperature=tau
+        )
 
     def call() -> float:
         update.zero_grad(set_to_none=True)
@@ -210,9 +236,10 @@ def of_tunix(c):
 CONTESTANTS = {
     'ours': functools.partial(ours, dense=False),
     'dense': functools.partial(ours, dense=True),
-    'eager': functools.partial(theirs, compiled=False),
+    'eager': theirs,
     'compile': functools.partial(theirs, compiled=True),
-    'plain': functools.partial(theirs, compiled=False, plain=True),
+    'plain': functools.partial(theirs, plain=True),
+    'liger': functools.partial(theirs, liger=True),
     'tunix': of_tunix,
 }
-"""Name -> its maker; plain and tunix run where they are asked for."""
+"""Name -> its maker; the last three run where they are asked for."""

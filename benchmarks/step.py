@@ -13,6 +13,7 @@ eager    transformers' networks with attention of `scaled_dot_product_attention`
          torch.nn.functional, fused AdamW
 compile  the same, forward passes and loss by torch.compile
 plain    as eager, with the activation that transformers gives GPT-2 and `cross_entropy` beside the KL
+liger    as compile, heads and loss by Liger's fused linear loss: `pip install --no-deps liger-kernel`
 tunix    the networks of the package in Tunix's DistillationTrainer, by its own `train`. Tunix wants an older
          safetensors than the package: `pip install google-tunix`, then `pip install 'safetensors>=0.8'`
 limit    FLOPs of the matrix products, by formula, at the rate that the device multiplies two square
