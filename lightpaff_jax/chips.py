@@ -55,8 +55,11 @@ def devices(topology: str, slices: int = 1) -> list:
         raise UserError(
             '--topology: needs the compiler for TPUs, the extra tpu: ./launch/environment.sh tpu'
         )
-    # Before the library is loaded: it must not look for a TPU, nor be alone on this machine.
+    # Before the library is loaded: it must not look for a TPU, complain that there is none, nor be alone
+    # on this machine.
     os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+    os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+    os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-1')
     from jax.experimental import topologies
 
     options: dict = {} if slices == 1 else {'num_slices': slices}

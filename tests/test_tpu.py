@@ -1,8 +1,12 @@
 """The step compiled by the TPU compiler, on any Linux machine: the extra `tpu` brings it."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
+from process_cases import environment
 
 from lightpaff_jax import chips, config, distill_step, hlo, losses, preflight, sharding
 from lightpaff_jax.chips import GIB
@@ -27,6 +31,16 @@ def small(**train):
     c.data.batch_size = 64
     c.loss.chunk = 256  # several chunks on each device
     return c
+
+
+@pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:4x4', 'v5p:2x2x1', 'v6e:2x2'])
+@pytest.mark.usefixtures('v5e')
+def test_a_slice_is_described_in_silence(topology):
+    code = f'from lightpaff_jax import chips; print(len(chips.devices({topology!r})))'
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ('16\n' if topology == 'v5e:4x4' else '4\n', '')
 
 
 @pytest.mark.parametrize('micro_steps', [1, 2])
