@@ -17,6 +17,7 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = (
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.03'
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import command_cases
 import data_fixtures
 import jax
 import pytest
@@ -82,3 +83,18 @@ def data_cache(tmp_path_factory) -> str:
     base = tmp_path_factory.getbasetemp()
     parallel = 'PYTEST_XDIST_WORKER' in os.environ
     return data_fixtures.build((base.parent if parallel else base) / 'data')
+
+
+@pytest.fixture(scope='session')
+def small_runs(tmp_path_factory) -> pathlib.Path:
+    """A folder with text, small.py, and its finished runs: runs/small_teacher and runs/small."""
+    folder = tmp_path_factory.mktemp('commands')
+    command_cases.make(folder)
+    return folder
+
+
+@pytest.fixture
+def here(small_runs):
+    """The working folder of the test is that of the finished runs."""
+    with command_cases.working_in(small_runs):
+        yield small_runs
