@@ -1,6 +1,5 @@
 """The command line: `--config=FILE[:VARIANT] --config.KEY=VALUE ...` to a configuration, and exit codes."""
 
-import _thread
 import ast
 import contextlib
 import gc
@@ -103,25 +102,32 @@ def notes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Ctrl-C is not lost where Python drops what is raised: while it collects garbage."""
+    """Ctrl-C is not lost where Python drops what is raised: while this thread collects garbage."""
+    main = threading.main_thread().ident
     collecting = False
     waiting: list[threading.Timer] = []  # one at most: who is interrupted twice hears it once
 
     def watch(phase: str, _: Any) -> None:
         nonlocal collecting
-        collecting = phase == 'start'
+        if threading.get_ident() == main:
+            collecting = phase == 'start'
 
     def interrupt(number: int, frame: Any) -> None:
         while waiting:
             waiting.pop().cancel()
-        name = '' if frame is None else frame.f_code.co_name
-        if not collecting and name not in ('watch', '_xla_gc_callback'):
+        code = None if frame is None else frame.f_code
+        dropped = code is watch.__code__ or (code and code.co_name == '_xla_gc_callback')
+        if not collecting and not dropped:
+            signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            )  # should leaving be interrupted too
             raise KeyboardInterrupt
-        again = threading.Timer(0.01, _thread.interrupt_main, (number,))  # when that has ended
+        # When that has ended; as a signal, which also ends what the thread waits for.
+        again = threading.Timer(0.01, signal.pthread_kill, (main, number))
         waiting.append(again)
         again.start()
 
-    mine = threading.current_thread() is threading.main_thread()
+    mine = threading.get_ident() == main
     if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
@@ -132,10 +138,12 @@ def heard() -> Iterator[None]:
         if waiting:
             raise KeyboardInterrupt
     finally:
-        gc.callbacks.remove(watch)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         for timer in waiting:
             timer.cancel()
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        finally:
+            gc.callbacks.remove(watch)
 
 
 def _offline(spec: str) -> str:

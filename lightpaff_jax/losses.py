@@ -5,8 +5,8 @@ For a predicted position with student logits s, teacher logits t, label y, weigh
     L = sum w [(1 - lambda) CE(y, s) + lambda tau^2 KL(softmax(t / tau) || softmax(s / tau))]
     dL/ds = w [(1 - lambda)(softmax(s) - onehot(y)) + lambda tau (softmax(s / tau) - softmax(t / tau))]
 
-Logits of the whole batch never exist. A chunk of positions visits the heads once; its
-logits, sums and gradient are made there and dropped, so memory grows with the chunk.
+Logits of the whole batch never exist. A chunk of positions visits the heads once; its logits are
+made there and dropped, their gradient with its group, so memory grows with the chunk.
 
 Letters: B examples, P predicted positions, C positions of a chunk, G chunks of a group,
 N = G * C, D features (teacher's and student's may differ), V vocabulary or classes.
@@ -29,6 +29,9 @@ BATCH_AXES = ('data', 'fsdp')
 
 _MOST, _LEAST = 1 << 24, 1 << 18
 """Logits of an automatic chunk: 64 MiB in float32 for each of teacher and student, and 1 MiB."""
+
+_IDS = 1 << 24
+"""Ids that float32 holds exactly."""
 
 _PRECISE = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -66,7 +69,7 @@ def distillation_loss(
     Args:
       student: receives the gradient, through `loss` alone.
       teacher: same V; None trains on the labels alone and costs nothing.
-      labels: -1 where there is none: only the teacher speaks there (lambda is 1).
+      labels: ids below V, -1 where there is none: only the teacher speaks there (lambda is 1).
       weights: w, 0 on padding.
       lambda_: weight of the teacher in [0, 1], one number or one for each example.
       temperature: tau > 0.
@@ -78,7 +81,7 @@ def distillation_loss(
       `agree` (same top-1), and `teacher_ce` (labelled positions).
 
     Raises:
-      ValueError: shapes that do not fit, temperature <= 0, lambda outside [0, 1].
+      ValueError: shapes that do not fit, V above 2^24, temperature <= 0, lambda outside [0, 1].
     """
     _check(student, teacher, labels, weights, lambda_, temperature, chunk)
     batch = labels.shape[0]
@@ -94,7 +97,8 @@ def automatic_chunk(vocabulary: int, width: int) -> int:
     """Positions in a visit of the heads: a power of two.
 
     As many as the student's features are wide: a visit reads the head and adds to its gradient, V * D
-    numbers, and goes over C * V logits. But no more than keeps C * V at 2^24, and no less than 2^18.
+    numbers, and goes over C * V logits. But no more than keeps C * V at 2^24, no less than 2^18 (each
+    rounded down to a power of two), and no less than 16.
     """
     wanted = max(width, _LEAST // vocabulary)
     return max(16, 1 << max(1, min(wanted, _MOST // vocabulary)).bit_length() - 1)
@@ -116,6 +120,8 @@ def _check(student, teacher, labels, weights, lambda_, temperature, chunk):
             raise ValueError(
                 f'teacher V = {teacher.head.weight.shape[0]} must equal student V = {student.head.weight.shape[0]}'
             )
+    if student.head.weight.shape[0] > _IDS:
+        raise ValueError(f'V = {student.head.weight.shape[0]}: must be at most {_IDS}')
     if not temperature > 0:
         raise ValueError(f'temperature = {temperature}: must be above 0')
     if chunk < 0:
@@ -220,7 +226,8 @@ def _chunks(tau, chunk, differentiate, student, teacher, labels, weights, lambda
         gradient_NV = gradient_GCV.reshape(group * chunk, -1)
         features_gradient_ND = _PRECISE('nv,vd->nd', gradient_NV, student.head.weight)
         weight = _PRECISE('nv,nd->vd', gradient_NV, rows[0].reshape(-1, width))
-        # As a product, which XLA's CPU computes three times as fast as sums of columns.
+        # Of the numbers that the matrix's gradient is made of, in bfloat16 rounded as they are. As a
+        # product, which XLA's CPU computes three times as fast as sums of columns.
         ones_N = jnp.ones(group * chunk, dtype)
         bias = _PRECISE('n,nv->v', ones_N, gradient_NV, precision=jax.lax.Precision.HIGHEST)
         head_gradient = jax.tree.map(jnp.add, head_gradient, Head(weight, bias))
@@ -345,7 +352,7 @@ def _compared(logits_CV, labels_C):
     top_C = jnp.max(logits_CV, axis=1)
     id_C = jnp.min(jnp.where(logits_CV == top_C[:, None], ids_V, jnp.inf), axis=1)
     of_label_CV = jnp.where(labels_C[:, None] == ids_V, logits_CV, -jnp.inf)
-    label_C = jnp.where(labels_C >= 0, jnp.max(of_label_CV, axis=1), 0.0)
+    label_C = jnp.where(_known(labels_C, logits_CV), jnp.max(of_label_CV, axis=1), 0.0)
     return _Chosen(top_C, id_C.astype(jnp.int32), label_C)
 
 
@@ -357,6 +364,12 @@ def _looked_up(logits_CV, labels_C):
     tops_CN = jax.lax.reduce_window(logits_CV, -jnp.inf, jax.lax.max, (1, size), (1, size), 'VALID')
     ids_CS = jnp.argmax(tops_CN, axis=1)[:, None] * size + jnp.arange(size)
     first_C = jnp.argmax(jnp.take_along_axis(logits_CV, ids_CS, axis=1), axis=1)
-    id_C = ids_CS[:, 0] + first_C
-    label_C = jnp.take_along_axis(logits_CV, jnp.maximum(labels_C, 0)[:, None], axis=1)[:, 0]
-    return _Chosen(jnp.max(tops_CN, axis=1), id_C, jnp.where(labels_C >= 0, label_C, 0.0))
+    id_C = (ids_CS[:, 0] + first_C).astype(jnp.int32)
+    known_C = _known(labels_C, logits_CV)
+    label_C = jnp.take_along_axis(logits_CV, jnp.where(known_C, labels_C, 0)[:, None], axis=1)[:, 0]
+    return _Chosen(jnp.max(tops_CN, axis=1), id_C, jnp.where(known_C, label_C, 0.0))
+
+
+def _known(labels_C, logits_CV):
+    """An id: else, on padding, nothing of it may reach the sums."""
+    return (labels_C >= 0) & (labels_C < logits_CV.shape[1])

@@ -375,11 +375,12 @@ def said(result: dict) -> str:
             f'roofline, an estimate and not measured: a step takes at least '
             f'{1e3 * max(bounds.values()):.1f} ms (ms at the full rate: {each})'
         )
-        total = sum(result['cycles'].values())
-        each = ', '.join(f'{name} {100 * n / total:.0f} %' for name, n in result['cycles'].items())
-        lines.append(
-            f"cycles by the compiler's estimate, Pallas kernels not counted: {total:.3g} ({each})"
-        )
+        if total := sum(result['cycles'].values()):  # an older compiler estimates none
+            parts = result['cycles'].items()
+            each = ', '.join(f'{name} {100 * n / total:.0f} %' for name, n in parts)
+            lines.append(
+                f"cycles by the compiler's estimate, Pallas kernels not counted: {total:.3g} ({each})"
+            )
     return '\n'.join(lines)
 
 

@@ -53,11 +53,18 @@ def _quiet(record: logging.LogRecord) -> bool:
     return not (of_orbax or (record.name == 'asyncio' and _names_orbax(record)))
 
 
+_STATUS = (
+    'CANCELLED|UNKNOWN|INVALID_ARGUMENT|DEADLINE_EXCEEDED|NOT_FOUND|ALREADY_EXISTS|PERMISSION_DENIED|'
+    'RESOURCE_EXHAUSTED|FAILED_PRECONDITION|ABORTED|OUT_OF_RANGE|UNIMPLEMENTED|INTERNAL|UNAVAILABLE|'
+    'DATA_LOSS|UNAUTHENTICATED'
+)  # of absl::Status
+
+
 def _names_orbax(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     frames = traceback.extract_tb(error.__traceback__) if error else []
     # A read of its storage that fails after another one has no frames, and a status as its first word.
-    of_storage = error is not None and not frames and re.match(r'[A-Z]+(_[A-Z]+)*: ', str(error))
+    of_storage = error is not None and not frames and re.match(f'({_STATUS}): ', str(error))
     named = 'orbax' in record.getMessage() or any('orbax' in frame.filename for frame in frames)
     return named or bool(of_storage)
 

@@ -25,6 +25,8 @@ from jax._src import compiler, lru_cache
 from jax.experimental.compilation_cache import compilation_cache
 from process_cases import QUICK
 
+from lightpaff_jax import models
+
 _CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
 """A folder to keep the corpus in between sessions of a developer; the default makes it anew."""
 
@@ -69,6 +71,7 @@ def full_compilation():
         jax.config.update('jax_disable_most_optimizations', not on)
         jax.config.update('jax_enable_compilation_cache', not on)
         compilation_cache.reset_cache()  # which else goes on as it began
+        models._built.cache_clear()  # with what jax compiled of these networks
 
     full(True)
     yield

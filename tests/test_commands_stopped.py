@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -180,8 +181,10 @@ def test_a_killed_process_started_again_ends_as_if_it_had_not_been(small_runs):
 class _Rest:
     """Garbage that takes longer to go than an interrupt waits; what is raised here is dropped."""
 
+    seconds = 0.1
+
     def __del__(self):
-        time.sleep(0.1)
+        time.sleep(self.seconds)
 
 
 def _interrupted(when):
@@ -201,8 +204,7 @@ def _interrupted(when):
             gc.callbacks.remove(_xla_gc_callback)
         if when == 'collecting at the end':
             return
-        for _ in range(1000):  # one sleep would end first
-            time.sleep(0.01)
+        threading.Event().wait(10)
 
 
 @pytest.mark.parametrize('when', ['working', 'collecting', 'collecting at the end'])
@@ -215,4 +217,29 @@ def test_an_interrupt_is_heard_once_wherever_it_comes(when):
         for _ in range(10):  # as long as a second one would take
             time.sleep(0.01)
     finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_is_heard_at_once_while_another_thread_collects(monkeypatch):
+    def collect():
+        rest = _Rest()
+        rest.itself = rest
+        del rest
+        gc.collect()
+
+    def interrupted():
+        with command.heard():
+            thread.start()
+            time.sleep(0.2)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(_Rest, 'seconds', 1.0)
+    thread, began = threading.Thread(target=collect), time.monotonic()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert time.monotonic() - began < 0.9
+    finally:
+        thread.join()
         signal.signal(signal.SIGINT, before)

@@ -159,13 +159,21 @@ def test_what_is_chosen_is_found_by_index_as_by_comparison(vocabulary):
     # Few values, so that the largest stands in several places, of one block and of several.
     logits = random.integers(-3, 3, (50, vocabulary)).astype(np.float32)
     logits[0] = -1e9
-    labels = random.integers(-1, vocabulary, 50)
+    labels = random.integers(-1, vocabulary + 1, 50)  # the last is no id, as padding may have it
+    known = (labels >= 0) & (labels < vocabulary)
     for find in (_compared, _looked_up):
         found = jax.jit(find)(logits, labels)
         np.testing.assert_array_equal(found.top_C, logits.max(1))
         np.testing.assert_array_equal(found.id_C, logits.argmax(1))
-        wanted = np.where(labels < 0, 0, logits[np.arange(50), labels])
+        wanted = np.where(known, logits[np.arange(50), np.where(known, labels, 0)], 0)
         np.testing.assert_array_equal(found.label_C, wanted)
+
+
+def test_the_loss_is_the_same_where_jax_counts_in_64_bits():
+    inputs, options = make(), {'lambda_': 0.5, 'temperature': 2.0}
+    expected = fused(*inputs, **options)
+    with jax.enable_x64(True):
+        assert_close(fused(*inputs, **options), expected)
 
 
 def test_rows_without_a_label_hear_the_teacher_alone():
@@ -276,6 +284,11 @@ def test_bfloat16_gives_gradients_in_bfloat16_near_those_of_float32(chunk):
     assert_close(value, wanted)
     # One rounding to 8 bits at the end (2^-9 = 2e-3), and one where the product wants one type.
     assert_close(gradient, wanted_gradient, 6e-3)
+    # As the networks give it: the bias in float32. Its gradient has the second rounding alone.
+    mixed = student._replace(head=student.head._replace(bias=wide[0].head.bias))
+    bias = fused(mixed, teacher, labels, weights, chunk=chunk)[1].head.bias
+    assert bias.dtype == jnp.float32
+    assert_close(bias, wanted_gradient.head.bias, 3e-3)
 
 
 # What it refuses
@@ -308,6 +321,22 @@ def test_what_does_not_fit_is_named(change, message):
     arguments = dict(zip(('student', 'teacher', 'labels', 'weights'), make(), strict=True))
     with pytest.raises(ValueError, match=message):
         distillation_loss(**(arguments | change))
+
+
+def test_more_ids_than_float32_holds_are_refused():
+    def value(features, weight, bias):
+        head = Head(weight, bias)
+        labels = jnp.zeros((1, 1), jnp.int32)
+        return distillation_loss(Predictor(features, head), None, labels, jnp.ones((1, 1)))['loss']
+
+    for ids, refused in ((1 << 24, False), ((1 << 24) + 1, True)):
+        shapes = (1, 1, 2), (ids, 2), (ids,)
+        inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        if refused:
+            with pytest.raises(ValueError, match=f'V = {ids}: must be at most'):
+                jax.eval_shape(value, *inputs)
+        else:
+            assert jax.eval_shape(value, *inputs).shape == ()
 
 
 def test_a_traced_lambda_of_a_wrong_shape_is_an_error():

@@ -235,6 +235,12 @@ def test_features_at_chosen_positions_are_rows_of_all_features(any_case):
     np.testing.assert_allclose(features(params, chosen), expected, atol=1e-5)
 
 
+def test_equal_configurations_have_one_network():
+    c = network('gpt2')
+    assert models.build(c) is models.build(network('gpt2'))
+    assert models.build(c) is not models.build(c, remat='block')
+
+
 @pytest.mark.parametrize(('case', 'dropout'), [*((case, 0.0) for case in FAMILIES), ('gpt2', 0.2)])
 def test_remat_changes_no_gradient(case, dropout):
     c = network(case, dropout=dropout)

@@ -33,6 +33,7 @@ def test_of_failed_tasks_only_those_of_orbax_are_dropped(logger, place, text, sa
         ('OUT_OF_RANGE: Error reading shard entry', False),
         ('NOT_FOUND: x', False),
         ('Broken: x', True),
+        ('HTTP: 500', True),
     ],
 )
 def test_of_futures_that_fail_in_no_frame_those_of_the_storage_are_dropped(text, said):
