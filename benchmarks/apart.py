@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import pathlib
 import re
+import signal
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -33,14 +34,17 @@ class Apart:
 
     def _hear(self):
         try:
-            return self._pipe.recv()
+            said = self._pipe.recv()
         except EOFError as error:
             raise config.UserError(f'--only={self.name}: its process has ended') from error
+        if isinstance(said, str):
+            raise config.UserError(f'--only={self.name}: {said}')
+        return said
 
 
 @contextlib.contextmanager
 def started(name: str, a: argparse.Namespace) -> Iterator[Apart]:
-    """The process is there as long as the context."""
+    """The process is there as long as the context; raises UserError where it fails."""
     context = multiprocessing.get_context('spawn')
     ours, other = context.Pipe()
     process = context.Process(target=_serve, args=(other, name, a))
@@ -48,27 +52,35 @@ def started(name: str, a: argparse.Namespace) -> Iterator[Apart]:
     other.close()  # so that its end is seen
     try:
         yield Apart(name, ours)
+    except BaseException:
+        process.terminate()  # it may be compiling
+        raise
     finally:
         ours.close()
         process.join()
 
 
 def _serve(pipe: Connection, name: str, a: argparse.Namespace) -> None:
-    before = _resident('VmRSS')
-    call, memory = CONTESTANTS[name](configured(a))
-    loss = call()
-    if jax.default_backend() == 'cpu' and before:
-        pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
-        call()
-        memory = _resident('VmHWM') - before
-    pipe.send((loss, memory))
-    with contextlib.suppress(EOFError, KeyboardInterrupt):  # the last turn was had
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
+    try:
+        before = _resident('VmRSS')
+        call, memory = CONTESTANTS[name](configured(a))
+        loss = call()
+        if jax.default_backend() == 'cpu' and before:
+            pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+            call()
+            memory = _resident('VmHWM') - before
+        pipe.send((loss, memory))
         while True:
             steps = pipe.recv()
             began = time.perf_counter()
             for _ in range(steps):
                 call()
             pipe.send((time.perf_counter() - began) / steps)
+    except EOFError:  # the last turn was had
+        pass
+    except Exception as error:
+        pipe.send(f'{type(error).__name__}: {" ".join(str(error).split())[:300]}')
 
 
 def _resident(key: str) -> int:

@@ -96,27 +96,25 @@ def _transformer(net, activation: str):
     return transformers.GPT2LMHeadModel(shape)
 
 
-def theirs(c, compiled: bool = False, plain: bool = False, liger: bool = False):
+def theirs(c, loss: str = 'fast', compiled: bool = False):
     """As `ours`, by torch and transformers; memory is that of a GPU alone.
 
     Args:
       c: the run.
+      loss: 'fast'; 'plain', where nothing is chosen for speed; 'liger', heads and loss by Liger.
       compiled: by torch.compile.
-      plain: nothing is chosen for speed.
-      liger: the heads and the loss are Liger's, in chunks of the size it chooses.
     """
     import torch
-    import torch.nn.functional as F
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    low = c.train.compute_dtype == 'bfloat16'
     if device == 'cuda':
         torch.set_float32_matmul_precision('high')  # TF32, which jax takes of itself
-
     before = torch.cuda.memory_allocated() if device == 'cuda' else 0
 
     torch.manual_seed(0)
-    activation = 'gelu_new' if plain else 'gelu_pytorch_tanh'  # the first is five operations
+    activation = (
+        'gelu_new' if loss == 'plain' else 'gelu_pytorch_tanh'
+    )  # the first is five operations
     student, teacher = (_transformer(net, activation).to(device) for net in (c.student, c.teacher))
     teacher = teacher.eval().requires_grad_(False).to(getattr(torch, c.teacher.dtype))
     update = torch.optim.AdamW(
@@ -126,10 +124,44 @@ def theirs(c, compiled: bool = False, plain: bool = False, liger: bool = False):
     batch = batch_of(c)
     ids = torch.tensor(batch.tokens[0], dtype=torch.long, device=device)
     labels = torch.tensor(batch.labels[0], dtype=torch.long, device=device).reshape(-1)
+    if loss == 'liger':
+        run = _liger_loss(c, student, teacher, device)
+    else:
+        run = _torch_loss(c, student, teacher, device, plain=loss == 'plain')
+        run = torch.compile(run) if compiled else run
+
+    def call() -> float:
+        update.zero_grad(set_to_none=True)
+        value = run(ids, labels)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), c.optim.clip_norm)
+        update.step()
+        return value.item()
+
+    call()
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return call, torch.cuda.max_memory_allocated() - before
+    return call, None
+
+
+def _autocast(c, device: str):
+    import torch
+
+    low = c.train.compute_dtype == 'bfloat16'
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=low)
+
+
+def _torch_loss(c, student, teacher, device: str, plain: bool):
+    """`(ids, labels) -> loss`, from the logits of the whole batch."""
+    import torch
+    import torch.nn.functional as F
+
     weight, tau = c.loss.lambda_, c.loss.temperature
 
     def loss_of(ids, labels):
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+        with _autocast(c, device):
             with torch.no_grad():
                 target = teacher(ids).logits.flatten(0, 1)
             logits = student(ids).logits.flatten(0, 1)
@@ -141,41 +173,31 @@ def theirs(c, compiled: bool = False, plain: bool = False, liger: bool = False):
         kl = F.kl_div(soft, F.log_softmax(target / tau, -1), log_target=True, reduction='batchmean')
         return (1 - weight) * ce + weight * tau**2 * kl
 
+    return loss_of
+
+
+def _liger_loss(c, student, teacher, device: str):
+    """Likewise, heads and loss by Liger in chunks of the size it chooses; the rest by torch.compile."""
+    import torch
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    weight, tau = c.loss.lambda_, c.loss.temperature
+    # beta 0 is the KL from the teacher.
+    fused = LigerFusedLinearJSDLoss(1 - weight, weight * tau**2, beta=0.0, temperature=tau)
+
+    @torch.compile
     def features_of(ids):
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+        with _autocast(c, device):
             with torch.no_grad():
                 target = teacher.transformer(ids).last_hidden_state.flatten(0, 1)
             return student.transformer(ids).last_hidden_state.flatten(0, 1), target
 
-    def fused(ids, labels):
-        features, target = predictors(ids)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
-            heads = student.lm_head.weight, teacher.lm_head.weight
-            return liger_loss(features, heads[0], target, heads[1], labels)
+    def loss_of(ids, labels):
+        features, target = features_of(ids)
+        with _autocast(c, device):
+            return fused(features, student.lm_head.weight, target, teacher.lm_head.weight, labels)
 
-    run = torch.compile(loss_of) if compiled else loss_of
-    if liger:
-        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-
-        predictors, run = torch.compile(features_of), fused
-        liger_loss = LigerFusedLinearJSDLoss(  # beta 0 is the KL from the teacher
-            1 - weight, weight * tau**2, beta=0.0, temperature=tau
-        )
-
-    def call() -> float:
-        update.zero_grad(set_to_none=True)
-        loss = run(ids, labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), c.optim.clip_norm)
-        update.step()
-        return loss.item()
-
-    call()
-    if device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return call, torch.cuda.max_memory_allocated() - before
-    return call, None
+    return loss_of
 
 
 def of_tunix(c):
@@ -238,8 +260,8 @@ CONTESTANTS = {
     'dense': functools.partial(ours, dense=True),
     'eager': theirs,
     'compile': functools.partial(theirs, compiled=True),
-    'plain': functools.partial(theirs, plain=True),
-    'liger': functools.partial(theirs, liger=True),
+    'plain': functools.partial(theirs, loss='plain'),
+    'liger': functools.partial(theirs, loss='liger'),
     'tunix': of_tunix,
 }
 """Name -> its maker; the last three run where they are asked for."""

@@ -118,9 +118,8 @@ def heard() -> Iterator[None]:
         code = None if frame is None else frame.f_code
         dropped = code is watch.__code__ or (code and code.co_name == '_xla_gc_callback')
         if not collecting and not dropped:
-            signal.signal(
-                signal.SIGINT, signal.default_int_handler
-            )  # should leaving be interrupted too
+            # First, so that this handler does not stay where leaving is interrupted too.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         # When that has ended; as a signal, which also ends what the thread waits for.
         again = threading.Timer(0.01, signal.pthread_kill, (main, number))
@@ -138,9 +137,9 @@ def heard() -> Iterator[None]:
         if waiting:
             raise KeyboardInterrupt
     finally:
-        for timer in waiting:
-            timer.cancel()
         try:
+            for timer in waiting:
+                timer.cancel()
             signal.signal(signal.SIGINT, signal.default_int_handler)
         finally:
             gc.callbacks.remove(watch)

@@ -1,4 +1,4 @@
-"""The commands: a run that was stopped, killed or damaged ends as if it was not."""
+"""The commands as processes, and their runs: stopped, killed or damaged they end as if they were not."""
 
 import gc
 import json
