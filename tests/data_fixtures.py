@@ -76,6 +76,15 @@ def random_text(folder: pathlib.Path, size: int, seed: int = 0) -> None:
         (folder / f'{split}.txt').write_text('\n\n'.join(documents) + '\n')
 
 
+def text_folder(folder: pathlib.Path, seed: int = 0) -> ConfigDict:
+    """A configuration of a text folder that this makes."""
+    random_text(folder, 20_000, seed)
+    c = config.default()
+    c.data.source, c.data.path, c.data.length = 'text', str(folder), 32
+    c.data.cache = str(folder.parent / 'cache')
+    return c
+
+
 def small_process(script: str, cache: pathlib.Path, hash_seed: str = '0') -> subprocess.Popen:
     """Runs `script` in a process of its own, where the corpus is three small packages.
 
