@@ -1,5 +1,6 @@
 """What tests of the data share: one corpus a session, small configurations of it."""
 
+import hashlib
 import os
 import pathlib
 import random
@@ -104,3 +105,12 @@ def small_process(script: str, cache: pathlib.Path, hash_seed: str = '0') -> sub
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def digests(folder: pathlib.Path) -> dict[str, str]:
+    """Name -> SHA-256 of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }

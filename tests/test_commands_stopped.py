@@ -181,10 +181,11 @@ def test_a_killed_process_started_again_ends_as_if_it_had_not_been(small_runs):
 class _Rest:
     """Garbage that takes longer to go than an interrupt waits; what is raised here is dropped."""
 
-    seconds = 0.1
+    def __init__(self, wait=lambda: time.sleep(0.1)):
+        self.itself, self.wait = self, wait
 
     def __del__(self):
-        time.sleep(self.seconds)
+        self.wait()
 
 
 def _interrupted(when):
@@ -195,9 +196,7 @@ def _interrupted(when):
         if when == 'working':
             signal.raise_signal(signal.SIGINT)
         gc.callbacks.append(_xla_gc_callback)
-        rest = _Rest()
-        rest.itself = rest
-        del rest
+        _Rest()
         try:
             gc.collect()
         finally:
@@ -222,27 +221,32 @@ def test_an_interrupt_is_heard_once_wherever_it_comes(when):
         signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupt_is_heard_at_once_while_another_thread_collects(monkeypatch):
+def test_an_interrupt_is_heard_at_once_while_another_thread_collects():
+    collecting, heard, ended = threading.Event(), threading.Event(), []
+
+    def going():
+        collecting.set()
+        ended.append(heard.wait(30))
+
     def collect():
-        rest = _Rest()
-        rest.itself = rest
-        del rest
+        _Rest(going)
         gc.collect()
 
     def interrupted():
         with command.heard():
             thread.start()
-            time.sleep(0.2)
+            assert collecting.wait(30)
             signal.raise_signal(signal.SIGINT)
-            threading.Event().wait(10)
+            threading.Event().wait(60)
 
-    monkeypatch.setattr(_Rest, 'seconds', 1.0)
-    thread, began = threading.Thread(target=collect), time.monotonic()
+    thread = threading.Thread(target=collect)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             interrupted()
-        assert time.monotonic() - began < 0.9
+        assert not ended, 'not after the collection'
     finally:
+        heard.set()
         thread.join()
         signal.signal(signal.SIGINT, before)
+    assert ended == [True]

@@ -53,7 +53,7 @@ def test_local_ends_all_when_one_fails_with_its_exit_code(tmp_path):
     """
     began = time.monotonic()
     assert ran('3', 'bash', '-c', script)[0] == 7
-    assert time.monotonic() - began < 25  # 9 to end by themselves, 3 more after SIGTERM
+    assert time.monotonic() - began < 40  # 9 to end by themselves, 3 more after SIGTERM
     for pid in (tmp_path / 'pids').read_text().split():
         assert not pathlib.Path(f'/proc/{pid}').exists() or 'zombie' in status(pid)
 

@@ -78,7 +78,7 @@ def test_a_batch_of_a_tiny_set_is_made_at_once():
     began = time.perf_counter()
     for index in range(1, 101):
         rows_of(index)
-    assert time.perf_counter() - began < 5  # of Grain's shuffle alone 100 batches take 50 s
+    assert time.perf_counter() - began < 20  # of Grain's shuffle alone 100 batches take 50 s
 
 
 def test_most_batches_are_of_one_bucket_and_all_fit():

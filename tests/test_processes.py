@@ -335,7 +335,7 @@ def test_when_one_is_killed_while_they_train_the_other_ends_within_the_heartbeat
         running[1].kill()
         began = time.monotonic()
         ((code, _, err),) = outcomes(running[:1], 60)
-        assert time.monotonic() - began < 8 + 8
+        assert time.monotonic() - began < 8 + 20
     # The collective fails, which is said in one line; or some device waits in it, and jax aborts.
     said = 'error: lost another process, which has ended (' in err
     assert (code, said) in ((1, True), (-signal.SIGABRT, False))
@@ -351,7 +351,7 @@ def test_one_that_is_killed_while_the_other_waits_for_nothing_is_missed_too(plac
         running[victim].kill()
         began = time.monotonic()
         ((code, _, err),) = outcomes(running[1 - victim :][:1], 60)
-        assert time.monotonic() - began < limit + 8
+        assert time.monotonic() - began < limit + 20
     assert code == -signal.SIGABRT  # jax sees to it, in words of its own
     assert 'another task died' in err
 
