@@ -18,6 +18,7 @@ from lightpaff_jax import (
     config,
     distill_step,
     generate,
+    inputs,
     metrics,
     models,
     networks,
@@ -282,7 +283,7 @@ def run(c: ConfigDict, path: str, out: str) -> None:
     try:
         network = pretrained.read_network('model', path)
         _adopt(c, network, path)
-        validation.check_paths(c)
+        inputs.check_paths(c)
         sources.check(c)
         validation.validate(c, jax.device_count(), jax.process_count())
         result = _evaluated(c, path, paths.place(out))

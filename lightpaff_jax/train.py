@@ -18,6 +18,7 @@ from lightpaff_jax import (
     digests,
     distill_step,
     evaluate,
+    inputs,
     metrics,
     models,
     networks,
@@ -213,7 +214,7 @@ def check(c: ConfigDict, runs: bool = True) -> None:
             "config.teacher.path = '': must be the workdir of a run, as config.teacher.layers is "
             'given; `python -m lightpaff_jax.recipe` is the command that trains its teacher'
         )
-    validation.check_paths(c, runs)
+    inputs.check_paths(c, runs)
     sources.check(c)
     if c.data.unlabelled and not c.teacher.path:
         raise UserError(

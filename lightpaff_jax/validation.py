@@ -1,7 +1,6 @@
 """The rules of a configuration: what is checked before any device works."""
 
 import math
-import pathlib
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -31,7 +30,6 @@ from lightpaff_jax.config import (
     SPLIT,
     STARTS,
     TIES,
-    MissingPaths,
     UserError,
     nearest,
 )
@@ -182,16 +180,7 @@ def _validate_data(c: ConfigDict) -> None:
 def _validate_source(c: ConfigDict) -> None:
     source, objective = c.data.source, c.objective
     _one_of('data.source', source, tuple(SOURCES))
-    _one_of('data.form', c.data.form, tuple(FORMS))
-    for key, allowed in (
-        ('documents', DOCUMENTS), ('detokenize', DETOKENIZERS), ('on_error', ON_ERROR),
-    ):  # fmt: skip
-        _one_of(f'data.{key}', c.data[key], allowed)
-    share = c.data.held_out
-    _rule('data.held_out', share, 0 <= share < 0.5, 'must be at least 0 and below 0.5')
-    few = 1 if source == 'text' else 3
-    _rule('data.columns', ','.join(c.data.columns), len(c.data.columns) <= few,
-          f'must be at most {few}')  # fmt: skip
+    check_set(c)
     wanted, kind = LEARNS_FROM[objective], config.kind(c)
     if source == 'pydocs':
         forms = [form for form, found in FORMS.items() if found == wanted]
@@ -203,10 +192,30 @@ def _validate_source(c: ConfigDict) -> None:
     _rule('data.columns', '()', given, "must name the columns for source 'table'")
     given = source != 'mixture' or c.data.mixture
     _rule('data.mixture', '()', given, "must name the parts for source 'mixture'")
-    given = len(c.data.sides) == 2 or source != 'parallel'
-    _rule('data.sides', ','.join(c.data.sides) or '()', given,
-          "must be two marks in names of files for source 'parallel', as en,de")  # fmt: skip
-    _rule('data.classes', c.data.classes, c.data.classes >= 0, 'must be at least 0')
+
+
+def check_set(c: ConfigDict, keys: Sequence[str] = tuple(config.default().data)) -> None:
+    """Raises UserError for a value that a set's own keys of `data` cannot have; others are not looked at."""
+    source, data = c.data.source, c.data
+    for key, allowed in (
+        ('form', tuple(FORMS)), ('documents', DOCUMENTS), ('detokenize', DETOKENIZERS),
+        ('on_error', ON_ERROR),
+    ):  # fmt: skip
+        if key in keys:
+            _one_of(f'data.{key}', data[key], allowed)
+    if 'held_out' in keys:
+        share = data.held_out
+        _rule('data.held_out', share, 0 <= share < 0.5, 'must be at least 0 and below 0.5')
+    if 'columns' in keys:
+        few, names = 1 if source == 'text' else 3, ','.join(data.columns)
+        _rule('data.columns', names, len(data.columns) <= few, f'must be at most {few}')
+        _rule('data.columns', names, all(data.columns[2:]), 'must name the column of the class')
+    if 'sides' in keys:
+        two = len({side.lower() for side in data.sides}) == len(data.sides) == 2
+        _rule('data.sides', ','.join(data.sides) or '()', two or source != 'parallel',
+              "must be two marks in names of files for source 'parallel', as en,de")  # fmt: skip
+    if 'classes' in keys:
+        _rule('data.classes', data.classes, data.classes >= 0, 'must be at least 0')
 
 
 def _validate_buckets(c: ConfigDict) -> None:
@@ -344,57 +353,3 @@ def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
 def _rule(key: str, value, holds: bool, rule: str) -> None:
     if not holds:
         raise UserError(f'config.{key} = {value}: {rule}')
-
-
-_TSV = 'a folder with train.tsv and dev.tsv of GLUE'
-LAYOUTS = {
-    'text': 'a folder with files like train.txt, validation.txt and test.txt, or wiki.train.tokens',
-    **dict.fromkeys(('sst2', 'qqp'), _TSV),
-    'mrpc': 'a folder with msr_paraphrase_train.txt and msr_paraphrase_test.txt',
-    'mr': 'a folder with rt-polarity.neg and rt-polarity.pos',
-    'table': 'a folder with .tsv, .csv, .jsonl or .parquet files that have train, and, unless '
-    'config.data.held_out cuts them, validation and test in their names',
-    'parallel': 'a folder with train, validation and test, each in two files of as many lines that '
-    'have config.data.sides in their names',
-    'prepared': 'a folder that lightpaff_jax.data.prepare wrote',
-}
-"""Source -> what its path must be."""
-
-
-def check_folder(c: ConfigDict) -> None:
-    """Raises MissingPaths, which says what must be there, if `config.data.path` is nowhere."""
-    source, path = c.data.source, c.data.path
-    if source in LAYOUTS and '://' not in path and not pathlib.Path(path).expanduser().exists():
-        raise MissingPaths(f'{path}: no such path, put {LAYOUTS[source]} there')
-
-
-def check_paths(c: ConfigDict, runs: bool = True) -> None:
-    """Raises MissingPaths that names every path a run needs and does not find.
-
-    Args:
-      c: the run's configuration.
-      runs: whether the runs that it starts from must be there already.
-    """
-    source = c.data.source
-    what = 'the name of a TFDS data set' if source == 'tfds' else 'a folder'
-    _rule('data.path', repr(c.data.path), c.data.path or 'path' not in READS[source],
-          f'must be {what} for source {source!r}')  # fmt: skip
-    run_of = 'the workdir of a finished run, or a folder with config.json and model.safetensors'
-    needed = [
-        ('teacher.path', c.teacher.path, run_of),
-        ('student.init', '' if c.student.init in STARTS else c.student.init, run_of),
-        ('data.path', '' if source == 'tfds' else c.data.path, LAYOUTS.get(source, '')),
-        ('tokenizer.path', c.tokenizer.path, 'a tokenizer'),
-        ('tokenizer.text', c.tokenizer.text, 'a folder with train.txt, validation.txt and test.txt'),
-    ]  # fmt: skip
-    missing = [
-        f'config.{key} = {path}: no such path, put {what} there'
-        for key, path, what in needed
-        if path
-        and what
-        and (runs or what != run_of)
-        and '://' not in path
-        and not pathlib.Path(path).expanduser().exists()
-    ]
-    if missing:
-        raise MissingPaths('; '.join(missing))

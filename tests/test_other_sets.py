@@ -93,26 +93,36 @@ def test_a_part_of_a_mixture_has_a_weight(entry):
 def test_case_accents_and_punctuation_count_for_nothing():
     texts = overlap.Texts()
     texts.add("It's a Café !", document=False)
-    assert texts.inside('its a cafe', overlap.FEW)
-    assert texts.inside("it ' s a cafe\u0301", overlap.FEW)
-    assert not texts.inside('its a cafe too', overlap.FEW)
+    assert texts.meets('its a cafe', overlap.FEW, False)
+    assert texts.meets("it ' s a cafe\u0301", overlap.FEW, False)
+    assert not texts.meets('its a cafe too', overlap.FEW, False)
 
 
 def test_a_sentence_is_found_inside_a_document_and_a_short_one_only_as_the_whole():
     texts = overlap.Texts()
     texts.add(LONG, document=False)
     texts.add('so it goes', document=False)
-    assert texts.inside(f'As they say, {LONG.upper()}. Then they leave.', overlap.FEW)
-    assert not texts.inside(LONG.replace('summer', 'winter'), overlap.FEW)
-    assert texts.inside('So it goes.', overlap.FEW)
-    assert not texts.inside('and so it goes on', overlap.FEW)
+    assert texts.meets(f'As they say, {LONG.upper()}. Then they leave.', overlap.FEW, False)
+    assert not texts.meets(LONG.replace('summer', 'winter'), overlap.FEW, False)
+    assert texts.meets('So it goes.', overlap.FEW, False)
+    assert not texts.meets('and so it goes on', overlap.FEW, False)
 
 
 def test_of_a_document_its_longer_sentences_are_looked_for():
     texts = overlap.Texts()
     texts.add(f'Short one here. {LONG}. Another short line.', document=True)
-    assert texts.inside(f'x {LONG} y', overlap.FEW)
-    assert not texts.inside('another short line.', overlap.FEW)
+    assert texts.meets(f'x {LONG} y', overlap.FEW, False)
+    assert not texts.meets('another short line.', overlap.FEW, False)
+
+
+def test_a_part_of_a_text_meets_it_where_parts_count():
+    texts = overlap.Texts()
+    texts.add('A slow start . Then it grows on you , and stays .', document=True)
+    for part in ('start then it grows on', 'THEN IT GROWS ON YOU,', 'it grows on you, and stays'):
+        assert texts.meets(part, overlap.FEW, True)
+        assert not texts.meets(part, overlap.FEW, False)
+    for other in ('it grows on you', 'hen it grows on you', 'Then it grows on you all'):
+        assert not texts.meets(other, overlap.FEW, True)
 
 
 def test_rows_of_another_set_are_left_out_of_train(mr, sst2):
@@ -150,6 +160,90 @@ def test_no_text_that_is_evaluated_on_is_in_a_text_that_is_pre_trained_on(mr, ss
     assert all(part.data.exclude == c.data.exclude for part in parts)
 
 
+def test_what_is_excluded_is_read_by_the_settings_of_the_run_and_not_of_the_part(tmp_path):
+    """Two files of equal text: what a larger share takes for the test is left out of all."""
+    text = '\n\n'.join(f'the weather of day {n} was as ever and {n} again' for n in range(200))
+    a, b = (write(tmp_path / name, {'train.txt': text}) for name in 'ab')
+    c = config.default()
+    c.data.source, c.data.held_out, c.data.path = 'text', 0.3, b
+    held = {e.first for e in sources.examples(c, 'test')}
+    assert len(held) > 20
+    c.data.source, c.data.path, c.data.mixture = 'mixture', '', (f'text:{a}?held_out=0.05=1',)
+    read = {e.first for e in sources.examples(c, 'train')}
+    assert held & read
+    c.data.exclude = (f'text:{b}#test',)
+    assert {e.first for e in sources.examples(c, 'train')} == read - held
+    ((part, _),) = sources.parts(c)
+    assert part.data.exclude == (f'text:{b}?held_out=0.3#test',)
+
+
+@pytest.mark.parametrize('evaluated', ['dollars', 'euros'])
+@pytest.mark.parametrize('learnt', ['dollars', 'euros'])
+def test_a_text_is_left_out_as_it_is_and_repaired(tmp_path, evaluated, learnt):
+    line = 'a film that costs many {} and is worth none of them'
+    other = 'another line of which nothing else is known at all'
+    folder = write(
+        tmp_path / 'x',
+        {'train.txt': f'{line.format(learnt)}\n\n{other}', 'test.txt': line.format(evaluated)},
+    )
+    c = config.default()
+    c.data.source, c.data.path, c.data.replace = 'text', folder, ('dollars=euros',)
+    c.data.exclude = (f'text:{folder}#test',)
+    assert [e.first for e in sources.examples(c, 'train')] == [other]
+    c.data.exclude = ()
+    assert [e.first for e in sources.examples(c, 'train')] == [line.format('euros'), other]
+
+
+def test_unlabelled_text_is_repaired_and_has_nothing_that_is_evaluated_or_excluded(tmp_path):
+    line = 'a film that costs many dollars and is worth none of them'
+    known = 'this one is of another set whose texts are not to be read'
+    new = 'nobody has seen this text of five dollars or more'
+    rows = ''.join(f'{text}\t1\n' for text in ('good', 'bad'))
+    folder = write(tmp_path / 'x', {'train.tsv': rows, 'dev.tsv': f'{line}\t0\n',
+                                    'test.tsv': f'{line} again\t0\n'})  # fmt: skip
+    more = write(tmp_path / 'y', {'train.txt': '\n\n'.join([line, known, new, line[7:40]])})
+    c = polarity(folder, source='table', held_out=0.0, columns=('0', '', '1'), classes=2)
+    c.data.replace = ('dollars=euros',)
+    c.data.unlabelled = (f'text:{more}#train',)
+    c.data.exclude = (f'text:{write(tmp_path / "z", {"test.txt": known})}#test',)
+    added = [e.first for e in sources.examples(c, 'train') if e.label < 0]
+    assert added == [new.replace('dollars', 'euros')]
+
+
+@pytest.mark.parametrize(
+    ('query', 'says'),
+    [
+        ('documents=lines', "config.data.documents = 'lines': must be one of blank, line, file"),
+        ('held_out=5', 'config.data.held_out = 5.0: must be at least 0 and below 0.5'),
+        ('detokenize=wiki', "config.data.detokenize = 'wiki': must be one of none, wikitext, ptb"),
+        ('on_error=foo', "config.data.on_error = 'foo': must be one of stop, skip"),
+        ('columns=a,b', 'config.data.columns = a,b: must be at most 1'),
+    ],
+)
+@pytest.mark.parametrize('key', ['mixture', 'exclude', 'unlabelled'])
+def test_a_value_of_a_set_s_own_is_checked(key, query, says):
+    entry = f'text:data/x?{query}' + ('=1' if key == 'mixture' else '')
+    make = specs.weighted if key == 'mixture' else specs.part
+    with pytest.raises(UserError) as error:
+        make(config.default(), key, entry, list(config.SOURCES))
+    assert str(error.value).startswith(f'config.data.{key} = {entry!r}: {says}')
+
+
+@pytest.mark.parametrize(
+    ('entry', 'says'),
+    [
+        ('parallel:x?sides=en', "must be two marks in names of files for source 'parallel'"),
+        ('parallel:x?sides=en,EN', "must be two marks in names of files for source 'parallel'"),
+        ('pydocs?form=txt', "config.data.form = 'txt': must be one of text, topic, pairs, summary"),
+        ('table:x?columns=0,1,', 'config.data.columns = 0,1,: must name the column of the class'),
+    ],
+)
+def test_a_value_that_its_source_cannot_have_is_named(entry, says):
+    with pytest.raises(UserError) as error:
+        specs.part(config.default(), 'exclude', entry, list(config.SOURCES))
+    assert says in str(error.value)
+
+
 def test_words_that_stand_for_others_are_replaced_whole(tmp_path):
     folder = write(
         tmp_path / 'news',
@@ -171,7 +265,7 @@ def test_words_that_stand_for_others_are_replaced_whole(tmp_path):
 
 
 def test_unlabelled_text_has_no_class_and_the_teacher_alone_speaks(mr, sst2, tmp_path, data_cache):
-    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05',))
+    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05#test',))
     c.data.unlabelled = (f'sst2:{sst2}?held_out=0.05#train',)
     c.data.update({'cache': str(tmp_path / 'cache'), 'length': 16, 'batch_size': 8})
     c.student.vocab_size, c.loss.lambda_, c.teacher.path = 300, 0.3, 'somewhere'
@@ -255,7 +349,7 @@ def test_neither_of_polarity_and_sst2_learns_from_a_sentence_of_the_other():
         evaluated = overlap.Texts()
         for text in (text for split in held for text in read[one][split]):
             evaluated.add(text, document=False)
-        assert not any(evaluated.inside(text, overlap.LEAST) for text in read[other]['train'])
+        assert not any(evaluated.meets(text, overlap.LEAST, False) for text in read[other]['train'])
 
 
 @pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config, paths, validation
+from lightpaff_jax import command, config, inputs, paths, validation
 from lightpaff_jax.data import fitting, making, records, shards, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Prepared
@@ -204,7 +204,7 @@ def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokeni
     if tokenizer is None:
         c.student.vocab_size = _number(options, 'train-tokenizer', 0)
     validation.validate(c)
-    validation.check_paths(c, runs=False)
+    inputs.check_paths(c, runs=False)
     sources.check(c)
     return c, tokenizer
 

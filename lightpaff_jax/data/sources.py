@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config, paths, validation
+from lightpaff_jax import config, inputs, paths
 from lightpaff_jax.data import overlap, readers, records, specs, splits
 from lightpaff_jax.data.readers import Skipped, Source
 
@@ -48,36 +48,45 @@ def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
         yield from _read(c, split, skipped)
         return
     documents = config.LEARNS_FROM[c.objective] == 'documents'
-    excluded = _excluded(c) if split == 'train' else None
     least = overlap.FEW if documents else overlap.LEAST
     repair = _repair(c)
+    left_out = _excluded(c, repair) if split == 'train' else overlap.Texts()
     for example in _read(c, split, skipped):
-        if repair:
-            example = example._replace(first=repair(example.first), second=repair(example.second))
-        if not (excluded and _is_in(excluded, example, least)):
-            yield example
+        if not any(left_out.meets(text, least, documents) for text in _forms(example, repair)):
+            yield repair(example) if repair else example
     if split == 'train' and c.data.unlabelled:
-        yield from _unlabelled(c, skipped)
+        yield from _unlabelled(c, left_out, repair, skipped)
 
 
-def _is_in(texts: overlap.Texts, example: Example, least: int) -> bool:
-    return any(texts.inside(text, least) for text in example[:2])
+Repair = Callable[[Example], Example]
 
 
-def _unlabelled(c: ConfigDict, skipped: Skipped) -> Iterator[Example]:
-    """Texts without a class, but those that are evaluated on."""
-    evaluated = overlap.Texts()
+def _unlabelled(
+    c: ConfigDict, left_out: overlap.Texts, repair: Repair | None, skipped: Skipped
+) -> Iterator[Example]:
+    """Texts without a class, but those that are evaluated on or excluded."""
     for split in ('validation', 'test'):
-        for example in _chosen(c, split, lambda line: None):
-            for text in example[:2]:
-                evaluated.add(text, document=False)
+        for example in _read(c, split, lambda line: None):
+            _add(left_out, example, False, repair)
     for part in _parts(c, 'unlabelled'):
         source = _source(part.c)
         pairs = source.kind(part.c) == 'classes'
         for name in part.splits:
             for example in source.examples(part.c, name, skipped):
-                if not _is_in(evaluated, example, overlap.LEAST):
-                    yield Example(example.first, example.second if pairs else '')
+                texts = _forms(example, repair)
+                if not any(left_out.meets(text, overlap.LEAST, parts=True) for text in texts):
+                    example = Example(example.first, example.second if pairs else '')
+                    yield repair(example) if repair else example
+
+
+def _add(texts: overlap.Texts, example: Example, document: bool, repair: Repair | None) -> None:
+    for text in _forms(example, repair):
+        texts.add(text, document)
+
+
+def _forms(example: Example, repair: Repair | None) -> tuple[str, ...]:
+    """Its texts as they are and repaired: two sets may write one text in either way."""
+    return example[:2] if repair is None else (*example[:2], *repair(example)[:2])
 
 
 def _read(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
@@ -93,13 +102,18 @@ def _read(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
         yield from map(Example, texts)
 
 
-def _repair(c: ConfigDict) -> Callable[[str], str] | None:
+def _repair(c: ConfigDict) -> Repair | None:
     """Writes the words of `config.data.replace` as what they stand for."""
     pairs = dict(_pair(entry) for entry in c.data.replace)
     if not pairs:
         return None
     words = re.compile(rf'(?<!\S)(?:{"|".join(map(re.escape, pairs))})(?!\S)')
-    return lambda text: words.sub(lambda found: pairs[found[0]], text)
+
+    def repair(example: Example) -> Example:
+        first, second = (words.sub(lambda found: pairs[found[0]], text) for text in example[:2])
+        return example._replace(first=first, second=second)
+
+    return repair
 
 
 def _pair(entry: str) -> tuple[str, str]:
@@ -110,25 +124,23 @@ def _pair(entry: str) -> tuple[str, str]:
     return old, new
 
 
-def _excluded(c: ConfigDict) -> overlap.Texts | None:
-    found = _parts(c, 'exclude')
-    if not found:
-        return None
+def _excluded(c: ConfigDict, repair: Repair | None) -> overlap.Texts:
     texts = overlap.Texts()
-    for part in found:
+    for part in _parts(c, 'exclude'):
         source = _source(part.c)
         document = source.kind(part.c) == 'documents'
         for split in part.splits:
             for example in source.examples(part.c, split, lambda line: None):
-                for text in example[:2]:
-                    texts.add(text, document)
+                _add(texts, example, document, repair)
     return texts
+
+
+_NAMED = tuple(readers.READERS)
 
 
 def _parts(c: ConfigDict, key: str) -> list[specs.Part]:
     """The sets of `config.data.exclude` or `.unlabelled`."""
-    named = [name for name in SOURCES if name != 'mixture']
-    return [specs.part(c, key, entry, named) for entry in c.data[key]]
+    return [specs.part(c, key, entry, _NAMED) for entry in c.data[key]]
 
 
 def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
@@ -163,7 +175,7 @@ def check(c: ConfigDict) -> None:
     for key in ('exclude', 'unlabelled'):
         for part, entry in zip(_parts(c, key), c.data[key], strict=True):
             try:
-                validation.check_folder(part.c)
+                inputs.check_folder(part.c)
                 _source(part.c).check(part.c)
             except config.UserError as error:
                 raise type(error)(f'config.data.{key} = {entry!r}: {error}') from error
@@ -209,13 +221,16 @@ def parts(c: ConfigDict) -> list[tuple[ConfigDict, float]]:
     Raises:
       UserError: a part that is no SOURCE:PATH=WEIGHT.
     """
-    named = [name for name in config.SOURCES if name != 'mixture']
+    named = [name for name in config.SOURCES if name != 'mixture']  # 'prepared' too
     found = [specs.weighted(c, 'mixture', entry, named) for entry in c.data.mixture]
     for part, entry in zip(found, c.data.mixture, strict=True):
         if part.splits != SPLITS:
             raise config.UserError(f'config.data.mixture = {entry!r}: must not choose splits')
         # What is left out of all of them, and mended in all of them.
-        part.c.data.exclude, part.c.data.replace = c.data.exclude, c.data.replace
+        part.c.data.replace = c.data.replace
+        part.c.data.exclude = tuple(
+            specs.moved(c, 'exclude', one, _NAMED, part.c) for one in c.data.exclude
+        )
     return [(part.c, part.weight) for part in found]
 
 
@@ -231,7 +246,7 @@ def _mixture_identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
 def _check_mixture(c: ConfigDict) -> None:
     for (part, _), entry in zip(parts(c), c.data.mixture, strict=True):
         try:
-            validation.check_folder(part)
+            inputs.check_folder(part)
             check(part)
         except config.UserError as error:
             raise type(error)(f'config.data.mixture = {entry!r}: {error}') from error

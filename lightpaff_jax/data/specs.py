@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config
+from lightpaff_jax import command, config, validation
 from lightpaff_jax.data import splits
 
 _OWN = ('mixture', 'files', 'replace', 'exclude', 'unlabelled')  # of one set alone
@@ -68,9 +68,22 @@ def part(
             raise config.UserError(f'{where}: source {source!r} does not read {leaf!r}{near}')
         try:
             command.override(found, f'data.{leaf}', value)
+            validation.check_set(found, (leaf,))
         except config.UserError as error:
             raise config.UserError(f'{where}: {error}') from error
     return Part(found, wanted)
+
+
+def moved(c: ConfigDict, key: str, entry: str, sources: Sequence[str], to: ConfigDict) -> str:
+    """What names in the configuration `to` the set that `entry` names in `c`."""
+    here, there = (part(one, key, entry, sources).c.data for one in (c, to))
+    leaves = [leaf for leaf in config.READS[here.source] if here[leaf] != there[leaf]]
+    values = [here[leaf] for leaf in leaves]
+    texts = [','.join(value) if isinstance(value, tuple) else str(value) for value in values]
+    body, mark, chosen = entry.partition('#')
+    for leaf, text in zip(leaves, texts, strict=True):
+        body += f'{"&" if "?" in body else "?"}{leaf}={text}'
+    return f'{body}{mark}{chosen}'
 
 
 def weighted(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:

@@ -81,7 +81,10 @@ def part(c: ConfigDict, given: Collection[str], split: str, sought: str) -> Part
 
 
 def select(examples: Iterable[Example], part: Part, share: float) -> Iterator[Example]:
-    """The examples of a part. Equal first texts are in one share, so no text is in two splits."""
+    """The examples of a part. Equal first texts are in one share, so none is in two splits.
+
+    A second text may be: a reply in a dialogue is the first text of the next pair.
+    """
     for example in examples:
         if part.kept == SPLITS or _share(example.first, share) in part.kept:
             yield example
