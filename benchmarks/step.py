@@ -208,7 +208,7 @@ def main() -> None:
             parser.error(f'--only={name}: must be of {", ".join(CONTESTANTS)}')
     for name in ('student', 'teacher'):
         sizes = getattr(a, name).split('x')
-        if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+        if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
             parser.error(f'--{name}={getattr(a, name)}: must be layers x width x heads, as 4x384x6')
         if int(sizes[1]) % int(sizes[2]):
             parser.error(f'--{name}={getattr(a, name)}: its heads must divide its width')

@@ -7,6 +7,7 @@
 # The other scripts source this file and call `environment`.
 set -euo pipefail
 
+unset CDPATH  # with it `cd` may go elsewhere, and prints where
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$REPOSITORY/.venv}
 [[ $VENV == /* ]] || VENV=$PWD/$VENV

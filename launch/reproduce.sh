@@ -6,6 +6,10 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
+if [[ ! ${1:-} =~ ^(bert|gpt2|mass)$ ]]; then
+  echo "usage: reproduce.sh bert|gpt2|mass paper|small|tiny WORKDIR [DATA] [--config.KEY=VALUE ...]" >&2
+  exit 2
+fi
 usage="usage: reproduce_$1.sh paper|small|tiny WORKDIR [DATA] [--config.KEY=VALUE ...]"
 if [[ $# -lt 3 || ! $2 =~ ^(paper|small|tiny|ci)$ || $3 == -* ]]; then
   echo "$usage" >&2

@@ -145,7 +145,8 @@ class Chain:
             one.loss.temperature = p.temperature if teacher else 1.0
             folder = name
             if len(grid) > 1:
-                folder += f'/lr{rate:g}' + (f'_lambda{weight:g}' if len(weights) > 1 else '')
+                folder += f'/lr{_short(rate)}'
+                folder += f'_lambda{_short(weight)}' if len(weights) > 1 else ''
             one.workdir = f'{self.c.workdir}/{folder}'
             runs[folder] = one
         chosen = yield Step(phase, task, arm, runs)
@@ -196,6 +197,11 @@ class Chain:
         config.take(r, p)
         r.train.updates, r.optim.warmup = round(p.updates * cost), round(p.warmup * cost)
         return r
+
+
+def _short(number: float) -> str:
+    """0.001 and 1e-05, and every digit of what needs more than six."""
+    return f'{number:g}' if float(f'{number:g}') == number else repr(number)
 
 
 def slug(task: str) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import gc
 import importlib.util
 import logging
@@ -64,7 +65,7 @@ def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | No
     except UserError as error:
         return processes.ended(str(error), 2)
     except OSError as error:  # no permission, a file where a folder should be, a full disk
-        return processes.ended(f'{error.filename or "file system"}: {error.strerror}', 2)
+        return processes.ended(f'{error.filename or "file system"}: {error.strerror or error}', 2)
     except BaseException as error:
         if processes.count() == 1:
             raise
@@ -274,9 +275,14 @@ def load(spec: str) -> ConfigDict:
         raise UserError(
             f'--config={name}: get_config must return the ConfigDict of config.default()'
         )
+    plain = flatten(default())
     for key, value in flatten(c).items():
         if value is None:
             raise UserError(f'config.{key} = None: must have a value')
+        if isinstance(value, tuple):
+            *sections, leaf = key.split('.')
+            section = functools.reduce(lambda node, name: node[name], sections, c)
+            section[leaf] = _items(f'config.{key}', str(value), value, plain[key])
     return c
 
 
@@ -325,21 +331,36 @@ def _typed(key: str, text: str, default):
         value = tuple(text.split(',') if text else ()) if kind is tuple else text
     if kind is float and type(value) is int:
         value = float(value)
-    rates = key.removeprefix('config.') in RATES
-    if kind is tuple and type(value) in (list, int, str, *((float,) if rates else ())):
-        value = tuple(value) if type(value) is list else (value,)
+    if kind is tuple and type(value) is list:
+        value = tuple(value)
+    elif kind is tuple and type(value) is not tuple:
+        value = (value,)
     if type(value) is not kind:
         raise UserError(f'{key} = {text}: must be {_KIND_NAMES[kind]}')
     if kind is tuple:
-        empty = int if key.removeprefix('config.') in NUMBERS else float if rates else str
-        inner = type(default[0]) if default else empty
-        if inner is float:
-            value = tuple(float(x) if type(x) is int else x for x in value)
-        if inner is str and all(type(item) is int for item in value):
-            names = text.strip('()[] ').split(',')
-            value = tuple(name.strip() for name in names) if value else ()  # of digits
-        if any(type(item) is not inner for item in value):
-            raise UserError(f'{key} = {text}: must hold {_KIND_NAMES[inner]} or several')
+        if _of_items(key, default) is str:
+            literals = all(item is None or type(item) in (bool, int, float) for item in value)
+            if value and literals:  # as they are written: names like None, 007 or 1e3
+                value = tuple(text.strip('()[] ').split(','))
+            value = tuple(item.strip() if type(item) is str else item for item in value)
+        value = _items(key, text, value, default)
+    return value
+
+
+def _of_items(key: str, default: tuple) -> type:
+    """What the items of a list are."""
+    name = key.removeprefix('config.')
+    empty = int if name in NUMBERS else float if name in RATES else str
+    return type(default[0]) if default else empty
+
+
+def _items(key: str, text: str, value: tuple, default: tuple) -> tuple:
+    """Of the one type that a list has; whole numbers may stand for names and for numbers."""
+    kind = _of_items(key, default)
+    if kind in (str, float):
+        value = tuple(kind(item) if type(item) is int else item for item in value)
+    if any(type(item) is not kind for item in value):
+        raise UserError(f'{key} = {text}: must hold {_KIND_NAMES[kind]} or several')
     return value
 
 

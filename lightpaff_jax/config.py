@@ -195,7 +195,7 @@ def _recipe() -> ConfigDict:
     c = ConfigDict()
     c.seeds = (0,)  # one student of every arm for each
     c.tasks = ()  # FILE[:VARIANT] of what is fine-tuned for, each a table
-    c.data = ''  # folder that stands for `data` in paths; '' is `data` itself
+    c.data = ''  # folder that stands for `data` in paths of config.data; '' is `data` itself
     c.scale = ''  # of the table of a family: paper, small, tiny or ci
     c.notes = ()  # sentences of the report: what its figures depend on
     c.equal_flops = ()  # tasks with a control that takes as many FLOPs; () is all
@@ -211,7 +211,9 @@ def _optim() -> ConfigDict:
     c = ConfigDict()
     c.peak_lr = 1e-3  # learning rate after the warm-up
     c.schedule = 'cosine'  # decay after the warm-up, one of SCHEDULES
-    c.final_lr = 0.1  # last learning rate, as a share of peak_lr
+    c.final_lr = (
+        0.1  # learning rate that the decay ends at, behind the last update; a share of peak_lr
+    )
     c.warmup = 10  # updates of linear warm-up
     c.b1 = 0.9  # AdamW, decay of the first moment
     c.b2 = 0.98  # AdamW, decay of the second moment
@@ -357,9 +359,11 @@ def to_json(c: ConfigDict) -> str:
 
 def from_json(text: str) -> ConfigDict:
     """Reads what `to_json` wrote; raises UserError on keys this version does not have."""
-    c = default()
+    c, found = default(), json.loads(text)
+    if not isinstance(found, dict):
+        raise UserError('must be a JSON object')
     known = flatten(c)
-    for key, value in flatten(ConfigDict(json.loads(text))).items():
+    for key, value in flatten(ConfigDict(found)).items():
         if key not in known:
             raise UserError(f'config.{key}: no such key{nearest(key, list(known))}')
         *sections, leaf = key.split('.')

@@ -1,5 +1,6 @@
 """Token by token, on the device: greedy, beam search, sampling."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -110,6 +111,7 @@ def _check(s: Settings) -> None:
         ('max_length', s.max_length >= 1, 'must be at least 1'),
         ('min_length', 0 <= s.min_length <= s.max_length, f'must be in [0, {s.max_length}]'),
         ('beams', s.beams >= 1, 'must be at least 1'),
+        ('length_penalty', math.isfinite(s.length_penalty), 'must be finite'),
         ('sample', not s.sample or s.beams == 1, f'must be False with {s.beams} beams'),
         ('temperature', s.temperature > 0, 'must be above 0'),
         ('top_k', s.top_k >= 0, 'must be at least 0'),

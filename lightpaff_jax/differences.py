@@ -63,7 +63,7 @@ def find(workdir: pathlib.Path, rows: dict[str, Row]) -> Differences | None:
 
 def _read(path: pathlib.Path, keys: Sequence[str]) -> dict[int, dict]:
     found = {}
-    for number, text in enumerate(path.read_text('utf-8').splitlines()):
+    for number, text in enumerate(path.read_bytes().splitlines()):
         try:
             line = json.loads(text)
             found[line['index']] = {key: line[key] for key in keys}

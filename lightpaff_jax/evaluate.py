@@ -18,9 +18,9 @@ from lightpaff_jax import (
     config,
     distill_step,
     generate,
-    inputs,
     metrics,
     models,
+    needed,
     networks,
     paths,
     predictions,
@@ -283,7 +283,7 @@ def run(c: ConfigDict, path: str, out: str) -> None:
     try:
         network = pretrained.read_network('model', path)
         _adopt(c, network, path)
-        inputs.check_paths(c)
+        needed.check_paths(c)
         sources.check(c)
         validation.validate(c, jax.device_count(), jax.process_count())
         result = _evaluated(c, path, paths.place(out))
@@ -356,7 +356,7 @@ def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:
         'tokenizer_hash': tokenizer.hash,
         'data_hash': prepared.hash,
         'teacher_hash': None if guide is None else guide.hash,
-        **workdir.provenance(),
+        **workdir.provenance(mesh.size),
     }
 
 

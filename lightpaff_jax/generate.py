@@ -59,6 +59,20 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     a = parser.parse_args(argv)
     if a.batch_size < 1:
         raise UserError(f'--batch-size={a.batch_size}: must be at least 1')
+    if not 0 <= a.seed < 2**31:
+        raise UserError(f'--seed={a.seed}: must be at least 0 and below 2**31')
+    unread = [
+        ('--seed', 'with --sample', a.seed and not a.sample),
+        (
+            '--length-penalty',
+            'by a search, of 2 beams or more',
+            a.beams == 1 and a.length_penalty != 1,
+        ),
+        ('--no-early-stop', 'by a search, of 2 beams or more', a.beams == 1 and not a.early_stop),
+    ]
+    for flag, where, ignored in unread:
+        if ignored:
+            raise UserError(f'{flag}: is read {where}')
     return a
 
 
@@ -107,7 +121,8 @@ def texts(
             batch = Batch(blank, blank, blank, source=read, source_segments=mask)
         else:
             batch = Batch(read, blank, blank, segments=mask)
-        found = jax.device_get(write(params, batch, jax.random.key(seed + number)))
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        found = jax.device_get(write(params, batch, key))
         for i in range(len(chosen)):
             new = found.ids[i, : found.lengths[i]]
             yield predictions.decoded(tokenizer, new[new != eos])
@@ -117,14 +132,14 @@ def _prompts(a: argparse.Namespace) -> list[str]:
     if a.file is None:
         return [a.prompt]
     try:
-        prompts = pathlib.Path(a.file).expanduser().read_text(encoding='utf-8').splitlines()
+        text = pathlib.Path(a.file).expanduser().read_text(encoding='utf-8')
     except UnicodeDecodeError as error:
         raise UserError(f'--file={a.file}: must be UTF-8: {error}') from error
     except OSError as error:
         raise UserError(f'--file={a.file}: {error.strerror}') from error
-    if not prompts:
+    if not text:
         raise UserError(f'--file={a.file}: must have at least one line')
-    return prompts
+    return text.removesuffix('\n').split('\n')  # no other mark of a line's end is one here
 
 
 def _run(argv: Sequence[str]) -> None:

@@ -25,7 +25,8 @@ def check(where: str, recipe: dict) -> None:
             near = config.nearest(str(entry['metric']), list(METRICS))
             raise UserError(f'{place}: metric = {entry["metric"]!r}: {rule}{near}')
         for candidate in entry['candidates']:
-            absent = [key for key in _CANDIDATE if key not in candidate]
+            known = candidate if isinstance(candidate, dict) else {}
+            absent = [key for key in _CANDIDATE if key not in known]
             if absent:
                 raise UserError(f'{place}: {candidate}: must have the key {absent[0]!r}')
         if entry['chosen'] not in [candidate['run'] for candidate in entry['candidates']]:

@@ -4,7 +4,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, inputs, processes
+from lightpaff_jax import command, needed, processes
 
 USAGE = """
 python -m lightpaff_jax.main --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
@@ -22,7 +22,7 @@ Keys, defaults and units: lightpaff_jax/config.py
 
 def run(c: ConfigDict) -> None:
     """Trains what `c` says, after the runs that it needs, and prints the scores."""
-    inputs.check_paths(c, runs=not c.after)
+    needed.check_paths(c, runs=not c.after)
     from lightpaff_jax import scores  # after the paths are known to be there
     from lightpaff_jax.train import check, train
 

@@ -198,6 +198,11 @@ class Writer:
         self._loss = self._loss if loss is None else loss
         self._progress.show(step, self._loss, self._clock.rate(step), self._clock.per_update(step))
 
+    def rest(self, seconds: float) -> None:
+        """Time that counts for no update, as that of saving."""
+        if self._active:
+            self._clock.rest(seconds)
+
     def close(self) -> None:
         """Ends the progress and closes the files; may be called twice."""
         if not self._active:
@@ -239,7 +244,7 @@ def _parse(text: bytes) -> dict | None:
 
 
 class _Clock:
-    """Tokens a second over updates only: over no evaluation, not over the first compilation."""
+    """Tokens a second over updates only: over no evaluation, compilation or saving."""
 
     def __init__(self, step: int, tokens: int):
         self._tokens = tokens
@@ -251,10 +256,13 @@ class _Clock:
 
     def start(self, step: int, tokens: int | None, idle: float) -> None:
         self._tokens = self._tokens if tokens is None else tokens
-        self._mark = *self._mark[:2], self._mark[2] + idle
+        self.rest(idle)
         if not self._started:
             self._started = True
             self.pause(step)
+
+    def rest(self, seconds: float) -> None:
+        self._mark = *self._mark[:2], self._mark[2] + seconds
 
     def pause(self, step: int) -> None:
         self._mark = step, self._tokens, time.monotonic()

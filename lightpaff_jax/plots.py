@@ -27,7 +27,8 @@ CANDIDATES = ('#1f80e0', '#d9480f', '#12977f', '#a26be0', '#b07d05', '#d6409f', 
 
 def _curve(path: pathlib.Path, kind: str) -> tuple[list[int], list[float]]:
     lines = []
-    for number, text in enumerate(path.read_text('utf-8').splitlines() if path.exists() else ()):
+    # A byte that is no UTF-8 is no JSON either.
+    for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else ()):
         try:
             line = json.loads(text)
             if line['kind'] == kind:
@@ -119,7 +120,7 @@ def _draw_overview(ax: Axes, tasks: dict[str, dict[str, Row]]) -> None:
                 drawn.add(key)
     ax.axvline(100, color=GREY, lw=1.5, ls='--')
     ax.axvline(95, color=GREY, lw=1, ls=':')
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [name.replace('$', r'\$') for name in names])  # no formulas
     ax.set(xlabel="of the teacher's score, % (lines: 95 and 100)", ylim=(-0.6, len(names) - 0.4))
     ax.grid(axis='y', visible=False)
     if drawn:

@@ -53,8 +53,11 @@ def save(path: str, model: models.Model, params: models.Params,
       tokenizer: whose ids it reads, for instance `tokenizers.read('runs/gpt2_stage2/tokenizer')`.
 
     Raises:
-      UserError: the tokenizer has more ids than the model, or no exact tokenizer.json.
+      UserError: the tokenizer has more ids than the model, or no exact tokenizer.json; the path is
+        in a bucket.
     """
+    if paths.remote(path):
+        raise UserError(f'{path}: must be a local folder')
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f'{path}: the tokenizer has {tokenizer.vocab_size} ids, must have at most the '

@@ -1,6 +1,7 @@
 """The runs of a recipe, one after the other: done ones skipped, the best of a grid taken, a report."""
 
 import json
+import math
 import pathlib
 import shlex
 import sys
@@ -21,7 +22,7 @@ again, it skips the runs that are done and resumes the one that is not.
 config.student and config.teacher are the two networks, config.data is what both are pre-trained
 on, config.recipe has the four arrows and names the tasks. What a task is fine-tuned on, and how it
 is scored, are the keys data, eval, generate and optim of its own file; of two eval.batches the
-smaller counts.
+smaller number counts, a 0 of the task's, which reads all, before any.
 """
 
 SET_BY_RECIPE = (
@@ -95,6 +96,8 @@ def _check(c: ConfigDict) -> None:
             raise config.UserError(
                 f'config.{key} = {value}: a recipe sets it for each of its runs, from config.recipe'
             )
+    if c.after:
+        raise config.UserError(f'config.after = {",".join(c.after)}: is not read by a recipe')
     for name in ('teacher_finetune', 'student_finetune'):
         p, plain = c.recipe[name], config.phase(updates=0)
         unread = () if p.updates else [key for key in plain if p[key] != plain[key]]
@@ -115,7 +118,9 @@ def _choose(step: Step, done: int, of: int, search: list[dict]) -> str:
         r = config.copy(r)
         r.eval.test = len(step.runs) == 1
         result = train.train(r)
-        scores[name] = result['scores']['validation'][result['metric']]
+        found = result['scores']['validation']
+        # A diverged classifier answers too; what it scores says nothing.
+        scores[name] = found[result['metric']] if math.isfinite(found['ce']) else math.nan
         sign = 1 if result['metric'] == 'perplexity' else -1
     if len(scores) == 1:
         return name
@@ -139,15 +144,31 @@ def _or_inf(value: float) -> float:
 
 
 def _measure(c: ConfigDict, folder: Any, chain: Chain, runs: dict[str, ConfigDict]) -> None:
-    """speed.json: teacher against student of the first task, unless it is there."""
+    """speed.json: teacher against student of the first task, unless it is there, of these."""
     from lightpaff_jax import speed, workdir
 
-    if processes.of_first(lambda: (folder / 'speed.json').is_file()):
-        return
     first = next(iter(chain.table['tasks'].values()))
-    r = config.copy(runs[first['arms'][0]['runs'][-1]])
-    r.teacher.path = f'{c.workdir}/{first["teacher"][-1]}'
-    workdir.write(folder / 'speed.json', json.dumps(speed.compare(r), indent=2) + '\n')
+    names = {'teacher': first['teacher'][-1], 'student': first['arms'][0]['runs'][-1]}
+
+    def there() -> bool:
+        try:
+            known = json.loads((folder / 'speed.json').read_text())
+            sizes = {
+                name: json.loads((folder / run / 'result.json').read_text())['parameters']
+                for name, run in names.items()
+            }
+            return known['runs'] == names and all(
+                known[name]['parameters'] == size for name, size in sizes.items()
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return False  # none, or of other networks
+
+    if processes.of_first(there):
+        return
+    r = config.copy(runs[names['student']])
+    r.teacher.path = f'{c.workdir}/{names["teacher"]}'
+    found = speed.compare(r) | {'runs': names}
+    workdir.write(folder / 'speed.json', json.dumps(found, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -133,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f'error: {error.filename or argv[0]}: {error.strerror or error}', file=sys.stderr)
+        return 2
     print(f'wrote {argv[0]}/report.md and report.html')
     return 0
 

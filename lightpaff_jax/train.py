@@ -18,9 +18,9 @@ from lightpaff_jax import (
     digests,
     distill_step,
     evaluate,
-    inputs,
     metrics,
     models,
+    needed,
     networks,
     optimizer,
     paths,
@@ -92,10 +92,11 @@ def train(c: ConfigDict) -> dict:
         )
         state, progress = restore(c, mesh, student, rule, saved, inputs)
         inputs = inputs._replace(initial=None)  # now in the state, or of no use beside a checkpoint
+        if progress.updates < c.train.updates:  # what is said of fewer updates
+            for name in ('result.json', 'predictions/validation.jsonl', 'predictions/test.jsonl'):
+                workdir.remove(folder / name)
         workdir.claim(c, folder)
         _keep_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)
-        if progress.updates < c.train.updates:
-            workdir.remove(folder / 'result.json')
 
         def cost(shape: Shape) -> float:
             of_teacher = 0 if network is None else network.flops(shape)
@@ -109,7 +110,9 @@ def train(c: ConfigDict) -> dict:
             used = last if last is not None and last.split == split else None
             found = used or evaluation.find(split, state.params)
             scores[split] = evaluation.finish(found, state.params, folder / 'predictions')
-    result = summary(c, student, progress, scores) | workdir.provenance() | inputs.identities
+    result = (
+        summary(c, student, progress, scores) | workdir.provenance(mesh.size) | inputs.identities
+    )
     workdir.write(folder / 'result.json', json.dumps(result, indent=2) + '\n')
     return result
 
@@ -147,10 +150,12 @@ def _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved):
                 found = evaluation.find('validation', state.params)
                 writer.log(index, found.scores, kind='validation')
             if kept:  # after all lines of this update: a resumed run repeats none of them
+                saving = time.perf_counter()
                 window = metrics.to_json(progress.window)
                 done = dataclasses.asdict(dataclasses.replace(progress, window=window))
                 writer.keep()
                 saved.save(index, state, {'progress': done, **inputs.identities})
+                writer.rest(time.perf_counter() - saving)
             if scored or kept:
                 began = time.perf_counter()
     return state, found
@@ -214,7 +219,7 @@ def check(c: ConfigDict, runs: bool = True) -> None:
             "config.teacher.path = '': must be the workdir of a run, as config.teacher.layers is "
             'given; `python -m lightpaff_jax.recipe` is the command that trains its teacher'
         )
-    inputs.check_paths(c, runs)
+    needed.check_paths(c, runs)
     sources.check(c)
     if c.data.unlabelled and not c.teacher.path:
         raise UserError(
@@ -234,7 +239,7 @@ def check(c: ConfigDict, runs: bool = True) -> None:
 def keep_compiled(folder: str) -> None:
     """Programs compiled once are read from `folder` the next time. jax takes the first folder."""
     if folder:
-        path = str(pathlib.Path(folder).expanduser())
+        path = folder if paths.remote(folder) else str(pathlib.Path(folder).expanduser())
         jax.config.update('jax_compilation_cache_dir', path)
 
 

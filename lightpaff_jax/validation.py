@@ -53,6 +53,9 @@ def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> N
         _positive(f'optim.{key}', c.optim[key])
     _rule('optim.final_lr', c.optim.final_lr, 0 <= c.optim.final_lr <= 1, 'must be in [0, 1]')
     _rule('optim.warmup', c.optim.warmup, c.optim.warmup >= 0, 'must be at least 0')
+    for section, key in (('optim', 'warmup'), ('train', 'updates')):
+        value = c[section][key]
+        _rule(f'{section}.{key}', value, value < 2**31, 'must be below 2**31')
     for key in ('b1', 'b2'):
         _rule(f'optim.{key}', c.optim[key], 0 <= c.optim[key] < 1, 'must be in [0, 1)')
     for key in ('weight_decay', 'clip_norm'):

@@ -70,9 +70,11 @@ def _finished(c: ConfigDict, path: pathlib.Path, identities: dict) -> dict | Non
     with paths.faults(path):
         if not path.is_file():
             return None
-        text = path.read_text()
+        text = path.read_bytes()
     try:
         result = json.loads(text)
+        if not isinstance(result, dict):
+            raise ValueError('it is no object')
     except ValueError as error:
         raise UserError(
             f'{path}: must be JSON: {error}; remove it to score the run again'
@@ -138,12 +140,12 @@ def _writing(c: ConfigDict) -> str:
     )
 
 
-def provenance() -> dict:
-    """What ran where: hardware, versions, commit."""
+def provenance(devices: int) -> dict:
+    """What ran where: hardware, with as many devices as were used, versions, commit."""
     device = jax.devices()[0]
     cores = f'{os.cpu_count()} cores, {platform.machine()}'
     return {
-        'hardware': f'{jax.device_count()} x {device.device_kind}, {cores}',
+        'hardware': f'{devices} x {device.device_kind}, {cores}',
         'processes': processes.count(),
         'versions': {
             'lightpaff_jax': lightpaff_jax.__version__,

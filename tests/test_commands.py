@@ -6,7 +6,7 @@ import shutil
 import pytest
 from command_cases import ROOT, WORDS, alone, call, mistake, working_in
 
-from lightpaff_jax import config, main, recipe, speed
+from lightpaff_jax import command, config, main, recipe, speed
 from lightpaff_jax.data import tokenizers
 
 NO_NETWORK = (
@@ -119,6 +119,23 @@ def test_a_file_that_sets_a_key_to_none_is_told_which(tmp_path, capsys):
     path.write_text(f'{DEF}c.student.width = None\n  return c')
     line = mistake(capsys, f'--config={path}')
     assert line == 'config.student.width = None: must have a value'
+
+
+def test_whole_numbers_in_a_list_of_names_are_names_and_nothing_else_is(tmp_path, capsys):
+    path = tmp_path / 'mine.py'
+    path.write_text(f"{DEF}c.data.columns, c.data.labels = (0, '', 1), (0, 1)\n  return c")
+    c = command.load(str(path))
+    assert (c.data.columns, c.data.labels) == (('0', '', '1'), ('0', '1'))
+    path.write_text(f'{DEF}c.recipe.seeds = (0.5,)\n  return c')
+    line = mistake(capsys, f'--config={path}')
+    assert line == 'config.recipe.seeds = (0.5,): must hold a whole number or several'
+
+
+def test_more_updates_than_a_step_can_count_are_refused(capsys):
+    for key in ('train.updates', 'optim.warmup'):
+        words = ('--config=configs/quickstart.py', f'--config.{key}=3000000000')
+        line = mistake(capsys, *words)
+        assert line == f'config.{key} = 3000000000: must be below 2**31'
 
 
 def test_a_file_that_is_no_module_is_refused(tmp_path, capsys):

@@ -252,6 +252,24 @@ def test_the_command_writes_one_line_a_prompt(folders, family, tmp_path, capsys)
     assert found[0] == found[1] != found[2]
 
 
+def test_no_prompt_of_one_seed_is_drawn_as_another_of_the_next(folders, capsys, tmp_path):
+    file = tmp_path / 'prompts.txt'
+    file.write_text('import jax\n' * 4)
+    drawn = []
+    for seed in (0, 1):
+        words = (f'--model={folders}/gpt2', f'--file={file}', '--batch-size=1', '--sample')
+        assert generate.main([*words, '--max-length=12', f'--seed={seed}']) == 0
+        drawn.append(capsys.readouterr().out.splitlines())
+    assert len({*drawn[0], *drawn[1]}) == 8
+
+
+def test_a_line_ends_at_its_end_alone(folders, capsys, tmp_path):
+    file = tmp_path / 'prompts.txt'
+    file.write_text('one\u2028two\r\nthree\x0cfour\n\nlast', encoding='utf-8', newline='')
+    assert generate.main([f'--model={folders}/gpt2', f'--file={file}', '--max-length=2']) == 0
+    assert capsys.readouterr().out.count('\n') == 4
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -262,6 +280,15 @@ def test_the_command_writes_one_line_a_prompt(folders, family, tmp_path, capsys)
         (['--model={}/gpt2', '--prompt=a', '--sample', '--beams=2'],
          'sample = True: must be False with 2 beams'),
         (['--model={}/gpt2', '--prompt=a', '--batch-size=0'], '--batch-size=0: must be at least 1'),
+        (['--model={}/gpt2', '--prompt=a', '--sample', '--seed=2147483648'],
+         '--seed=2147483648: must be at least 0 and below 2**31'),
+        (['--model={}/gpt2', '--prompt=a', '--seed=3'], '--seed: is read with --sample'),
+        (['--model={}/gpt2', '--prompt=a', '--length-penalty=2'],
+         '--length-penalty: is read by a search, of 2 beams or more'),
+        (['--model={}/gpt2', '--prompt=a', '--no-early-stop'],
+         '--no-early-stop: is read by a search, of 2 beams or more'),
+        (['--model={}/gpt2', '--prompt=a', '--beams=3', '--length-penalty=nan'],
+         'length_penalty = nan: must be finite'),
         (['--model={}/bert', '--prompt=a'], "a network of the family 'bert' writes no texts"),
         (['--model={}/none', '--prompt=a'],
          '--model={}/none: must be the workdir of a finished run, or a folder with config.json '

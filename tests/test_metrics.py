@@ -200,3 +200,19 @@ def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
     run(tmp_path / 'other', 1, 10, 0)
     assert not (tmp_path / 'other').exists()
     assert capsys.readouterr() == ('', '')
+
+
+def test_tokens_a_second_do_not_count_saving(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
+    with Writer(tmp_path, 10, resume_step=0) as writer:
+        writer.advance(1, 100)
+        now[0] = 1.0
+        writer.advance(2, 200)
+        now[0] = 31.0
+        writer.rest(30.0)
+        now[0] = 32.0
+        writer.advance(3, 300)
+        writer.log(3, {'loss': 1.0})
+    (line,) = (tmp_path / 'timing.jsonl').read_text().splitlines()
+    assert json.loads(line)['tokens_per_second'] == 100.0

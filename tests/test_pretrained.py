@@ -341,3 +341,12 @@ def test_a_teacher_in_a_narrow_type_is_there_once():
     assert narrow.dtype == 'bfloat16'
     assert narrow.tolist() == [*range(8)]
     assert wide.is_deleted()
+
+
+def test_a_folder_in_a_bucket_is_not_written_here(places, data_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, model, params = places['gpt2']
+    tokenizer = tokenizers.load(data_fixtures.tiny(data_cache))
+    with pytest.raises(UserError, match=r'^gs://bucket/student: must be a local folder$'):
+        lightpaff_jax.save('gs://bucket/student', model, params, tokenizer)
+    assert not [*tmp_path.iterdir()]

@@ -1,12 +1,13 @@
 """A recipe that runs: what it chooses, that it may be stopped anywhere, where its teacher comes from."""
 
 import json
+import math
 import pathlib
 
 import data_fixtures
 import pytest
 
-from lightpaff_jax import config, recipe, speed, train
+from lightpaff_jax import chain, config, recipe, speed, train
 from lightpaff_jax.config import UserError
 
 TASK = """
@@ -128,6 +129,57 @@ def test_a_key_of_a_phase_that_each_task_has_itself_is_refused(micro):
     micro.recipe.student_finetune.updates = 0
     with pytest.raises(UserError, match=r'student_finetune\.\w+ = \d+: is not read where'):
         recipe.run(micro)
+
+
+def test_runs_before_are_not_a_recipe_s(micro):
+    micro.after = ('configs/bert.py',)
+    with pytest.raises(
+        UserError, match=r'^config.after = configs/bert.py: is not read by a recipe$'
+    ):
+        recipe.run(micro)
+
+
+def test_a_run_that_diverged_is_not_the_best_of_its_grid(monkeypatch):
+    """Of NaN logits the first class is the answer, which may be right more often than a healthy run's."""
+    found = {'high': (float('nan'), 0.63), 'low': (0.7, 0.54), 'none': (float('nan'), 0.9)}
+
+    def trained(r):
+        ce, accuracy = found[r.task]
+        return {'metric': 'accuracy', 'scores': {'validation': {'ce': ce, 'accuracy': accuracy}}}
+
+    monkeypatch.setattr(train, 'train', trained)
+    runs = {name: config.default() for name in found}
+    for name, c in runs.items():
+        c.task = name
+    search = []
+    step = chain.Step('student_finetune', '', 'two_stage', runs)
+    assert recipe._choose(step, 0, 3, search) == 'low'
+    scores = {c['run']: c['score'] for c in search[0]['candidates']}
+    assert scores['low'] == 0.54
+    assert math.isnan(scores['high'])
+
+
+def test_rates_that_differ_a_little_are_two_runs(micro):
+    micro.recipe.student_finetune.peak_lrs = (0.001, 0.0010000001)
+    runs, _ = chain.plan(micro)
+    names = [name for name in runs if name.startswith('seed0/two_stage/')]
+    assert names == ['seed0/two_stage/lr0.001', 'seed0/two_stage/lr0.0010000001']
+
+
+@pytest.mark.e2e
+def test_speed_is_measured_again_where_it_is_of_other_networks(undisturbed, shared, monkeypatch):
+    path = undisturbed / 'speed.json'
+    before = path.read_text()
+    known = json.loads(before)
+    assert known['runs'].keys() == {'teacher', 'student'}
+    monkeypatch.setattr(speed, '_SECONDS', 0.01)
+    known['student']['parameters'] = 777
+    path.write_text(json.dumps(known))
+    recipe.run(config.copy(shared))
+    assert json.loads(path.read_text())['student']['parameters'] != 777
+    again = path.read_text()
+    recipe.run(config.copy(shared))
+    assert path.read_text() == again, 'of the same ones it is kept'
 
 
 @pytest.mark.e2e

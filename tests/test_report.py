@@ -291,6 +291,19 @@ def test_a_name_with_markup_is_escaped(tmp_path):
         assert text.count('&lt;script&gt;') >= 2
 
 
+def test_a_name_may_have_signs_of_a_formula(tmp_path):
+    workdir = make_recipe(tmp_path, TWO, 1, 'of $1 and $2^$')
+    report.write(workdir)
+    assert 'of $1 and $2^$' in (workdir / 'report.html').read_text('utf-8')
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    workdir = make_workdir(tmp_path)
+    (workdir / 'report.md').mkdir()
+    assert report.main([str(workdir)]) == 2
+    assert capsys.readouterr().err == f'error: {workdir}/report.md: Is a directory\n'
+
+
 def test_equal_inputs_give_equal_files(tmp_path):
     workdir = make_workdir(tmp_path)
     report.write(workdir)

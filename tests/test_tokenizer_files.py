@@ -275,3 +275,29 @@ def test_accents_that_are_stripped_or_kept_make_another_identity(tmp_path):
         hashes.add(found.hash)
         ids.add(tuple(found.encode(['caf\u00e9'])[0]))
     assert len(hashes) == len(ids) == 2
+
+
+@pytest.mark.parametrize('where', ['added_tokens.json', 'tokenizer_config.json'])
+@pytest.mark.parametrize('kind', ['words', 'bytes'])
+def test_tokens_added_behind_the_vocabulary_are_read(tmp_path, where, kind):
+    folder = (write_wordpiece if kind == 'words' else write_bytes_bpe)(tmp_path / 'a')
+    size = read(folder).vocab_size
+    added = {'[NEW1]': size, '[NEW2]': size + 1}
+    text = json.dumps(added)
+    if where == 'tokenizer_config.json':
+        decoder = {str(i): {'content': name, 'special': True} for name, i in added.items()}
+        text = json.dumps({'added_tokens_decoder': decoder})
+    (folder / where).write_text(text)
+    one = read(folder)
+    assert one.vocab_size == size + 2
+    assert [i for i in one.encode(['a [NEW2] b'])[0] if i >= size] == [size + 1]
+    (folder / where).write_text(text.replace(str(size + 1), str(size + 7)))
+    with pytest.raises(
+        config.UserError, match=rf'\[NEW2\] must have id {size + 7}, has {size + 1}'
+    ):
+        read(folder)
+
+
+def test_a_vocabulary_without_the_tokens_of_a_pair_is_not_saved_for_a_bert(bpe, tmp_path):
+    with pytest.raises(config.UserError, match=r'a BERT needs a tokenizer with \[CLS\]'):
+        tokenizers.read(str(bpe)).save(tmp_path / 'saved', 'bert')

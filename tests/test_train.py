@@ -5,7 +5,7 @@ import json
 import data_fixtures
 import pytest
 
-from lightpaff_jax import checkpoint, evaluate
+from lightpaff_jax import checkpoint, evaluate, pretrained, workdir
 from lightpaff_jax.config import UserError
 from lightpaff_jax.train import train
 
@@ -44,6 +44,35 @@ def test_a_finished_run_is_not_run_again_and_a_longer_one_goes_on(data_cache, tm
     assert longer['updates'] == 6
     assert longer['seconds'] > first['seconds']
     assert [x['step'] for x in lines(tmp_path) if x['kind'] == 'train'] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_longer_run_leaves_nothing_that_is_said_of_fewer_updates(
+    data_cache, tmp_path, monkeypatch
+):
+    train(configured(data_cache, tmp_path))
+    test = tmp_path / 'predictions' / 'test.jsonl'
+    assert test.exists()
+    c = configured(data_cache, tmp_path, updates=6)
+    c.eval.test = False
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir, 'claim', killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(c)
+    assert not (tmp_path / 'result.json').exists()
+    with pytest.raises(UserError, match=r'has no result\.json'):
+        pretrained.read_network('path', str(tmp_path))
+    train(c)
+    assert [p.name for p in test.parent.iterdir()] == ['validation.jsonl']
+
+
+def test_a_run_names_the_devices_it_used(data_cache, tmp_path):
+    c = configured(data_cache, tmp_path, updates=1)
+    c.mesh.data = 2
+    assert train(c)['hardware'].startswith('2 x cpu, ')
 
 
 def test_a_split_that_was_scored_is_not_scored_again(data_cache, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lightpaff_jax import config, inputs, validation
+from lightpaff_jax import config, needed, validation
 from lightpaff_jax.config import UserError
 
 
@@ -192,7 +192,7 @@ def test_a_source_of_files_needs_their_folder(source):
     c = config.default()
     c.data.source = source
     with pytest.raises(UserError) as error:
-        inputs.check_paths(c)
+        needed.check_paths(c)
     assert str(error.value) == f"config.data.path = '': must be a folder for source '{source}'"
 
 
@@ -282,7 +282,7 @@ def test_every_path_that_is_not_there_is_named_in_one_line(tmp_path):
     c.data.source, c.data.path, c.student.init = 'text', str(tmp_path), 'runs/a'
     c.teacher.path, c.tokenizer.path, c.tokenizer.text = 'runs/b', 'c.model', 'd'
     with pytest.raises(config.MissingPaths) as error:
-        inputs.check_paths(c)
+        needed.check_paths(c)
     named = [part.partition(':')[0] for part in str(error.value).split('; ')]
     assert sorted(named) == [
         'config.student.init = runs/a',

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config, inputs, paths, validation
+from lightpaff_jax import command, config, needed, paths, validation
 from lightpaff_jax.data import fitting, making, records, shards, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Prepared
@@ -188,7 +188,8 @@ def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokeni
     c = command.parse(rest, config.default())
     c.data.source, c.data.path = source, path
     _check_tokenizer(c, options, recipe)
-    told = c.data.workers != config.default().data.workers
+    told = any(word.startswith('--config.data.workers') for word in rest)
+    told = told or c.data.workers != config.default().data.workers
     c.data.workers = _number(options, 'workers', c.data.workers if told else _cores())
     c.data.on_error = options.get('on-error', c.data.on_error)
     c.tokenizer.path = options.get('tokenizer', '')
@@ -204,7 +205,7 @@ def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokeni
     if tokenizer is None:
         c.student.vocab_size = _number(options, 'train-tokenizer', 0)
     validation.validate(c)
-    inputs.check_paths(c, runs=False)
+    needed.check_paths(c, runs=False)
     sources.check(c)
     return c, tokenizer
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config, inputs, paths
+from lightpaff_jax import config, needed, paths
 from lightpaff_jax.data import overlap, readers, records, specs, splits
 from lightpaff_jax.data.readers import Skipped, Source
 
@@ -175,7 +175,7 @@ def check(c: ConfigDict) -> None:
     for key in ('exclude', 'unlabelled'):
         for part, entry in zip(_parts(c, key), c.data[key], strict=True):
             try:
-                inputs.check_folder(part.c)
+                needed.check_folder(part.c)
                 _source(part.c).check(part.c)
             except config.UserError as error:
                 raise type(error)(f'config.data.{key} = {entry!r}: {error}') from error
@@ -246,7 +246,7 @@ def _mixture_identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
 def _check_mixture(c: ConfigDict) -> None:
     for (part, _), entry in zip(parts(c), c.data.mixture, strict=True):
         try:
-            inputs.check_folder(part)
+            needed.check_folder(part)
             check(part)
         except config.UserError as error:
             raise type(error)(f'config.data.mixture = {entry!r}: {error}') from error

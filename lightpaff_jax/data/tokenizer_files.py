@@ -26,6 +26,7 @@ _NAMES = {
     'unk': ('[UNK]', '<unk>'),
 }  # what a special token is for -> how it is spelled where nothing says so
 _PAIRS = (('[CLS]', '[SEP]'), ('<s>', '</s>'))  # cls and sep
+_TOKEN = ('content', 'single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 _KNOWN = 1 << 20  # characters of words whose ids are kept; about 40 MB
 _APART = re.compile(r'(?<=\S)(?= \S)')  # before a single space
 _UNUSED = re.compile(r'\[unused\d+\]')
@@ -190,6 +191,8 @@ def write(
             special_tokens=[(eos, fast.token_to_id(eos))],
         )  # fmt: skip
     if family == 'bert':
+        if 'cls' not in tokens:
+            raise UserError(f'{folder.name}: a BERT needs a tokenizer with [CLS] and [SEP]')
         cls, sep = tokens['cls'], tokens['sep']
         fast.post_processor = processors.TemplateProcessing(
             single=f'{cls}:0 $A:0 {sep}:0',
@@ -251,12 +254,14 @@ def read(file: pathlib.Path, lowercase: bool, where: str) -> HuggingFace:
         if not (file.parent / name).is_file():
             raise UserError(f'{where}: must have {name} beside {file.name}')
     try:
-        if pair:
-            fast = _byte_level([str(file.parent / name) for name in pair], settings, declared)
-        elif file.suffix == '.json':
+        if file.suffix == '.json' and not pair:
             fast = tokenizers.Tokenizer.from_file(str(file))
         else:
-            fast = _word_piece(file, {'do_lower_case': lowercase} | settings, declared)
+            if pair:
+                fast = _byte_level([str(file.parent / name) for name in pair], settings, declared)
+            else:
+                fast = _word_piece(file, {'do_lower_case': lowercase} | settings, declared)
+            _add_further(fast, file.parent, settings, declared)
     except Exception as error:  # `tokenizers` raises no narrower one
         reason = ' '.join(str(error).split())
         kind = (
@@ -317,6 +322,27 @@ def _byte_level(files: Sequence[str], settings: dict, declared: Mapping[str, str
             ('</s>', sep), ('<s>', cls), add_prefix_space=options['add_prefix_space']
         )
     return fast
+
+
+def _add_further(
+    fast: tokenizers.Tokenizer, folder: pathlib.Path, settings: dict, declared: Mapping[str, str]
+) -> None:
+    """Adds what added_tokens.json and tokenizer_config.json have beyond the vocabulary."""
+    found: dict[int, tokenizers.AddedToken] = {}
+    file = folder / 'added_tokens.json'
+    if file.is_file():
+        for name, i in json.loads(file.read_text(encoding='utf-8')).items():
+            special = name in declared.values()
+            found[int(i)] = tokenizers.AddedToken(name, normalized=not special, special=special)
+    for i, token in settings.get('added_tokens_decoder', {}).items():
+        found[int(i)] = tokenizers.AddedToken(**{k: token[k] for k in _TOKEN if k in token})
+    for i, token in sorted(found.items()):
+        if fast.token_to_id(token.content) is None:
+            add = fast.add_special_tokens if token.special else fast.add_tokens
+            add([token])
+        there = fast.token_to_id(token.content)
+        if there != i:
+            raise ValueError(f'added token {token.content} must have id {i}, has {there}')
 
 
 def _add(fast: tokenizers.Tokenizer, names: Collection[str]) -> None:

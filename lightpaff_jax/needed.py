@@ -1,4 +1,4 @@
-"""The paths that a run reads: what must be there."""
+"""The paths that a run needs: what must be there."""
 
 import pathlib
 
