@@ -8,11 +8,12 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import register_implementation
 
-from lightpaff_jax import config, metrics, paths, workdir
+from lightpaff_jax import config, metrics, paths, train, workdir
 from lightpaff_jax.config import UserError
 
 ROOT = pathlib.Path(config.__file__).parents[1]
@@ -147,6 +148,16 @@ def test_a_workdir_in_a_bucket_is_claimed_checked_and_finished(bucket):
     workdir.remove(place / 'result.json')
     workdir.remove(place / 'result.json')
     workdir.check(c, place)
+
+
+def test_compiled_programs_may_be_kept_in_a_bucket_or_at_home():
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for folder, kept in (('gs://b/xla', 'gs://b/xla'), ('~/xla', os.path.expanduser('~/xla'))):
+            train.keep_compiled(folder)
+            assert jax.config.jax_compilation_cache_dir == kept
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
 
 
 def test_files_of_a_bucket_come_here_and_go_there(tmp_path, bucket):

@@ -8,7 +8,7 @@ import data_fixtures
 import pytest
 import tokenizers as reference
 
-from lightpaff_jax import config, validation
+from lightpaff_jax import command, config, validation
 from lightpaff_jax.data import prepare, records, sources, tokenizers
 
 DATA = os.environ.get('LIGHTPAFF_DATA')
@@ -120,6 +120,15 @@ def test_a_finished_set_that_lacks_its_tokenizer_has_it_again(capsys, given, tmp
     code, out, _ = call(capsys, *given)
     assert (code, 'is prepared already' in out) == (0, True)
     assert data_fixtures.digests(tmp_path / 'set') == before
+
+
+@pytest.mark.parametrize(('flag', 'wanted'), [([], 7), (['--config.data.workers=1'], 1),
+                                              (['--config.data.workers=3'], 3)])  # fmt: skip
+def test_as_many_processes_tokenize_as_are_asked_for(given, monkeypatch, flag, wanted):
+    monkeypatch.setattr(prepare, '_cores', lambda: 7)
+    options, rest = command.flags([*given[:3], *flag], ('source', 'tokenizer', 'out', 'workers'))
+    c, _ = prepare._asked(options, rest)
+    assert c.data.workers == wanted
 
 
 def test_a_run_finds_in_the_cache_what_the_command_would_make(capsys, given, place, tmp_path):

@@ -38,6 +38,12 @@ def break_metrics(workdir):
     return 'seed0/stage1/metrics.jsonl: line 1'
 
 
+def break_bytes_of_metrics(workdir):
+    path = workdir / 'seed0/stage1/metrics.jsonl'
+    path.write_bytes(b'{"step": 1, "kind": "\xff"}\n')
+    return 'seed0/stage1/metrics.jsonl: line 1'
+
+
 def break_objective(workdir):
     make_run(workdir / 'seed0/no_teacher', 0.9, 0, objective='classify')
     return "task 'text': its last runs must have one objective, not classify and clm"
@@ -109,6 +115,14 @@ def break_predictions(workdir):
     return "seed0/two_stage/predictions/test.jsonl: line 1 cannot be read: 'nll'"
 
 
+def break_bytes_of_predictions(workdir):
+    for run in ('teacher_finetune', 'seed0/two_stage'):
+        write_predictions(workdir / run, 'clm', [0, 0], 0.5, 3)
+    path = workdir / 'seed0/two_stage/predictions/test.jsonl'
+    path.write_bytes(b'\xff' + path.read_bytes())
+    return 'seed0/two_stage/predictions/test.jsonl: line 1 cannot be read: '
+
+
 def break_order_of_predictions(workdir):
     for run, lines in (('teacher_finetune', 3), ('seed0/two_stage', 4)):
         write_predictions(workdir / run, 'clm', [0, 0], 0.5, lines)
@@ -124,6 +138,8 @@ def break_order_of_predictions(workdir):
         break_key,
         break_arm,
         break_metrics,
+        break_bytes_of_metrics,
+        break_bytes_of_predictions,
         break_objective,
         break_objective_name,
         break_accuracy,

@@ -129,3 +129,15 @@ def test_a_run_that_is_not_finished_is_no_teacher(data_cache, tmp_path):
     c.teacher.path = str(tmp_path / 'teacher')
     with pytest.raises(UserError, match='must be the workdir of a finished run'):
         train(c)
+
+
+@pytest.mark.parametrize('text', ['3', '[]', '"x"', '{', b'\xff'])
+def test_a_file_that_is_no_object_is_named(data_cache, tmp_path, text):
+    c = configured(data_cache, tmp_path, updates=1)
+    (tmp_path / 'checkpoints').mkdir()
+    for name in ('config.json', 'result.json'):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=rf'^{tmp_path}/config.json: '):
+        workdir.check(c, tmp_path)
+    with pytest.raises(UserError, match=rf'^{tmp_path}/result.json: must be JSON: '):
+        workdir.finished(c, tmp_path, {})
