@@ -315,6 +315,9 @@ def _check_unread(c: ConfigDict) -> None:
         value = c.data[key]
         unread = key not in READS[source] and value != plain[key]
         _rule(f'data.{key}', value, not unread, f'is not read from {source!r}')
+    for key, objective in (('masked', 'mlm'), ('whole_words', 'mlm'), ('fragment', 'mass')):
+        unread = c.objective != objective and c.data[key] != plain[key]
+        _rule(f'data.{key}', c.data[key], not unread, f'is read for objective {objective!r}')
     for key in ('replace', 'exclude'):
         _rule(f'data.{key}', ','.join(c.data[key]), source != 'prepared' or not c.data[key],
               "is not read from 'prepared'")  # fmt: skip
