@@ -106,6 +106,7 @@ def test_processes_agree_on_the_bucket(data_cache, vocabulary, form, processes):
         assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.e2e
 def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(
     data_cache, tmp_path, monkeypatch
 ):

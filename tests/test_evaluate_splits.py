@@ -219,6 +219,7 @@ def test_references_of_a_prepared_set_are_decoded_ids(summaries, tmp_path):
 # At the end of a run.
 
 
+@pytest.mark.e2e
 def test_a_run_generates_at_its_end_alone(summaries, tmp_path):
     c = summaries
     configured(c, tmp_path)

@@ -154,6 +154,7 @@ def classifier(data_cache, workdir):
     return c
 
 
+@pytest.mark.e2e
 def test_a_missing_head_begins_fresh_only_when_the_configuration_says_so(
     data_cache, places, tmp_path
 ):
@@ -193,6 +194,7 @@ def test_a_folder_of_other_classes_needs_a_new_head_too(data_cache, tmp_path):
     assert start(c, data_cache)['classifier']['table'].shape == (2, 16)
 
 
+@pytest.mark.e2e
 def test_a_run_of_a_classifier_teaches_and_leaves_as_a_folder(data_cache, places, tmp_path):
     c = classifier(data_cache, tmp_path / 'teacher')
     train.train(c)

@@ -25,6 +25,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
+@pytest.mark.e2e
 def test_300_updates_on_8_devices_end(data_cache, tmp_path):
     """With one step in flight: free-running ones dead-lock on fake devices, and XLA aborts."""
     c = configured(data_cache, tmp_path, updates=300, save_every=300, log_every=50)
