@@ -6,6 +6,7 @@ import functools
 import gc
 import importlib.util
 import logging
+import numbers
 import os
 import pathlib
 import re
@@ -341,10 +342,16 @@ def _typed(key: str, text: str, default):
         if _of_items(key, default) is str:
             literals = all(item is None or type(item) in (bool, int, float) for item in value)
             if value and literals:  # as they are written: names like None, 007 or 1e3
-                value = tuple(text.strip('()[] ').split(','))
+                value = tuple(_bare(text).split(','))
             value = tuple(item.strip() if type(item) is str else item for item in value)
         value = _items(key, text, value, default)
     return value
+
+
+def _bare(text: str) -> str:
+    """Without the brackets of a list, and the comma that its last item may have."""
+    text = text.strip()
+    return text[1:-1].rstrip().removesuffix(',') if text[:1] in ('(', '[') else text
 
 
 def _of_items(key: str, default: tuple) -> type:
@@ -357,8 +364,17 @@ def _of_items(key: str, default: tuple) -> type:
 def _items(key: str, text: str, value: tuple, default: tuple) -> tuple:
     """Of the one type that a list has; whole numbers may stand for names and for numbers."""
     kind = _of_items(key, default)
-    if kind in (str, float):
-        value = tuple(kind(item) if type(item) is int else item for item in value)
+    from_whole, from_real = kind in (str, int), kind is float
+    value = tuple(
+        kind(item)
+        if not isinstance(item, bool)
+        and (
+            (from_whole and isinstance(item, numbers.Integral))
+            or (from_real and isinstance(item, numbers.Real))
+        )
+        else item
+        for item in value
+    )
     if any(type(item) is not kind for item in value):
         raise UserError(f'{key} = {text}: must hold {_KIND_NAMES[kind]} or several')
     return value

@@ -139,7 +139,7 @@ def _prompts(a: argparse.Namespace) -> list[str]:
         raise UserError(f'--file={a.file}: {error.strerror}') from error
     if not text:
         raise UserError(f'--file={a.file}: must have at least one line')
-    return text.removesuffix('\n').split('\n')  # no other mark of a line's end is one here
+    return text.removesuffix('\n').split('\n')  # a page's end is no line's, nor U+2028
 
 
 def _run(argv: Sequence[str]) -> None:

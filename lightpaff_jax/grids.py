@@ -24,11 +24,17 @@ def check(where: str, recipe: dict) -> None:
             rule = f'must be one of {", ".join(METRICS)}'
             near = config.nearest(str(entry['metric']), list(METRICS))
             raise UserError(f'{place}: metric = {entry["metric"]!r}: {rule}{near}')
+        if not isinstance(entry['candidates'], list):
+            raise UserError(f'{place}: candidates = {entry["candidates"]!r}: must be a list')
         for candidate in entry['candidates']:
             known = candidate if isinstance(candidate, dict) else {}
             absent = [key for key in _CANDIDATE if key not in known]
             if absent:
                 raise UserError(f'{place}: {candidate}: must have the key {absent[0]!r}')
+            for key in ('peak_lr', 'lambda_', 'score'):
+                number = isinstance(known[key], int | float)
+                if not number and not (key == 'score' and known[key] is None):
+                    raise UserError(f'{place}: {candidate}: {key} must be a number')
         if entry['chosen'] not in [candidate['run'] for candidate in entry['candidates']]:
             raise UserError(f'{place}: chosen = {entry["chosen"]!r}: must be one of its candidates')
 

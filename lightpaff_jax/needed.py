@@ -40,7 +40,7 @@ def check_paths(c: ConfigDict, runs: bool = True) -> None:
     if not c.data.path and 'path' in READS[source]:
         raise UserError(f"config.data.path = '': must be {what} for source {source!r}")
     run_of = 'the workdir of a finished run, or a folder with config.json and model.safetensors'
-    needed = [
+    paths = [
         ('teacher.path', c.teacher.path, run_of),
         ('student.init', '' if c.student.init in STARTS else c.student.init, run_of),
         ('data.path', '' if source == 'tfds' else c.data.path, LAYOUTS.get(source, '')),
@@ -49,7 +49,7 @@ def check_paths(c: ConfigDict, runs: bool = True) -> None:
     ]  # fmt: skip
     missing = [
         f'config.{key} = {path}: no such path, put {what} there'
-        for key, path, what in needed
+        for key, path, what in paths
         if path
         and what
         and (runs or what != run_of)

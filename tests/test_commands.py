@@ -126,6 +126,15 @@ def test_whole_numbers_in_a_list_of_names_are_names_and_nothing_else_is(tmp_path
     path.write_text(f"{DEF}c.data.columns, c.data.labels = (0, '', 1), (0, 1)\n  return c")
     c = command.load(str(path))
     assert (c.data.columns, c.data.labels) == (('0', '', '1'), ('0', '1'))
+    rates = 'tuple(numpy.geomspace(1e-4, 1e-3, 2))'
+    text = (
+        f'{DEF}c.recipe.student_finetune.peak_lrs, c.recipe.seeds = {rates}, tuple(numpy.arange(2))'
+    )
+    path.write_text(f'import numpy\n{text}\n  return c')
+    c = command.load(str(path))
+    assert c.recipe.student_finetune.peak_lrs == pytest.approx((1e-4, 1e-3))
+    assert {*map(type, c.recipe.student_finetune.peak_lrs)} == {float}
+    assert (c.recipe.seeds, {*map(type, c.recipe.seeds)}) == ((0, 1), {int})
     path.write_text(f'{DEF}c.recipe.seeds = (0.5,)\n  return c')
     line = mistake(capsys, f'--config={path}')
     assert line == 'config.recipe.seeds = (0.5,): must hold a whole number or several'

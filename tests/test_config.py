@@ -178,6 +178,8 @@ def test_keys_that_may_change_exist():
         ('data.labels', '0.5,1.5', ('0.5', '1.5')),
         ('data.labels', 'negative, neutral', ('negative', 'neutral')),
         ('data.labels', "('a,b', 'c')", ('a,b', 'c')),
+        ('data.labels', '(1,)', ('1',)),
+        ('data.columns', '0,', ('0', '')),
         ('data.columns', "(0, '', 1)", ('0', '', '1')),
         ('data.packages', '()', ()),
         ('recipe.seeds', '1,2', (1, 2)),

@@ -93,36 +93,41 @@ def test_a_part_of_a_mixture_has_a_weight(entry):
 def test_case_accents_and_punctuation_count_for_nothing():
     texts = overlap.Texts()
     texts.add("It's a Café !", document=False)
-    assert texts.meets('its a cafe', overlap.FEW, False)
-    assert texts.meets("it ' s a cafe\u0301", overlap.FEW, False)
-    assert not texts.meets('its a cafe too', overlap.FEW, False)
+    assert texts.meets('its a cafe', overlap.FEW)
+    assert texts.meets("it ' s a cafe\u0301", overlap.FEW)
+    assert not texts.meets('its a cafe too', overlap.FEW)
 
 
 def test_a_sentence_is_found_inside_a_document_and_a_short_one_only_as_the_whole():
     texts = overlap.Texts()
     texts.add(LONG, document=False)
     texts.add('so it goes', document=False)
-    assert texts.meets(f'As they say, {LONG.upper()}. Then they leave.', overlap.FEW, False)
-    assert not texts.meets(LONG.replace('summer', 'winter'), overlap.FEW, False)
-    assert texts.meets('So it goes.', overlap.FEW, False)
-    assert not texts.meets('and so it goes on', overlap.FEW, False)
+    assert texts.meets(f'As they say, {LONG.upper()}. Then they leave.', overlap.FEW)
+    assert not texts.meets(LONG.replace('summer', 'winter'), overlap.FEW)
+    assert texts.meets('So it goes.', overlap.FEW)
+    assert not texts.meets('and so it goes on', overlap.FEW)
 
 
 def test_of_a_document_its_longer_sentences_are_looked_for():
     texts = overlap.Texts()
     texts.add(f'Short one here. {LONG}. Another short line.', document=True)
-    assert texts.meets(f'x {LONG} y', overlap.FEW, False)
-    assert not texts.meets('another short line.', overlap.FEW, False)
+    assert texts.meets(f'x {LONG} y', overlap.FEW)
+    assert not texts.meets('another short line.', overlap.FEW)
 
 
 def test_a_part_of_a_text_meets_it_where_parts_count():
-    texts = overlap.Texts()
-    texts.add('A slow start . Then it grows on you , and stays .', document=True)
+    counted, others = overlap.Texts(parts=True), overlap.Texts()
+    for texts in (counted, others):
+        for _ in range(2):
+            texts.add('A slow start . Then it grows on you , and stays .', document=True)
     for part in ('start then it grows on', 'THEN IT GROWS ON YOU,', 'it grows on you, and stays'):
-        assert texts.meets(part, overlap.FEW, True)
-        assert not texts.meets(part, overlap.FEW, False)
+        assert counted.meets(part, overlap.FEW)
+        assert not others.meets(part, overlap.FEW)
     for other in ('it grows on you', 'hen it grows on you', 'Then it grows on you all'):
-        assert not texts.meets(other, overlap.FEW, True)
+        assert not counted.meets(other, overlap.FEW)
+    counted.add('What is added later is found like all that was there.', document=True)
+    assert counted.meets('later is found like all', overlap.FEW)
+    assert counted.meets('THEN IT GROWS ON YOU,', overlap.FEW)
 
 
 def test_rows_of_another_set_are_left_out_of_train(mr, sst2):
@@ -244,6 +249,34 @@ def test_a_value_that_its_source_cannot_have_is_named(entry, says):
     assert says in str(error.value)
 
 
+def test_a_part_s_own_settings_and_those_of_the_run_are_of_two_sets(tmp_path):
+    """What is excluded inherits from the run, whatever the part says and however it is written."""
+    table = 'a,b&c#d,label\nsome words of a text that is long,more,1\n'
+    here = {f'{split}.csv': table for split in sources.SPLITS}
+    names = ('a', 'b&c#d')
+    one, two = (write(tmp_path / name, here) for name in ('one', 'two'))
+    other = write(tmp_path / 'x', {'test.txt': 'some words of a text that is long'})
+    c = config.default()
+    c.data.source, c.data.columns = 'mixture', names
+    c.data.mixture = (f'table:{one}=1', f'table:{two}?columns=a=1')
+    assert len([*sources.examples(c, 'test')]) == 2 + 1
+    c.data.exclude = (f'table:{one}#test',)
+    second = sources.parts(c)[1][0]
+    (read,) = sources._parts(second, 'exclude')
+    assert read.c.data.columns == names
+    c.data.exclude = (f'text:{other}#test',)
+    (read,) = sources._parts(sources.parts(c)[1][0], 'exclude')
+    assert read.splits == ('test',)
+
+
+def test_unlabelled_text_of_which_nothing_is_left_is_named(mr, sst2):
+    entry = f'sst2:{sst2}?held_out=0.05#train'
+    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05',), unlabelled=(entry,))
+    with pytest.raises(UserError) as error:
+        [*sources.examples(c, 'train')]
+    assert str(error.value).startswith(f'config.data.unlabelled = {entry!r}: nothing is left of it')
+
+
 def test_words_that_stand_for_others_are_replaced_whole(tmp_path):
     folder = write(
         tmp_path / 'news',
@@ -349,7 +382,7 @@ def test_neither_of_polarity_and_sst2_learns_from_a_sentence_of_the_other():
         evaluated = overlap.Texts()
         for text in (text for split in held for text in read[one][split]):
             evaluated.add(text, document=False)
-        assert not any(evaluated.meets(text, overlap.LEAST, False) for text in read[other]['train'])
+        assert not any(evaluated.meets(text, overlap.LEAST) for text in read[other]['train'])
 
 
 @pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')

@@ -292,9 +292,10 @@ def test_a_name_with_markup_is_escaped(tmp_path):
 
 
 def test_a_name_may_have_signs_of_a_formula(tmp_path):
-    workdir = make_recipe(tmp_path, TWO, 1, 'of $1 and $2^$')
+    first, second = TWO.values()
+    workdir = make_recipe(tmp_path, {'a $x^$': first, 'other': second}, 1)
     report.write(workdir)
-    assert 'of $1 and $2^$' in (workdir / 'report.html').read_text('utf-8')
+    assert 'a $x^$' in (workdir / 'report.html').read_text('utf-8')
 
 
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path, capsys):

@@ -292,10 +292,15 @@ def test_tokens_added_behind_the_vocabulary_are_read(tmp_path, where, kind):
     assert one.vocab_size == size + 2
     assert [i for i in one.encode(['a [NEW2] b'])[0] if i >= size] == [size + 1]
     (folder / where).write_text(text.replace(str(size + 1), str(size + 7)))
-    with pytest.raises(
-        config.UserError, match=rf'\[NEW2\] must have id {size + 7}, has {size + 1}'
-    ):
+    with pytest.raises(config.UserError, match=rf'has id {size + 7}, must have {size + 1}, behind'):
         read(folder)
+
+
+@pytest.mark.parametrize('text', ['["x"]', '{', '{"x": "y"}'])
+def test_added_tokens_that_cannot_be_read_are_named(bpe, text):
+    (bpe / 'added_tokens.json').write_text(text)
+    with pytest.raises(config.UserError, match=r'added_tokens\.json: must name added tokens: '):
+        read(bpe)
 
 
 def test_a_vocabulary_without_the_tokens_of_a_pair_is_not_saved_for_a_bert(bpe, tmp_path):

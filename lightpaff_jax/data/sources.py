@@ -50,33 +50,41 @@ def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
     documents = config.LEARNS_FROM[c.objective] == 'documents'
     least = overlap.FEW if documents else overlap.LEAST
     repair = _repair(c)
-    left_out = _excluded(c, repair) if split == 'train' else overlap.Texts()
+    left_out = overlap.Texts(parts=documents)  # of labelled texts a part is another example
+    if split == 'train':
+        _exclude(c, left_out, repair)
     for example in _read(c, split, skipped):
-        if not any(left_out.meets(text, least, documents) for text in _forms(example, repair)):
+        if not any(left_out.meets(text, least) for text in _forms(example, repair)):
             yield repair(example) if repair else example
     if split == 'train' and c.data.unlabelled:
-        yield from _unlabelled(c, left_out, repair, skipped)
+        yield from _unlabelled(c, repair, skipped)
 
 
 Repair = Callable[[Example], Example]
 
 
-def _unlabelled(
-    c: ConfigDict, left_out: overlap.Texts, repair: Repair | None, skipped: Skipped
-) -> Iterator[Example]:
+def _unlabelled(c: ConfigDict, repair: Repair | None, skipped: Skipped) -> Iterator[Example]:
     """Texts without a class, but those that are evaluated on or excluded."""
+    left_out = overlap.Texts(parts=True)
+    _exclude(c, left_out, repair)
     for split in ('validation', 'test'):
         for example in _read(c, split, lambda line: None):
             _add(left_out, example, False, repair)
-    for part in _parts(c, 'unlabelled'):
-        source = _source(part.c)
+    for part, entry in zip(_parts(c, 'unlabelled'), c.data.unlabelled, strict=True):
+        source, empty = _source(part.c), True
         pairs = source.kind(part.c) == 'classes'
         for name in part.splits:
             for example in source.examples(part.c, name, skipped):
                 texts = _forms(example, repair)
-                if not any(left_out.meets(text, overlap.LEAST, parts=True) for text in texts):
+                if not any(left_out.meets(text, overlap.LEAST) for text in texts):
+                    empty = False
                     example = Example(example.first, example.second if pairs else '')
                     yield repair(example) if repair else example
+        if empty:
+            raise config.UserError(
+                f'config.data.unlabelled = {entry!r}: nothing is left of it, all of its texts are '
+                'evaluated on or excluded'
+            )
 
 
 def _add(texts: overlap.Texts, example: Example, document: bool, repair: Repair | None) -> None:
@@ -86,7 +94,8 @@ def _add(texts: overlap.Texts, example: Example, document: bool, repair: Repair 
 
 def _forms(example: Example, repair: Repair | None) -> tuple[str, ...]:
     """Its texts as they are and repaired: two sets may write one text in either way."""
-    return example[:2] if repair is None else (*example[:2], *repair(example)[:2])
+    found = example[:2] if repair is None else (*example[:2], *repair(example)[:2])
+    return tuple(dict.fromkeys(found))
 
 
 def _read(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
@@ -124,15 +133,13 @@ def _pair(entry: str) -> tuple[str, str]:
     return old, new
 
 
-def _excluded(c: ConfigDict, repair: Repair | None) -> overlap.Texts:
-    texts = overlap.Texts()
+def _exclude(c: ConfigDict, texts: overlap.Texts, repair: Repair | None) -> None:
     for part in _parts(c, 'exclude'):
         source = _source(part.c)
         document = source.kind(part.c) == 'documents'
         for split in part.splits:
             for example in source.examples(part.c, split, lambda line: None):
                 _add(texts, example, document, repair)
-    return texts
 
 
 _NAMED = tuple(readers.READERS)

@@ -1,10 +1,11 @@
 """Sets that a configuration names beside its own: SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT].
 
-KEY is a leaf of `config.data`: `parallel:data/multi30k?sides=en,de`. What it does not say is as in
-the configuration that names it.
+KEY is a leaf of `config.data`: `parallel:data/multi30k?sides=en,de`; %26 and %23 in VALUE are & and #. What it does
+not say is as in the configuration that names it.
 """
 
 import math
+import urllib.parse
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def part(
             near = config.nearest(leaf, config.READS[source])
             raise config.UserError(f'{where}: source {source!r} does not read {leaf!r}{near}')
         try:
-            command.override(found, f'data.{leaf}', value)
+            command.override(found, f'data.{leaf}', urllib.parse.unquote(value))
             validation.check_set(found, (leaf,))
         except config.UserError as error:
             raise config.UserError(f'{where}: {error}') from error
@@ -76,14 +77,23 @@ def part(
 
 def moved(c: ConfigDict, key: str, entry: str, sources: Sequence[str], to: ConfigDict) -> str:
     """What names in the configuration `to` the set that `entry` names in `c`."""
-    here, there = (part(one, key, entry, sources).c.data for one in (c, to))
-    leaves = [leaf for leaf in config.READS[here.source] if here[leaf] != there[leaf]]
-    values = [here[leaf] for leaf in leaves]
-    texts = [','.join(value) if isinstance(value, tuple) else str(value) for value in values]
+    here, there = (part(one, key, entry, sources).c for one in (c, to))
     body, mark, chosen = entry.partition('#')
-    for leaf, text in zip(leaves, texts, strict=True):
-        body += f'{"&" if "?" in body else "?"}{leaf}={text}'
+    for leaf in config.READS[here.data.source]:
+        value = here.data[leaf]
+        if value != there.data[leaf] and _is_read(here, leaf):
+            text = urllib.parse.quote(str(value), safe=" ()',/:=*?[]")
+            body += f'{"&" if "?" in body else "?"}{leaf}={text}'
     return f'{body}{mark}{chosen}'
+
+
+def _is_read(c: ConfigDict, leaf: str) -> bool:
+    """Whether a value that is not the set's own could be: the columns of a table are not a text's."""
+    try:
+        validation.check_set(c, (leaf,))
+    except config.UserError:
+        return False
+    return True
 
 
 def weighted(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:

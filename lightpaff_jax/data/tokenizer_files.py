@@ -261,7 +261,6 @@ def read(file: pathlib.Path, lowercase: bool, where: str) -> HuggingFace:
                 fast = _byte_level([str(file.parent / name) for name in pair], settings, declared)
             else:
                 fast = _word_piece(file, {'do_lower_case': lowercase} | settings, declared)
-            _add_further(fast, file.parent, settings, declared)
     except Exception as error:  # `tokenizers` raises no narrower one
         reason = ' '.join(str(error).split())
         kind = (
@@ -272,6 +271,8 @@ def read(file: pathlib.Path, lowercase: bool, where: str) -> HuggingFace:
             else 'vocab.txt'
         )
         raise UserError(f'{where}: {file.name}: must be a {kind}: {reason}') from error
+    if pair or file.suffix != '.json':
+        _add_further(fast, file.parent, settings, declared, where)
     return HuggingFace(fast, declared, where)
 
 
@@ -325,24 +326,33 @@ def _byte_level(files: Sequence[str], settings: dict, declared: Mapping[str, str
 
 
 def _add_further(
-    fast: tokenizers.Tokenizer, folder: pathlib.Path, settings: dict, declared: Mapping[str, str]
-) -> None:
+    fast: tokenizers.Tokenizer, folder: pathlib.Path, settings: dict,
+    declared: Mapping[str, str], where: str,
+) -> None:  # fmt: skip
     """Adds what added_tokens.json and tokenizer_config.json have beyond the vocabulary."""
-    found: dict[int, tokenizers.AddedToken] = {}
-    file = folder / 'added_tokens.json'
-    if file.is_file():
-        for name, i in json.loads(file.read_text(encoding='utf-8')).items():
-            special = name in declared.values()
-            found[int(i)] = tokenizers.AddedToken(name, normalized=not special, special=special)
-    for i, token in settings.get('added_tokens_decoder', {}).items():
-        found[int(i)] = tokenizers.AddedToken(**{k: token[k] for k in _TOKEN if k in token})
+    name, found = 'added_tokens.json', {}
+    try:
+        if (folder / name).is_file():
+            for token, i in json.loads((folder / name).read_text(encoding='utf-8')).items():
+                special = token in declared.values()
+                found[int(i)] = tokenizers.AddedToken(
+                    token, normalized=not special, special=special
+                )
+        name = 'tokenizer_config.json'
+        for i, token in settings.get('added_tokens_decoder', {}).items():
+            found[int(i)] = tokenizers.AddedToken(**{k: token[k] for k in _TOKEN if k in token})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f'{where}: {folder / name}: must name added tokens: {error}') from error
+    there = {token.content for token in fast.get_added_tokens_decoder().values()}
     for i, token in sorted(found.items()):
-        if fast.token_to_id(token.content) is None:
-            add = fast.add_special_tokens if token.special else fast.add_tokens
-            add([token])
-        there = fast.token_to_id(token.content)
-        if there != i:
-            raise ValueError(f'added token {token.content} must have id {i}, has {there}')
+        if token.content not in there:
+            (fast.add_special_tokens if token.special else fast.add_tokens)([token])
+        has = fast.token_to_id(token.content)
+        if has != i:
+            raise UserError(
+                f'{where}: added token {token.content!r} of {folder} has id {i}, must have {has}, '
+                'behind the vocabulary'
+            )
 
 
 def _add(fast: tokenizers.Tokenizer, names: Collection[str]) -> None:
