@@ -364,15 +364,9 @@ def _of_items(key: str, default: tuple) -> type:
 def _items(key: str, text: str, value: tuple, default: tuple) -> tuple:
     """Of the one type that a list has; whole numbers may stand for names and for numbers."""
     kind = _of_items(key, default)
-    from_whole, from_real = kind in (str, int), kind is float
+    given = numbers.Real if kind is float else numbers.Integral
     value = tuple(
-        kind(item)
-        if not isinstance(item, bool)
-        and (
-            (from_whole and isinstance(item, numbers.Integral))
-            or (from_real and isinstance(item, numbers.Real))
-        )
-        else item
+        item if isinstance(item, bool) or not isinstance(item, given) else kind(item)
         for item in value
     )
     if any(type(item) is not kind for item in value):

@@ -211,9 +211,7 @@ def _optim() -> ConfigDict:
     c = ConfigDict()
     c.peak_lr = 1e-3  # learning rate after the warm-up
     c.schedule = 'cosine'  # decay after the warm-up, one of SCHEDULES
-    c.final_lr = (
-        0.1  # learning rate that the decay ends at, behind the last update; a share of peak_lr
-    )
+    c.final_lr = 0.1  # learning rate behind the last update, as a share of peak_lr
     c.warmup = 10  # updates of linear warm-up
     c.b1 = 0.9  # AdamW, decay of the first moment
     c.b2 = 0.98  # AdamW, decay of the second moment

@@ -101,3 +101,9 @@ def here(small_runs):
     """The working folder of the test is that of the finished runs."""
     with command_cases.working_in(small_runs):
         yield small_runs
+
+
+@pytest.fixture(scope='session')
+def vocabulary(tmp_path_factory):
+    """A tokenizer with every special token, one id a word of one letter."""
+    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))

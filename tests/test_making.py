@@ -22,12 +22,6 @@ from lightpaff_jax.data.encoding import Work
 from lightpaff_jax.data.sources import Example
 
 
-@pytest.fixture(scope='module')
-def vocabulary(tmp_path_factory):
-    """A tokenizer with every special token, one id a word of one letter."""
-    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
-
-
 def text_files(folder):
     """A configuration of a text folder that this makes."""
     data_fixtures.random_text(folder, 60_000)

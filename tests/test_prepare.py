@@ -35,12 +35,6 @@ def prepared(c, tokenizer):
     return prepare.prepare(c, tokenizer)
 
 
-@pytest.fixture(scope='module')
-def vocabulary(tmp_path_factory):
-    """A tokenizer with every special token, one id a word of one letter."""
-    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
-
-
 @pytest.fixture
 def classify(tmp_path):
     """A configuration whose examples a test gives itself, by `give`."""

@@ -35,12 +35,6 @@ def prepared(c, tokenizer):
     return prepare.prepare(c, tokenizer)
 
 
-@pytest.fixture(scope='module')
-def vocabulary(tmp_path_factory):
-    """A tokenizer with every special token, one id a word of one letter."""
-    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
-
-
 def test_equal_configs_share_a_folder_and_do_not_write_it_again(
     c, tokenizer, prepared, monkeypatch
 ):

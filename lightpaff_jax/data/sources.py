@@ -54,8 +54,9 @@ def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
     if split == 'train':
         _exclude(c, left_out, repair)
     for example in _read(c, split, skipped):
-        if not any(left_out.meets(text, least) for text in _forms(example, repair)):
-            yield repair(example) if repair else example
+        repaired = repair(example)
+        if not any(left_out.meets(text, least) for text in _forms(example, repaired)):
+            yield repaired
     if split == 'train' and c.data.unlabelled:
         yield from _unlabelled(c, repair, skipped)
 
@@ -63,7 +64,7 @@ def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
 Repair = Callable[[Example], Example]
 
 
-def _unlabelled(c: ConfigDict, repair: Repair | None, skipped: Skipped) -> Iterator[Example]:
+def _unlabelled(c: ConfigDict, repair: Repair, skipped: Skipped) -> Iterator[Example]:
     """Texts without a class, but those that are evaluated on or excluded."""
     left_out = overlap.Texts(parts=True)
     _exclude(c, left_out, repair)
@@ -75,11 +76,11 @@ def _unlabelled(c: ConfigDict, repair: Repair | None, skipped: Skipped) -> Itera
         pairs = source.kind(part.c) == 'classes'
         for name in part.splits:
             for example in source.examples(part.c, name, skipped):
-                texts = _forms(example, repair)
+                repaired = repair(example)
+                texts = _forms(example, repaired)
                 if not any(left_out.meets(text, overlap.LEAST) for text in texts):
                     empty = False
-                    example = Example(example.first, example.second if pairs else '')
-                    yield repair(example) if repair else example
+                    yield Example(repaired.first, repaired.second if pairs else '')
         if empty:
             raise config.UserError(
                 f'config.data.unlabelled = {entry!r}: nothing is left of it, all of its texts are '
@@ -87,15 +88,14 @@ def _unlabelled(c: ConfigDict, repair: Repair | None, skipped: Skipped) -> Itera
             )
 
 
-def _add(texts: overlap.Texts, example: Example, document: bool, repair: Repair | None) -> None:
-    for text in _forms(example, repair):
+def _add(texts: overlap.Texts, example: Example, document: bool, repair: Repair) -> None:
+    for text in _forms(example, repair(example)):
         texts.add(text, document)
 
 
-def _forms(example: Example, repair: Repair | None) -> tuple[str, ...]:
+def _forms(example: Example, repaired: Example) -> tuple[str, ...]:
     """Its texts as they are and repaired: two sets may write one text in either way."""
-    found = example[:2] if repair is None else (*example[:2], *repair(example)[:2])
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys((*example[:2], *repaired[:2])))
 
 
 def _read(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
@@ -111,11 +111,11 @@ def _read(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
         yield from map(Example, texts)
 
 
-def _repair(c: ConfigDict) -> Repair | None:
+def _repair(c: ConfigDict) -> Repair:
     """Writes the words of `config.data.replace` as what they stand for."""
     pairs = dict(_pair(entry) for entry in c.data.replace)
     if not pairs:
-        return None
+        return lambda example: example
     words = re.compile(rf'(?<!\S)(?:{"|".join(map(re.escape, pairs))})(?!\S)')
 
     def repair(example: Example) -> Example:
@@ -133,7 +133,7 @@ def _pair(entry: str) -> tuple[str, str]:
     return old, new
 
 
-def _exclude(c: ConfigDict, texts: overlap.Texts, repair: Repair | None) -> None:
+def _exclude(c: ConfigDict, texts: overlap.Texts, repair: Repair) -> None:
     for part in _parts(c, 'exclude'):
         source = _source(part.c)
         document = source.kind(part.c) == 'documents'

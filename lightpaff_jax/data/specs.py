@@ -1,7 +1,7 @@
 """Sets that a configuration names beside its own: SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT].
 
-KEY is a leaf of `config.data`: `parallel:data/multi30k?sides=en,de`; %26 and %23 in VALUE are & and #. What it does
-not say is as in the configuration that names it.
+KEY is a leaf of `config.data`: `parallel:data/multi30k?sides=en,de`; %26 and %23 in VALUE are
+& and #. What it does not say is as in the configuration that names it.
 """
 
 import math
