@@ -159,6 +159,15 @@ def test_a_text_is_left_out_as_it_is_and_repaired(tmp_path, evaluated, learnt):
     assert [e.first for e in sources.examples(c, 'train')] == [line.format('euros'), other]
 
 
+def test_a_text_is_left_out_though_a_sign_keeps_one_side_from_being_repaired(tmp_path):
+    line = 'there is nothing here that costs this many dollars'
+    folder = write(tmp_path / 'x', {'train.txt': f'{line}.\n\nother', 'test.txt': line})
+    c = config.default()
+    c.data.source, c.data.path, c.data.replace = 'text', folder, ('dollars=euros',)
+    c.data.exclude = (f'text:{folder}#test',)
+    assert [e.first for e in sources.examples(c, 'train')] == ['other']
+
+
 def test_unlabelled_text_is_repaired_and_has_nothing_that_is_evaluated_or_excluded(tmp_path):
     line = 'a film that costs many dollars and is worth none of them'
     known = 'this one is of another set whose texts are not to be read'
