@@ -17,7 +17,7 @@ from lightpaff_jax.config import UserError
 from lightpaff_jax.findings import headlines, speed_sentence
 from lightpaff_jax.page import Part, page
 from lightpaff_jax.plots import curves, figures, overview, search_curves
-from lightpaff_jax.results import Row, read, read_speed
+from lightpaff_jax.results import Row, read, read_speed, unsteady
 from lightpaff_jax.tables import Table, main_table, provenance, speed_table
 
 
@@ -79,6 +79,11 @@ def write(workdir: pathlib.Path) -> str:
         said.append(f'Warning: left out, as there is no result: {", ".join(missing)}.')
     if speed is None:
         said.append('Warning: there is no speed.json, so nothing about speed.')
+    elif names := unsteady(speed):
+        said.append(
+            f'Warning: something else ran while speed was measured: {" and ".join(names)} differ '
+            'twofold between pairs. Remove speed.json and start again to measure it again.'
+        )
     measured = next(iter(recipe['tasks'])) if len(recipe['tasks']) > 1 else ''
     tables = [*([speed_table(speed, measured)] if speed else []), facts]
     title = f'Distillation report: {recipe["name"]}'

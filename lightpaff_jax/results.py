@@ -36,6 +36,8 @@ SPEED = {
     'tokens_per_second': ('tokens/s', 1, 0, 'throughput'),
 }
 
+_TIMED = ('latency', 'throughput')
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -318,19 +320,33 @@ def _without_score(chain: Sequence[dict]) -> str:
 
 
 def read_speed(workdir: pathlib.Path) -> dict | None:
-    """speed.json, or None; its ratios must be teacher / student, throughput student / teacher."""
+    """speed.json, or None; ratios of what is counted must be teacher / student."""
     path = workdir / 'speed.json'
     if not path.exists():
         return None
     speed = _read_json(path, SPEED_NEEDED)
     for key, (_, _, _, ratio) in SPEED.items():
         try:
-            quotient = speed['teacher'][key] / speed['student'][key]
-            value = speed['ratios'][ratio]
+            quotient, value = _quotients(speed, key, ratio)
+            positive = quotient > 0 and value > 0
         except (KeyError, TypeError, ZeroDivisionError) as error:
             rule = f'must have {key} of teacher and student, and ratios.{ratio}'
             raise UserError(f'{path}: {rule}') from error
-        quotient = 1 / quotient if ratio == 'throughput' else quotient
-        if not 0.5 < value / quotient < 2:
-            raise UserError(f'{path}: ratios.{ratio} = {value:.3g}: must be near {quotient:.3g}')
+        as_counted = ratio in _TIMED or math.isclose(value, quotient, rel_tol=1e-3)
+        if not (positive and as_counted):
+            raise UserError(
+                f'{path}: ratios.{ratio} = {value:.3g}: must be {quotient:.3g}, above 0'
+            )
     return speed
+
+
+def unsteady(speed: dict) -> list[str]:
+    """What was timed and tells two ratios that differ twofold: of the pairs, and of the medians."""
+    found = {ratio: _quotients(speed, key, ratio) for key, (*_, ratio) in SPEED.items()}
+    return [ratio for ratio in _TIMED if not 0.5 < found[ratio][1] / found[ratio][0] < 2]
+
+
+def _quotients(speed: dict, key: str, ratio: str) -> tuple[float, float]:
+    """Teacher / student by speed.json's two sides, and as it says; throughput student / teacher."""
+    quotient = speed['teacher'][key] / speed['student'][key]
+    return (1 / quotient if ratio == 'throughput' else quotient), speed['ratios'][ratio]

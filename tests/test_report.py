@@ -197,6 +197,17 @@ def test_missing_runs_are_named_and_the_rest_is_printed(tmp_path):
     assert re.search(r'\| two-stage (.*\|){4} +2 \|', table)
 
 
+def test_times_that_disagree_are_a_warning_and_no_reason_to_have_no_report(tmp_path):
+    workdir = make_workdir(tmp_path)
+    path = workdir / 'speed.json'
+    report.write(workdir)
+    assert 'something else ran' not in (workdir / 'report.md').read_text('utf-8')
+    path.write_text(path.read_text().replace('"throughput": 5.0', '"throughput": 1.65'))
+    report.write(workdir)
+    text = (workdir / 'report.md').read_text('utf-8')
+    assert 'Warning: something else ran while speed was measured: throughput differ' in text
+
+
 @pytest.mark.parametrize('arms', [(), ('stage1_only',)])
 def test_a_recipe_with_little_done_still_gives_a_page(tmp_path, arms):
     workdir = make_workdir(tmp_path, seeds=1)

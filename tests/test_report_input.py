@@ -74,8 +74,20 @@ def break_task(workdir):
 
 def break_speed(workdir):
     path = workdir / 'speed.json'
-    path.write_text(path.read_text().replace('"latency": 5.0', '"latency": 0.2'))
-    return 'ratios.latency = 0.2'
+    path.write_text(path.read_text().replace('"flops": 5.0', '"flops": 0.2'))
+    return 'ratios.flops = 0.2: must be 5, above 0'
+
+
+def break_time(workdir):
+    path = workdir / 'speed.json'
+    path.write_text(path.read_text().replace('"latency": 5.0', '"latency": "fast"'))
+    return 'must have latency_ms of teacher and student, and ratios.latency'
+
+
+def break_times(workdir):
+    path = workdir / 'speed.json'
+    path.write_text(path.read_text().replace('"latency": 5.0', '"latency": 0.0'))
+    return 'ratios.latency = 0: must be 5, above 0'
 
 
 def break_metric(workdir):
@@ -146,6 +158,8 @@ def break_order_of_predictions(workdir):
         break_tasks,
         break_task,
         break_speed,
+        break_time,
+        break_times,
         break_metric,
         break_metrics_of_one_task,
         break_companion,
