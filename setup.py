@@ -10,10 +10,10 @@ ROOT = pathlib.Path(__file__).parent
 
 def version() -> str:
     """`__version__` of the package, read without importing it (that needs jax)."""
-    text = (ROOT / 'lightpaff_jax' / '__init__.py').read_text(encoding='utf-8')
+    text = (ROOT / 'lightpaff_jax' / 'version.py').read_text(encoding='utf-8')
     found = re.search(r"^__version__ = '([^']+)'$", text, re.MULTILINE)
     if not found:
-        raise RuntimeError("lightpaff_jax/__init__.py: must contain a line __version__ = '...'")
+        raise RuntimeError("lightpaff_jax/version.py: must contain a line __version__ = '...'")
     return found[1]
 
 
@@ -90,6 +90,6 @@ setup(
         'gpu': jax('[cuda12]'),  # runs on older drivers than jax[cuda13]
         'tf': ['tensorflow>=2.21'],
         'gs': ['gcsfs>=2026.8'],
-        'test': ['mypy>=2.4', 'pre-commit>=4', 'pytest>=9.1', 'pytest-xdist>=3.8', 'ruff==0.17.*'],
+        'test': ['import-linter>=2.17', 'mypy>=2.4', 'pre-commit>=4', 'pytest>=9.1', 'pytest-xdist>=3.8', 'ruff==0.17.*'],
     },
 )

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 import jax
 from contestants import CONTESTANTS, configured
 
-from lightpaff_jax import config
+from lightpaff_jax.errors import UserError
 
 _QUIET = 0.5
 """Seconds before a turn: threads that wait for work go on turning for 0.2 s after the last one."""
@@ -36,9 +36,9 @@ class Apart:
         try:
             said = self._pipe.recv()
         except EOFError as error:
-            raise config.UserError(f'--only={self.name}: its process has ended') from error
+            raise UserError(f'--only={self.name}: its process has ended') from error
         if isinstance(said, str):
-            raise config.UserError(f'--only={self.name}: {said}')
+            raise UserError(f'--only={self.name}: {said}')
         return said
 
 

@@ -20,7 +20,8 @@ import numpy as np
 from arguments import file_to_write, whole
 
 from lightpaff_jax import config
-from lightpaff_jax.data import batches, making, records, shards, tokenizers
+from lightpaff_jax.data import batches, records, tokenizers
+from lightpaff_jax.data.prepared import build, shards
 from lightpaff_jax.data.records import Prepared, Record
 
 VOCABULARY = 30_522
@@ -83,7 +84,7 @@ def _side(folder: pathlib.Path, name: str, length: int, tokenizer: tokenizers.To
     for start in range(0, count, 1000):
         ids = generator.integers(5, VOCABULARY, (min(1000, count - start), size), np.int32)
         writer.add([Record(row) for row in ids])
-        if writer.ids > making.SHARD_TOKENS:
+        if writer.ids > build.SHARD_TOKENS:
             writer.end()
     writer.end()
     stats = {'records': count, **writer.entry()}

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from lightpaff_jax import config
 from lightpaff_jax.data import sources
+from lightpaff_jax.errors import UserError
 
 
 class Split(NamedTuple):
@@ -129,7 +130,7 @@ def main() -> int:
         for split, known in one.splits.items():
             try:
                 found = counted(one, folder, split)
-            except config.UserError as error:
+            except UserError as error:
                 different.append(str(error))
                 continue
             classes, digests = '/'.join(map(str, found.labels)), ' '.join(found.sha256)

@@ -23,7 +23,9 @@ import numpy as np
 import optax
 from arguments import file_to_write, number, whole
 
-from lightpaff_jax import chips, config, losses
+from lightpaff_jax import config, losses
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import chips
 
 GIB = 1 << 30
 
@@ -173,7 +175,7 @@ def main() -> None:
         parser.error(f'--tokens={a.tokens}: must be a multiple of --batch={a.batch}')
     try:
         result = run(a)
-    except config.UserError as error:
+    except UserError as error:
         parser.error(str(error))
     except jax.errors.JaxRuntimeError as error:  # the memory of a chip, mostly
         parser.error(' '.join(str(error).split())[:300])

@@ -27,7 +27,9 @@ import tokenizers as reference
 from arguments import file_to_read, file_to_write, whole
 
 from lightpaff_jax import config
-from lightpaff_jax.data import packing, prepare, records, sources, tokenizers
+from lightpaff_jax.data import prepare, records, sources, tokenizers
+from lightpaff_jax.data.prepared import packing
+from lightpaff_jax.errors import UserError
 
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # of both; processes are what is compared
 
@@ -161,7 +163,7 @@ def main() -> None:
     a = parser.parse_args()
     try:
         result = run(a)
-    except config.UserError as error:  # of the tokenizer's files
+    except UserError as error:  # of the tokenizer's files
         parser.error(str(error))
     if a.out:
         a.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')

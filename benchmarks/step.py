@@ -38,6 +38,7 @@ from contestants import CONTESTANTS, batch_of, configured
 
 from lightpaff_jax import config, distill_step, losses, models, networks, optimizer
 from lightpaff_jax.batch import Shape
+from lightpaff_jax.errors import UserError
 
 GIB = 1 << 30
 
@@ -214,7 +215,7 @@ def main() -> None:
             parser.error(f'--{name}={getattr(a, name)}: its heads must divide its width')
     try:
         result = measure(a)
-    except config.UserError as error:
+    except UserError as error:
         parser.error(str(error))
     if a.out:
         a.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')

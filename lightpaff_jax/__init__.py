@@ -2,16 +2,17 @@
 
 from typing import TYPE_CHECKING
 
+from lightpaff_jax.version import __version__
+
 if TYPE_CHECKING:
     from lightpaff_jax.pretrained import load, save
 
-__all__ = ['load', 'save']
-__version__ = '0.1.0'
+__all__ = ['__version__', 'load', 'save']
 
 
 def __getattr__(name: str):
     """`load` and `save` import jax when they are first used, the package itself does not."""
-    if name in __all__:
+    if name in ('load', 'save'):
         from lightpaff_jax import pretrained
 
         return getattr(pretrained, name)

@@ -27,9 +27,9 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
-from lightpaff_jax import digests, paths, processes, quiet
-from lightpaff_jax.config import NotSaved, UserError
-from lightpaff_jax.digests import Arrays, PyTree
+from lightpaff_jax.errors import NotSaved, UserError
+from lightpaff_jax.runtime import distributed, fingerprint, orbax_errors, storage
+from lightpaff_jax.runtime.fingerprint import Arrays, PyTree
 
 _log = logging.getLogger(__name__)
 _LAST_FILE = 'commit_success.txt'  # that Orbax writes of a step in a bucket
@@ -58,7 +58,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if error is not None and processes.lost(error):
+        if error is not None and distributed.lost(error):
             return  # the save in progress waits, for minutes, for the process that has ended
         try:
             self.close()
@@ -80,11 +80,11 @@ class Checkpoints:
         """
         self.close()
         folder = self.directory / str(step)
-        if processes.of_first(lambda: step in self.steps()):
+        if distributed.of_first(lambda: step in self.steps()):
             return
-        arrays = {name: jnp.asarray(value) for name, value in digests.named(state).items()}
-        parts = {name: digests.nested(part) for name, part in _parts(arrays).items()}
-        parts |= {'meta': json.loads(json.dumps(meta)), 'digests': digests.record(arrays, meta)}
+        arrays = {name: jnp.asarray(value) for name, value in fingerprint.named(state).items()}
+        parts = {name: fingerprint.nested(part) for name, part in _parts(arrays).items()}
+        parts |= {'meta': json.loads(json.dumps(meta)), 'digests': fingerprint.record(arrays, meta)}
         with _context():
             # Orbax has every array on the host when this returns (no is_prioritized_key_fn, no
             # limit of bytes). On a CPU that is a view, and XLA donates no buffer with a view.
@@ -103,7 +103,7 @@ class Checkpoints:
             checkpoint, or has another shape or type there.
         """
         self.close()
-        steps = processes.of_first(self._tidied)
+        steps = distributed.of_first(self._tidied)
         for step in reversed(steps):
             folder = self.directory / str(step)
             try:
@@ -115,7 +115,7 @@ class Checkpoints:
             if step != steps[-1]:
                 _log.warning('%s: step %d is used instead', self.directory, step)
             return step, state, meta
-        if processes.of_first(lambda: bool(self._list(r'\d+\.corrupt.*'))):
+        if distributed.of_first(lambda: bool(self._list(r'\d+\.corrupt.*'))):
             raise UserError(
                 f'{self.directory}: no intact checkpoint, only steps that were set aside '
                 '(*.corrupt); remove the folder to start again'
@@ -135,11 +135,11 @@ class Checkpoints:
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
-        with quiet.tidy() as failed:
+        with orbax_errors.tidy() as failed:
             try:
                 response.result()
             except Exception as error:
-                failed.append(quiet.line(error))
+                failed.append(orbax_errors.line(error))
         if failed:
             raise NotSaved(f'{self.directory}: step {step} was not saved: {failed[0]}')
         self._prune()
@@ -151,12 +151,12 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Deletes old steps, and what a killed save or deletion left behind."""
-        if not processes.first():
+        if not distributed.first():
             return
         for step in self.steps()[: -self._keep]:
             # Not like a step before it is deleted: a deletion may be killed half-way.
             folder = self.directory / str(step)
-            if paths.remote(folder):
+            if storage.remote(folder):
                 (folder / _LAST_FILE).unlink()
             else:
                 folder.rename(self.directory / f'{step}.deleted')
@@ -167,7 +167,7 @@ class Checkpoints:
     def _tidied(self) -> list[int]:
         """The steps; half-written ones are deleted from a bucket: Orbax writes none over them."""
         steps = self.steps()
-        if paths.remote(self.directory):
+        if storage.remote(self.directory):
             for path in self._list(r'\d+'):
                 if int(path.name) not in steps:
                     path.rmtree()
@@ -180,7 +180,7 @@ class Checkpoints:
             (self.directory / str(step)).rename(self.directory / name)
             return name
 
-        name = processes.of_first(rename)
+        name = distributed.of_first(rename)
         _log.warning('%s: step %d is set aside as %s: %s', self.directory, step, name, problem)
 
 
@@ -207,7 +207,7 @@ def load_params(directory: pathlib.Path, abstract: PyTree | None = None) -> PyTr
             name: jax.ShapeDtypeStruct(a['shape'], jnp.dtype(a['dtype']))
             for name, a in record.items()
         }
-        return _read_arrays(folder, record, digests.nested(stored))['params']
+        return _read_arrays(folder, record, fingerprint.nested(stored))['params']
 
     return _newest(directory, read)
 
@@ -224,7 +224,7 @@ def read_meta(directory: pathlib.Path) -> dict:
 def _newest(directory: pathlib.Path, read) -> Any:
     """`read(folder of a step)` of the newest step for which it succeeds."""
     root = _folder(directory)
-    steps = processes.of_first(lambda: _steps(root))
+    steps = distributed.of_first(lambda: _steps(root))
     if not steps:
         raise UserError(f'{root}: no checkpoint in this folder')
     for step in reversed(steps):
@@ -240,7 +240,7 @@ def _newest(directory: pathlib.Path, read) -> Any:
 
 def _folder(directory: pathlib.Path) -> epath.Path:
     path = epath.Path(directory)
-    return path if paths.remote(path) else epath.Path(pathlib.Path(path).absolute())
+    return path if storage.remote(path) else epath.Path(pathlib.Path(path).absolute())
 
 
 def _steps(root: epath.Path) -> list[int]:
@@ -250,7 +250,7 @@ def _steps(root: epath.Path) -> list[int]:
 
 
 def _complete(folder: epath.Path) -> bool:
-    return (folder / _LAST_FILE).exists() if paths.remote(folder) else folder.is_dir()
+    return (folder / _LAST_FILE).exists() if storage.remote(folder) else folder.is_dir()
 
 
 def _parts(arrays: Arrays) -> dict[str, Arrays]:
@@ -269,9 +269,9 @@ def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
     record = _load(folder, 'digests')
     meta = _load(folder, 'meta')
     problem = None
-    if not isinstance(record, dict) or record.pop('self', None) != digests.sha256(record):
+    if not isinstance(record, dict) or record.pop('self', None) != fingerprint.sha256(record):
         problem = 'digests: not what was saved'
-    elif record['meta'] != digests.sha256(meta):
+    elif record['meta'] != fingerprint.sha256(meta):
         problem = 'meta: not what was saved'
     _agree(problem)
     return record['arrays'], meta
@@ -279,13 +279,13 @@ def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
 
 def _read_arrays(folder: epath.Path, record: dict[str, dict], abstract: PyTree) -> PyTree:
     """The arrays, verified; UserError where `abstract` is not what the record lists."""
-    wanted = {name: _placed(x) for name, x in digests.named(abstract).items()}
+    wanted = {name: _placed(x) for name, x in fingerprint.named(abstract).items()}
     _check(folder, record, wanted)
     arrays: Arrays = {}
     for part, named in _parts(wanted).items():
-        arrays |= digests.named(_load(folder, part, digests.nested(named)))
+        arrays |= fingerprint.named(_load(folder, part, fingerprint.nested(named)))
     arrays = {name: arrays[name] for name in wanted}
-    changed = [name for name, entry in digests.entries(arrays).items() if entry != record[name]]
+    changed = [name for name, entry in fingerprint.entries(arrays).items() if entry != record[name]]
     _agree(f'{changed[0]}: the bytes are not those that were saved' if changed else None)
     return jax.tree.unflatten(jax.tree.structure(abstract), [*arrays.values()])
 
@@ -302,7 +302,7 @@ def _check(folder: epath.Path, record: dict[str, dict], wanted: Arrays) -> None:
         try:
             x.sharding.shard_shape(x.shape)
         except ValueError as error:
-            raise UserError(f'{folder}: {name} {here}: {quiet.line(error)}') from error
+            raise UserError(f'{folder}: {name} {here}: {orbax_errors.line(error)}') from error
     for name in record:
         if name not in wanted:
             raise UserError(f'{folder}: has the array {name}, which is not wanted here')
@@ -320,14 +320,14 @@ def _placed(x: Any) -> jax.ShapeDtypeStruct:
 def _load(folder: epath.Path, part: str, abstract: PyTree | None = None) -> Any:
     """One checkpointable; _Corrupt, on all processes, when one of them cannot read it."""
     value, refused = None, None
-    with quiet.tidy() as failed:
+    with orbax_errors.tidy() as failed:
         try:
             with _context(reading=True):
                 value = ocp.load_checkpointables(folder, {part: abstract})[part]
         except Exception as error:  # damaged files raise many types, of many libraries
             refused = error if _is_local(error) else None
-            failed.append(f'{part}: cannot be read: {quiet.line(error)}')
-    if refused is not None and processes.count() == 1:
+            failed.append(f'{part}: cannot be read: {orbax_errors.line(error)}')
+    if refused is not None and distributed.count() == 1:
         raise refused
     problem = failed[0] if failed else None
     _agree(problem, f'{folder}: {problem}' if refused is not None else None)
@@ -352,7 +352,7 @@ def _agree(problem: str | None, refused: str | None = None) -> None:
 
     UserError on every process when the machine of one refuses.
     """
-    found = processes.gather([problem, refused])
+    found = distributed.gather([problem, refused])
     names = [f'process {number}: ' if len(found) > 1 else '' for number in range(len(found))]
     for name, (_, said) in zip(names, found, strict=True):
         if said is not None:
@@ -371,7 +371,7 @@ def _context(reading: bool = False) -> ocp.Context:
     # Made in a thread, a folder that cannot be made keeps the program from ending for minutes.
     context.asynchronous.create_directories_asynchronously = False
     if reading:  # alone: Orbax would wait minutes for a process that failed; we agree afterwards
-        me = processes.index()
+        me = distributed.index()
         context.multiprocessing.primary_host = me
         context.multiprocessing.active_processes = {me}
     return context

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lightpaff_jax import models, predictions, pretrained
+from lightpaff_jax import models, pretrained
 from lightpaff_jax.batch import Batch
-from lightpaff_jax.config import UserError
 from lightpaff_jax.data import tokenizers
-from lightpaff_jax.decoding import Generated, Settings, make
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.models.decoding import Generated, Settings, make
 
 __all__ = ['Generated', 'Settings', 'make', 'texts']
 
@@ -125,7 +125,7 @@ def texts(
         found = jax.device_get(write(params, batch, key))
         for i in range(len(chosen)):
             new = found.ids[i, : found.lengths[i]]
-            yield predictions.decoded(tokenizer, new[new != eos])
+            yield tokenizer.decode_valid(new[new != eos])
 
 
 def _prompts(a: argparse.Namespace) -> list[str]:

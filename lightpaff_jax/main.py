@@ -4,7 +4,8 @@ import sys
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, needed, processes
+from lightpaff_jax.config import flags, needed
+from lightpaff_jax.runtime import distributed
 
 USAGE = """
 python -m lightpaff_jax.main --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
@@ -23,22 +24,22 @@ Keys, defaults and units: lightpaff_jax/config.py
 def run(c: ConfigDict) -> None:
     """Trains what `c` says, after the runs that it needs, and prints the scores."""
     needed.check_paths(c, runs=not c.after)
-    from lightpaff_jax import scores  # after the paths are known to be there
+    from lightpaff_jax.evaluate import scores
     from lightpaff_jax.train import check, train
 
     if c.after:
         check(c, runs=False)
     for spec in c.after:
-        before = command.parse([f'--config={spec}'])
+        before = flags.parse([f'--config={spec}'])
         before.data.cache = c.data.cache
         before.train.compilation_cache = c.train.compilation_cache
-        processes.say(f'first {spec}')
+        distributed.say(f'first {spec}')
         run(before)
     result = train(c)
     for split, found in result['scores'].items():
-        processes.say(f'{split}: {scores.said(found)}')
-    processes.say(f'{c.workdir}/result.json')
+        distributed.say(f'{split}: {scores.said(found)}')
+    distributed.say(f'{c.workdir}/result.json')
 
 
 if __name__ == '__main__':
-    sys.exit(command.main(run, USAGE))
+    sys.exit(flags.main(run, USAGE))

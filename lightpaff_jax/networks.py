@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import models
 from lightpaff_jax.batch import Shape
-from lightpaff_jax.config import UserError
 from lightpaff_jax.data import objectives
+from lightpaff_jax.errors import UserError
 from lightpaff_jax.models import attention
 
 

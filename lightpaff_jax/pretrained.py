@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lightpaff_jax import checkpoint, config, digests, models, paths, sharding
-from lightpaff_jax.config import UserError
+from lightpaff_jax import checkpoint, config, models, sharding
 from lightpaff_jax.data import tokenizers
-from lightpaff_jax.models import folders
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.models.huggingface import checkpoint_dir
+from lightpaff_jax.runtime import fingerprint, storage
 
 _log = logging.getLogger('lightpaff_jax')
 
@@ -56,7 +57,7 @@ def save(path: str, model: models.Model, params: models.Params,
       UserError: the tokenizer has more ids than the model, or no exact tokenizer.json; the path is
         in a bucket.
     """
-    if paths.remote(path):
+    if storage.remote(path):
         raise UserError(f'{path}: must be a local folder')
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
@@ -75,7 +76,7 @@ def save(path: str, model: models.Model, params: models.Params,
         for file in sorted(part.iterdir()):
             file.replace(folder / file.name)
     ids = special_ids(model.network.family, tokenizer)
-    folders.write(folder, model, jax.device_get(params), ids=ids)
+    checkpoint_dir.write(folder, model, jax.device_get(params), ids=ids)
 
 
 def special_ids(family: str, tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
@@ -90,8 +91,8 @@ def special_ids(family: str, tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
 
 def is_run(path: str) -> bool:
     """Whether a folder is a run's workdir, and no Hugging Face folder."""
-    paths.reachable(path)
-    return (paths.place(path) / 'checkpoints').exists()
+    storage.reachable(path)
+    return (storage.place(path) / 'checkpoints').exists()
 
 
 def read_network(key: str, path: str) -> ConfigDict:
@@ -104,14 +105,14 @@ def read_network(key: str, path: str) -> ConfigDict:
     Raises:
       UserError: it is neither the workdir of a finished run nor a folder with a network we have.
     """
-    folder = paths.place(path)
+    folder = storage.place(path)
     if not is_run(path):
         if (folder / 'metrics.jsonl').exists() or not (folder / 'config.json').exists():
             raise UserError(
                 f'config.{key} = {path}: must be the workdir of a finished run, or a folder with '
                 'config.json and model.safetensors'
             )
-        return folders.read_network(key, path)
+        return checkpoint_dir.read_network(key, path)
     for name in ('config.json', 'result.json'):
         if not (folder / name).exists():
             raise UserError(
@@ -139,16 +140,16 @@ def read_params(key: str, path: str, model: models.Model, mesh: Mesh,
     if is_run(path):
         params = _read_run(key, path, model, mesh, fresh)
     else:
-        params = folders.read_params(key, path, model, None if fresh is None else fresh())
+        params = checkpoint_dir.read_params(key, path, model, None if fresh is None else fresh())
     return jax.tree.map(jax.device_put, params, places)
 
 
 def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> models.Params:
     theirs = models.build(read_network(key, path))
     abstract = sharding.placed(theirs.abstract, sharding.of_params(mesh, theirs.abstract))
-    saved = paths.place(path) / 'checkpoints'
-    found = digests.named(checkpoint.load_params(saved, abstract))
-    wanted = digests.named(model.abstract)
+    saved = storage.place(path) / 'checkpoints'
+    found = fingerprint.named(checkpoint.load_params(saved, abstract))
+    wanted = fingerprint.named(model.abstract)
     lacking = [
         name for name, x in wanted.items() if name not in found or found[name].shape != x.shape
     ]
@@ -159,9 +160,9 @@ def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> mo
         )
     if lacking:
         _log.info('config.%s = %s: begins fresh: %s', key, path, ', '.join(lacking))
-        initial = digests.named(fresh())
+        initial = fingerprint.named(fresh())
         found |= {name: initial[name] for name in lacking}
-    return digests.nested({name: found[name] for name in wanted})
+    return fingerprint.nested({name: found[name] for name in wanted})
 
 
 def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer, lowercase: bool) -> None:
@@ -174,7 +175,7 @@ def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer, lowerc
       lowercase: `config.tokenizer.lowercase`, for a folder's vocab.txt.
     """
     if is_run(path):
-        found = checkpoint.read_meta(paths.place(path) / 'checkpoints')
+        found = checkpoint.read_meta(storage.place(path) / 'checkpoints')
         theirs = found['tokenizer_hash']
     else:
         place = tokenizers.find(path)
@@ -216,9 +217,9 @@ def of_layers(c: ConfigDict, teacher: models.Model, params: models.Params,
     stacked = {row.path for row in student.table if '{layer}' in row.name}
     flat = {
         path: x[of_decoder if path.startswith('decoder/') else layers] if path in stacked else x
-        for path, x in digests.named(params).items()
+        for path, x in fingerprint.named(params).items()
     }
-    return digests.nested(flat)
+    return fingerprint.nested(flat)
 
 
 def _layers(key: str, chosen: tuple[int, ...], wanted: int, there: int) -> np.ndarray:

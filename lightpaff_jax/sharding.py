@@ -14,7 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from lightpaff_jax.config import SPLIT, UserError
+from lightpaff_jax.config import SPLIT
+from lightpaff_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 

@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config, models, pretrained, processes, sharding, workdir
+from lightpaff_jax import config, models, pretrained, sharding, workdir
 from lightpaff_jax.batch import Batch
-from lightpaff_jax.config import UserError
-from lightpaff_jax.data import batches, objectives, prepare, tokenizers
+from lightpaff_jax.config import flags
+from lightpaff_jax.data import batches, objectives, prepare
+from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import UserError
 from lightpaff_jax.losses import Head, Predictor, distillation_loss
+from lightpaff_jax.runtime import distributed
 
 USAGE = """
 python -m lightpaff_jax.speed --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
@@ -41,7 +44,7 @@ def compare(c: ConfigDict) -> dict:
       times the median over pairs of measurements that follow each other. On other processes
       than 0, which only read what it reads, nothing.
     """
-    tokenizer = tokenizers.load(c)
+    tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
     whole = next(batches.evaluation(c, prepared, tokenizer, 'test'))
     shape = objectives.OBJECTIVES[c.objective].shape(c)
@@ -60,7 +63,7 @@ def compare(c: ConfigDict) -> dict:
                 'bytes': 4 * model.parameters,
                 'flops': model.flops(shape),
             }
-            if processes.first():
+            if distributed.first():
                 calls[name] = {n: _scorer(model, params, batch) for n, batch in inputs.items()}
         if not calls:
             return {}
@@ -121,8 +124,8 @@ def run(c: ConfigDict) -> None:
     pretrained.read_network('teacher.path', c.teacher.path)
     text = json.dumps(compare(c), indent=2)
     workdir.write(workdir.place(c) / 'speed.json', text + '\n')
-    processes.say(text)
+    distributed.say(text)
 
 
 if __name__ == '__main__':
-    sys.exit(command.main(run, USAGE))
+    sys.exit(flags.main(run, USAGE))

@@ -6,9 +6,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lightpaff_jax import digests, models, networks, pretrained, sharding
-from lightpaff_jax.config import STARTS, UserError
+from lightpaff_jax import models, networks, pretrained, sharding
+from lightpaff_jax.config import STARTS
 from lightpaff_jax.data.tokenizers import Tokenizer
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import fingerprint
 
 
 class Teacher(NamedTuple):
@@ -34,7 +36,7 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
     pretrained.check_tokenizer('teacher.path', path, tokenizer, c.tokenizer.lowercase)
     model = networks.guide(c, shape)
     params = pretrained.read_params('teacher.path', path, model, mesh)
-    identity = digests.identity(params)
+    identity = fingerprint.identity(params)
     dtype = networks.guide_dtype(c)
     params = jax.tree.map(lambda x: _narrowed(x, dtype), params)
     places = sharding.of_params(mesh, model.abstract, c.mesh.teacher)

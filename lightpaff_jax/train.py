@@ -15,26 +15,24 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import (
     checkpoint,
-    digests,
     distill_step,
     evaluate,
     metrics,
     models,
-    needed,
     networks,
     optimizer,
-    paths,
-    processes,
     sharding,
     teacher,
-    validation,
     workdir,
 )
 from lightpaff_jax.batch import Shape
-from lightpaff_jax.config import UserError
-from lightpaff_jax.data import batches, prepare, pydocs, sources, tokenizers
+from lightpaff_jax.config import needed, validate
+from lightpaff_jax.data import batches, prepare, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Prepared
+from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import distributed, fingerprint, storage
 
 
 @dataclasses.dataclass
@@ -171,7 +169,7 @@ def _compiled(step: jax.stages.Wrapped, guide_params, knobs: optimizer.Knobs):
             jax.block_until_ready(in_flight)
             began = time.perf_counter()
             programs[batch.shape] = step.lower(state, guide_params, batch, knobs).compile()
-            processes.gather(None)  # on CPUs devices that meet first wait 30 s for each other
+            distributed.gather(None)  # on CPUs devices that meet first wait 30 s for each other
         compiling = time.perf_counter() - began
         return *programs[batch.shape](state, guide_params, batch, knobs), compiling
 
@@ -179,7 +177,7 @@ def _compiled(step: jax.stages.Wrapped, guide_params, knobs: optimizer.Knobs):
 
 
 def _inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
-    tokenizer = tokenizers.load(c)
+    tokenizer = selection.load(c)
     guide = teacher.load(c, mesh, tokenizer)
     initial = teacher.load_initial(c, mesh, tokenizer, guide)
     prepared = prepare.prepare(c, tokenizer)
@@ -187,24 +185,24 @@ def _inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
         'tokenizer_hash': tokenizer.hash,
         'data_hash': prepared.hash,
         'teacher_hash': None if guide is None else guide.hash,
-        'init_hash': None if initial is None else digests.identity(initial),
+        'init_hash': None if initial is None else fingerprint.identity(initial),
     }
     return Inputs(tokenizer, guide, initial, prepared, identities)
 
 
 def _keep_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, family: str) -> None:
     """Puts the tokenizer beside the checkpoints, so that the workdir can be loaded and exported."""
-    if not processes.first():
+    if not distributed.first():
         return
-    if paths.remote(folder):
+    if storage.remote(folder):
         with tempfile.TemporaryDirectory() as temporary:
             tokenizer.save(temporary, family)
-            paths.send(pathlib.Path(temporary), folder)
+            storage.send(pathlib.Path(temporary), folder)
         return
     if folder.exists() and tokenizers.read(str(folder)).hash != tokenizer.hash:
         shutil.rmtree(folder)  # of an attempt that came to nothing
     if not folder.exists():
-        pydocs.publish(folder, lambda temporary: tokenizer.save(temporary, family))
+        storage.publish(folder, lambda temporary: tokenizer.save(temporary, family))
 
 
 def check(c: ConfigDict, runs: bool = True) -> None:
@@ -232,14 +230,14 @@ def check(c: ConfigDict, runs: bool = True) -> None:
             f'config.student.classes = {c.student.classes}: must be {there}, as many as the '
             f'examples of source {c.data.source!r} have'
         )
-    validation.validate(c, jax.device_count(), jax.process_count())
+    validate.validate(c, jax.device_count(), jax.process_count())
     networks.kernel(c, 'student', c.student, None, c.student.dropout)
 
 
 def keep_compiled(folder: str) -> None:
     """Programs compiled once are read from `folder` the next time. jax takes the first folder."""
     if folder:
-        path = folder if paths.remote(folder) else str(pathlib.Path(folder).expanduser())
+        path = folder if storage.remote(folder) else str(pathlib.Path(folder).expanduser())
         jax.config.update('jax_compilation_cache_dir', path)
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-import lightpaff_jax
-from lightpaff_jax import config, paths, processes
-from lightpaff_jax.config import UserError
+from lightpaff_jax import config
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import distributed, storage
+from lightpaff_jax.version import __version__
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -28,20 +29,20 @@ def place(c: ConfigDict) -> Any:
     Raises:
       UserError: its bucket cannot be reached.
     """
-    paths.reachable(c.workdir)
-    return paths.place(c.workdir)
+    storage.reachable(c.workdir)
+    return storage.place(c.workdir)
 
 
 def check(c: ConfigDict, folder: pathlib.Path) -> None:
     """Raises UserError if the folder holds a run with another configuration; names the keys."""
 
     def changed() -> list[str]:
-        with paths.faults(folder):
+        with storage.faults(folder):
             if not (folder / 'checkpoints').is_dir() and not (folder / 'result.json').is_file():
                 return []  # an attempt that came to nothing
             return config.differences(config.read(folder), c)
 
-    found = processes.of_first(changed)
+    found = distributed.of_first(changed)
     if found:
         raise UserError(
             f'config.workdir = {c.workdir}: holds a run with another configuration '
@@ -62,12 +63,12 @@ def finished(c: ConfigDict, folder: pathlib.Path, identities: dict) -> dict | No
     Raises:
       UserError: the file is no JSON; or a process has other identities than process 0.
     """
-    processes.agree(identities, 'all processes must read the same')
-    return processes.of_first(lambda: _finished(c, folder / 'result.json', identities))
+    distributed.agree(identities, 'all processes must read the same')
+    return distributed.of_first(lambda: _finished(c, folder / 'result.json', identities))
 
 
 def _finished(c: ConfigDict, path: pathlib.Path, identities: dict) -> dict | None:
-    with paths.faults(path):
+    with storage.faults(path):
         if not path.is_file():
             return None
         text = path.read_bytes()
@@ -146,9 +147,9 @@ def provenance(devices: int) -> dict:
     cores = f'{os.cpu_count()} cores, {platform.machine()}'
     return {
         'hardware': f'{devices} x {device.device_kind}, {cores}',
-        'processes': processes.count(),
+        'processes': distributed.count(),
         'versions': {
-            'lightpaff_jax': lightpaff_jax.__version__,
+            'lightpaff_jax': __version__,
             'python': platform.python_version(),
             **{name: version(name) for name in _PACKAGES},
         },
@@ -158,7 +159,7 @@ def provenance(devices: int) -> dict:
 
 def git_commit() -> str | None:
     """The commit of the code that runs, with -dirty where files differ; None outside a checkout."""
-    root = pathlib.Path(lightpaff_jax.__file__).parents[1]
+    root = pathlib.Path(__file__).parents[1]
 
     def git(*words: str) -> str:
         command = ['git', '-C', str(root), *words]
@@ -178,18 +179,18 @@ def write(path: pathlib.Path, text: str) -> None:
 
     It is written beside its place, then renamed; in a bucket an object appears when it is whole.
     """
-    if processes.first():
-        with paths.faults(path):
+    if distributed.first():
+        with storage.faults(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path if paths.remote(path) else path.with_name(path.name + '.part')
+            part = path if storage.remote(path) else path.with_name(path.name + '.part')
             part.write_text(text)
             if part != path:
                 part.replace(path)
-    processes.gather(None)
+    distributed.gather(None)
 
 
 def remove(path: pathlib.Path) -> None:
     """Process 0 removes a file that may be there."""
-    if processes.first():
-        with paths.faults(path):
+    if distributed.first():
+        with storage.faults(path):
             path.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -15,15 +14,14 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = (
     else tempfile.mkdtemp(prefix='lightpaff_jax_compiled_')
 )
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.03'
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-import command_cases
-import data_fixtures
 import jax
 import pytest
+from helpers import commands as command_cases
+from helpers import corpus as data_fixtures
+from helpers.processes import QUICK
 from jax._src import compiler, lru_cache
 from jax.experimental.compilation_cache import compilation_cache
-from process_cases import QUICK
 
 from lightpaff_jax import models
 

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoint_cases import META, State, abstract, make_state, same_bits, saved
+from helpers.checkpoints import META, State, abstract, make_state, same_bits, saved
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lightpaff_jax import checkpoint
 from lightpaff_jax.checkpoint import Checkpoints, load_params, read_meta
-from lightpaff_jax.config import NotSaved, UserError
+from lightpaff_jax.errors import NotSaved, UserError
 
 
 def test_restore_returns_the_bits_that_were_saved(tmp_path):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoint_cases import (
+from helpers.checkpoints import (
     META,
     abstract,
     flip,
@@ -22,7 +22,7 @@ from checkpoint_cases import (
 )
 
 from lightpaff_jax.checkpoint import Checkpoints, load_params, read_meta
-from lightpaff_jax.config import UserError
+from lightpaff_jax.errors import UserError
 
 
 def test_one_bit_flips_are_never_restored_silently(tmp_path, caplog):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lightpaff_jax import config, digests, distill_step, hlo, models, networks, optimizer, sharding
+from lightpaff_jax import config, distill_step, models, networks, optimizer, sharding
 from lightpaff_jax.batch import Batch
+from lightpaff_jax.preflight import hlo
+from lightpaff_jax.runtime import fingerprint
 
 BATCH, LENGTH, VOCAB = 16, 24, 200
 
@@ -141,7 +143,7 @@ def test_gradient_of_every_family_is_the_same_on_a_mesh_of_three_axes(kind):
     largest = max(np.abs(x).max() for x in jax.tree.leaves(grads))
     chex.assert_trees_all_close(split, grads, rtol=0, atol=1e-5 * largest)
     chex.assert_trees_all_close(split_sums, sums, rtol=1e-5)
-    assert all(np.any(x) for name, x in digests.named(grads).items() if name not in UNTRAINED)
+    assert all(np.any(x) for name, x in fingerprint.named(grads).items() if name not in UNTRAINED)
 
 
 @pytest.mark.usefixtures('full_compilation')

@@ -3,19 +3,20 @@
 import dataclasses
 import functools
 
-import data_fixtures
 import jax
 import jax.numpy as jnp
-import network_cases
 import numpy as np
 import pytest
+from helpers import corpus as data_fixtures
+from helpers import networks as network_cases
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lightpaff_jax
-from lightpaff_jax import decoding, generate, models
+from lightpaff_jax import generate, models
 from lightpaff_jax.batch import Batch
-from lightpaff_jax.config import UserError
-from lightpaff_jax.data import tokenizers
+from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.models import decoding
 
 SIZE, PAD, START = 7, 0, 2
 DECODERS = ('gpt2', 'mass all', 'mass none')
@@ -229,7 +230,7 @@ def folders(data_cache, tmp_path_factory):
         c.student.update({'decoder_layers': 2 * (family == 'mass'), 'positions': 32})
         model = models.build(c.student)
         params = model.init(jax.random.key(5))
-        lightpaff_jax.save(str(root / family), model, params, tokenizers.load(c))
+        lightpaff_jax.save(str(root / family), model, params, selection.load(c))
     return root
 
 

@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
-import reference_cases
+from helpers import transformers_reference as reference_cases
 
-from lightpaff_jax import decoding, generate, models
+from lightpaff_jax import generate, models
 from lightpaff_jax.batch import Batch
-from lightpaff_jax.models import folders
+from lightpaff_jax.models import decoding
+from lightpaff_jax.models.huggingface import checkpoint_dir
 
 pytestmark = [pytest.mark.compare, pytest.mark.usefixtures('full_compilation')]
 
@@ -30,8 +31,8 @@ def network(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp('network')
     theirs.save_pretrained(folder)
     with jax.default_matmul_precision('highest'):
-        model = models.build(folders.read_network('model', folder))
-    yield theirs, model, folders.read_params('model', folder, model)
+        model = models.build(checkpoint_dir.read_network('model', folder))
+    yield theirs, model, checkpoint_dir.read_params('model', folder, model)
     torch.set_num_threads(threads)
 
 

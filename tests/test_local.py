@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from process_cases import ROOT, environment
+from helpers.processes import ROOT, environment
 
 
 def local(*words, **changes):

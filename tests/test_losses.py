@@ -4,11 +4,11 @@ import re
 
 import jax
 import jax.numpy as jnp
-import loss_reference as reference
 import numpy as np
 import optax
 import pytest
-from loss_cases import (
+from helpers import loss_reference as reference
+from helpers.losses import (
     EXACT,
     POSITIONS,
     B,

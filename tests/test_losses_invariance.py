@@ -4,12 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import loss_reference as reference
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
-from loss_cases import (
+from helpers import loss_reference as reference
+from helpers.losses import (
     D_TEACHER,
     POSITIONS,
     B,
@@ -21,9 +19,11 @@ from loss_cases import (
     loss_sums,
     make,
 )
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from lightpaff_jax import hlo
 from lightpaff_jax.losses import Head, Predictor, automatic_chunk, distillation_loss
+from lightpaff_jax.preflight import hlo
 
 pytestmark = pytest.mark.usefixtures('full_compilation')
 

@@ -2,9 +2,9 @@
 
 import json
 
-import data_fixtures
 import numpy as np
 import pytest
+from helpers import corpus as data_fixtures
 
 from lightpaff_jax.train import train
 

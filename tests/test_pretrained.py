@@ -4,19 +4,21 @@ import json
 import shutil
 
 import chex
-import data_fixtures
 import jax
 import numpy as np
 import pytest
+from helpers import corpus as data_fixtures
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 import lightpaff_jax
-from lightpaff_jax import config, digests, models, pretrained, teacher, train
+from lightpaff_jax import config, models, pretrained, teacher, train
 from lightpaff_jax.batch import Batch
-from lightpaff_jax.config import UserError
 from lightpaff_jax.data import batches, prepare, tokenizers
-from lightpaff_jax.models import folders
+from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.models.huggingface import checkpoint_dir
+from lightpaff_jax.runtime import fingerprint
 
 SHAPE = {'layers': 3, 'width': 16, 'heads': 2, 'ffn': 24, 'positions': 32}
 OBJECTIVES = {'gpt2': 'clm', 'bert': 'mlm', 'mass': 'mass'}
@@ -39,7 +41,7 @@ def folder_of(cache, path, family='gpt2', **changes):
     c = configured(cache, '', family, **changes)
     model = models.build(c.student)
     params = model.init(jax.random.key(5))
-    tokenizer = tokenizers.load(c)
+    tokenizer = selection.load(c)
     lightpaff_jax.save(str(path), model, params, tokenizer)
     return model, params
 
@@ -76,7 +78,7 @@ def test_a_tokenizer_of_another_size_is_not_saved_beside_a_model(data_cache, tmp
     model = models.build(config.network(vocab_size=300))
     params = model.init(jax.random.key(0))
     with pytest.raises(UserError, match="512 ids, must have at most the model's 300"):
-        lightpaff_jax.save(str(tmp_path / 'm'), model, params, tokenizers.load(c))
+        lightpaff_jax.save(str(tmp_path / 'm'), model, params, selection.load(c))
     assert not (tmp_path / 'm').exists()
 
 
@@ -89,7 +91,7 @@ def test_a_student_is_pre_trained_with_an_imported_folder_and_loaded_from_its_wo
     c = configured(data_cache, tmp_path / 'run', family, layers=1, width=8, ffn=8)
     c.teacher.path = str(path)
     result = train.train(c)
-    assert result['teacher_hash'] == digests.identity(params)
+    assert result['teacher_hash'] == fingerprint.identity(params)
     assert {'kl', 'agreement'} <= set(result['scores']['test'])
     model, found = lightpaff_jax.load(c.workdir)
     assert (model.network.family, model.network.layers) == (family, 1)
@@ -103,7 +105,7 @@ def start(c, data_cache):
     """What the student of `c` starts from."""
     mesh = jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tensor'), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        tokenizer = tokenizers.load(c)
+        tokenizer = selection.load(c)
         guide = teacher.load(c, mesh, tokenizer)
         return teacher.load_initial(c, mesh, tokenizer, guide)
 
@@ -118,15 +120,15 @@ def test_a_student_may_start_from_layers_of_its_teacher(data_cache, places, fami
     lowest = start(c, data_cache)
     c.student.init_layers = (0, 2)
     chosen = start(c, data_cache)
-    theirs = digests.named(params)
+    theirs = fingerprint.named(params)
     stacked = {row.path for row in model.table if '{layer}' in row.name}
-    for name, x in digests.named(lowest).items():
+    for name, x in fingerprint.named(lowest).items():
         taken = theirs[name]
         if name in stacked:
             taken = taken[1:2] if name.startswith('decoder/') else taken[:2]
         np.testing.assert_array_equal(x, taken, name)
     name = next(name for name in stacked if 'ffn/up/kernel' in name and 'decoder' not in name)
-    np.testing.assert_array_equal(digests.named(chosen)[name], theirs[name][np.array([0, 2])])
+    np.testing.assert_array_equal(fingerprint.named(chosen)[name], theirs[name][np.array([0, 2])])
 
 
 @pytest.mark.parametrize(
@@ -257,9 +259,9 @@ def test_a_vocab_txt_without_settings_is_read_as_the_configuration_says(tmp_path
     c = config.default()
     c.student.update({**SHAPE, 'family': 'bert', 'vocab_size': vocabulary.vocab_size})
     model = models.build(c.student)
-    folders.write(tmp_path, model, model.init(jax.random.key(0)))
+    checkpoint_dir.write(tmp_path, model, model.init(jax.random.key(0)))
     c.student.init, c.tokenizer.lowercase = str(tmp_path), lowercase
-    tokenizer = tokenizers.load(c)
+    tokenizer = selection.load(c)
     pretrained.check_tokenizer('student.init', str(tmp_path), tokenizer, lowercase)
     with pytest.raises(UserError, match='its tokenizer has hash'):
         pretrained.check_tokenizer('student.init', str(tmp_path), tokenizer, not lowercase)
@@ -281,7 +283,7 @@ def test_saving_leaves_no_tokenizer_of_before_and_no_half_of_a_folder(
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folders, 'write', interrupted)
+    monkeypatch.setattr(checkpoint_dir, 'write', interrupted)
     with pytest.raises(KeyboardInterrupt):
         lightpaff_jax.save(str(tmp_path / 'm'), model, params, words)
     with pytest.raises(UserError, match='must be the workdir of a finished run, or a folder'):
@@ -348,7 +350,7 @@ def test_a_teacher_in_a_narrow_type_is_there_once():
 def test_a_folder_in_a_bucket_is_not_written_here(places, data_cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, model, params = places['gpt2']
-    tokenizer = tokenizers.load(data_fixtures.tiny(data_cache))
+    tokenizer = selection.load(data_fixtures.tiny(data_cache))
     with pytest.raises(UserError, match=r'^gs://bucket/student: must be a local folder$'):
         lightpaff_jax.save('gs://bucket/student', model, params, tokenizer)
     assert not [*tmp_path.iterdir()]

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lightpaff_jax import config, models, sharding
-from lightpaff_jax.config import UserError
+from lightpaff_jax.errors import UserError
 
 
 def mesh_of(data, fsdp, tensor):

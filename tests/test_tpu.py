@@ -6,11 +6,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from process_cases import environment
+from helpers.processes import environment
 
-from lightpaff_jax import chips, config, distill_step, hlo, losses, preflight, sharding
-from lightpaff_jax.chips import GIB
-from lightpaff_jax.config import UserError
+from lightpaff_jax import config, distill_step, losses, sharding
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.preflight import __main__ as preflight
+from lightpaff_jax.preflight import hlo
+from lightpaff_jax.runtime import chips
+from lightpaff_jax.runtime.chips import GIB
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('full_compilation')]
 
@@ -36,7 +39,7 @@ def small(**train):
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:4x4', 'v5p:2x2x1', 'v6e:2x2'])
 @pytest.mark.usefixtures('v5e')
 def test_a_slice_is_described_in_silence(topology):
-    code = f'from lightpaff_jax import chips; print(len(chips.devices({topology!r})))'
+    code = f'from lightpaff_jax.runtime import chips; print(len(chips.devices({topology!r})))'
     done = subprocess.run(
         [sys.executable, '-c', code], env=environment(), capture_output=True, text=True, check=True
     )

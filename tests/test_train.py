@@ -2,11 +2,11 @@
 
 import json
 
-import data_fixtures
 import pytest
+from helpers import corpus as data_fixtures
 
 from lightpaff_jax import checkpoint, evaluate, pretrained, workdir
-from lightpaff_jax.config import UserError
+from lightpaff_jax.errors import UserError
 from lightpaff_jax.train import train
 
 

@@ -12,12 +12,12 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from lightpaff_jax import batch as batch_lib
-from lightpaff_jax import config
-from lightpaff_jax.data import objectives, order
+from lightpaff_jax.data import objectives, sampler
 from lightpaff_jax.data.mixture import MixedRecords, Mixture
+from lightpaff_jax.data.objectives.collate import Arrays
 from lightpaff_jax.data.records import PADDING, Prepared, Record, Records
-from lightpaff_jax.data.rows import Arrays
 from lightpaff_jax.data.tokenizers import Tokenizer
+from lightpaff_jax.errors import UserError
 
 _EVALUATION_SEED = 0  # of what is masked in every run's evaluation
 
@@ -106,7 +106,7 @@ def evaluation_numbers(
         batches = min(batches, c.eval.batches)
     # Examples come class by class, mixtures set by set: a part must not be one of them.
     drawn = prepared.kind == 'examples' or isinstance(prepared, Mixture)
-    place = order.fixed(len(records)) if drawn else int
+    place = sampler.fixed(len(records)) if drawn else int
     read = min(batches * size, len(records))
     numbers = [place(i) for i in range(read)] + [-1] * (batches * size - read)
     return np.array(numbers, np.int64).reshape(batches, size)
@@ -116,7 +116,7 @@ def _evaluated(c: ConfigDict, prepared: Prepared | Mixture, split: str) -> '_Rea
     """The records, or windows, of a split that is evaluated."""
     stored = prepared.records(split)
     if not len(stored):
-        raise config.UserError(f'empty corpus: split {split!r} of {prepared.path} has no record')
+        raise UserError(f'empty corpus: split {split!r} of {prepared.path} has no record')
     if 0 < c.eval.stride < c.data.length:
         assert isinstance(stored, Records), 'validation refuses windows of a mixture'
         return _Windows(stored, c.data.length, c.eval.stride)
@@ -170,9 +170,9 @@ def _maker(
     if c.data.buckets:
         assert isinstance(records, Records), 'validation refuses buckets of a mixture'
         fits = objectives.smallest(c, shapes, records.lengths())
-        rows_of = order.bucketed(fits, c.seed, size)
+        rows_of = sampler.bucketed(fits, c.seed, size)
     else:
-        rows_of = order.of(prepared, c.seed, size)
+        rows_of = sampler.of(prepared, c.seed, size)
 
     def make(index: int) -> batch_lib.Batch:
         rows = rows_of(index)

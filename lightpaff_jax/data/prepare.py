@@ -13,11 +13,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import command, config, needed, paths, validation
-from lightpaff_jax.data import fitting, making, records, shards, sources, tokenizers
+from lightpaff_jax import config
+from lightpaff_jax.config import flags, needed, validate
+from lightpaff_jax.data import records, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
+from lightpaff_jax.data.prepared import build, compatibility, shards
 from lightpaff_jax.data.records import Prepared
-from lightpaff_jax.data.tokenizers import Tokenizer
+from lightpaff_jax.data.tokenizers import Tokenizer, selection
+from lightpaff_jax.errors import Unfinished, UserError, nearest
+from lightpaff_jax.runtime import storage
 
 _LOG = logging.getLogger('lightpaff_jax')
 
@@ -41,10 +45,10 @@ def prepare(c: ConfigDict, tokenizer: Tokenizer) -> Prepared | Mixture:
     """
     if c.data.source == 'mixture':
         return _mixture(c, tokenizer)
-    fitting.check_tokenizer(c, tokenizer)
+    compatibility.check_tokenizer(c, tokenizer)
     given = c.data.source == 'prepared'
-    prepared = fitting.given(c, tokenizer) if given else _found(c, tokenizer)
-    fitting.check(c, prepared)
+    prepared = compatibility.given(c, tokenizer) if given else _found(c, tokenizer)
+    compatibility.check(c, prepared)
     return prepared
 
 
@@ -60,25 +64,25 @@ def _mixture(c: ConfigDict, tokenizer: Tokenizer) -> Mixture:
 
 def _found(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
     """The set in the cache; made if it is not there."""
-    cache = paths.here('config.data.cache = ', c.data.cache)
+    cache = storage.here('config.data.cache = ', c.data.cache)
     made_from = identity(c, tokenizer)
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / 'prepared' / f'{c.data.source}-{key}'
     if folder.exists():
-        return fitting.opened(folder)
+        return compatibility.opened(folder)
     with contextlib.ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(shards.alone(folder.with_name(f'{folder.name}.lock')))
         except OSError as error:
-            raise config.UserError(
+            raise UserError(
                 f'config.data.cache: cannot write to {folder.parent}: {error.strerror}'
             ) from error
         if not folder.exists():
             partial = folder.with_name(f'{folder.name}.partial')
-            making.make(partial, c, tokenizer, made_from)
+            build.make(partial, c, tokenizer, made_from)
             partial.rename(folder)
-    return fitting.opened(folder)
+    return compatibility.opened(folder)
 
 
 def identity(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def identity(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
         'format': records.FORMAT,
         'source': c.data.source,
         'made_from': sources.identity(c),
-        **fitting.cut(c, tokenizer),
+        **compatibility.cut(c, tokenizer),
     }
 
 
@@ -124,9 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE.strip())
         return 0 if argv else 2
     try:
-        with command.notes(), command.heard():
+        with flags.notes(), flags.heard():
             _command(argv)
-    except config.UserError as error:
+    except UserError as error:
         return _ended(str(error), 2)
     except OSError as error:  # no permission, a file where a folder should be
         return _ended(f'{error.filename or "file system"}: {error.strerror}', 2)
@@ -142,37 +146,37 @@ def _ended(line: str, code: int) -> int:
 
 def _command(argv: Sequence[str]) -> None:
     options, rest = _options(argv)
-    shard_tokens = _number(options, 'shard-tokens', making.SHARD_TOKENS)
-    out = paths.here('--out=', options['out'])
+    shard_tokens = _number(options, 'shard-tokens', build.SHARD_TOKENS)
+    out = storage.here('--out=', options['out'])
     c, tokenizer = _asked(options, rest)
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with shards.alone(out / '.lock'):
         tokenizer = tokenizer or _trained(c)
-        fitting.check_tokenizer(c, tokenizer)
+        compatibility.check_tokenizer(c, tokenizer)
         made_from = identity(c, tokenizer)
         made = _is_made(out, made_from | {'shard_tokens': shard_tokens})
         _keep(tokenizer, out, c.student.family)
         if not made:
-            making.make(out, c, tokenizer, made_from, shard_tokens)
-    _print(fitting.opened(out))
+            build.make(out, c, tokenizer, made_from, shard_tokens)
+    _print(compatibility.opened(out))
 
 
 def _options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The flags of this command, and the arguments of a configuration."""
-    found, rest = command.flags(argv, _FLAGS)
+    found, rest = flags.flags(argv, _FLAGS)
     for name in ('source', 'out'):
         if name not in found:
-            raise config.UserError(f'--{name}: must be given')
+            raise UserError(f'--{name}: must be given')
     if ('tokenizer' in found) == ('train-tokenizer' in found):
-        raise config.UserError('one of --tokenizer=PATH and --train-tokenizer=SIZE must be given')
+        raise UserError('one of --tokenizer=PATH and --train-tokenizer=SIZE must be given')
     return found, rest
 
 
 def _number(options: dict[str, str], name: str, default: int) -> int:
     text = options.get(name, str(default))
     if not text.isdecimal() or int(text) < 1:
-        raise config.UserError(f'--{name}={text}: must be a whole number above 0')
+        raise UserError(f'--{name}={text}: must be a whole number above 0')
     return int(text)
 
 
@@ -181,11 +185,11 @@ def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokeni
     recipe = any(word.startswith('--config=') for word in rest)
     source, _, path = options['source'].partition(':')
     if source not in config.SOURCES:
-        raise config.UserError(
+        raise UserError(
             f'--source={options["source"]}: must be NAME:PATH with a NAME of '
-            f'{", ".join(config.SOURCES)}{config.nearest(source, list(config.SOURCES))}'
+            f'{", ".join(config.SOURCES)}{nearest(source, list(config.SOURCES))}'
         )
-    c = command.parse(rest, config.default())
+    c = flags.parse(rest, config.default())
     c.data.source, c.data.path = source, path
     _check_tokenizer(c, options, recipe)
     told = any(word.startswith('--config.data.workers') for word in rest)
@@ -195,7 +199,7 @@ def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokeni
     c.tokenizer.path = options.get('tokenizer', '')
     if c.data.source in ('prepared', 'mixture'):
         must = "must have text; of a mixture, prepare each part and mix 'prepared:DIR=WEIGHT'"
-        raise config.UserError(f'--source={c.data.source}: {must}')
+        raise UserError(f'--source={c.data.source}: {must}')
     tokenizer = None
     if 'tokenizer' in options:
         tokenizer = tokenizers.read(c.tokenizer.path, c.tokenizer.lowercase)
@@ -204,7 +208,7 @@ def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokeni
         _fit_network(c)
     if tokenizer is None:
         c.student.vocab_size = _number(options, 'train-tokenizer', 0)
-    validation.validate(c)
+    validate.validate(c)
     needed.check_paths(c, runs=False)
     sources.check(c)
     return c, tokenizer
@@ -218,7 +222,7 @@ def _check_tokenizer(c: ConfigDict, options: dict[str, str], recipe: bool) -> No
     told = c.tokenizer.path
     if told and told != options.get('tokenizer') and not (recipe and 'tokenizer' in options):
         flag = 'tokenizer' if 'tokenizer' in options else 'train-tokenizer'
-        raise config.UserError(
+        raise UserError(
             f'--{flag}={options[flag]}: config.tokenizer.path = {told} names another tokenizer, '
             'must be one of both'
         )
@@ -246,18 +250,18 @@ def _trained(c: ConfigDict) -> Tokenizer:
     """A vocabulary of the train split, kept in `config.data.cache` too."""
     alone = config.copy(c)
     alone.teacher.path, alone.student.init = '', config.STARTS[0]
-    return tokenizers.load(alone)
+    return selection.load(alone)
 
 
 def _check_folder(out: pathlib.Path) -> None:
     """Raises UserError where something else is in the folder, or it is none."""
     if out.exists() and not out.is_dir():
-        raise config.UserError(f'--out={out}: must be a folder')
+        raise UserError(f'--out={out}: must be a folder')
     if (out / records.STATE).exists() or (out / records.MANIFEST).exists():
         return
     others = sorted(path.name for path in out.glob('*') if path.name not in _OURS)
     if others:
-        raise config.UserError(
+        raise UserError(
             f'--out={out}: must be empty or what this command made; there is {others[0]}'
         )
 
@@ -271,10 +275,10 @@ def _is_made(out: pathlib.Path, wanted: dict[str, Any]) -> bool:
         {key: made.get(key) for key in wanted}, json.loads(json.dumps(wanted))
     )
     if found:
-        raise config.UserError(
+        raise UserError(
             f'--out={out}: holds another set ({found}): remove it, or choose another folder'
         )
-    prepared = fitting.opened(out)
+    prepared = compatibility.opened(out)
     for split in prepared.manifest['splits']:
         whole = prepared.records(split)
         if prepared.kind == 'examples':
@@ -290,7 +294,7 @@ def _keep(tokenizer: Tokenizer, out: pathlib.Path, family: str) -> None:
     if place.exists():
         there = tokenizers.read(str(place)).hash
         if there != tokenizer.hash:
-            raise config.UserError(
+            raise UserError(
                 f'{place}: is tokenizer {there}, not {tokenizer.hash}: remove {out}, or choose '
                 'another folder'
             )
@@ -298,12 +302,12 @@ def _keep(tokenizer: Tokenizer, out: pathlib.Path, family: str) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         tokenizer.save(part, family)
-    except config.UserError as error:
+    except UserError as error:
         _LOG.info('%s: no copy of the tokenizer is kept: %s', place, error)
         return
     except Exception as error:  # `tokenizers` raises no narrower one where the disk is full
         reason = ' '.join(str(error).split())
-        raise shards.Unfinished(
+        raise Unfinished(
             f'{place}: cannot be written: {reason}; the same command goes on'
         ) from error
     part.rename(place)

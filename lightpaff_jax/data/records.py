@@ -12,7 +12,7 @@ import numpy as np
 from array_record.python import array_record_module
 from jaxtyping import Int32
 
-from lightpaff_jax import config
+from lightpaff_jax.errors import UserError, nearest
 
 FORMAT = 3  # of the folder; another one is prepared again
 MANIFEST = 'manifest.json'
@@ -137,10 +137,10 @@ class Records:
             try:
                 part = np.load(file, allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
-                raise config.UserError(f'{file}: {_again(file, "cannot be read")}') from error
+                raise UserError(f'{file}: {_again(file, "cannot be read")}') from error
             if part.shape != (count, 2):
                 has = f'has lengths of {len(part)} records, {MANIFEST} says {count}'
-                raise config.UserError(f'{file}: {_again(file, has)}')
+                raise UserError(f'{file}: {_again(file, has)}')
             parts.append(part.astype(np.int32))
         return np.concatenate(parts)
 
@@ -153,9 +153,9 @@ class Records:
                 return reader.read(numbers.tolist())
         except RuntimeError as error:  # the block that a record is in has another checksum
             reason = ' '.join(str(error).split())
-            raise config.UserError(f'{file}: {_again(file, f"is damaged: {reason}")}') from error
+            raise UserError(f'{file}: {_again(file, f"is damaged: {reason}")}') from error
         has = f'has {reader.num_records()} records, {MANIFEST} says {self._counts[shard]}'
-        raise config.UserError(f'{file}: {_again(file, has)}')
+        raise UserError(f'{file}: {_again(file, has)}')
 
     def __repr__(self) -> str:
         return f'Records({len(self)} {self._kind})'
@@ -218,8 +218,8 @@ class Prepared:
         """
         known = list(self.manifest['splits'])
         if split not in known:
-            near = config.nearest(split, known)
-            raise config.UserError(f'split {split!r}: must be one of {", ".join(known)}{near}')
+            near = nearest(split, known)
+            raise UserError(f'split {split!r}: must be one of {", ".join(known)}{near}')
         return self.manifest['splits'][split]
 
     def records(self, split: str) -> Records:
@@ -235,7 +235,7 @@ class Prepared:
             if size != shard['bytes']:
                 has = 'no such file' if size is None else f'has {size} bytes'
                 says = f'{has}, {MANIFEST} says {shard["bytes"]} bytes'
-                raise config.UserError(f'{file}: {_again(file, says)}')
+                raise UserError(f'{file}: {_again(file, says)}')
             shards.append((file, shard['records']))
         return Records(shards, self.kind, np.dtype(self.manifest['dtype']))
 
@@ -266,7 +266,7 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
         must = 'must be a prepared data set'
         if (folder / STATE).is_file():
             must = 'preparing it was not finished; the same command goes on where it stopped'
-        raise config.UserError(f'{folder}: has no {MANIFEST}, {must}')
+        raise UserError(f'{folder}: has no {MANIFEST}, {must}')
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
         form = content['format']
@@ -277,9 +277,9 @@ def manifest(folder: pathlib.Path) -> dict[str, Any]:
             for stats in content['splits'].values():
                 check(stats, SPLIT | _COUNTS)
     except (ValueError, TypeError, KeyError) as error:
-        raise config.UserError(f'{file}: must be the manifest of a prepared data set') from error
+        raise UserError(f'{file}: must be the manifest of a prepared data set') from error
     if form != FORMAT:
-        raise config.UserError(
+        raise UserError(
             f'{file}: has format {form}, this version reads {FORMAT}: prepare the set again'
         )
     return content

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from lightpaff_jax import config
 from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.models import bert, gpt2, mass
-from lightpaff_jax.models.huggingface import Row
+from lightpaff_jax.models.huggingface.weights import Row
 from lightpaff_jax.models.layers import Compute
 
 Params = dict[str, Any]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lightpaff_jax.models import attention, layers
-from lightpaff_jax.models.huggingface import Names, Row, linear, norm
+from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm
 
 _EPSILON = 1e-12
 _gelu = functools.partial(jax.nn.gelu, approximate=False)

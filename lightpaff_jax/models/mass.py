@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lightpaff_jax.models import attention, layers
-from lightpaff_jax.models.huggingface import Names, Row, linear, norm
+from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm
 
 _EPSILON = 1e-5
 _ACTIVATIONS: dict[str, Callable] = {

@@ -1,0 +1,1 @@
+"""Prepared sets: text as shards of ids on disk."""

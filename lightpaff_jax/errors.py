@@ -1,0 +1,31 @@
+"""Errors that a command prints as one line, and the words that they share."""
+
+import difflib
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """A mistake in the input. A command prints it as one line and exits with code 2."""
+
+
+class MissingPaths(UserError):
+    """Files that a run needs do not exist."""
+
+
+class NotSaved(UserError):
+    """A checkpoint could not be written, for example on a full disk."""
+
+
+class Unreadable(UserError):
+    """A bucket or folder does not answer, or cannot be read now; its content may be intact."""
+
+
+class Unfinished(UserError):
+    """Work stopped early. Its finished part is kept, and the same command resumes it."""
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Returns '; did you mean X?' for the closest of the names, or '' if none is close."""
+    lower = {known.lower(): known for known in reversed(names)}
+    matches = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
+    return f'; did you mean {lower[matches[0]]}?' if matches else ''

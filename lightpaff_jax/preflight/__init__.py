@@ -1,0 +1,1 @@
+"""Compiles the training step for TPU slices that need not be attached."""

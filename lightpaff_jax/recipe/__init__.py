@@ -1,0 +1,1 @@
+"""Runs a plan of training runs and reports on them."""

@@ -1,0 +1,7 @@
+"""The command `python -m lightpaff_jax.report`."""
+
+import sys
+
+from lightpaff_jax import report
+
+sys.exit(report.main())

@@ -1,0 +1,1 @@
+"""Processes, storage, locks, chips and messages: the machine under a run."""

@@ -1,0 +1,152 @@
+"""Paths that may be in a bucket, gs://BUCKET/...: by etils.epath, with a limit and in one line."""
+
+import atexit
+import contextlib
+import functools
+import logging
+import pathlib
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lightpaff_jax.errors import Unreadable, UserError
+
+PATIENCE = 30.0  # seconds that a bucket may take to answer first; without a network it never does
+_ANSWERED: set[str] = set()  # buckets that did
+
+
+def remote(path: Any) -> bool:
+    """Whether a path is in a bucket."""
+    return '://' in str(path)
+
+
+def place(path: str) -> Any:
+    """A path that can be read and written wherever it is; `~` is the home folder."""
+    from etils import epath
+
+    return epath.Path(path) if remote(path) else epath.Path(path).expanduser()
+
+
+def here(key: str, path: str) -> pathlib.Path:
+    """A folder that ArrayRecord reads and writes; `~` is the home folder.
+
+    Args:
+      key: what names the path, with its `=`, for the message.
+      path: of the folder.
+
+    Raises:
+      UserError: it is in a bucket.
+    """
+    if remote(path):
+        raise UserError(
+            f'{key}{path}: ArrayRecord needs a folder, mount the bucket with gcsfuse and name that'
+        )
+    return pathlib.Path(path).expanduser()
+
+
+def reachable(path: str) -> None:
+    """Raises UserError unless the bucket of a path answers in time; a local path is reached.
+
+    A bucket that answered once is not asked again. Whether the path is there is another question.
+    """
+    if not remote(path):
+        return
+    scheme, _, rest = path.partition('://')
+    bucket = rest.partition('/')[0]
+    if scheme != 'gs' or not bucket:
+        raise UserError(f'{path}: must be a local path or gs://BUCKET/...')
+    if bucket not in _ANSWERED:
+        logging.getLogger('gcsfs').propagate = False  # it prints tracebacks of what it retries
+        logging.getLogger('gcsfs').addHandler(logging.NullHandler())
+        with faults(path), contextlib.suppress(FileNotFoundError):
+            within(PATIENCE, path, lambda: place(f'gs://{bucket}/x').exists())
+        _ANSWERED.add(bucket)
+
+
+def within(seconds: float, path: str, call: Callable[[], Any]) -> None:
+    """Calls in a thread of its own; raises what that raises, or Unreadable after so many seconds.
+
+    The thread stays behind: a connection that hangs cannot be stopped, and ends with the process.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise Unreadable(f'{path}: cannot be reached within {seconds:g} s')
+    if raised:
+        raise raised[0]
+
+
+@contextlib.contextmanager
+def faults(path: Any) -> Iterator[None]:
+    """Makes Unreadable of what a bucket raises; a missing file stays what it is."""
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:  # of aiohttp, of gcsfs, of Google's credentials
+        if not remote(path):
+            raise
+        if isinstance(error, ImportError):
+            needs = 'buckets need the extra gs: ./launch/environment.sh gs'
+            raise UserError(f'{path}: {needs}') from error
+        text = ' '.join(str(error).split())
+        raise Unreadable(f'{path}: {type(error).__name__}: {text}') from error
+
+
+def fetch(file: Any, to: pathlib.Path) -> None:
+    """Copies a file of a bucket here; nothing where it is not there."""
+    with faults(file), contextlib.suppress(FileNotFoundError):
+        to.write_bytes(file.read_bytes())
+
+
+@functools.cache
+def copied(folder: str) -> pathlib.Path:
+    """The files of a bucket's folder in a folder here, which goes with the process."""
+    here = tempfile.TemporaryDirectory()
+    atexit.register(here.cleanup)
+    with faults(folder), contextlib.suppress(FileNotFoundError):
+        for file in place(folder).iterdir():
+            fetch(file, pathlib.Path(here.name) / file.name)
+    return pathlib.Path(here.name)
+
+
+def send(folder: pathlib.Path, to: Any) -> None:
+    """Copies the files below a folder into a bucket; each appears there when it is whole."""
+    with faults(to):
+        for file in sorted(path for path in folder.rglob('*') if path.is_file()):
+            (to / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+
+
+def publish(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+    """Makes `path` by `write(temporary path)` and one rename, so nobody sees half of it.
+
+    Two processes may do so at once: the first to finish wins, and both find it there.
+
+    Raises:
+      UserError: the folder of `path` cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent)
+    except OSError as error:
+        raise UserError(
+            f'config.data.cache: cannot write to {path.parent}: {error.strerror}'
+        ) from error
+    with scratch as name:
+        made = pathlib.Path(name) / path.name
+        write(made)
+        try:
+            made.replace(path)
+        except OSError:
+            if not path.exists():
+                raise

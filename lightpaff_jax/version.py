@@ -1,0 +1,3 @@
+"""The version of the package. It imports nothing, so that setup.py can read it."""
+
+__version__ = '0.1.0'

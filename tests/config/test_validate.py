@@ -1,0 +1,307 @@
+"""A bad value of a configuration is named with its key and its rule."""
+
+import math
+
+import pytest
+
+from lightpaff_jax import config
+from lightpaff_jax.config import needed, validate
+from lightpaff_jax.errors import MissingPaths, UserError
+
+
+def test_the_default_is_valid_on_devices_that_divide_its_batch():
+    validate.validate(config.default())
+    for devices in (1, 2, 4, 8):
+        validate.validate(config.default(), devices)
+    with pytest.raises(UserError, match=r'data\.batch_size = 8: must be a multiple'):
+        validate.validate(config.default(), 3)
+
+
+NAN, INF = math.nan, math.inf
+BAD = [
+    ('student.family', 'gpt3', "'gpt3': must be one of bert, gpt2, mass; did you mean gpt2?"),
+    ('student.layers', 0, '0: must be at least 1'),
+    ('student.width', -8, '-8: must be at least 1'),
+    ('student.heads', 0, '0: must be at least 1'),
+    ('student.heads', 3, '3: must divide student.width = 128'),
+    ('student.ffn', 0, '0: must be at least 1'),
+    ('student.positions', 64, 'data.length = 128: must be at least 1 and at most student.positions = 64'),
+    ('student.vocab_size', 0, '0: must be at least 1'),
+    ('student.dropout', 1.0, '1.0: must be in [0, 1)'),
+    ('student.dropout', NAN, 'nan: must be in [0, 1)'),
+    ('teacher.layers', -1, '-1: must be at least 1'),
+    ('teacher.dtype', 'float16', "'float16': must be one of auto, float32, bfloat16; did you mean bfloat16?"),
+    ('student.family', 'bert', "objective = 'clm': must be one of mlm, classify for family 'bert'; did you mean mlm?"),
+    ('student.family', 'mass', '''student.decoder_layers = 0: must be at least 1 for family 'mass' '''.strip()),
+    ('student.decoder_layers', 1, '1: is of MASS alone'),
+    ('student.head', 'none', "'none': is of BERT alone; others have 'lm'"),
+    ('student.head', 'lms', "'lms': must be one of lm, classify, pretraining, none; did you mean lm?"),
+    ('student.classes', 2, "2: is read for head 'classify'"),
+    ('student.activation', 'gelu_new', "'gelu_new': must be one of gelu, relu; did you mean gelu?"),
+    ('student.tied', 'both', "'both': must be one of all, decoder, none"),
+    ('student.types', 0, '0: must be at least 1'),
+    ('student.init', 'teacher_layers', 'teacher_layers: needs a teacher.path'),
+    ('student.init_layers', (1,), "(1,): is read for student.init 'teacher_layers'"),
+    ('objective', 'cml', "'cml': must be one of clm for family 'gpt2'; did you mean clm?"),
+    ('data.form', 'topics', "'topics': must be one of text, topic, pairs, summary; did you mean topic?"),
+    ('data.form', 'topic', "'topic': must be one of text for objective 'clm'"),
+    ('data.target_length', 8, '8: is of MASS alone'),
+    ('data.source', 'SST2', "'SST2': must be one of pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, mixture, prepared; did you mean sst2?"),
+    ('data.path', 'x', 'x: is not read from \'pydocs\''),
+    ('data.files', ('train=a',), "('train=a',): is not read from 'pydocs'"),
+    ('data.held_out', 0.1, "0.1: is not read from 'pydocs'"),
+    ('data.held_out', 0.5, '0.5: must be at least 0 and below 0.5'),
+    ('data.documents', 'lines', "'lines': must be one of blank, line, file; did you mean line?"),
+    ('data.detokenize', 'wiki', "'wiki': must be one of none, wikitext, ptb; did you mean wikitext?"),
+    ('data.on_error', 'ignore', "'ignore': must be one of stop, skip"),
+    ('data.classes', -1, '-1: must be at least 0'),
+    ('data.packing', 'best', "'best': must be one of contiguous, best_fit; did you mean best_fit?"),
+    ('data.buckets', (64, 128), "64,128: has no use for objective 'clm'"),
+    ('data.workers', 0, '0: must be at least 1'),
+    ('eval.stride', -1, '-1: must be at least 0 and at most data.length = 128'),
+    ('eval.stride', 129, '129: must be at least 0 and at most data.length = 128'),
+    ('data.long_text', 'cut', "'cut': must be one of truncate, error"),
+    ('data.masked', 1.0, '1.0: must be above 0 and below 1'),
+    ('data.fragment', 0.0, '0.0: must be above 0 and below 1'),
+    ('seed', -1, '-1: must be at least 0 and below 2**31'),
+    ('seed', 2**31, '2147483648: must be at least 0 and below 2**31'),
+    ('loss.lambda_', 1.5, '1.5: must be in [0, 1]'),
+    ('loss.lambda_', -0.1, '-0.1: must be in [0, 1]'),
+    ('loss.lambda_', NAN, 'nan: must be in [0, 1]'),
+    ('loss.temperature', 0.0, '0.0: must be above 0 and finite'),
+    ('loss.temperature', -1.0, '-1.0: must be above 0 and finite'),
+    ('loss.temperature', INF, 'inf: must be above 0 and finite'),
+    ('loss.chunk', -1, '-1: must be at least 0'),
+    ('optim.peak_lr', 0.0, '0.0: must be above 0 and finite'),
+    ('optim.peak_lr', NAN, 'nan: must be above 0 and finite'),
+    ('optim.schedule', 'cosin', "'cosin': must be one of linear, cosine, constant; did you mean cosine?"),
+    ('optim.final_lr', 1.1, '1.1: must be in [0, 1]'),
+    ('optim.warmup', -1, '-1: must be at least 0'),
+    ('optim.warmup', 2**31, '2147483648: must be below 2**31'),
+    ('train.updates', 2**31, '2147483648: must be below 2**31'),
+    ('data.masked', 0.3, "0.3: is read for objective 'mlm'"),
+    ('data.whole_words', True, "True: is read for objective 'mlm'"),
+    ('data.fragment', 0.3, "0.3: is read for objective 'mass'"),
+    ('optim.b1', 1.0, '1.0: must be in [0, 1)'),
+    ('optim.b2', -0.1, '-0.1: must be in [0, 1)'),
+    ('optim.eps', 0.0, '0.0: must be above 0 and finite'),
+    ('optim.weight_decay', -0.1, '-0.1: must be at least 0 and finite'),
+    ('optim.weight_decay', INF, 'inf: must be at least 0 and finite'),
+    ('optim.clip_norm', -1.0, '-1.0: must be at least 0 and finite'),
+    ('data.source', 'pydoc', "'pydoc': must be one of pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, mixture, prepared; did you mean pydocs?"),
+    ('data.length', 0, '0: must be at least 1 and at most student.positions = 128'),
+    ('data.length', 129, '129: must be at least 1 and at most student.positions = 128'),
+    ('data.batch_size', 0, '0: must be at least 1'),
+    ('data.batch_size', 100, '100: must be a multiple of micro_steps x devices = 8'),
+    ('data.prefetch', 0, '0: must be at least 1'),
+    ('train.updates', 0, '0: must be at least 1'),
+    ('train.micro_steps', 0, '0: must be at least 1'),
+    ('train.micro_steps', 2, 'data.batch_size = 8: must be a multiple of micro_steps x devices = 16'),
+    ('train.compute_dtype', 'bf16', "'bf16': must be one of float32, bfloat16; did you mean bfloat16?"),
+    ('train.remat', 'blocks', "'blocks': must be one of none, dots, block; did you mean block?"),
+    ('train.log_every', 0, '0: must be at least 1'),
+    ('train.eval_every', -1, '-1: must be at least 0'),
+    ('train.save_every', 0, '0: must be at least 1'),
+    ('train.keep', 0, '0: must be at least 1'),
+    ('eval.batch_size', 0, '0: must be at least 1'),
+    ('eval.batch_size', 12, '12: must be a multiple of devices = 8'),
+    ('eval.batches', -1, '-1: must be at least 0'),
+    ('mesh.data', 0, '0: must be -1 or at least 1'),
+    ('mesh.fsdp', 0, '0: must be at least 1'),
+    ('mesh.tensor', -1, '-1: must be at least 1'),
+    ('mesh.fsdp', 3, 'mesh = (data -1, fsdp 3, tensor 1): fsdp x tensor must divide the number of devices = 8'),
+    ('mesh.data', 16, 'mesh = (data 16, fsdp 1, tensor 1): the product must be at most the number of devices = 8'),
+    ('recipe.seeds', (), '(): must name at least one seed, none twice'),
+    ('recipe.seeds', (1, 2, 1), '1,2,1: must name at least one seed, none twice'),
+    ('recipe.seeds', (0, -1), '0,-1: must be at least 0 and below 2**31'),
+    ('recipe.teacher_pretrain.updates', 0, '0: must be at least 1'),
+    ('recipe.teacher_finetune.peak_lr', NAN, 'nan: must be above 0 and finite'),
+    ('recipe.student_pretrain.lambda_', 2.0, '2.0: must be in [0, 1]'),
+    ('recipe.student_finetune.temperature', 0.0, '0.0: must be above 0 and finite'),
+    ('recipe.student_finetune.warmup', -1, '-1: must be at least 0'),
+    ('recipe.student_finetune.batch_size', 0, '0: must be at least 1'),
+    ('recipe.tasks', ('a.py', 'a.py'), 'a.py,a.py: must name none twice'),
+    ('recipe.student_finetune.peak_lrs', (1e-3, 0.0), '0.0: must be above 0 and finite'),
+    ('recipe.student_finetune.peak_lrs', (1e-3, 1e-3), '0.001,0.001: has one twice'),
+    ('recipe.student_finetune.lambdas', (0.5, 1.5), '1.5: must be in [0, 1]'),
+    ('eval.metric', 'bleu', "'bleu': must be one of perplexity for objective 'clm'"),
+    ('generate.beams', 0, '0: must be at least 1'),
+    ('generate.max_length', 4000, '4000: must be at most student.positions = 128'),
+    ('generate.length_penalty', NAN, 'nan: must be finite'),
+    ('data.unlabelled', ('text:x',), "text:x: is of objective 'classify' alone"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('key', 'value', 'message'), BAD, ids=lambda x: str(x)[:40])
+def test_a_bad_value_is_named_with_its_key_and_its_rule(key, value, message):
+    c = config.default()
+    put(c, key, value)
+    if ' = ' not in message.partition(':')[0]:
+        message = f'{key} = {message}'
+    with pytest.raises(UserError) as error:
+        validate.validate(c, 8)
+    assert str(error.value) == f'config.{message}'
+
+
+def put(c, key, value):
+    *sections, leaf = key.split('.')
+    for name in sections:
+        c = c[name]
+    c[leaf] = value
+
+
+def test_the_rule_of_the_batch_counts_micro_steps_and_devices():
+    c = config.default()
+    c.data.batch_size, c.train.micro_steps = 100, 4
+    validate.validate(c)
+    message = 'config.data.batch_size = 100: must be a multiple of micro_steps x devices = 32'
+    with pytest.raises(UserError) as error:
+        validate.validate(c, 8)
+    assert str(error.value) == message
+
+
+def test_devices_of_one_matrix_product_share_their_examples():
+    c = config.default()
+    c.mesh.tensor, c.data.batch_size = 4, 2
+    c.eval.batch_size, c.student.heads = 6, 4
+    validate.validate(c, 8)
+    c.mesh.tensor = 1
+    with pytest.raises(UserError, match=r'data\.batch_size = 2: must be a multiple'):
+        validate.validate(c, 8)
+
+
+@pytest.mark.parametrize('name', ['student', 'teacher'])
+def test_heads_that_devices_share_must_divide(name):
+    c = config.default()
+    c.mesh.tensor, c.student.heads = 4, 4
+    c.teacher.update({'layers': 2, 'heads': 4})
+    validate.validate(c, 8)
+    c[name].heads = 2
+    with pytest.raises(UserError, match=rf'mesh\.tensor = 4: must divide {name}\.heads = 2'):
+        validate.validate(c, 8)
+    c.mesh[name] = ('fsdp',)
+    validate.validate(c, 8)
+
+
+def test_teacher_and_student_must_share_a_vocabulary():
+    c = config.default()
+    c.teacher.layers, c.teacher.vocab_size = 2, 4096
+    with pytest.raises(UserError) as error:
+        validate.validate(c)
+    assert str(error.value) == (
+        'config.teacher.vocab_size = 4096: must equal student.vocab_size = 2048'
+    )
+
+
+@pytest.mark.parametrize('source', ['text', 'prepared'])
+def test_a_source_of_files_needs_their_folder(source):
+    c = config.default()
+    c.data.source = source
+    with pytest.raises(UserError) as error:
+        needed.check_paths(c)
+    assert str(error.value) == f"config.data.path = '': must be a folder for source '{source}'"
+
+
+SOURCE_RULES = [
+    ({'source': 'table'}, "data.columns = (): must name the columns for source 'table'"),
+    ({'source': 'table', 'columns': tuple('abcd')}, 'data.columns = a,b,c,d: must be at most 3'),
+    ({'source': 'text', 'columns': tuple('ab')}, 'data.columns = a,b: must be at most 1'),
+    ({'source': 'mixture'}, "data.mixture = (): must name the parts for source 'mixture'"),
+    ({'source': 'text', 'sides': ('en', 'de')}, "data.sides = ('en', 'de'): is not read from 'text'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('changes', 'message'), SOURCE_RULES)
+def test_a_source_says_what_it_needs_and_what_it_does_not_read(changes, message):
+    c = config.default()
+    c.data.path = 'x' if changes['source'] != 'mixture' else ''
+    c.data.update(changes)
+    with pytest.raises(UserError) as error:
+        validate.validate(c)
+    assert str(error.value) == f'config.{message}'
+
+
+def classifier():
+    c = config.default()
+    c.objective, c.student.family = 'classify', 'bert'
+    c.student.head, c.student.classes = 'classify', 2
+    c.data.form = 'pairs'
+    return c
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('buckets', (64, 32, 128), '64,32,128: must rise from at least 4'),
+        ('buckets', (2, 128), '2,128: must rise from at least 4'),
+        ('buckets', (32, 64), '32,64: must end with data.length = 128'),
+        (
+            'packing',
+            'best_fit',
+            "'best_fit': packs documents, of which objective 'classify' has none",
+        ),
+    ],
+)
+def test_examples_have_rules_of_their_own(key, value, message):
+    c = classifier()
+    c.data[key] = value
+    with pytest.raises(UserError) as error:
+        validate.validate(c)
+    assert str(error.value) == f'config.data.{key} = {message}'
+
+
+@pytest.mark.parametrize(
+    ('source', 'kind'), [('text', 'documents'), ('parallel', 'targets'), ('sst2', 'classes')]
+)
+def test_an_objective_learns_from_its_kind_of_examples_and_from_texts_of_all(source, kind):
+    for name, wanted in config.LEARNS_FROM.items():
+        c = classifier() if name == 'classify' else config.default()
+        family = next(f for f, names in config.OBJECTIVES.items() if name in names)
+        c.student.family, c.objective, c.data.form = family, name, 'text'
+        if family == 'mass':
+            c.student.decoder_layers = 2
+            c.data.target_length = 64 if name == 'seq2seq' else 0
+        c.data.source, c.data.path = source, 'x'
+        c.data.sides = ('en', 'de') if source == 'parallel' else ()
+        if wanted in ('documents', kind):
+            validate.validate(c)
+            continue
+        with pytest.raises(UserError) as error:
+            validate.validate(c)
+        rule = f'has {kind}, which objective {name!r} does not learn from'
+        assert str(error.value) == f'config.data.source = {source!r}: {rule}'
+
+
+def test_windows_are_of_one_stream():
+    c = config.default()
+    c.eval.stride = 64
+    validate.validate(c)
+    c.data.packing = 'best_fit'
+    with pytest.raises(
+        UserError, match=r"^config\.eval\.stride = 64: is of objective 'clm' and the"
+    ):
+        validate.validate(c)
+
+
+def test_every_path_that_is_not_there_is_named_in_one_line(tmp_path):
+    c = config.default()
+    c.data.source, c.data.path, c.student.init = 'text', str(tmp_path), 'runs/a'
+    c.teacher.path, c.tokenizer.path, c.tokenizer.text = 'runs/b', 'c.model', 'd'
+    with pytest.raises(MissingPaths) as error:
+        needed.check_paths(c)
+    named = [part.partition(':')[0] for part in str(error.value).split('; ')]
+    assert sorted(named) == [
+        'config.student.init = runs/a',
+        'config.teacher.path = runs/b',
+        'config.tokenizer.path = c.model',
+        'config.tokenizer.text = d',
+    ]
+
+
+def test_a_teacher_whose_shape_is_read_from_its_path_has_no_rule():
+    c = config.default()
+    c.teacher.vocab_size, c.teacher.heads = 4096, 7
+    validate.validate(c)
+    c.teacher.layers = 2
+    with pytest.raises(UserError, match=r'config\.teacher\.heads = 7'):
+        validate.validate(c)

@@ -1,0 +1,179 @@
+"""Claims about batches of few lengths, and about mixtures of sets."""
+
+import collections
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers import corpus as data_fixtures
+
+from lightpaff_jax import distill_step, models
+from lightpaff_jax.batch import Shape
+from lightpaff_jax.data import batches, objectives, prepare
+from lightpaff_jax.train import train
+
+EXAMPLES = pytest.mark.parametrize('form', ['pairs', 'summary'])
+
+
+@pytest.fixture(scope='module')
+def vocabulary(tmp_path_factory):
+    """A tokenizer with every special token."""
+    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
+
+
+def configured(data_cache, form):
+    c = data_fixtures.examples(data_cache, form)
+    c.data.length, c.data.buckets = 384, (128, 256, 384)
+    c.data.target_length = 192 if form == 'summary' else 0
+    return c
+
+
+@EXAMPLES
+def test_a_batch_is_as_long_as_its_bucket_and_loses_nothing(data_cache, vocabulary, form):
+    c = configured(data_cache, form)
+    prepared = prepare.prepare(c, vocabulary)
+    shapes = [objectives.OBJECTIVES[c.objective].shape(s) for s in objectives.buckets(c)]
+    assert [s.source or s.tokens for s in shapes] == [128, 256, 384]
+    c.data.batch_size, n = 8, prepared.split('train')['records']
+    seen = collections.Counter()
+    tokens = 0
+    for index in range(-(-n // 8)):
+        batch = batches.batch_at(c, prepared, vocabulary, index)
+        assert batch.shape in shapes
+        seen[batch.shape] += 1
+        tokens += (batch.source_segments if form == 'summary' else batch.segments).sum()
+    assert len(seen) == 3
+    c.data.buckets = ()
+    whole = sum(
+        (b.source_segments if form == 'summary' else b.segments).sum()
+        for b in (batches.batch_at(c, prepared, vocabulary, i) for i in range(n // 8))
+    )
+    assert abs(int(tokens) - int(whole)) <= 8 * 384 * 2  # the last batch reaches into epoch 1
+
+
+@EXAMPLES
+def test_rows_of_buckets_are_those_of_the_full_length_without_their_padding(
+    data_cache, vocabulary, form
+):
+    c = configured(data_cache, form)
+    prepared = prepare.prepare(c, vocabulary)
+    full = data_fixtures.examples(data_cache, form)
+    full.data.length, full.data.target_length = 384, c.data.target_length
+    records = prepared.records('train')
+    n = len(records)
+    made = objectives.OBJECTIVES[c.objective].arrays(
+        full, vocabulary, [records[i] for i in range(n)], [(0, 0, i) for i in range(n)]
+    )
+    want = collections.Counter(_row(made, i) for i in range(n))
+    got = collections.Counter()
+    for index in range(n // c.data.batch_size):
+        batch = batches.batch_at(c, prepared, vocabulary, index)
+        fields = {k: v for k, v in vars(batch).items() if v is not None}
+        flat = {k: np.reshape(v, (-1, v.shape[-1])) for k, v in fields.items()}
+        got.update(_row(flat, i) for i in range(c.data.batch_size))
+    assert not got - want
+    assert sum((want - got).values()) < c.data.batch_size
+
+
+def _row(arrays, i):
+    def real(name, mask):
+        return tuple(arrays[name][i][arrays[mask][i] > 0].tolist())
+
+    if 'source' in arrays:
+        return (
+            real('source', 'source_segments'), real('tokens', 'weights'), real('labels', 'weights')
+        )  # fmt: skip
+    return (
+        real('tokens', 'segments'),
+        real('type_ids', 'segments'),
+        tuple(arrays['labels'][i].tolist()),
+    )
+
+
+@EXAMPLES
+@pytest.mark.parametrize('processes', [2, 4])
+def test_processes_agree_on_the_bucket(data_cache, vocabulary, form, processes):
+    c = configured(data_cache, form)
+    prepared = prepare.prepare(c, vocabulary)
+    for index in range(6):
+        whole = batches.batch_at(c, prepared, vocabulary, index)
+        parts = [
+            batches.batch_at(c, prepared, vocabulary, index, p, processes) for p in range(processes)
+        ]
+        together = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
+        pairs = zip(jax.tree.leaves(together), jax.tree.leaves(whole), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.e2e
+def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(
+    data_cache, tmp_path, monkeypatch
+):
+    """And compiles one program for each bucket that it meets."""
+    compiled = []
+
+    class Counted:
+        def __init__(self, step):
+            self.step = step
+
+        def lower(self, state, guide_params, batch, knobs):
+            compiled.append(batch.shape)
+            return self.step.lower(state, guide_params, batch, knobs)
+
+    make = distill_step.make_step
+    monkeypatch.setattr(distill_step, 'make_step', lambda *args: Counted(make(*args)))
+
+    def run(updates):
+        c = configured(data_cache, 'pairs')
+        c.workdir = str(tmp_path)
+        c.student.update(
+            {'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'vocab_size': 512, 'positions': 384}
+        )
+        c.data.batch_size, c.train.micro_steps, c.eval.batches = 8, 1, 1
+        c.train.update({'updates': updates, 'save_every': 5, 'log_every': 5})
+        c.optim.warmup = 2
+        return c, train(c)
+
+    run(5)
+    c, result = run(10)
+    prepared, tokenizer = data_fixtures.prepared(c), data_fixtures.selection.load(c)
+    shapes = [batches.batch_at(c, prepared, tokenizer, i).shape for i in range(10)]
+    assert len(set(shapes)) > 1
+    assert compiled == [*dict.fromkeys(shapes[:5]), *dict.fromkeys(shapes[5:])]
+    assert result['tokens'] == sum(8 * shape.tokens for shape in shapes)
+    flops = models.build(c.student).flops
+    assert result['flops'] == sum(8 * 3 * flops(shape) for shape in shapes)
+    assert shapes[0] == Shape(shapes[0].tokens, 1, 0)
+    lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == [5, 5, 10, 10]
+
+
+def test_a_mixture_of_text_folders_gives_each_its_share(tmp_path, data_cache):
+    for name, letter in (('one', 'a'), ('two', 'b')):
+        (tmp_path / name).mkdir()
+        for split in ('train', 'validation', 'test'):
+            text = '\n\n'.join(f'{letter} {letter}{letter} ' * (5 + i) for i in range(40))
+            (tmp_path / name / f'{split}.txt').write_text(text + '\n')
+    c = data_fixtures.tiny(data_cache)
+    c.data.packages = ()
+    c.data.source, c.data.length = 'mixture', 8
+    c.data.mixture = (f'text:{tmp_path}/one=1', f'text:{tmp_path}/two=3')
+    tokenizer = data_fixtures.wordpiece(tmp_path)
+    c.tokenizer.path = tokenizer.path
+    prepared = prepare.prepare(c, tokenizer)
+    a, b = tokenizer.encode(['a', 'b'])
+    counts = collections.Counter()
+    for batch in (batches.batch_at(c, prepared, tokenizer, i) for i in range(20)):
+        for row in batch.tokens.reshape(-1, 8):
+            counts['a' if np.isin(row, a).any() else 'b'] += 1
+            assert np.isin(row, a).any() != np.isin(row, b).any()
+    assert (counts['a'], counts['b']) == (40, 120)
+    passed = list(batches.evaluation(c, prepared, tokenizer, 'test'))
+    assert sum(b.weights.sum() for b in passed) == prepared.split('test')['tokens']
+    halves = [part.split('test')['tokens'] for part in prepared.parts]
+    assert prepared.split('test')['tokens'] == sum(halves)
+    c.eval.batches, c.eval.batch_size = 2, 8
+    (first, _) = batches.evaluation(c, prepared, tokenizer, 'test')
+    kinds = [bool(np.isin(row, a).any()) for row in first.tokens]
+    assert 0 < sum(kinds) < 8  # some of the batches stand for both sets

@@ -1,0 +1,338 @@
+"""Claims about how a set is made: by any number of processes, stopped anywhere, to the same bytes."""
+
+import contextlib
+import errno
+import logging
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from helpers import corpus as data_fixtures
+
+from lightpaff_jax import config
+from lightpaff_jax.data import prepare, sources, tokenizers
+from lightpaff_jax.data.prepared import build, shards, tokenize_pool
+from lightpaff_jax.data.prepared.tokenize_pool import Work
+from lightpaff_jax.data.sources import Example
+from lightpaff_jax.data.sources import files as files_lib
+from lightpaff_jax.errors import Unfinished, Unreadable, UserError
+
+
+def text_files(folder):
+    """A configuration of a text folder that this makes."""
+    data_fixtures.random_text(folder, 60_000)
+    c = config.default()
+    c.data.source, c.data.path, c.data.length = 'text', str(folder), 32
+    c.data.cache = str(folder.parent / 'cache')
+    return c
+
+
+def data_files(folder):
+    """Name -> bytes of all that is in a folder."""
+    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of 2,000 characters and shards of 1,000 ids."""
+    monkeypatch.setattr(tokenize_pool, 'CHUNK', 2000)
+    monkeypatch.setattr(build, 'SHARD_TOKENS', 1000)
+    monkeypatch.setattr(build.make, '__defaults__', (1000,))
+
+
+def test_processes_that_tokenize_change_no_byte(tmp_path, vocabulary, small_chunks):
+    c = text_files(tmp_path / 'text')
+    sets = []
+    for workers in (1, 2, 3):
+        c.data.workers, c.data.cache = workers, str(tmp_path / f'cache{workers}')
+        sets.append(data_files(prepare.prepare(c, vocabulary).path))
+    assert sets[0] == sets[1] == sets[2]
+    assert len(sets[0]) > 10
+
+
+def test_processes_read_a_vocabulary_as_it_was_opened(tmp_path, small_chunks):
+    """Whether a vocab.txt is lower case is in no file beside it."""
+    data_fixtures.wordpiece(tmp_path)
+    cased = tokenizers.read(str(tmp_path), lowercase=False)
+    c = text_files(tmp_path / 'text')
+    (tmp_path / 'text' / 'train.txt').write_text('The DOG a b\n\n' * 900)
+    c.tokenizer.lowercase = False
+    c.data.workers = 2
+    found = prepare.prepare(c, cased).records('train')
+    ids = np.concatenate([record.first[:-1] for record in found.read(range(len(found)))]).tolist()
+    assert ids[:5] == [cased.eos_id, *cased.encode(['The DOG a b'])[0]]
+
+
+class Stopped(BaseException):
+    """What no code of the package expects, as a signal at any moment."""
+
+
+class CountsTexts:
+    """A tokenizer's model that counts what it encodes, and stops at a text."""
+
+    def __init__(self, model, last=None):
+        self._model, self.texts, self._last = model, 0, last
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def encode(self, texts):
+        self.texts += len(texts)
+        if self._last is not None and self.texts > self._last:
+            raise Stopped
+        return self._model.encode(texts)
+
+
+def counting(tokenizer, last=None):
+    return tokenizers.Tokenizer(tokenizer.path, tokenizer.hash, CountsTexts(tokenizer.model, last))
+
+
+@pytest.mark.parametrize('objective', ['clm', 'packed', 'seq2seq'])
+def test_what_was_stopped_goes_on_behind_its_shards_to_the_same_bytes(
+    tmp_path, vocabulary, small_chunks, objective
+):
+    c = text_files(tmp_path / 'text')
+    if objective == 'packed':
+        c.data.packing = 'best_fit'
+    if objective == 'seq2seq':
+        rows = [line for line in (tmp_path / 'text/train.txt').read_text().split('\n') if line]
+        for split in sources.SPLITS:
+            lines = [f'{row}\t{row[:9]}' for row in rows if '.' in row]
+            (tmp_path / 'text' / f'{split}.tsv').write_text('first\tsecond\n' + '\n'.join(lines))
+            (tmp_path / 'text' / f'{split}.txt').unlink()
+        c.objective, c.data.source, c.data.columns = 'seq2seq', 'table', ('first', 'second')
+        c.data.target_length = 8
+    whole = counting(vocabulary)
+    wanted = data_files(prepare.prepare(c, whole).path)
+    assert len(wanted) > 9
+    c.data.cache = str(tmp_path / 'other')
+    encoded, stops = 0, 0
+    for _ in range(50):
+        some = counting(vocabulary, whole.model.texts // 5)
+        try:
+            found = prepare.prepare(c, some)
+            break
+        except Stopped:
+            stops += 1
+            names = [path.suffix for path in (tmp_path / 'other/prepared').iterdir()]
+            assert names == ['.partial']
+        finally:
+            encoded += some.model.texts
+    assert stops >= 4
+    assert data_files(found.path) == wanted
+    assert encoded < 1.6 * whole.model.texts  # what is in a finished shard is not encoded again
+
+
+def test_finished_shards_that_were_changed_are_made_again(
+    tmp_path, vocabulary, small_chunks, caplog
+):
+    c = text_files(tmp_path / 'text')
+    wanted = data_files(prepare.prepare(c, vocabulary).path)
+    c.data.cache = str(tmp_path / 'other')
+    with pytest.raises(Stopped):
+        prepare.prepare(c, counting(vocabulary, 300))
+    shard = next((tmp_path / 'other').rglob('train-00001.array_record'))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with caplog.at_level(logging.INFO, 'lightpaff_jax'):
+        found = prepare.prepare(c, vocabulary)
+    assert data_files(found.path) == wanted
+    assert 'shards of train were changed, they are made again' in caplog.text
+
+
+def test_an_error_of_the_source_leaves_nothing_behind(tmp_path, vocabulary, small_chunks):
+    c = text_files(tmp_path / 'text')
+    train = tmp_path / 'text' / 'train.txt'
+    train.write_bytes(train.read_bytes() + b'\xff\n')
+    with pytest.raises(UserError, match=r'train\.txt'):
+        prepare.prepare(c, vocabulary)
+    assert list((tmp_path / 'cache/prepared').iterdir()) == []
+
+
+def test_what_cannot_be_read_now_keeps_the_shards_and_the_same_call_goes_on(
+    tmp_path, vocabulary, small_chunks, monkeypatch
+):
+    c = text_files(tmp_path / 'text')
+    wanted = data_files(prepare.prepare(c, vocabulary).path)
+    c.data.cache = str(tmp_path / 'other')
+    whole = files_lib.opened
+
+    @contextlib.contextmanager
+    def fails(file):
+        """A file that cannot be read to its end."""
+        with whole(file) as read:
+            yield (file.name == 'train.txt' and broken(file, read)) or read
+
+    def broken(file, read):
+        for number, line in enumerate(read):
+            if number == 600:
+                with files_lib.faults(file):
+                    raise OSError(errno.EIO, 'Input/output error')
+            yield line
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files_lib, 'opened', fails)
+        with pytest.raises(Unreadable, match=r'train\.txt: Input/output error$'):
+            prepare.prepare(c, vocabulary)
+    kept = list((tmp_path / 'other').rglob('train-*.array_record'))
+    assert len(kept) > 2
+    rest = counting(vocabulary)
+    assert data_files(prepare.prepare(c, rest).path) == wanted
+    first = counting(vocabulary)
+    c.data.cache = str(tmp_path / 'third')
+    prepare.prepare(c, first)
+    assert rest.model.texts < first.model.texts
+
+
+def test_a_write_that_fails_in_silence_is_found_before_the_shard_is_named(
+    tmp_path, vocabulary, small_chunks, monkeypatch
+):
+    writer = shards.array_record_module.ArrayRecordWriter
+
+    class Lies:
+        def __init__(self, file, options):
+            self._file, self._writer = pathlib.Path(file), writer(file, options)
+
+        def write(self, data):
+            self._writer.write(data)
+
+        def close(self):
+            self._writer.close()
+            self._file.write_bytes(self._file.read_bytes()[:-1000])
+
+    c = text_files(tmp_path / 'text')
+    wanted = data_files(prepare.prepare(c, vocabulary).path)
+    c.data.cache = str(tmp_path / 'other')
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.array_record_module, 'ArrayRecordWriter', Lies)
+        with pytest.raises(Unfinished, match=r'train-00000.*: what was written cannot be read'):
+            prepare.prepare(c, vocabulary)
+    assert not list((tmp_path / 'other').rglob('*.array_record*'))
+    assert data_files(prepare.prepare(c, vocabulary).path) == wanted
+
+
+# Several processes
+
+
+def test_a_second_one_waits_and_makes_nothing(tmp_path, vocabulary, caplog):
+    c = text_files(tmp_path / 'text')
+    whole = counting(vocabulary)
+    with caplog.at_level(logging.INFO, 'lightpaff_jax'):
+        begun, go = threading.Event(), threading.Event()
+
+        class Waits(CountsTexts):
+            def encode(self, texts):
+                begun.set()
+                go.wait(30)
+                return super().encode(texts)
+
+        slow = tokenizers.Tokenizer(vocabulary.path, vocabulary.hash, Waits(vocabulary.model))
+        first = threading.Thread(target=prepare.prepare, args=(c, slow))
+        second = threading.Thread(target=prepare.prepare, args=(c, whole))
+        first.start()
+        assert begun.wait(30)
+        second.start()
+        while 'waiting for it' not in caplog.text:
+            pass
+        go.set()
+        first.join(30)
+        second.join(30)
+    assert slow.model.texts > 0
+    assert whole.model.texts == 0
+    assert len(list((tmp_path / 'cache/prepared').iterdir())) == 1
+
+
+def test_a_lock_that_was_left_behind_holds_nobody_up(tmp_path, vocabulary):
+    c = text_files(tmp_path / 'text')
+    path = pathlib.Path(prepare.prepare(c, vocabulary).path)
+    shutil.rmtree(path)
+    path.with_name(f'{path.name}.lock').touch()
+    prepare.prepare(c, vocabulary)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+# Processes that tokenize
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The processes that were started for it."""
+    found, start = [], subprocess.Popen
+
+    def popen(*args, **kwargs):
+        found.append(start(*args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(tokenize_pool.subprocess, 'Popen', popen)
+    return found
+
+
+def works(n, taken):
+    """Small pieces of work; `taken` gets the number of each that is asked for."""
+    for i in range(n):
+        taken.append(i)
+        yield Work([Example('a b c')], [f'a b c {"d " * i}'], counted=True)
+
+
+def test_results_come_in_order_and_work_is_taken_only_a_little_ahead(vocabulary, started):
+    taken = []
+    with tokenize_pool.encoder(vocabulary, 2) as encode:
+        for i, (work, found) in enumerate(encode(works(30, taken))):
+            assert found.ids.tolist() == vocabulary.encode(work.texts)[0]
+            assert (found.lengths.tolist(), found.words.tolist()) == ([3 + i], [4 + i])
+            assert len(taken) <= i + 6
+    assert i == 29
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
+
+
+@pytest.mark.e2e
+def test_a_process_that_is_killed_ends_all_with_one_line(vocabulary, started):
+    with tokenize_pool.encoder(vocabulary, 2) as encode:
+        found = encode(works(30, []))
+        next(found)
+        started[1].kill()
+        with pytest.raises(Unfinished, match='ended with signal 9: if memory was short'):
+            list(found)
+    assert all(process.poll() is not None for process in started)
+
+
+@pytest.mark.e2e
+def test_no_process_is_left_where_the_work_is_interrupted(vocabulary, started):
+    def interrupted():
+        with tokenize_pool.encoder(vocabulary, 2) as encode:
+            next(encode(works(30, [])))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert all(process.poll() is not None for process in started)
+
+
+@pytest.mark.e2e
+def test_an_interrupt_is_not_heard_by_the_others_not_even_while_they_start(vocabulary, started):
+    with tokenize_pool.encoder(vocabulary, 2) as encode:
+        for _ in range(100):
+            started[0].send_signal(signal.SIGINT)
+            time.sleep(0.005)
+        assert len([*encode(works(4, []))]) == 4
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.e2e
+def test_a_process_that_tokenizes_imports_little():
+    code = (
+        'import sys; from lightpaff_jax.data.prepared import tokenize_worker; '
+        'from lightpaff_jax.data.tokenizers import huggingface, sentencepiece; '
+        "heavy = {'jax', 'etils', 'grain', 'rich', 'tensorflow_datasets', 'array_record'}; "
+        'print(*sorted(heavy & set(sys.modules)))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ''

@@ -1,0 +1,403 @@
+"""Sets that a configuration names beside its own: what they leave out, add and stand for."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from lightpaff_jax import config, train
+from lightpaff_jax.config import validate
+from lightpaff_jax.data import batches, prepare, sources
+from lightpaff_jax.data.sources import decontaminate, specs
+from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import MissingPaths, UserError
+
+LONG = 'the tall ships come back to the old harbour every summer'
+
+
+def write(folder: pathlib.Path, files: dict[str, str]) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return str(folder)
+
+
+@pytest.fixture
+def sst2(tmp_path):
+    train = ''.join(f'a good film {n}\t{n % 2}\n' for n in range(40))
+    dev = 'Well , it is a fine film indeed .\t1\nbad\t0\n'
+    head = 'sentence\tlabel\n'
+    return write(tmp_path / 'SST-2', {'train.tsv': head + train, 'dev.tsv': head + dev})
+
+
+@pytest.fixture
+def mr(tmp_path):
+    positive = ''.join(f'warm and wise number {n}\n' for n in range(30))
+    return write(
+        tmp_path / 'MR',
+        {
+            'rt-polarity.pos': f'well, it is a fine film indeed!\n{positive}',
+            'rt-polarity.neg': 'A good film 3 .\n' + positive.replace('warm', 'cold'),
+        },
+    )
+
+
+def polarity(mr, **data):
+    c = config.default()
+    c.student.update({'family': 'bert', 'head': 'classify', 'classes': 2})
+    c.objective = 'classify'
+    c.data.update({'source': 'mr', 'path': mr, 'held_out': 0.1, **data})
+    return c
+
+
+def by_split(c):
+    return {split: {e.first for e in sources.examples(c, split)} for split in sources.SPLITS}
+
+
+def test_a_set_is_named_with_its_keys_its_splits_and_its_weight():
+    c = config.default()
+    c.data.held_out = 0.2
+    known = list(config.SOURCES)
+    part = specs.part(c, 'exclude', 'table:data/x?columns=0,1&held_out=0.05#test,train', known)
+    assert (part.c.data.source, part.c.data.path) == ('table', 'data/x')
+    assert (part.c.data.columns, part.c.data.held_out) == (('0', '1'), 0.05)
+    assert part.splits == ('test', 'train')
+    plain = specs.weighted(c, 'mixture', 'text:data/y=0.5', known)
+    assert (plain.c.data.held_out, plain.splits, plain.weight) == (0.2, sources.SPLITS, 0.5)
+
+
+@pytest.mark.parametrize(
+    ('entry', 'rule'),
+    [
+        ('txt:data/x', "'txt:data/x': must begin with one of .*; did you mean text"),
+        ('text', "source 'text' must have a path"),
+        ('pydocs:x', "source 'pydocs' must not have a path"),
+        ('text:x#tset', "'tset' must be one of train, validation, test; did you mean test"),
+        ('text:x?colums=a', "source 'text' does not read 'colums'; did you mean columns"),
+        ('text:x?held_out=many', 'config.data.held_out = many: must be a number'),
+    ],
+)
+def test_a_set_that_is_named_wrongly_is_one_line(entry, rule):
+    with pytest.raises(UserError, match=rule) as error:
+        specs.part(config.default(), 'exclude', entry, list(config.SOURCES))
+    assert str(error.value).startswith(f'config.data.exclude = {entry!r}: ')
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'entry', ['text:data/y', 'text:data/y=much', 'text:data/y=0', 'text:y=nan']
+)
+def test_a_part_of_a_mixture_has_a_weight(entry):
+    with pytest.raises(UserError, match='WEIGHT a number above 0'):
+        specs.weighted(config.default(), 'mixture', entry, list(config.SOURCES))
+
+
+def test_rows_of_another_set_are_left_out_of_train(mr, sst2):
+    plain = by_split(polarity(mr))
+    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05',))
+    left = by_split(c)
+    both = {'well, it is a fine film indeed!', 'A good film 3 .'}
+    assert plain['train'] - left['train'] == both
+    assert plain['test'] == left['test']
+    assert plain['validation'] == left['validation']
+    c.data.exclude = (f'sst2:{sst2}?held_out=0.05#test',)
+    assert plain['train'] - by_split(c)['train'] == {'well, it is a fine film indeed!'}
+    assert sources.identity(c) != sources.identity(polarity(mr))
+
+
+def test_no_text_that_is_evaluated_on_is_in_a_text_that_is_pre_trained_on(mr, sst2, tmp_path):
+    book = f'He said: well it is a fine film indeed.\n\n{LONG}\n\nTwo words.\n'
+    books = write(tmp_path / 'books', {f'{s}.txt': book for s in ('train', 'validation', 'test')})
+    c = config.default()
+    c.student.family, c.objective = 'bert', 'mlm'
+    c.data.source = 'mixture'
+    c.data.mixture = (f'text:{books}=0.5', f'mr:{mr}?held_out=0.1=0.5')
+    before = [e.first for e in sources.examples(c, 'train')]
+    c.data.exclude = (f'sst2:{sst2}?held_out=0.05#validation,test',)
+    after = [e.first for e in sources.examples(c, 'train')]
+    gone = set(before) - set(after)
+    assert any('fine film' in text for text in gone)
+    assert all('fine film' in text for text in gone)
+    kept = [e.first for e in sources.examples(c, 'test')]
+    c.data.exclude = ()
+    assert kept == [e.first for e in sources.examples(c, 'test')]
+    c.data.exclude = (f'sst2:{sst2}?held_out=0.05#validation,test',)
+    parts = [part for part, _ in sources.parts(c)]
+    assert [part.data.held_out for part in parts] == [0.0, 0.1]
+    assert all(part.data.exclude == c.data.exclude for part in parts)
+
+
+def test_what_is_excluded_is_read_by_the_settings_of_the_run_and_not_of_the_part(tmp_path):
+    """Two files of equal text: what a larger share takes for the test is left out of all."""
+    text = '\n\n'.join(f'the weather of day {n} was as ever and {n} again' for n in range(200))
+    a, b = (write(tmp_path / name, {'train.txt': text}) for name in 'ab')
+    c = config.default()
+    c.data.source, c.data.held_out, c.data.path = 'text', 0.3, b
+    held = {e.first for e in sources.examples(c, 'test')}
+    assert len(held) > 20
+    c.data.source, c.data.path, c.data.mixture = 'mixture', '', (f'text:{a}?held_out=0.05=1',)
+    read = {e.first for e in sources.examples(c, 'train')}
+    assert held & read
+    c.data.exclude = (f'text:{b}#test',)
+    assert {e.first for e in sources.examples(c, 'train')} == read - held
+    ((part, _),) = sources.parts(c)
+    assert part.data.exclude == (f'text:{b}?held_out=0.3#test',)
+
+
+@pytest.mark.parametrize('evaluated', ['dollars', 'euros'])
+@pytest.mark.parametrize('learnt', ['dollars', 'euros'])
+def test_a_text_is_left_out_as_it_is_and_repaired(tmp_path, evaluated, learnt):
+    line = 'a film that costs many {} and is worth none of them'
+    other = 'another line of which nothing else is known at all'
+    folder = write(
+        tmp_path / 'x',
+        {'train.txt': f'{line.format(learnt)}\n\n{other}', 'test.txt': line.format(evaluated)},
+    )
+    c = config.default()
+    c.data.source, c.data.path, c.data.replace = 'text', folder, ('dollars=euros',)
+    c.data.exclude = (f'text:{folder}#test',)
+    assert [e.first for e in sources.examples(c, 'train')] == [other]
+    c.data.exclude = ()
+    assert [e.first for e in sources.examples(c, 'train')] == [line.format('euros'), other]
+
+
+def test_a_text_is_left_out_though_a_sign_keeps_one_side_from_being_repaired(tmp_path):
+    line = 'there is nothing here that costs this many dollars'
+    folder = write(tmp_path / 'x', {'train.txt': f'{line}.\n\nother', 'test.txt': line})
+    c = config.default()
+    c.data.source, c.data.path, c.data.replace = 'text', folder, ('dollars=euros',)
+    c.data.exclude = (f'text:{folder}#test',)
+    assert [e.first for e in sources.examples(c, 'train')] == ['other']
+
+
+def test_unlabelled_text_is_repaired_and_has_nothing_that_is_evaluated_or_excluded(tmp_path):
+    line = 'a film that costs many dollars and is worth none of them'
+    known = 'this one is of another set whose texts are not to be read'
+    new = 'nobody has seen this text of five dollars or more'
+    rows = ''.join(f'{text}\t1\n' for text in ('good', 'bad'))
+    folder = write(tmp_path / 'x', {'train.tsv': rows, 'dev.tsv': f'{line}\t0\n',
+                                    'test.tsv': f'{line} again\t0\n'})  # fmt: skip
+    more = write(tmp_path / 'y', {'train.txt': '\n\n'.join([line, known, new, line[7:40]])})
+    c = polarity(folder, source='table', held_out=0.0, columns=('0', '', '1'), classes=2)
+    c.data.replace = ('dollars=euros',)
+    c.data.unlabelled = (f'text:{more}#train',)
+    c.data.exclude = (f'text:{write(tmp_path / "z", {"test.txt": known})}#test',)
+    added = [e.first for e in sources.examples(c, 'train') if e.label < 0]
+    assert added == [new.replace('dollars', 'euros')]
+
+
+@pytest.mark.parametrize(
+    ('query', 'says'),
+    [
+        ('documents=lines', "config.data.documents = 'lines': must be one of blank, line, file"),
+        ('held_out=5', 'config.data.held_out = 5.0: must be at least 0 and below 0.5'),
+        ('detokenize=wiki', "config.data.detokenize = 'wiki': must be one of none, wikitext, ptb"),
+        ('on_error=foo', "config.data.on_error = 'foo': must be one of stop, skip"),
+        ('columns=a,b', 'config.data.columns = a,b: must be at most 1'),
+    ],
+)
+@pytest.mark.parametrize('key', ['mixture', 'exclude', 'unlabelled'])
+def test_a_value_of_a_set_s_own_is_checked(key, query, says):
+    entry = f'text:data/x?{query}' + ('=1' if key == 'mixture' else '')
+    make = specs.weighted if key == 'mixture' else specs.part
+    with pytest.raises(UserError) as error:
+        make(config.default(), key, entry, list(config.SOURCES))
+    assert str(error.value).startswith(f'config.data.{key} = {entry!r}: {says}')
+
+
+@pytest.mark.parametrize(
+    ('entry', 'says'),
+    [
+        ('parallel:x?sides=en', "must be two marks in names of files for source 'parallel'"),
+        ('parallel:x?sides=en,EN', "must be two marks in names of files for source 'parallel'"),
+        ('pydocs?form=txt', "config.data.form = 'txt': must be one of text, topic, pairs, summary"),
+        ('table:x?columns=0,1,', 'config.data.columns = 0,1,: must name the column of the class'),
+    ],
+)
+def test_a_value_that_its_source_cannot_have_is_named(entry, says):
+    with pytest.raises(UserError) as error:
+        specs.part(config.default(), 'exclude', entry, list(config.SOURCES))
+    assert says in str(error.value)
+
+
+def test_a_part_s_own_settings_and_those_of_the_run_are_of_two_sets(tmp_path):
+    """What is excluded inherits from the run, whatever the part says and however it is written."""
+    table = 'a,b&c#d,label\nsome words of a text that is long,more,1\n'
+    here = {f'{split}.csv': table for split in sources.SPLITS}
+    names = ('a', 'b&c#d')
+    one, two = (write(tmp_path / name, here) for name in ('one', 'two'))
+    other = write(tmp_path / 'x', {'test.txt': 'some words of a text that is long'})
+    c = config.default()
+    c.data.source, c.data.columns = 'mixture', names
+    c.data.mixture = (f'table:{one}=1', f'table:{two}?columns=a=1')
+    assert len([*sources.examples(c, 'test')]) == 2 + 1
+    c.data.exclude = (f'table:{one}#test',)
+    second = sources.parts(c)[1][0]
+    (read,) = sources._parts(second, 'exclude')
+    assert read.c.data.columns == names
+    c.data.exclude = (f'text:{other}#test',)
+    (read,) = sources._parts(sources.parts(c)[1][0], 'exclude')
+    assert read.splits == ('test',)
+
+
+def test_unlabelled_text_of_which_nothing_is_left_is_named(mr, sst2):
+    entry = f'sst2:{sst2}?held_out=0.05#train'
+    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05',), unlabelled=(entry,))
+    with pytest.raises(UserError) as error:
+        [*sources.examples(c, 'train')]
+    assert str(error.value).startswith(f'config.data.unlabelled = {entry!r}: nothing is left of it')
+
+
+def test_words_that_stand_for_others_are_replaced_whole(tmp_path):
+    folder = write(
+        tmp_path / 'news',
+        {f'{s}.{side}': 'UNK said UNKs UNK\n' for s in ('train', 'valid', 'test') for side in 'ab'},
+    )
+    c = config.default()
+    c.student.update({'family': 'mass', 'decoder_layers': 1})
+    c.objective, c.data.source, c.data.path, c.data.sides = (
+        'seq2seq',
+        'parallel',
+        folder,
+        ('a', 'b'),
+    )
+    c.data.replace = ('UNK=<unk>',)
+    assert next(sources.examples(c, 'test'))[:2] == ('<unk> said UNKs <unk>',) * 2
+    c.data.replace = ('UNK',)
+    with pytest.raises(UserError, match=r"config.data.replace = 'UNK': must be OLD=NEW"):
+        sources.check(c)
+
+
+def test_unlabelled_text_has_no_class_and_the_teacher_alone_speaks(mr, sst2, tmp_path, data_cache):
+    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05#test',))
+    c.data.unlabelled = (f'sst2:{sst2}?held_out=0.05#train',)
+    c.data.update({'cache': str(tmp_path / 'cache'), 'length': 16, 'batch_size': 8})
+    c.student.vocab_size, c.loss.lambda_, c.teacher.path = 300, 0.3, 'somewhere'
+    found = [*sources.examples(c, 'train')]
+    added = [e for e in found if e.label < 0]
+    assert len(added) == sum(1 for _ in sources.examples(_sst2(sst2), 'train'))
+    assert all(e.first.startswith('a good film') for e in added)
+    assert all(e.label >= 0 for split in ('validation', 'test') for e in sources.examples(c, split))
+    tokenizer = selection.load(_alone(c))
+    prepared = prepare.prepare(c, tokenizer)
+    batch = batches.batch_at(c, prepared, tokenizer, 0)
+    assert batch.lambda_ is not None
+    assert batch.lambda_.shape == batch.labels.shape[:2]
+    expected = np.where(batch.labels[..., 0] < 0, 1.0, 0.3).astype(np.float32)
+    np.testing.assert_array_equal(batch.lambda_, expected)
+    assert {-1, 0, 1} >= set(batch.labels.ravel().tolist()) > {-1}
+    assert batch.weights.all()
+
+
+def _sst2(path):
+    c = polarity(path, source='sst2', held_out=0.05)
+    return c
+
+
+def _alone(c):
+    """Without the teacher, whose tokenizer would be read."""
+    c = config.copy(c)
+    c.teacher.path, c.data.unlabelled = '', ()
+    return c
+
+
+def test_unlabelled_text_needs_a_teacher_and_classes(mr, sst2):
+    c = polarity(mr, unlabelled=(f'sst2:{sst2}?held_out=0.05',))
+    with pytest.raises(UserError, match=r'data.unlabelled = sst2:.*: needs a teacher, which alone'):
+        train.check(c)
+    c.objective, c.student.head, c.student.classes = 'mlm', 'lm', 0
+    with pytest.raises(
+        UserError, match=r"data.unlabelled = sst2:.*: is of objective 'classify' alone"
+    ):
+        validate.validate(c)
+
+
+def test_a_set_that_is_not_there_says_which_key_named_it(mr):
+    c = polarity(mr, exclude=('sst2:/nowhere?held_out=0.05',))
+    rule = r"data.exclude = 'sst2:/nowhere.*': /nowhere: no such path, put a folder with train.tsv"
+    with pytest.raises(MissingPaths, match=rule):
+        sources.check(c)
+    c = polarity(mr)
+    c.data.source, c.data.mixture = 'mixture', ('text:/nowhere=1',)
+    c.data.path, c.data.held_out, c.objective = '', 0.0, 'mlm'
+    with pytest.raises(MissingPaths, match='/nowhere: no such path, put a folder with files'):
+        sources.check(c)
+
+
+DATA = os.environ.get('LIGHTPAFF_DATA', '')
+
+
+@pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')
+def test_neither_of_polarity_and_sst2_learns_from_a_sentence_of_the_other():
+    from lightpaff_jax.config import flags
+
+    configs = pathlib.Path(__file__).parents[3] / 'configs'
+    read = {}
+    for task in ('sst2', 'polarity'):
+        c = flags.load(f'{configs}/bert_stage2.py:{task}_small')
+        c.data.path = c.data.path.replace('data', DATA, 1)
+        c.data.exclude = tuple(e.replace(':data', f':{DATA}') for e in c.data.exclude)
+        c.data.unlabelled = ()
+        read[task] = {s: [e.first for e in sources.examples(c, s)] for s in sources.SPLITS}
+    assert len(read['sst2']['test']) == 872
+    assert len(read['sst2']['train']) > 50_000
+    assert len(read['polarity']['train']) > 5000
+    learnt = [
+        {''.join(decontaminate._words(t)) for t in splits['train']} for splits in read.values()
+    ]
+    assert not learnt[0] & learnt[1]
+    # Rows of SST-2's validation split are phrases, of sentences that MR may have.
+    for one, held, other in (
+        ('sst2', ('test',), 'polarity'), ('polarity', ('validation', 'test'), 'sst2')
+    ):  # fmt: skip
+        evaluated = decontaminate.Texts()
+        for text in (text for split in held for text in read[one][split]):
+            evaluated.add(text, document=False)
+        assert not any(evaluated.meets(text, decontaminate.LEAST) for text in read[other]['train'])
+
+
+@pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')
+@pytest.mark.parametrize('family', ['bert', 'gpt2', 'mass'])
+def test_no_evaluation_sentence_of_a_family_is_in_its_pre_training_text(family, data_cache):
+    from lightpaff_jax.config import flags
+    from lightpaff_jax.recipe import plan
+
+    configs = pathlib.Path(__file__).parents[3] / 'configs'
+    c = flags.load(f'{configs}/{family}.py:small')
+    c.recipe.data, c.workdir, c.data.cache = DATA, 'work', data_cache
+    runs, table = plan.plan(c)
+    pretraining = [e.first for e in sources.examples(runs['teacher_pretrain'], 'train')]
+    assert len(pretraining) > 1000
+    text = ' | '.join(' '.join(decontaminate._words(document)) for document in pretraining)
+    text = f' {text} '
+    for found in table['tasks'].values():
+        task = runs[found['teacher'][-1]]
+        for split in ('validation', 'test'):
+            for example in sources.examples(task, split):
+                for side in example[:2]:
+                    for sentence in decontaminate._SENTENCES.split(side):
+                        words = decontaminate._words(sentence)
+                        if (
+                            len(words) >= decontaminate.LEAST
+                            and len(''.join(words)) >= decontaminate._KEY
+                        ):
+                            assert f' {" ".join(words)} ' not in text
+
+
+def test_a_pair_is_one_document_of_pretraining_and_a_translation_two(tmp_path):
+    rows = 'id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n'
+    rows += ''.join(f'{n}\t1\t2\thow is {n} made\twhat makes {n}\t1\n' for n in range(30))
+    c = config.default()
+    c.objective, c.data.source, c.data.held_out = 'mlm', 'qqp', 0.1
+    c.data.path = write(tmp_path / 'QQP', {'train.tsv': rows, 'dev.tsv': rows})
+    texts = {example.first for example in sources.examples(c, 'test')}
+    assert len(texts) == 30
+    assert 'how is 7 made\nwhat makes 7' in texts
+
+    c.data.source, c.data.sides, c.data.held_out = 'parallel', ('en', 'de'), 0.0
+    sides = {
+        f'{split}.{side}': f'{side} line\n' for split in ('train', 'val') for side in ('en', 'de')
+    }
+    c.data.path = write(tmp_path / 'parallel', sides)
+    assert [e.first for e in sources.examples(c, 'validation')] == ['en line', 'de line']

@@ -1,0 +1,323 @@
+"""Claims about what is prepared of examples."""
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+from helpers import corpus as data_fixtures
+
+from lightpaff_jax import config
+from lightpaff_jax.data import objectives, prepare, sources
+from lightpaff_jax.data.mixture import Mixture
+from lightpaff_jax.data.prepared import tokenize_worker
+from lightpaff_jax.data.sources import Example, pydocs
+from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def c(data_cache):
+    return data_fixtures.tiny(data_cache)
+
+
+@pytest.fixture(scope='module')
+def tokenizer(c):
+    return selection.load(c)
+
+
+@pytest.fixture(scope='module')
+def prepared(c, tokenizer):
+    return prepare.prepare(c, tokenizer)
+
+
+@pytest.fixture
+def classify(tmp_path):
+    """A configuration whose examples a test gives itself, by `give`."""
+    c = data_fixtures.examples(str(tmp_path), 'pairs')
+    c.data.length = 8
+    return c
+
+
+def give(monkeypatch, examples, identity=None):
+    """Every split of pydocs is `examples`."""
+    given = sources.SOURCES['pydocs']._replace(
+        examples=lambda c, split, skipped: iter(examples),
+        identity=lambda c, splits: {'n': len(examples), 'as': identity},
+    )
+    monkeypatch.setitem(sources.SOURCES, 'pydocs', given)
+
+
+def read(prepared, split='train'):
+    found = prepared.records(split)
+    return found.read(range(len(found)))
+
+
+def stream(c, tokenizer, split):
+    ids = [tokenizer.eos_id]
+    for example in sources.examples(c, split):
+        ids += [*tokenizer.encode([example.first])[0], tokenizer.eos_id]
+    return ids
+
+
+@pytest.mark.parametrize('split', pydocs.SPLITS)
+def test_every_id_after_the_first_is_predicted_exactly_once(c, tokenizer, prepared, split):
+    predicted = [i for block in read(prepared, split) for i in block.first[1:].tolist()]
+    assert predicted == stream(c, tokenizer, split)[1:]
+    assert prepared.split(split)['tokens'] == len(predicted)
+
+
+def test_a_block_begins_with_the_last_id_of_the_one_before(prepared):
+    blocks = [block.first for block in read(prepared)]
+    assert all(len(block) == 33 for block in blocks[:-1])
+    assert all(a[-1] == b[0] for a, b in itertools.pairwise(blocks))
+
+
+@pytest.mark.parametrize(('name', 'size'), [('mlm', 30), ('mass', 31)])
+def test_pieces_hold_every_id_of_the_documents_once(c, vocabulary, name, size):
+    """Each document with a separator behind it; room is left for special tokens."""
+    other = config.copy(c)
+    other.objective = name
+    prepared = prepare.prepare(other, vocabulary)
+    blocks = [record.first for record in read(prepared)]
+    assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
+    assert 1 <= len(blocks[-1]) <= size
+    ids = [i for block in blocks for i in block.tolist()]
+    assert ids == stream(c, vocabulary, 'train')[1:]  # [SEP] is its end too
+    assert prepared.split('train')['tokens'] == len(ids)
+
+
+@pytest.mark.parametrize('form', ['topic', 'pairs', 'summary'])
+def test_every_example_is_a_record_of_its_ids_in_order(data_cache, vocabulary, form):
+    c = data_fixtures.examples(data_cache, form)
+    prepared = prepare.prepare(c, vocabulary)
+    for split in pydocs.SPLITS:
+        examples = list(sources.examples(c, split))
+        found, stats = read(prepared, split), prepared.split(split)
+        assert len(found) == len(examples) == stats['examples']
+        for record, example in list(zip(found, examples, strict=True))[::7]:
+            fit = objectives.OBJECTIVES[c.objective].fit
+            fitted = fit(c, *vocabulary.encode([example.first, example.second]))
+            assert record.first.tolist() == fitted.first
+            assert record.second.tolist() == fitted.second
+            assert record.label == example.label
+
+
+def test_examples_are_counted_by_hand(classify, vocabulary, monkeypatch):
+    give(monkeypatch, [Example('a b c', 'd', 1), Example('a', '', 0), Example('a b\nc', 'a b', 1)])
+    stats = prepare.prepare(classify, vocabulary).split('test')
+    stats = {key: value for key, value in stats.items() if key not in ('hash', 'shards')}
+    assert stats == {
+        'examples': 3, 'records': 3, 'words': 4 + 2 + 2 + 5 + 3, 'tokens': 4 + 1 + 5,
+        'truncated': 0, 'too_long': None, 'labels': [0, 1], 'pairs': 2, 'skipped': 0,
+    }  # fmt: skip
+
+
+def test_targets_are_counted_by_hand(tmp_path, vocabulary, monkeypatch):
+    c = data_fixtures.examples(str(tmp_path), 'summary')
+    c.data.length, c.data.target_length = 8, 3
+    give(monkeypatch, [Example('a b c', 'd e'), Example('a b c', 'd e g h')])
+    prepared = prepare.prepare(c, vocabulary)
+    stats = prepared.split('train')
+    assert (stats['words'], stats['tokens'], stats['examples']) == (3 + 3, 3 + 3, 2)
+    assert (stats['truncated'], stats['too_long']) == (1, [1, 5, 3])
+    assert [len(record.second) for record in read(prepared)] == [2, 2]
+
+
+def long_and_short(monkeypatch):
+    """2 of 3 are too long for 8 tokens: 3 + 5 + 4 and 2 + 7."""
+    give(monkeypatch, [
+        Example('a', 'b', 0), Example('a b c d e', 'a b c d', 1), Example('a b c d e g h', '', 1)
+    ])  # fmt: skip
+
+
+def test_long_texts_are_cut_and_counted_in_the_log_each_time(
+    classify, vocabulary, monkeypatch, caplog
+):
+    long_and_short(monkeypatch)
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, 'lightpaff_jax'):
+            prepared = prepare.prepare(classify, vocabulary)
+        assert caplog.messages == [
+            f'pydocs {split}: 2 of 3 examples cut to 8 tokens' for split in pydocs.SPLITS
+        ]
+    assert [(len(r.first), len(r.second)) for r in read(prepared)] == [(1, 1), (3, 2), (6, 0)]
+
+
+def test_the_log_says_nothing_where_nothing_was_cut(classify, vocabulary, monkeypatch, caplog):
+    give(monkeypatch, [Example('a b', 'c d e', 1)])
+    with caplog.at_level(logging.INFO, 'lightpaff_jax'):
+        prepare.prepare(classify, vocabulary)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize('cached', [False, True])
+def test_a_long_text_is_an_error_where_the_configuration_says_so(
+    classify, vocabulary, monkeypatch, cached
+):
+    long_and_short(monkeypatch)
+    if cached:
+        prepare.prepare(classify, vocabulary)
+    classify.data.long_text = 'error'
+    with pytest.raises(UserError) as raised:
+        prepare.prepare(classify, vocabulary)
+    assert str(raised.value) == (
+        "config.data.long_text = 'error': example 1 of split 'train' has 12 tokens, "
+        'must have at most 8'
+    )
+
+
+@pytest.mark.parametrize('label', [-1, 2, 7])
+@pytest.mark.parametrize('cached', [False, True])
+def test_a_label_that_is_no_class_is_an_error_that_names_the_example(
+    classify, vocabulary, monkeypatch, label, cached
+):
+    give(monkeypatch, [Example('a', 'b', 1), Example('a', 'c', 0), Example('b', 'c', label)])
+    if cached and label > 0:
+        classify.student.classes = 8
+        prepare.prepare(classify, vocabulary)
+        classify.student.classes = 2
+    with pytest.raises(UserError) as raised:
+        prepare.prepare(classify, vocabulary)
+    assert str(raised.value) == (
+        f"config.student.classes = 2: example 2 of split 'train' has label {label}, "
+        'must be at least 0 and below 2'
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'token'), [('mlm', r'\[MASK\]'), ('mass', r'\[MASK\]'), ('classify', r'\[CLS\]')]
+)
+def test_a_tokenizer_without_the_special_tokens_of_the_objective_is_an_error(
+    c, tokenizer, name, token
+):
+    other = config.copy(c)
+    other.objective = name
+    with pytest.raises(UserError, match=f"objective = '{name}': .* {token} token, .*none"):
+        prepare.prepare(other, tokenizer)
+
+
+def test_words_count_the_end_of_every_line(c, prepared):
+    texts = [example.first for example in sources.examples(c, 'test')]
+    assert tokenize_worker.words('one two\n\n three') == 3 + 3
+    assert prepared.split('test')['words'] == sum(map(tokenize_worker.words, texts))
+    assert prepared.split('test')['documents'] == len(texts)
+
+
+def test_unknown_split_is_an_error_that_offers_the_nearest(prepared):
+    with pytest.raises(UserError, match='did you mean validation'):
+        prepared.split('valid')
+
+
+def test_no_document_is_an_empty_corpus(c, tokenizer, monkeypatch, tmp_path):
+    c = config.copy(c)
+    c.data.cache = str(tmp_path)
+    give(monkeypatch, [])
+    with pytest.raises(UserError, match='empty corpus'):
+        prepare.prepare(c, tokenizer)
+    assert list((tmp_path / 'prepared').iterdir()) == []
+
+
+# Packing
+
+
+def test_documents_that_are_packed_whole_are_counted_by_hand(tmp_path, vocabulary, monkeypatch):
+    c = data_fixtures.tiny(str(tmp_path))
+    c.objective, c.data.length, c.data.packing = 'mlm', 8, 'best_fit'
+    # 3, 2, 8 and 1 ids; 6 fit in a row beside [CLS] and [SEP]
+    give(monkeypatch, [Example(text) for text in ('a b c', 'a\nb', 'a b c d e g h i', 'dog', '')])
+    prepared = prepare.prepare(c, vocabulary)
+    assert prepared.kind == 'packed'
+    assert [r.second.tolist() for r in read(prepared)] == [[3, 1], [2, 2], [6]]
+    stats = {k: v for k, v in prepared.split('train').items() if k not in ('hash', 'shards')}
+    assert stats == {
+        'documents': 5, 'pieces': 5, 'records': 3, 'words': 4 + 4 + 9 + 2 + 1, 'tokens': 14,
+        'fill': round((14 + 2 * 5) / (3 * 8), 4), 'skipped': 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize('name', ['clm', 'mlm', 'mass'])
+def test_whole_documents_hold_every_id_once(tmp_path, vocabulary, name):
+    c = data_fixtures.text_folder(tmp_path / 'text')
+    c.objective, c.data.packing = name, 'best_fit'
+    prepared = prepare.prepare(c, vocabulary)
+    for split in sources.SPLITS:
+        found = read(prepared, split)
+        size, each, separator = objectives.OBJECTIVES[name].packed(c, vocabulary)
+        assert all(len(r.first) + each * len(r.second) <= size for r in found)
+        assert all(len(r.first) == r.second.sum() for r in found)
+        texts = [vocabulary.encode([e.first])[0] for e in sources.examples(c, split)]
+        ids = np.concatenate([r.first for r in found])
+        predicted = len(ids)
+        if name == 'clm':  # all but the first of a piece, and one end of each document
+            pieces = [part for r in found for part in np.split(r.first, np.cumsum(r.second)[:-1])]
+            ids = np.concatenate([part[1:] for part in pieces])
+            predicted = len(ids)
+            assert (ids == separator).sum() == sum(map(bool, texts))
+            ids = ids[ids != separator]
+        assert sorted(ids.tolist()) == sorted(i for text in texts for i in text)
+        assert prepared.split(split)['tokens'] == predicted
+        assert prepared.split(split)['fill'] > 0.9
+
+
+def test_the_packing_is_part_of_what_a_set_is(tmp_path, vocabulary):
+    c = data_fixtures.text_folder(tmp_path / 'text')
+    blocks = prepare.prepare(c, vocabulary)
+    c.data.packing = 'best_fit'
+    packed = prepare.prepare(c, vocabulary)
+    assert blocks.path != packed.path
+    assert blocks.hash != packed.hash
+
+
+# What the source says
+
+
+def test_words_are_those_of_the_original_text_where_the_source_tells_them(
+    tmp_path, vocabulary, monkeypatch
+):
+    c = data_fixtures.tiny(str(tmp_path))
+    give(monkeypatch, [Example('a b', words=7), Example('a\nb'), Example('a', words=0)])
+    assert prepare.prepare(c, vocabulary).split('train')['words'] == 7 + 4 + 0
+
+
+def test_malformed_rows_are_counted_and_the_first_ones_named(
+    tmp_path, vocabulary, monkeypatch, caplog
+):
+    c = data_fixtures.text_folder(tmp_path / 'text')
+
+    def examples(c, split, skipped):
+        for row in range(14 if split == 'train' else 0):
+            skipped(f'row {row}')
+        return iter([Example('a b c')])
+
+    monkeypatch.setitem(
+        sources.SOURCES, 'text', sources.SOURCES['text']._replace(examples=examples)
+    )
+    with caplog.at_level(logging.INFO, 'lightpaff_jax'):
+        prepared = prepare.prepare(c, vocabulary)
+    assert [prepared.split(split)['skipped'] for split in sources.SPLITS] == [14, 0, 0]
+    named = [f'left out: row {row}' for row in range(10)]
+    assert caplog.messages == [*named, 'left out of train: 14 malformed rows in all']
+
+
+def test_pairs_need_a_network_with_two_token_types(classify, vocabulary, monkeypatch):
+    give(monkeypatch, [Example('a', '', 0), Example('b', 'c', 1)])
+    classify.student.types = 1
+    with pytest.raises(UserError, match=r'types = 1: must be at least 2, 1 examples of'):
+        prepare.prepare(classify, vocabulary)
+    give(monkeypatch, [Example('a', '', 0), Example('b', '', 1)], 'single')
+    prepare.prepare(classify, vocabulary)
+
+
+def test_a_mixture_is_the_sets_of_its_parts(tmp_path, vocabulary):
+    a, b = (data_fixtures.text_folder(tmp_path / name, seed=i) for i, name in enumerate('ab'))
+    mixed = config.copy(a)
+    given = prepare.prepare(b, vocabulary)
+    mixed.data.source, mixed.data.path = 'mixture', ''
+    mixed.data.mixture = (f'text:{a.data.path}=3', f'prepared:{given.path}=1')
+    found = prepare.prepare(mixed, vocabulary)
+    assert found == Mixture((prepare.prepare(a, vocabulary), given), (3.0, 1.0))
+    mixed.data.length = 16
+    with pytest.raises(UserError, match=r'data\.length = 16: must equal the 32'):
+        prepare.prepare(mixed, vocabulary)

@@ -1,0 +1,133 @@
+"""Claims about which records are in which batch."""
+
+import collections
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from lightpaff_jax.data import sampler
+from lightpaff_jax.data.mixture import Mixture
+from lightpaff_jax.data.records import Prepared
+
+
+def prepared(n, name='a'):
+    return Prepared(name, {'splits': {'train': {'records': n}}, 'kind': 'blocks'})
+
+
+def stream(rows_of, count, start=0):
+    """(number, epoch) of the first `count` rows."""
+    rows = (
+        pair
+        for i in itertools.count(start)
+        for pair in zip(rows_of(i).numbers, rows_of(i).epochs, strict=True)
+    )
+    return list(itertools.islice(rows, count))
+
+
+FITS = np.random.default_rng(0).choice([0, 1, 2], 101, p=[0.6, 0.3, 0.1])
+ORDERS = pytest.mark.parametrize(
+    'make',
+    [lambda seed, size: sampler.of(prepared(101), seed, size),
+     lambda seed, size: sampler.bucketed(FITS, seed, size)],
+    ids=['stream', 'buckets'],
+)  # fmt: skip
+
+
+@ORDERS
+@pytest.mark.parametrize('size', [1, 8, 101, 250])
+def test_every_record_is_there_once_an_epoch(make, size):
+    rows = stream(make(3, size), 4 * 101)
+    for epoch in range(4):
+        part = rows[epoch * 101 : (epoch + 1) * 101]
+        assert sorted(number for number, _ in part) == list(range(101))
+        assert {e for _, e in part} == {epoch}
+
+
+@ORDERS
+def test_epochs_and_seeds_have_orders_of_their_own(make):
+    numbers = [[n for n, _ in stream(make(seed, 8), 303)] for seed in (0, 1)]
+    parts = [seed[101 * e : 101 * e + 101] for seed in numbers for e in range(3)]
+    for a, b in itertools.combinations(parts, 2):
+        assert sum(x == y for x, y in zip(a, b, strict=True)) < 15  # two of them, by chance, in one
+    assert stream(make(0, 8), 303) == stream(make(0, 8), 303)
+
+
+@ORDERS
+def test_a_batch_is_a_function_of_its_index_alone(make):
+    whole, fresh = make(0, 8), make(0, 8)
+    first = [whole(i) for i in range(40)]
+    assert [fresh(i) for i in (39, 3, 17)] == [first[i] for i in (39, 3, 17)]
+
+
+def test_large_sets_are_shuffled_like_small_ones():
+    n = sampler._MANY + 3
+    rows = stream(sampler.of(prepared(n), 0, 64), 2 * n)
+    for epoch in range(2):
+        part = rows[epoch * n : (epoch + 1) * n]
+        assert sorted(number for number, _ in part) == list(range(n))
+        assert {e for _, e in part} == {epoch}
+    first, second = ([x for x, _ in rows[:n]], [x for x, _ in rows[n:]])
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 15
+
+
+def test_a_batch_of_a_tiny_set_is_made_at_once():
+    rows_of = sampler.of(prepared(3), 0, 32)
+    rows_of(0)
+    began = time.perf_counter()
+    for index in range(1, 101):
+        rows_of(index)
+    assert time.perf_counter() - began < 20  # of Grain's shuffle alone 100 batches take 50 s
+
+
+def test_most_batches_are_of_one_bucket_and_all_fit():
+    rows_of = sampler.bucketed(FITS, 0, 8)
+    mixed = 0
+    for i in range(5 * 101 // 8):
+        rows = rows_of(i)
+        assert rows.bucket == max(FITS[rows.numbers])
+        mixed += len(set(FITS[rows.numbers])) > 1
+    assert mixed <= 5 * 3  # an epoch has two borders of buckets and one with the next epoch
+
+
+def test_buckets_save_padding_and_keep_the_order_of_batches_random():
+    rows_of = sampler.bucketed(FITS, 0, 8)
+    buckets = [rows_of(i).bucket for i in range(60)]
+    assert collections.Counter(buckets)[0] > 25  # 60 % of the records
+    assert buckets != sorted(buckets)
+    assert buckets[:12] != buckets[12:24]
+
+
+def test_records_of_one_bucket_meet_others_in_another_epoch():
+    rows_of = sampler.bucketed(np.zeros(64, int), 0, 8)
+    batches = [frozenset(rows_of(i).numbers) for i in range(16)]
+    assert len({*batches[:8]} & {*batches[8:]}) == 0
+
+
+def test_a_mixture_draws_in_proportion_to_its_weights():
+    parts = (prepared(50, 'a'), prepared(20, 'b'), prepared(7, 'c'))
+    rows = stream(sampler.of(Mixture(parts, (0.5, 0.3, 0.2)), 0, 10), 1000)
+    counts = collections.Counter((n >= 50) + (n >= 70) for n, _ in rows)
+    assert [counts[k] for k in range(3)] == [500, 300, 200]
+    for low, high in ((0, 50), (50, 70), (70, 77)):
+        mine = [(n, e) for n, e in rows if low <= n < high]
+        size = high - low
+        for epoch in range(len(mine) // size):
+            part = mine[epoch * size : (epoch + 1) * size]
+            assert sorted(n for n, _ in part) == list(range(low, high))
+            assert {e for _, e in part} == {epoch}
+
+
+def test_equal_parts_of_a_mixture_have_orders_of_their_own():
+    rows = stream(sampler.of(Mixture((prepared(40), prepared(40)), (1, 1)), 0, 8), 80)
+    first, second = [n for n, _ in rows if n < 40], [n - 40 for n, _ in rows if n >= 40]
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first != second
+
+
+def test_the_fixed_order_is_every_record_once():
+    found = sampler.fixed(50)
+    numbers = [found(i) for i in range(50)]
+    assert sorted(numbers) == list(range(50))
+    assert numbers != list(range(50))

@@ -1,0 +1,74 @@
+"""Scores: every token once, in float64 where it is summed, equal to a reference."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from helpers import corpus as data_fixtures
+
+from lightpaff_jax import config, evaluate, models, sharding
+from lightpaff_jax.data import batches
+from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.teacher import Teacher
+
+
+@pytest.fixture(scope='module')
+def scored(data_cache):
+    """Scores of a fresh student with a teacher, and what a reference needs."""
+    c = data_fixtures.tiny(data_cache)
+    c.student.update({'layers': 1, 'width': 32, 'heads': 2, 'ffn': 32})
+    c.eval.batch_size = 24
+    prepared, tokenizer = data_fixtures.prepared(c), selection.load(c)
+    mesh = sharding.make_mesh(c)
+    student = models.build(c.student)
+    shape = config.network(layers=1, width=16, heads=2, ffn=32, vocab_size=c.student.vocab_size)
+    teacher = models.build(shape)
+    params = jax.tree.map(lambda x: 3 * x, student.init(jax.random.key(0)))
+    teacher_params = jax.tree.map(lambda x: 3 * x, teacher.init(jax.random.key(1)))
+
+    def scores():
+        guide = Teacher(teacher, teacher_params, '')
+        with jax.set_mesh(mesh):
+            made = evaluate.make(c, mesh, student, guide, prepared, tokenizer)
+            return made.find('test', params).scores
+
+    return c, prepared, (student, params), (teacher, teacher_params), scores
+
+
+def test_perplexity_and_agreement_equal_a_float64_reference(scored):
+    c, prepared, (student, params), (teacher, teacher_params), scores = scored
+    found = scores()
+    nll = correct = agree = divergence = count = 0.0
+    for batch in batches.evaluation(c, prepared, selection.load(c), 'test'):
+        s = np.asarray(student.logits(params, batch), np.float64)
+        t = np.asarray(teacher.logits(teacher_params, batch), np.float64)
+        log_s = s - np.logaddexp.reduce(s, axis=-1, keepdims=True)
+        log_t = t - np.logaddexp.reduce(t, axis=-1, keepdims=True)
+        w = np.asarray(batch.weights, np.float64)
+        labels = np.asarray(batch.labels)
+        nll -= (w * np.take_along_axis(log_s, labels[..., None], -1)[..., 0]).sum()
+        divergence += (w * (np.exp(log_t) * (log_t - log_s)).sum(-1)).sum()
+        correct += (w * (s.argmax(-1) == labels)).sum()
+        agree += (w * (s.argmax(-1) == t.argmax(-1))).sum()
+        count += w.sum()
+    stats = prepared.split('test')
+    assert found['tokens'] == count == stats['tokens']
+    # Chunks are summed in float32: some 1e-6 of a sum of a few thousand terms.
+    assert found['ce'] == pytest.approx(nll / count, rel=1e-5)
+    assert found['kl'] == pytest.approx(divergence / count, rel=1e-4)
+    assert found['perplexity'] == pytest.approx(math.exp(nll / count), rel=1e-4)
+    assert found['word_perplexity'] == pytest.approx(math.exp(nll / stats['words']), rel=1e-3)
+    assert found['accuracy'] == pytest.approx(correct / count, abs=2 / count)
+    assert found['agreement'] == pytest.approx(agree / count, abs=2 / count)
+
+
+def test_scores_do_not_depend_on_the_batch_size(scored):
+    c, *_, scores = scored
+    found = scores()
+    c.eval.batch_size = 8
+    again = scores()
+    c.eval.batch_size = 24
+    assert found.keys() == again.keys()
+    for name, value in found.items():
+        assert again[name] == pytest.approx(value, rel=1e-5), name

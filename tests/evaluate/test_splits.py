@@ -1,0 +1,271 @@
+"""What the end of a run scores and predicts: whole or partial batches, any mesh, any source."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers import corpus as data_fixtures
+
+from lightpaff_jax import config, evaluate, generate, models, sharding
+from lightpaff_jax.batch import Batch
+from lightpaff_jax.data import objectives, prepare, sources
+from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.teacher import Teacher
+from lightpaff_jax.train import train
+
+SMALL = {'layers': 1, 'width': 32, 'heads': 2, 'ffn': 32, 'positions': 512}
+
+
+def scored(c, folder, split='test', guide_seed=None):
+    """Scores of a network of large random weights, and the lines of its predictions."""
+    tokenizer = selection.load(c)
+    prepared = prepare.prepare(c, tokenizer)
+    student = models.build(c.student)
+    params = jax.tree.map(lambda x: 5 * x, student.init(jax.random.key(2)))
+    mesh = sharding.make_mesh(c)
+    guide = None
+    if guide_seed is not None:
+        other = jax.tree.map(lambda x: 5 * x, student.init(jax.random.key(guide_seed)))
+        guide = Teacher(student, other, '')
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(jax.device_put, params, sharding.of_params(mesh, params))
+        evaluation = evaluate.make(c, mesh, student, guide, prepared, tokenizer)
+        found = evaluation.finish(evaluation.find(split, params), params, folder)
+    return found, [json.loads(x) for x in (folder / f'{split}.jsonl').read_text().splitlines()]
+
+
+def reference_logits(c, numbers, seed):
+    """Logits of some test examples, one at a time and without padding rows."""
+    tokenizer = selection.load(c)
+    prepared = prepare.prepare(c, tokenizer)
+    student = models.build(c.student)
+    params = jax.tree.map(lambda x: 5 * x, student.init(jax.random.key(seed)))
+    records, one = prepared.records('test'), jax.jit(student.logits)
+    found = []
+    for number in numbers:
+        made = objectives.classify(c, tokenizer, records.read([number]), [])
+        found.append(np.asarray(one(params, Batch(**made)), np.float64)[0, 0])
+    return np.array(found)
+
+
+@pytest.fixture
+def pairs(data_cache):
+    c = data_fixtures.examples(data_cache, 'pairs')
+    c.student.update(SMALL)
+    c.data.packages, c.data.length = ('flax', 'optax'), 64
+    c.eval.batch_size = 16
+    return c
+
+
+def test_a_classifier_s_scores_equal_a_float64_reference(pairs, tmp_path):
+    found, lines = scored(pairs, tmp_path, guide_seed=1)
+    examples = list(sources.examples(pairs, 'test'))
+    assert len(examples) % 16  # the last batch is a partial one
+    assert [line['index'] for line in lines] == list(range(len(examples)))
+    s, t = (reference_logits(pairs, range(len(examples)), seed) for seed in (2, 1))
+    log_s, log_t = (x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (s, t))
+    labels = np.array([example.label for example in examples])
+    predicted = s.argmax(1)
+    assert 0 < predicted.mean() < 1
+    hits = ((predicted == 1) & (labels == 1)).sum()
+    precision, recall = hits / (predicted == 1).sum(), hits / (labels == 1).sum()
+    assert found['examples'] == len(examples)
+    assert found['accuracy'] == (predicted == labels).mean()
+    assert found['f1'] == pytest.approx(2 * precision * recall / (precision + recall), rel=1e-12)
+    assert found['agreement'] == (predicted == t.argmax(1)).mean()
+    # The logits are float32.
+    rows = np.arange(len(labels))
+    assert found['ce'] == pytest.approx(-log_s[rows, labels].mean(), rel=1e-5)
+    assert found['teacher_ce'] == pytest.approx(-log_t[rows, labels].mean(), rel=1e-5)
+    kl = (np.exp(log_t) * (log_t - log_s)).sum(1).mean()
+    assert found['kl'] == pytest.approx(kl, rel=1e-4)
+    for line, example, row in zip(lines, examples, log_s, strict=True):
+        assert line['text'] == f'{example.first} [SEP] {example.second}'
+        assert line['label'] == example.label
+        assert line['predicted'] == row.argmax()
+        assert line['probabilities'] == pytest.approx(np.exp(row).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize('mesh', [{'data': 1}, {'data': 2, 'fsdp': 2, 'tensor': 2}])
+def test_a_classifier_s_scores_depend_on_no_mesh_and_no_batch_size(pairs, tmp_path, mesh):
+    wanted, lines = scored(pairs, tmp_path)
+    pairs.mesh.update(mesh)
+    pairs.eval.batch_size = 24
+    found, again = scored(pairs, tmp_path)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    for one, other in zip(lines, again, strict=True):  # logits of some 10, float32
+        assert one.pop('probabilities') == pytest.approx(other.pop('probabilities'), abs=1e-5)
+        assert one == other
+
+
+def test_a_part_of_a_split_is_predicted_in_the_order_of_the_split(pairs, tmp_path):
+    pairs.eval.batches = 1
+    found, lines = scored(pairs, tmp_path)
+    assert found['examples'] == len(lines) == 16
+    numbers = [line['index'] for line in lines]
+    assert numbers == sorted(numbers) != list(range(16))
+    examples = list(sources.examples(pairs, 'test'))
+    assert [line['label'] for line in lines] == [examples[n].label for n in numbers]
+
+
+def as_prepared(c):
+    """The same data as a folder of ids."""
+    tokenizer = selection.load(c)
+    prepared = prepare.prepare(c, tokenizer)
+    found = config.copy(c)
+    plain = config.default().data
+    found.data.update({key: plain[key] for key in ('packages', 'form')})
+    found.data.update({'source': 'prepared', 'path': prepared.path})
+    found.tokenizer.path = tokenizer.path
+    return found
+
+
+def test_texts_of_a_prepared_set_are_decoded_ids(pairs, tmp_path):
+    pairs.data.length = 512
+    wanted, lines = scored(pairs, tmp_path)
+    found, again = scored(as_prepared(pairs), tmp_path)
+    assert found == wanted
+    same = [one['text'] == other['text'] for one, other in zip(lines, again, strict=True)]
+    assert sum(same) > 10  # those that need no more than 512 ids
+    for one, other in zip(lines, again, strict=True):
+        first, second = other['text'].split(' [SEP] ')
+        whole_first, whole_second = one['text'].split(' [SEP] ')
+        assert whole_first.startswith(first.rstrip('�'))
+        assert whole_second.startswith(second.rstrip('�'))
+
+
+def test_blocks_have_their_text_and_loss(data_cache, tmp_path):
+    c = data_fixtures.tiny(data_cache)
+    c.student.update(SMALL)
+    c.eval.batch_size = 24
+    found, lines = scored(c, tmp_path)
+    assert sum(line['tokens'] for line in lines) == found['tokens']
+    nll = sum(line['nll'] for line in lines)
+    assert nll / found['tokens'] == pytest.approx(found['ce'], rel=1e-12)
+    tokenizer = selection.load(c)
+    records = prepare.prepare(c, tokenizer).records('test')
+    assert [line['index'] for line in lines] == list(range(len(records)))
+    for line in lines[:20] + lines[-1:]:
+        assert line['text'] == tokenizer.decode(records[line['index']].first[1:].tolist())
+
+
+@pytest.fixture
+def summaries(data_cache):
+    c = data_fixtures.examples(data_cache, 'summary')
+    c.student.update(SMALL | {'decoder_layers': 1})
+    c.data.packages, c.data.length = ('flax', 'optax'), 64
+    c.eval.update({'batch_size': 8, 'batches': 2, 'metric': 'rouge1'})
+    return c
+
+
+@pytest.mark.parametrize('beams', [1, 3])
+@pytest.mark.parametrize('mesh', [{}, {'data': 2, 'fsdp': 2, 'tensor': 2}])
+def test_texts_are_those_that_generate_writes(summaries, tmp_path, beams, mesh):
+    c = summaries
+    c.generate.beams, c.generate.min_length = beams, 2
+    c.mesh.update(mesh)
+    found, lines = scored(c, tmp_path)
+    assert {'rouge1', 'rouge2', 'rougeL', 'perplexity'} <= found.keys()
+    assert len(lines) == 16
+    examples = list(sources.examples(c, 'test'))
+    tokenizer = selection.load(c)
+    student = models.build(c.student)
+    params = jax.tree.map(lambda x: 5 * x, student.init(jax.random.key(2)))
+    settings = generate.Settings(max_length=12, min_length=2, beams=beams)
+    eos = tokenizer.eos_id
+    write = jax.jit(
+        generate.make(student, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id)
+    )
+    records = prepare.prepare(c, tokenizer).records('test')
+    for line in lines[:4] + lines[-1:]:
+        example = examples[line['index']]
+        assert (line['source'], line['reference']) == (example.first, example.second)
+        source = np.append(records[line['index']].first, eos)[None]
+        one = np.zeros((1, 1), np.int32)
+        prompt = Batch(
+            tokens=one, labels=one, weights=one, source=source,
+            source_segments=np.ones_like(source),
+        )  # fmt: skip
+        ids = np.asarray(write(params, prompt).ids)[0].tolist()
+        assert line['text'] == tokenizer.decode([i for i in ids if i != eos])
+
+
+def test_targets_that_are_only_scored_have_their_nll(summaries, tmp_path):
+    summaries.eval.metric = ''
+    found, lines = scored(summaries, tmp_path)
+    assert sum(line['tokens'] for line in lines) == found['tokens']
+    assert sum(line['nll'] for line in lines) == pytest.approx(found['ce'] * found['tokens'])
+    examples = list(sources.examples(summaries, 'test'))
+    for line in lines:
+        example = examples[line['index']]
+        assert (line['source'], line['reference']) == (example.first, example.second)
+    _, again = scored(as_prepared(summaries), tmp_path)
+    for one, other in zip(lines, again, strict=True):
+        assert one['reference'].startswith(other['reference'].rstrip('�'))
+        assert one['nll'] == pytest.approx(other['nll'])
+
+
+def test_references_of_a_prepared_set_are_decoded_ids(summaries, tmp_path):
+    summaries.data.update({'length': 256, 'target_length': 24})
+    _, lines = scored(summaries, tmp_path)
+    _, again = scored(as_prepared(summaries), tmp_path)
+    for one, other in zip(lines, again, strict=True):
+        assert one['text'] == other['text']
+        assert one['reference'].startswith(other['reference'].rstrip('�'))
+        assert one['source'].startswith(other['source'].rstrip('�'))
+    assert sum(one == other for one, other in zip(lines, again, strict=True)) > 0  # not cut
+
+
+# At the end of a run.
+
+
+@pytest.mark.e2e
+def test_a_run_generates_at_its_end_alone(summaries, tmp_path):
+    c = summaries
+    configured(c, tmp_path)
+    c.train.eval_every = 2
+    result = train(c)
+    for name in ('rouge1', 'rouge2', 'rougeL', 'perplexity'):
+        assert name in result['scores']['test']
+    assert result['metric'] == 'rouge1'
+    metrics = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    found = [line for line in metrics if line['kind'] == 'validation']
+    assert [line['step'] for line in found] == [2, 4]
+    assert not any('rouge1' in line for line in found)
+    assert found[-1]['perplexity'] == result['scores']['validation']['perplexity']
+
+
+def test_the_test_split_and_another_metric_may_be_asked_for_later(summaries, tmp_path):
+    c = summaries
+    configured(c, tmp_path)
+    c.eval.test, c.eval.metric = False, ''
+    first = train(c)
+    assert list(first['scores']) == ['validation']
+    assert [p.name for p in (tmp_path / 'predictions').iterdir()] == ['validation.jsonl']
+    checkpoint, metrics = tmp_path / 'checkpoints' / '4', tmp_path / 'metrics.jsonl'
+    stamp, text = checkpoint.stat().st_mtime_ns, metrics.read_bytes()
+    c.eval.test = True
+    second = train(c)
+    assert list(second['scores']) == ['validation', 'test']
+    assert second['scores']['validation'] == first['scores']['validation']
+    assert second['seconds'] == first['seconds']
+    c.eval.metric = 'bleu'
+    third = train(c)
+    assert third['scores']['test'].pop('bleu') >= 0
+    assert 'version:' in third['scores']['test'].pop('bleu_signature')
+    assert third['scores']['test'] == second['scores']['test']
+    assert len((tmp_path / 'predictions/test.jsonl').read_text().splitlines()) == 16
+    assert (checkpoint.stat().st_mtime_ns, metrics.read_bytes()) == (stamp, text)
+    third = json.loads((tmp_path / 'result.json').read_text())
+    stamp = (tmp_path / 'result.json').stat().st_mtime_ns
+    c.eval.test = False  # what is there is more than what is asked for
+    assert train(c) == third
+    assert (tmp_path / 'result.json').stat().st_mtime_ns == stamp
+
+
+def configured(c, workdir):
+    c.workdir = str(workdir)
+    c.task = 'news'
+    c.train.micro_steps, c.optim.warmup = 1, 2
+    c.train.update({'updates': 4, 'save_every': 2, 'log_every': 2})

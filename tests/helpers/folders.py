@@ -1,0 +1,48 @@
+"""Folders in Hugging Face's format, written by us and changed by a test."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from helpers import networks as network_cases
+from lightpaff_jax import models
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.models.huggingface import checkpoint_dir
+
+WHOLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+
+
+def made(folder, case: str, **more):
+    """A model, its parameters, and the folder they were written to."""
+    model, params = network_cases.made(case)
+    checkpoint_dir.write(folder, model, params, **more)
+    return model, params
+
+
+def read(folder, model=None, fresh=None):
+    """Parameters of a folder, for the model that it describes or another."""
+    model = model or models.build(checkpoint_dir.read_network('teacher.path', folder))
+    return checkpoint_dir.read_params('teacher.path', folder, model, fresh)
+
+
+def refused(folder, model=None, fresh=None) -> str:
+    """The one line that a folder is refused with."""
+    with pytest.raises(UserError) as error:
+        read(folder, model, fresh)
+    message = str(error.value)
+    assert message.startswith(f'config.teacher.path = {folder}: ')
+    assert '\n' not in message
+    return message.removeprefix(f'config.teacher.path = {folder}: ')
+
+
+def rewrite(folder, change) -> None:
+    """Passes the tensors of a folder through `change`."""
+    tensors = change(load_file(folder / WHOLE))
+    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / WHOLE)
+
+
+def reconfigure(folder, **values) -> None:
+    found = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps(found | values))

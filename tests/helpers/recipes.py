@@ -1,0 +1,33 @@
+"""The files of configs/, and each with every variant of it."""
+
+import json
+import pathlib
+
+from lightpaff_jax import config
+from lightpaff_jax.config import flags
+
+ROOT = pathlib.Path(config.__file__).parents[2]
+FILES = sorted((ROOT / 'configs').glob('*.py'))
+RECIPES = [
+    f'{path}:{variant}'.removesuffix(':')
+    for path in FILES
+    for variant in ('', *flags._module(str(path)).VARIANTS)
+]
+
+
+def name_of(spec):
+    return flags.config_name(spec)
+
+
+def tables_of(workdir):
+    """What the report is made of, but times and the commit, which a developer may make meanwhile."""
+    recipe_json = json.loads((workdir / 'recipe.json').read_text())
+    results = {
+        str(path.parent.relative_to(workdir)): {
+            key: value
+            for key, value in json.loads(path.read_text()).items()
+            if key not in ('seconds', 'tokens_per_second', 'git_commit')
+        }
+        for path in workdir.rglob('result.json')
+    }
+    return recipe_json, results

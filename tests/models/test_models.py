@@ -1,0 +1,294 @@
+"""Every family: counts, what a position depends on, padding, dropout, remat, the head."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers.networks import CASES, FAMILIES, batch_of, made, network, noisy, random_ids
+
+from lightpaff_jax import config, models
+from lightpaff_jax.batch import Batch, Shape
+from lightpaff_jax.models import layers, mass
+
+
+@pytest.fixture(scope='module', params=CASES)
+def any_case(request):
+    return made(request.param)
+
+
+@pytest.fixture(scope='module', params=FAMILIES)
+def any_family(request):
+    return made(request.param)
+
+
+BERT = {'family': 'bert', 'vocab_size': 30522, 'positions': 512}
+GPT2 = {'family': 'gpt2', 'vocab_size': 50257, 'positions': 1024}
+TRANSLATION = {'family': 'mass', 'vocab_size': 64139, 'positions': 512}
+MIDDLE = {'family': 'mass', 'vocab_size': 30522, 'positions': 512}
+SIZES = {
+    'bert teacher': BERT | {'layers': 12, 'width': 768, 'heads': 12, 'ffn': 3072},
+    'bert student': BERT | {'layers': 3, 'width': 512, 'heads': 8, 'ffn': 2048},
+    'gpt2 teacher': GPT2 | {'layers': 24, 'width': 1024, 'heads': 16, 'ffn': 4096},
+    'gpt2 student': GPT2 | {'layers': 4, 'width': 768, 'heads': 12, 'ffn': 3072},
+    'translation teacher': TRANSLATION | {
+        'layers': 6, 'decoder_layers': 6, 'width': 1024, 'heads': 16, 'ffn': 4096,
+        'tied': 'decoder',
+    },
+    'translation student': TRANSLATION | {
+        'layers': 4, 'decoder_layers': 4, 'width': 512, 'heads': 8, 'ffn': 2048,
+    },
+    'middle teacher': MIDDLE | {
+        'layers': 6, 'decoder_layers': 6, 'width': 1024, 'heads': 16, 'ffn': 4096,
+    },
+    'middle student': MIDDLE | {
+        'layers': 4, 'decoder_layers': 2, 'width': 512, 'heads': 8, 'ffn': 2048,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('name', 'count'),
+    [
+        ('bert teacher', 109_514_298),
+        ('bert student', 25_642_810),
+        ('gpt2 teacher', 354_823_168),
+        ('gpt2 student', 67_736_832),
+    ],
+)
+def test_parameter_counts_are_those_of_the_paper(name, count):
+    assert models.build(config.network(**SIZES[name])).parameters == count
+
+
+@pytest.mark.parametrize(
+    ('name', 'millions', 'rounding'),
+    [
+        ('translation teacher', 308.8, 0.05),
+        ('translation student', 62.8, 0.05),
+        ('middle teacher', 208, 1),
+        ('middle student', 37, 0.5),
+    ],
+)
+def test_parameter_counts_of_mass_are_those_of_the_paper_as_it_rounds(name, millions, rounding):
+    """Translation with the 64,139 ids of the published English-French vocabulary: the encoder's
+    embedding apart, the decoder's and the output one matrix. Each is without `output_bias`, which
+    is not trained.
+    """
+    c = config.network(**SIZES[name])
+    trained = models.build(c).parameters - c.vocab_size
+    assert abs(trained / 1e6 - millions) < rounding
+
+
+def influence(features, params, rows: int):
+    """[P, rows]: how much features [1, P, D] depend on the first `rows` token embeddings."""
+    table = jnp.asarray(params['token_embedding']['table'])
+
+    def total(delta):
+        changed = params | {'token_embedding': {'table': table.at[:rows].add(delta)}}
+        # A sum of normalised features is constant; the last norm's random scale undoes that.
+        return features(changed)[0].sum(axis=-1)
+
+    return np.abs(jax.jit(jax.jacobian(total))(jnp.zeros((rows, table.shape[1])))).sum(axis=-1)
+
+
+def test_no_position_of_gpt2_depends_on_a_later_one_and_each_on_all_before():
+    model, params = made('gpt2')
+    batch = batch_of(jnp.arange(12)[None])
+    found = influence(lambda p: model.features(p, batch), params, 12)
+    assert np.all(np.triu(found, 1) == 0)
+    assert np.all(found[np.tril_indices(12)] > 0)
+
+
+def test_each_position_of_bert_depends_on_all():
+    model, params = made('bert lm')
+    batch = batch_of(jnp.arange(12)[None])
+    assert np.all(influence(lambda p: model.features(p, batch), params, 12) > 0)
+
+
+def test_the_decoder_of_mass_sees_no_later_position_and_all_of_the_source():
+    model, params = made('mass all')
+    batch = batch_of(jnp.arange(12)[None], source=jnp.arange(12, 27)[None])
+    found = influence(lambda p: model.features(p, batch), params, 27)
+    assert np.all(np.triu(found[:, :12], 1) == 0)
+    assert np.all(found[:, :12][np.tril_indices(12)] > 0)
+    assert np.all(found[:, 12:] > 0)
+
+
+def test_each_position_of_the_encoder_of_mass_depends_on_all():
+    model, params = made('mass all')
+    graph, state = nnx.split(nnx.eval_shape(lambda: mass.MASS(model.network, 256, nnx.Rngs(0))))
+
+    def encode(params):
+        nnx.replace_by_pure_dict(state, params)
+        batch = batch_of(jnp.zeros((1, 3), jnp.int32), source=jnp.arange(12)[None])
+        return nnx.merge(graph, state).encode(batch, how=layers.Compute(jnp.float32))
+
+    assert np.all(influence(encode, params, 12) > 0)
+
+
+def padded_batch(ids, source, padding: int) -> Batch:
+    """Ids and source with 4 positions of padding after the last."""
+    ids, source = (np.pad(x, ((0, 0), (0, 4)), constant_values=padding) for x in (ids, source))
+    real = (np.arange(ids.shape[1]) < ids.shape[1] - 4).astype(np.int32)
+    real = np.broadcast_to(real, ids.shape)
+    source_real = (np.arange(source.shape[1]) < source.shape[1] - 4).astype(np.int32)
+    return batch_of(
+        ids, source=source, segments=real, type_ids=real,
+        source_segments=np.broadcast_to(source_real, source.shape),
+    )  # fmt: skip
+
+
+def test_padding_changes_no_real_position(any_family):
+    model, params = any_family
+    ids, source = random_ids(2, 11), random_ids(2, 9, seed=3)
+    features = jax.jit(model.features)
+    plain = features(params, batch_of(ids, source=source, type_ids=np.ones_like(ids)))
+    zeros, ones, last = (
+        features(params, padded_batch(ids, source, padding))[:, :11] for padding in (0, 1, 200)
+    )
+    np.testing.assert_array_equal(zeros, ones)  # one program, so not even rounding differs
+    np.testing.assert_array_equal(zeros, last)
+    np.testing.assert_allclose(zeros, plain, atol=2e-5)  # float32 sums in another order
+
+
+def test_a_row_of_padding_alone_gives_finite_features_and_gradients(any_family):
+    model, params = any_family
+    ids = jnp.zeros((2, 8), jnp.int32)
+    batch = batch_of(ids, segments=ids, source_segments=ids)
+
+    def loss(params):
+        return jnp.sum(model.features(params, batch) ** 2)
+
+    for leaf in jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params)):
+        assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize('case', ['bert lm', 'gpt2'])
+def test_texts_packed_in_one_row_do_not_see_each_other(case):
+    (model, params), ids = made(case), random_ids(1, 15)
+    packed = batch_of(
+        ids,
+        segments=np.array([[1] * 9 + [2] * 6]),
+        position_ids=np.concatenate([np.arange(9), np.arange(6)])[None],
+    )
+    alone = [model.features(params, batch_of(part)) for part in (ids[:, :9], ids[:, 9:])]
+    found = model.features(params, packed)
+    np.testing.assert_allclose(found, jnp.concatenate(alone, axis=1), atol=2e-5)
+
+
+def test_the_decoder_of_mass_reads_the_positions_it_is_given():
+    (model, params), batch = made('mass all'), batch_of(random_ids(1, 6))
+    shifted = dataclasses.replace(batch, position_ids=jnp.arange(3, 9)[None])
+    moved = params | {
+        'decoder_position': {'table': np.roll(params['decoder_position']['table'], -3, axis=0)}
+    }
+    np.testing.assert_array_equal(model.features(params, shifted), model.features(moved, batch))
+
+
+@pytest.mark.parametrize('case', [*FAMILIES, 'bert classify', 'mass none'])
+def test_padding_ids_of_the_vocabulary_have_no_probability_and_no_gradient(case):
+    (model, params), batch = made(case), batch_of(random_ids(2, 12))
+    used = model.network.classes or 201
+
+    def loss(params):
+        logits = model.logits(params, batch)
+        return -jnp.mean(jax.nn.log_softmax(logits)[..., 0]), logits
+
+    (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert logits.shape == (2, 12, model.network.classes or 256)
+    assert np.all(jax.nn.softmax(logits)[..., used:] == 0)
+    padded = [x for x in jax.tree.leaves(gradient) if x.shape[0] == 256]
+    assert padded
+    for leaf in padded:
+        assert np.all(leaf[201:] == 0)
+    assert np.any(gradient['token_embedding']['table'][:201] != 0)
+
+
+def test_a_network_without_a_head_predicts_nothing():
+    model = models.build(network('bert none'))
+    with pytest.raises(ValueError, match="head 'none' predicts nothing"):
+        model.head(noisy(model))
+
+
+def test_the_output_bias_of_mass_moves_the_logits_and_gets_no_gradient():
+    (model, params), batch = made('mass all'), batch_of(random_ids(2, 5))
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(model.logits(p, batch)[..., :201] ** 2)))(params)
+    assert np.all(gradient['output_bias']['bias'] == 0)
+    moved = params | {'output_bias': {'bias': params['output_bias']['bias'] + 1}}
+    logits = jax.jit(model.logits)
+    apart = logits(moved, batch) - logits(params, batch)
+    np.testing.assert_allclose(apart[..., :201], 1, atol=1e-4)
+
+
+def test_features_at_chosen_positions_are_rows_of_all_features(any_case):
+    model, params = any_case
+    batch = batch_of(random_ids(2, 12))
+    positions = np.array([[1, 7, 3], [0, 11, 11]])
+    chosen = dataclasses.replace(batch, positions=positions)
+    features = jax.jit(model.features)
+    every = np.asarray(features(params, batch))
+    expected = np.stack([every[i, positions[i]] for i in range(2)])
+    # A transform of 3 rows and one of 12 are different products.
+    np.testing.assert_allclose(features(params, chosen), expected, atol=1e-5)
+
+
+def test_equal_configurations_have_one_network():
+    c = network('gpt2')
+    assert models.build(c) is models.build(network('gpt2'))
+    assert models.build(c) is not models.build(c, remat='block')
+
+
+@pytest.mark.parametrize(('case', 'dropout'), [*((case, 0.0) for case in FAMILIES), ('gpt2', 0.2)])
+def test_remat_changes_no_gradient(case, dropout):
+    c = network(case, dropout=dropout)
+    params, batch = noisy(models.build(c)), batch_of(random_ids(2, 12))
+    key = jax.random.key(5) if dropout else None
+
+    def gradient(remat):
+        model = models.build(c, remat=remat)
+        return jax.jit(jax.grad(lambda p: jnp.sum(model.features(p, batch, key=key) ** 3)))(params)
+
+    expected = gradient('none')
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
+    for remat in ('dots', 'block'):
+        chex.assert_trees_all_close(gradient(remat), expected, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize('case', ['bert lm', 'bert classify', 'gpt2', 'mass all'])
+def test_dropout_needs_a_key_and_is_that_of_the_key(case):
+    model = models.build(network(case, dropout=0.3))
+    params, batch = noisy(model), batch_of(random_ids(1, 8))
+    features = jax.jit(lambda key: model.features(params, batch, key=key))
+    plain, one, again, other = (
+        features(None if seed is None else jax.random.key(seed)) for seed in (None, 1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(plain, one)
+    assert not np.allclose(one, other)
+    without = jax.jit(models.build(network(case)).features)(params, batch)
+    np.testing.assert_allclose(plain, without, atol=1e-5)  # two programs
+
+
+def test_dropout_keeps_the_mean():
+    kept = layers.drop(jnp.ones(100_000), jax.random.key(0), 0.3)
+    # The mean of 1e5 of them has standard error sqrt(0.3 / 0.7 / 1e5) = 0.002.
+    assert abs(float(kept.mean()) - 1) < 0.01
+
+
+@pytest.mark.parametrize('case', ['bert lm', 'bert classify', 'gpt2', 'mass all'])
+@pytest.mark.usefixtures('full_compilation')
+def test_forward_flops_count_every_matrix_product_of_the_compiled_program(case):
+    decoder = {'decoder_layers': 1} if case == 'mass all' else {}
+    c = network(
+        case, layers=1, width=128, heads=2, ffn=512, positions=64, vocab_size=2048, **decoder
+    )
+    model, one = models.build(c), jnp.zeros((1, 1), jnp.int32)
+    ids, source = jnp.zeros((1, 64), jnp.int32), jnp.zeros((1, 48), jnp.int32)
+    batch = batch_of(ids, source=source, positions=one if case == 'bert classify' else None)
+    compiled = jax.jit(model.logits).lower(model.abstract, batch).compile()
+    shape = Shape(64, 1 if case == 'bert classify' else 64, 48)
+    # The compiler also counts softmax, norms and GELU, here under a tenth.
+    assert 0.9 < model.flops(shape) / compiled.cost_analysis()['flops'] < 1.0

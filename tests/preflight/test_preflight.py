@@ -1,0 +1,234 @@
+"""What preflight says of a step; the compiler is that of the CPU, that of TPUs is in test_tpu.py."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers import corpus as data_fixtures
+
+from lightpaff_jax import config, models, sharding
+from lightpaff_jax.data import batches
+from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.preflight import __main__ as preflight
+from lightpaff_jax.preflight.__main__ import Plan
+from lightpaff_jax.runtime import chips
+from lightpaff_jax.runtime.chips import GIB
+
+NET = {'layers': 1, 'width': 32, 'heads': 2, 'ffn': 64, 'vocab_size': 256, 'positions': 32}
+
+
+def configured(**student):
+    c = config.default()
+    c.student.update(NET | student)
+    c.teacher.update(NET | {'width': 64, 'layers': 2} | student)
+    c.data.length, c.data.batch_size = 32, 16
+    return c
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """What the command says of itself to jax is undone."""
+    monkeypatch.setenv('JAX_NUM_PROCESSES', '')
+    monkeypatch.setenv('JAX_PROCESS_ID', '')
+
+
+@pytest.fixture
+def of_cpu(monkeypatch):
+    """Preflight for 8 devices of this machine, as if they were chips."""
+    monkeypatch.setattr(chips, 'devices', lambda topology, slices=1: jax.devices())
+
+
+@pytest.mark.parametrize(
+    ('family', 'objective', 'keys'),
+    [
+        ('gpt2', 'clm', {}),
+        ('bert', 'mlm', {}),
+        ('bert', 'classify', {'head': 'classify', 'classes': 3}),
+        ('mass', 'mass', {'decoder_layers': 1}),
+        ('mass', 'seq2seq', {'decoder_layers': 1}),
+    ],
+)
+def test_every_objective_compiles_without_data(of_cpu, family, objective, keys):
+    c = configured(family=family, **keys)
+    c.objective = objective
+    c.data.target_length = 16 * (objective == 'seq2seq')
+    c.data.form = {'classify': 'topic', 'seq2seq': 'summary'}.get(objective, 'text')
+    result = preflight.preflight(c, 'v5e:2x4', largest=False)
+    assert result['fits']
+    assert result['sequences'] == 2
+    assert {one['kind'] for one in result['collectives']} == {'all-reduce'}
+    student = models.build(c.student)
+    held = result['held']
+    exact = sum(np.prod(x.shape) for x in jax.tree.leaves(student.abstract)) * 4
+    assert held['parameters'] == exact
+    assert held['optimizer'] == 2 * exact + 4  # two moments, and a count
+    assert 'not measured' in preflight.said(result)
+
+
+def shapes_of(batch):
+    return str(jax.tree.map(lambda x: (*x.shape, x.dtype.name), batch))
+
+
+@pytest.mark.parametrize('form', ['blocks', 'documents', 'topic', 'summary'])
+def test_batches_without_data_have_the_shapes_of_batches_with_data(data_cache, form):
+    documents = form in ('blocks', 'documents')
+    c = data_fixtures.tiny(data_cache) if documents else data_fixtures.examples(data_cache, form)
+    c.data.packing = 'best_fit' if form == 'documents' else 'contiguous'
+    c.data.buckets = () if documents else (16, 32)
+    prepared, tokenizer = data_fixtures.prepared(c), selection.load(c)
+    found = {shapes_of(batches.batch_at(c, prepared, tokenizer, index)) for index in range(12)}
+    assert found <= {shapes_of(batch) for batch in batches.abstract(c)}
+    assert len(batches.abstract(c)) == (1 if documents else 2)
+
+
+def test_flops_are_three_times_the_student_and_once_the_teacher():
+    c = configured()
+    found = preflight._flops(c, c.teacher)
+    shape = preflight.networks.shapes(c)[0]
+    student, teacher = (models.build(net).flops(shape) for net in (c.student, c.teacher))
+    assert sum(found.values()) == pytest.approx(16 * (3 * student + teacher))
+    assert preflight._flops(c, None)['teacher'] == 0
+
+
+@pytest.mark.parametrize(
+    ('fixed', 'each', 'first'), [(2.0, 0.1, 8), (1.0, 0.03, 64), (15.0, 1.0, 1)]
+)
+def test_the_largest_batch_is_where_the_line_meets_the_memory(monkeypatch, fixed, each, first):
+    chip = chips.CHIPS['v5e']
+    asked = []
+
+    def compiled(c, mesh, net):
+        rows = c.data.batch_size // 8
+        asked.append(rows)
+        total = (fixed + each * rows) * GIB
+        return Plan(total, 0.0, 'program' if total <= chip.hbm else '', 1.0)
+
+    monkeypatch.setattr(preflight, 'compiled', compiled)
+    c = configured()
+    c.data.batch_size = 8 * first
+    mesh = sharding.make_mesh(c)
+    plan = compiled(c, mesh, None)
+    found = preflight._largest(c, mesh, None, plan, chip)
+    most = (chip.hbm / GIB - fixed) / each
+    if first == 1:
+        assert found['sequences'] == 0
+    else:
+        assert most - 9 < found['sequences'] <= most
+    assert len(asked) <= 5
+
+
+@pytest.mark.parametrize(('total', 'fitting'), [(16.0, 0), (15.0, 8)])
+def test_where_rows_take_no_memory_no_line_is_drawn(monkeypatch, total, fitting):
+    """As where a message of the compiler, which is rounded, says the same of both."""
+    plan = Plan(total * GIB, 0.0, 'program' if fitting else '', 1.0)
+    monkeypatch.setattr(preflight, 'compiled', lambda c, mesh, net: plan)
+    c = configured()
+    c.data.batch_size = 64
+    mesh = sharding.make_mesh(c)
+    found = preflight._largest(c, mesh, None, plan, chips.CHIPS['v5e'])
+    assert found['sequences'] == fitting
+
+
+def test_what_does_not_fit_is_said_with_the_keys_to_turn_and_exit_code_1(
+    of_cpu, monkeypatch, tmp_path, capsys
+):
+    recipe = tmp_path / 'ours.py'
+    recipe.write_text(
+        'from lightpaff_jax import config\n\ndef get_config(variant=""):\n'
+        '    c = config.default()\n    c.data.batch_size = 16\n    c.eval.batch_size = 16\n    return c\n'
+    )
+    monkeypatch.setattr(preflight, 'compiled', lambda c, mesh, net: Plan(20 * GIB, None, '', 1.0))
+    out = tmp_path / 'out.json'
+    arguments = ['--topology=v5e:2x4', f'--config={recipe}', f'--out={out}', '--quick']
+    assert preflight.main(arguments) == 1
+    said = capsys.readouterr().out
+    assert '4.25 GiB too much' in said
+    assert "train.remat = 'block'" in said
+    result = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert not result['fits']
+    assert result['temporary'] is None
+
+
+@pytest.mark.parametrize(
+    ('message', 'needed'),
+    [
+        ('RESOURCE_EXHAUSTED: Used 17.70G of 15.75G hbm. Exceeded', 17.7),
+        ('the total memory required for HLO temporaries (16.50G) exceeds available HBM', 17.5),
+        ('RESOURCE_EXHAUSTED: Used 1.50T of 15.75G hbm. Exceeded', 1536),
+    ],
+)
+def test_what_the_compiler_needed_is_read_from_its_message(message, needed):
+    held = {'parameters': 0.5 * GIB, 'teacher': 0.5 * GIB}
+    assert preflight._needed(message, held) == pytest.approx(needed * GIB)
+
+
+def test_another_failure_of_the_compiler_is_one_line():
+    with pytest.raises(UserError, match='the compiler for TPUs: INTERNAL: no'):
+        preflight._needed('INTERNAL:\n no', {})
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        ([], '--topology=CHIP:SHAPE: must be given'),
+        (['--topology=v5x:2x2'], 'must be CHIP:SHAPE with a chip of v4, v5e, v5p, v6e'),
+        (['--topology=v5e'], 'must be CHIP:SHAPE'),
+        (['--topology=v5e:2x2', '--slices=0'], '--slices=0: must be a whole number'),
+        (['--topology=v5e:2x2', '--topology=v4:2x2'], 'must be given once'),
+        (['--topology=v5e:2x2', '--quick=yes'], '--quick: has no value'),
+        (['--topology=v5e:2x2', '--out=/nowhere/x.json'], 'its folder must be there'),
+    ],
+)
+def test_mistakes_are_one_line(arguments, said, capsys):
+    assert preflight.main([*arguments, '--config=configs/gpt2_stage1.py']) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count('\n') == 1
+
+
+def test_without_the_compiler_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(chips.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match='the extra tpu'):
+        chips.devices('v5e:2x2')
+
+
+def test_a_teacher_with_another_head_is_named(of_cpu):
+    c = configured(family='bert')
+    c.objective, c.teacher.head = 'mlm', 'none'
+    with pytest.raises(UserError, match=r"config\.teacher\.head = 'none': must equal"):
+        preflight.preflight(c, 'v5e:2x4', largest=False)
+
+
+def test_what_fits_is_said_where_the_compiler_fails_at_a_larger_batch(of_cpu, monkeypatch):
+    def fail(*_):
+        raise UserError('the compiler for TPUs: INTERNAL: no')
+
+    monkeypatch.setattr(preflight, '_largest', fail)
+    result = preflight.preflight(configured(), 'v5e:2x4')
+    assert result['fits']
+    assert 'not found, the compiler for TPUs: INTERNAL: no' in preflight.said(result)
+
+
+def test_a_teacher_without_files_and_shape_is_named(of_cpu):
+    c = configured()
+    c.teacher.update({'layers': 0, 'path': 'nowhere/teacher'})
+    with pytest.raises(UserError, match='give the shape of the teacher'):
+        preflight.preflight(c, 'v5e:2x4', largest=False)
+
+
+@pytest.mark.usefixtures('full_compilation')
+@pytest.mark.parametrize('remat', ['none', pytest.param('block', marks=pytest.mark.slow)])
+def test_distilling_takes_little_more_temporary_memory_than_training_alone(remat):
+    c = configured()
+    c.student.update({'layers': 4, 'width': 192, 'heads': 3, 'ffn': 768, 'vocab_size': 8192})
+    c.teacher.update({'layers': 6, 'width': 384, 'heads': 6, 'ffn': 1536, 'vocab_size': 8192})
+    for net in (c.student, c.teacher):
+        net.positions = 128
+    c.data.length, c.data.batch_size, c.mesh.data = 128, 8, 1
+    c.train.update({'attention': 'xla', 'remat': remat})
+    c.teacher.dtype = 'float32'
+    mesh = sharding.make_mesh(c, jax.devices()[:1])
+    distilled, alone = (preflight.compiled(c, mesh, net).temporary for net in (c.teacher, None))
+    assert distilled <= 1.25 * alone

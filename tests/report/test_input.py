@@ -1,0 +1,218 @@
+"""Claims about what a report says of bad input. All figures here are made up inputs."""
+
+import pytest
+from helpers.reports import make_family, make_run, make_workdir, scores_of, write_predictions
+
+from lightpaff_jax import report
+
+
+def break_nothing_there(workdir):
+    for path in workdir.rglob('result.json'):
+        path.unlink()
+    return 'teacher_finetune'
+
+
+def break_result(workdir):
+    (workdir / 'seed1/stage2_only/result.json').write_text('{"updates": 1')
+    return 'seed1/stage2_only'
+
+
+def break_score(workdir):
+    make_run(workdir / 'seed0/no_teacher', 34.0, 0, scores={'test': {}})
+    return 'seed0/no_teacher'
+
+
+def break_key(workdir):
+    (workdir / 'seed0/stage1/result.json').write_text('{"updates": 1}')
+    return "seed0/stage1/result.json: must have the key 'tokens'"
+
+
+def break_arm(workdir):
+    path = workdir / 'recipe.json'
+    path.write_text(path.read_text().replace('"no_teacher"', '"no_techer"'))
+    return "arm 'no_techer': must be one of"
+
+
+def break_metrics(workdir):
+    (workdir / 'seed0/stage1/metrics.jsonl').write_text('{"step": 1, "kind": "train"\n')
+    return 'seed0/stage1/metrics.jsonl: line 1'
+
+
+def break_bytes_of_metrics(workdir):
+    path = workdir / 'seed0/stage1/metrics.jsonl'
+    path.write_bytes(b'{"step": 1, "kind": "\xff"}\n')
+    return 'seed0/stage1/metrics.jsonl: line 1'
+
+
+def break_objective(workdir):
+    make_run(workdir / 'seed0/no_teacher', 0.9, 0, objective='classify')
+    return "task 'text': its last runs must have one objective, not classify and clm"
+
+
+def break_objective_name(workdir):
+    make_run(workdir / 'seed0/no_teacher', 34.0, 0, scores={'test': {}})
+    path = workdir / 'seed0/no_teacher/result.json'
+    path.write_text(path.read_text().replace('"clm"', '"clx"'))
+    return "objective = 'clx': must be one of clm,"
+
+
+def break_accuracy(workdir):
+    make_run(workdir / 'seed0/no_teacher', 93.0, 0, objective='classify')
+    return 'scores.test.accuracy = 93.0: must be in [0, 1]'
+
+
+def break_tasks(workdir):
+    (workdir / 'recipe.json').write_text('{"name": "q", "tasks": {}}')
+    return 'recipe.json: tasks: must name at least one task'
+
+
+def break_task(workdir):
+    path = workdir / 'recipe.json'
+    path.write_text(path.read_text().replace('"teacher":', '"tutor":'))
+    return "recipe.json: task 'text': must have teacher"
+
+
+def break_speed(workdir):
+    path = workdir / 'speed.json'
+    path.write_text(path.read_text().replace('"flops": 5.0', '"flops": 0.2'))
+    return 'ratios.flops = 0.2: must be 5, above 0'
+
+
+def break_time(workdir):
+    path = workdir / 'speed.json'
+    path.write_text(path.read_text().replace('"latency": 5.0', '"latency": "fast"'))
+    return 'must have latency_ms of teacher and student, and ratios.latency'
+
+
+def break_times(workdir):
+    path = workdir / 'speed.json'
+    path.write_text(path.read_text().replace('"latency": 5.0', '"latency": 0.0'))
+    return 'ratios.latency = 0: must be 5, above 0'
+
+
+def break_metric(workdir):
+    make_run(workdir / 'seed0/no_teacher', 34.0, 0, metric='bleu')
+    return "seed0/no_teacher/result.json: metric = 'bleu': must be one of perplexity"
+
+
+def break_metrics_of_one_task(workdir):
+    for folder in workdir.rglob('teacher_finetune'):
+        make_run(folder, 34.0, 0, objective='seq2seq', metric='perplexity')
+    for arm in ('two_stage', 'stage1_only', 'stage2_only', 'no_teacher', 'no_teacher_long'):
+        for folder in workdir.rglob(f'*/{arm}'):
+            scores = {'test': scores_of('seq2seq', 30.0) | {'bleu': 20.0}}
+            make_run(folder, 34.0, 0, objective='seq2seq', metric='bleu', scores=scores)
+    return "task 'text': its last runs must have one metric, not bleu and perplexity"
+
+
+def break_companion(workdir):
+    scores = {'test': scores_of('classify', 0.9)}
+    make_run(workdir / 'seed0/no_teacher', 0.9, 0, objective='classify', metric='f1', scores=scores)
+    return 'seed0/no_teacher/result.json: scores.test.f1: must be a number'
+
+
+def break_bleu(workdir):
+    scores = {'test': scores_of('seq2seq', 30.0) | {'bleu': 120.0}}
+    make_run(
+        workdir / 'seed0/no_teacher', 0.9, 0, objective='seq2seq', metric='bleu', scores=scores
+    )
+    return 'scores.test.bleu = 120.0: must be in [0, 100]'
+
+
+def break_predictions(workdir):
+    for run in ('teacher_finetune', 'seed0/two_stage'):
+        write_predictions(workdir / run, 'clm', [0, 0], 0.5, 3)
+    path = workdir / 'seed0/two_stage/predictions/test.jsonl'
+    path.write_text(path.read_text().replace('"nll"', '"null"'))
+    return "seed0/two_stage/predictions/test.jsonl: line 1 cannot be read: 'nll'"
+
+
+def break_bytes_of_predictions(workdir):
+    for run in ('teacher_finetune', 'seed0/two_stage'):
+        write_predictions(workdir / run, 'clm', [0, 0], 0.5, 3)
+    path = workdir / 'seed0/two_stage/predictions/test.jsonl'
+    path.write_bytes(b'\xff' + path.read_bytes())
+    return 'seed0/two_stage/predictions/test.jsonl: line 1 cannot be read: '
+
+
+def break_order_of_predictions(workdir):
+    for run, lines in (('teacher_finetune', 3), ('seed0/two_stage', 4)):
+        write_predictions(workdir / run, 'clm', [0, 0], 0.5, lines)
+    return 'seed0/two_stage/predictions/test.jsonl: must be of the same examples as'
+
+
+@pytest.mark.parametrize(
+    'break_it',
+    [
+        break_nothing_there,
+        break_result,
+        break_score,
+        break_key,
+        break_arm,
+        break_metrics,
+        break_bytes_of_metrics,
+        break_bytes_of_predictions,
+        break_objective,
+        break_objective_name,
+        break_accuracy,
+        break_tasks,
+        break_task,
+        break_speed,
+        break_time,
+        break_times,
+        break_metric,
+        break_metrics_of_one_task,
+        break_companion,
+        break_bleu,
+        break_predictions,
+        break_order_of_predictions,
+    ],
+)
+def test_bad_input_is_one_line_that_names_it_and_exit_code_2(tmp_path, capsys, break_it):
+    workdir = make_workdir(tmp_path)
+    named = break_it(workdir)
+    assert report.main([str(workdir)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ''
+    assert err.count('\n') == 1
+    assert named in err
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'named'),
+    [
+        ('"family": "bert"', '"family": "bret"', "family = 'bret': must be one of 'bert'"),
+        ('"scale": "small"', '"scale": "smal"', "scale = 'smal': must be one of '', 'paper'"),
+        ('"family": "bert", ', '', "must have family, where scale is 'small'"),
+        ('"phase": ', '"face": ', "search 0: must have the key 'phase'"),
+        ('"peak_lr": ', '"peak": ', "must have the key 'peak_lr'"),
+        ('"metric": "perplexity"', '"metric": "perplex"', 'did you mean perplexity?'),
+        ('"chosen": "search', '"chosen": "sarch', "lambda0.9': must be one of its candidates"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_one_line(tmp_path, capsys, old, new, named):
+    workdir = make_family(tmp_path, 'bert', seeds=1)
+    path = workdir / 'recipe.json'
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert report.main([str(workdir)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ''
+    assert err.count('\n') == 1
+    assert f'{path}: ' in err
+    assert named in err
+
+
+def test_a_missing_folder_is_one_line_and_exit_code_2(tmp_path, capsys):
+    assert report.main([str(tmp_path / 'nowhere')]) == 2
+    out, err = capsys.readouterr()
+    assert out == ''
+    assert err == f'error: {tmp_path}/nowhere: no such folder\n'
+
+
+def test_the_command_prints_the_table_that_write_returns(tmp_path, capsys):
+    workdir = make_workdir(tmp_path, seeds=1)
+    assert report.main([str(workdir)]) == 0
+    out = capsys.readouterr().out
+    assert report.write(workdir) in out
+    assert str(workdir) in out

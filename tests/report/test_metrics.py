@@ -1,0 +1,123 @@
+"""Claims about tasks that are judged by other scores. All figures here are made up inputs."""
+
+import json
+import math
+
+import pytest
+from helpers.reports import make_family, make_run, make_workdir
+
+from lightpaff_jax import config, report
+from lightpaff_jax.report import findings, results, tables
+
+
+@pytest.fixture(scope='module')
+def rows(tmp_path_factory):
+    """Family -> the rows of its tasks."""
+    folder = tmp_path_factory.mktemp('metrics')
+    return {
+        family: results.read(make_family(folder / family, family))[1]
+        for family in ('bert', 'gpt2', 'mass')
+    }
+
+
+def test_every_metric_of_a_configuration_is_known():
+    names = {name for of in config.METRICS.values() for name in of}
+    assert names == results.METRICS.keys()
+    assert config.METRICS.keys() == results.SCORES.keys()
+
+
+@pytest.mark.parametrize(
+    ('family', 'task', 'columns'),
+    [
+        ('bert', 'SST-2', ['accuracy, %', 'binomial error, %']),
+        ('bert', 'QQP', ['F1, %', 'accuracy, %', 'binomial error, %']),
+        ('mass', 'Multi30k En-De', ['BLEU', 'perplexity per token', 'perplexity per word']),
+        ('mass', 'Gigaword', ['ROUGE-1', 'ROUGE-2', 'ROUGE-L', 'perplexity per token']),
+        ('mass', 'Cornell dialogue', ['perplexity per token', 'perplexity per word']),
+    ],
+)
+def test_a_score_is_printed_with_its_companions(rows, family, task, columns):
+    header = list(tables.main_table(rows[family][task], task).header)
+    assert header.pop(2) == "of the teacher's score, %"
+    assert header[1 : 1 + len(columns)] == columns
+
+
+def test_the_table_says_how_bleu_was_computed(rows):
+    assert 'BLEU: nrefs:1|case:mixed. ' in tables.main_table(rows['mass']['Multi30k En-De']).note
+    assert 'BLEU:' not in tables.main_table(rows['mass']['Gigaword']).note
+
+
+def test_agreement_with_the_teacher_is_shown_where_a_teacher_was(rows):
+    table = tables.main_table(rows['bert']['SST-2'])
+    at = table.header.index('agrees with teacher, %')
+    shown = {line[0]: line[at] for line in table.lines}
+    guided = {label for label, cell in shown.items() if cell != '-'}
+    assert guided == {'two-stage', 'two-stage, unlabelled text too', 'stage 2 only'}
+
+
+@pytest.mark.parametrize(
+    ('family', 'task', 'share'),
+    [
+        ('bert', 'QQP', lambda two, teacher: two['f1'] / teacher['f1']),
+        ('mass', 'Multi30k En-De', lambda two, teacher: two['bleu'] / teacher['bleu']),
+        (
+            'gpt2', 'PTB',
+            lambda two, teacher: math.log(teacher['perplexity']) / math.log(two['perplexity']),
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_kept_of_the_teacher_is_a_ratio_of_scores_and_of_nll(rows, family, task, share):
+    two, teacher = (rows[family][task][key] for key in ('two_stage', 'teacher'))
+    kept = results.kept(two, teacher)
+    assert kept is not None
+    tests = [row.chains[0][-1]['scores']['test'] for row in (two, teacher)]
+    assert kept[0] == pytest.approx(100 * share(*tests), rel=1e-12)  # float64
+
+
+@pytest.mark.parametrize(
+    ('family', 'task', 'said'),
+    [
+        ('bert', 'QQP', ["The teacher's F1 is", 'Its test F1 is 69.89 %', 'percentage points is']),
+        (
+            'mass',
+            'Multi30k En-De',
+            ["The teacher's BLEU is", 'Its test BLEU is 29.95', ' points is'],
+        ),
+        ('mass', 'Gigaword', ["The teacher's ROUGE-1 is", 'higher than the undistilled']),
+    ],
+)
+def test_the_sentences_name_the_score(rows, family, task, said):
+    text = '\n'.join(findings.headlines(rows[family][task], None))
+    for part in said:
+        assert part in text
+    assert 'binomial' not in text
+    assert 'errors' not in text
+
+
+def test_a_run_without_test_scores_is_left_out_and_named(tmp_path):
+    workdir = make_workdir(tmp_path, seeds=2)
+    path = workdir / 'seed1/two_stage/result.json'
+    result = json.loads(path.read_text())
+    del result['scores']['test']
+    path.write_text(json.dumps(result))
+    report.write(workdir)
+    assert 'seed1/two_stage (no test scores)' in (workdir / 'report.md').read_text('utf-8')
+
+
+def test_pre_training_needs_no_test_scores(tmp_path):
+    workdir = make_workdir(tmp_path, seeds=1)
+    before = report.write(workdir)
+    make_run(workdir / 'seed0/stage1', 35.0, 0, cost=1.4, scores={'validation': {}})
+    assert report.write(workdir) == before
+
+
+def test_an_imported_teacher_has_no_curve_of_pre_training(tmp_path):
+    workdir = make_workdir(tmp_path, seeds=1)
+    path = workdir / 'recipe.json'
+    recipe = json.loads(path.read_text())
+    recipe['tasks']['text']['teacher'] = ['teacher_finetune']
+    path.write_text(json.dumps(recipe))
+    report.write(workdir)
+    *_, before, after = (workdir / 'report.html').read_text('utf-8').split('<figcaption>')
+    assert '>teacher<' not in before
+    assert '>teacher<' in after

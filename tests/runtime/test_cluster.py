@@ -1,0 +1,127 @@
+"""What the environment says of other processes, and a process alone."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from helpers import processes as process_cases
+
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import cluster, distributed
+from lightpaff_jax.runtime.cluster import Setting, setting
+
+HAND = {
+    'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('environment', 'found'),
+    [
+        ({}, None),
+        ({'JAX_PLATFORMS': ''}, None),
+        (HAND, Setting('host:1234', 4, 3)),
+        (HAND | {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}, None),
+        ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Setting(None, None, None)),
+        ({'SLURM_STEP_NODELIST': 'a', 'SLURM_NTASKS': '1'}, None),
+        ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2'}, None),  # in a batch script, outside of srun
+        ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2', 'JAX_NUM_PROCESSES': '1'}, None),
+        (HAND | {'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Setting('host:1234', 4, 3)),
+        (
+            {'JAX_COORDINATOR_ADDRESS': '[::1]:9', 'JOB_COMPLETION_INDEX': '0'},
+            Setting('[::1]:9', None, None),
+        ),
+        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, None),  # a pod of no indexed job
+        ({'OMPI_COMM_WORLD_SIZE': '2'}, Setting(None, None, None)),
+        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, Setting(None, None, None)),
+        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+    ],
+)
+def test_the_environment_says_who_is_there(environment, found):
+    assert setting(environment) == found
+
+
+@pytest.mark.parametrize(
+    ('changes', 'line'),
+    [
+        (
+            {'JAX_NUM_PROCESSES': 'two'},
+            'JAX_NUM_PROCESSES = two: must be a whole number, at least 1',
+        ),
+        ({'JAX_NUM_PROCESSES': '0'}, 'JAX_NUM_PROCESSES = 0: must be a whole number, at least 1'),
+        ({'JAX_PROCESS_ID': '-1'}, 'JAX_PROCESS_ID = -1: must be a whole number, at least 0'),
+        ({'JAX_PROCESS_ID': '4'}, 'JAX_PROCESS_ID = 4: must be below JAX_NUM_PROCESSES = 4'),
+        (
+            {'JAX_PROCESS_ID': ''},
+            'JAX_PROCESS_ID: must be set too, as JAX_COORDINATOR_ADDRESS is',
+        ),
+        (
+            {'JAX_COORDINATOR_ADDRESS': ''},
+            'JAX_COORDINATOR_ADDRESS: must be set too, as JAX_NUM_PROCESSES is',
+        ),
+        *(
+            (
+                {'JAX_COORDINATOR_ADDRESS': address},
+                f'JAX_COORDINATOR_ADDRESS = {address}: must be HOST:PORT',
+            )
+            for address in ('host', ':1', 'host:', 'host:port', 'host:65536', 'host:0')
+        ),
+    ],
+)
+def test_a_wrong_environment_is_named(changes, line):
+    with pytest.raises(UserError) as raised:
+        setting(HAND | changes)
+    assert str(raised.value) == line
+
+
+def test_a_cluster_that_jax_does_not_find_is_named(monkeypatch):
+    monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
+    monkeypatch.setattr(jax.distributed, 'initialize', refuse)
+    with pytest.raises(UserError, match=r'OMPI_COMM_WORLD_SIZE = 2: jax .* finds no cluster; set'):
+        cluster.join(setting(os.environ))
+
+
+def refuse(*args, **options):
+    raise ValueError('coordinator_address should be defined.')
+
+
+@pytest.mark.e2e
+def test_a_process_alone_joins_nobody_and_does_not_even_import_jax():
+    code = (
+        'import sys\n'
+        'from lightpaff_jax.runtime import distributed\n'
+        'distributed.start()\n'
+        'distributed.agree({"a": 1}, "")\n'
+        'distributed.ready()\n'
+        'distributed.finish()\n'
+        'd = distributed\n'
+        'found = d.count(), d.index(), d.first(), d.gather(3)\n'
+        'print(*found, d.of_first(lambda: 4), "jax" in sys.modules)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        env=process_cases.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == '1 0 True [3] 4 False\n'
+
+
+def test_processes_that_read_something_else_are_named(monkeypatch):
+    monkeypatch.setattr(
+        distributed, 'gather', lambda value: [value, value, {'a': 1, 'data_hash': 'y'}]
+    )
+    with pytest.raises(UserError) as raised:
+        distributed.agree({'a': 1, 'data_hash': 'x'}, 'all processes must read the same')
+    assert str(raised.value) == (
+        'process 2: data_hash = y, process 0 has x: all processes must read the same'
+    )
+
+
+def test_a_process_alone_ends_as_it_did(capsys):
+    assert distributed.ended('config.x = 3: must be 4', 2) == 2
+    assert capsys.readouterr() == ('', 'error: config.x = 3: must be 4\n')
+    assert not distributed.lost(RuntimeError('Gloo AllGather failed'))

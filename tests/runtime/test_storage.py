@@ -1,0 +1,197 @@
+"""A workdir in a bucket holds what one here does; a bucket that does not answer is one line."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import register_implementation
+
+from lightpaff_jax import config, metrics, train, workdir
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import storage
+
+ROOT = pathlib.Path(config.__file__).parents[2]
+
+
+class Bucket(MemoryFileSystem):
+    """Objects in memory under gs://; as a bucket it has no empty folders."""
+
+    protocol = ('gs', 'gcs')
+    store: dict = {}  # noqa: RUF012 (of this class alone)
+    pseudo_dirs: list = ['']  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix('gs://'))
+
+    def mkdir(self, path, create_parents=True, **options):
+        pass
+
+    def makedirs(self, path, exist_ok=False):
+        pass
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _memory():
+    """gs:// is in memory, with no extra and no network."""
+    register_implementation('gcs', Bucket, clobber=True)
+    from etils.epath import backend
+
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    yield
+    register_implementation('gcs', 'gcsfs.GCSFileSystem', clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+@pytest.fixture
+def bucket():
+    Bucket.store.clear()
+    return storage.place('gs://bucket/run')
+
+
+def test_a_path_is_local_or_in_a_bucket(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert str(storage.place('~/a')) == f'{tmp_path}/a'
+    assert str(storage.place('gs://b/~/a')) == 'gs://b/~/a'
+    assert [storage.remote(path) for path in ('a/b', '/a', 'gs://b/a')] == [False, False, True]
+    storage.reachable(str(tmp_path / 'none'))
+
+
+@pytest.mark.parametrize('path', ['s3://bucket/x', 'gs:///x', 'gs://', 'http://host/x'])
+def test_another_scheme_or_no_bucket_is_refused(path):
+    with pytest.raises(UserError) as raised:
+        storage.reachable(path)
+    assert str(raised.value) == f'{path}: must be a local path or gs://BUCKET/...'
+
+
+def test_what_takes_too_long_is_one_line():
+    began, never = time.monotonic(), threading.Event()
+    with pytest.raises(UserError) as raised:
+        storage.within(0.2, 'gs://b/x', lambda: never.wait(60))
+    assert str(raised.value) == 'gs://b/x: cannot be reached within 0.2 s'
+    assert time.monotonic() - began >= 0.2
+    never.set()
+
+
+def test_what_a_bucket_raises_is_one_line(tmp_path):
+    for error, said in (
+        (ConnectionError('refused\n by host'), 'ConnectionError: refused by host'),
+        (ImportError('gcsfs'), 'buckets need the extra gs: ./launch/environment.sh gs'),
+    ):
+        with pytest.raises(UserError) as raised, storage.faults('gs://b/x'):
+            raise error
+        assert str(raised.value) == f'gs://b/x: {said}'
+    for error, place in ((FileNotFoundError('x'), 'gs://b/x'), (OSError('disk'), tmp_path)):
+        with pytest.raises(type(error)), storage.faults(place):
+            raise error
+
+
+def log(folder, first, last, resume):
+    with metrics.Writer(folder, 10, resume, 0) as writer:
+        for step in range(first, last + 1):
+            writer.log(step, {'loss': 1 / step})
+            if step % 2 == 0:
+                writer.keep()
+        writer.log(last, {'ce': 2.0}, kind='validation')
+
+
+def test_a_run_in_a_bucket_writes_the_lines_of_one_here_also_resumed(tmp_path, bucket):
+    log(tmp_path, 1, 7, 0)
+    log(bucket, 1, 5, 0)
+    log(bucket, 5, 7, 4)  # from the checkpoint of step 4
+    here, there = (folder / 'metrics.jsonl' for folder in (tmp_path, bucket))
+    assert there.read_bytes() == here.read_bytes()
+    assert (bucket / 'timing.jsonl').read_text().count('"step"') == 7
+    assert len(list((bucket / 'tensorboard').iterdir())) == 2
+
+
+def test_lines_are_in_the_bucket_before_their_checkpoint_and_not_after_an_error(bucket):
+    class Stop(Exception):
+        pass
+
+    def stopped():
+        with metrics.Writer(bucket, 10, 0, 0) as writer:
+            writer.log(1, {'loss': 1.0})
+            writer.keep()
+            assert (bucket / 'metrics.jsonl').read_text().count('\n') == 1
+            writer.log(2, {'loss': 1.0})
+            raise Stop
+
+    with pytest.raises(Stop):
+        stopped()
+    assert (bucket / 'metrics.jsonl').read_text().count('\n') == 1
+
+
+def test_a_workdir_in_a_bucket_is_claimed_checked_and_finished(bucket):
+    c = config.default()
+    c.workdir = 'gs://bucket/run'
+    place = workdir.place(c)
+    workdir.check(c, place)
+    assert workdir.finished(c, place, {'data_hash': 'a'}) is None
+    workdir.claim(c, place)
+    scores = {split: {'perplexity': 2.0} for split in ('validation', 'test')}
+    result = {'updates': c.train.updates, 'protocol': workdir.protocol(c), 'data_hash': 'a'}
+    result |= workdir.measured(c) | {'scores': scores}
+    workdir.write(place / 'result.json', config.json.dumps(result))
+    assert workdir.finished(c, place, {'data_hash': 'a'}) == result
+    assert workdir.finished(c, place, {'data_hash': 'b'}) is None
+    assert config.read(bucket).to_dict() == c.to_dict()
+    c.seed = 1
+    with pytest.raises(UserError, match=r'config.workdir = gs://bucket/run: .*seed: 0 -> 1'):
+        workdir.check(c, place)
+    workdir.remove(place / 'result.json')
+    workdir.remove(place / 'result.json')
+    workdir.check(c, place)
+
+
+def test_compiled_programs_may_be_kept_in_a_bucket_or_at_home():
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for folder, kept in (('gs://b/xla', 'gs://b/xla'), ('~/xla', os.path.expanduser('~/xla'))):
+            train.keep_compiled(folder)
+            assert jax.config.jax_compilation_cache_dir == kept
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
+
+
+def test_files_of_a_bucket_come_here_and_go_there(tmp_path, bucket):
+    (tmp_path / 'deep').mkdir()
+    for name in ('a', 'deep/b'):
+        (tmp_path / name).write_text(name)
+    storage.send(tmp_path, bucket / 'there')
+    assert (bucket / 'there/deep/b').read_text() == 'deep/b'
+    here = storage.copied('gs://bucket/run/there/deep')
+    assert [path.name for path in here.iterdir()] == ['b']
+    assert not list(storage.copied('gs://bucket/run/none').iterdir())
+    storage.fetch(bucket / 'there/none', tmp_path / 'none')
+    assert not (tmp_path / 'none').exists()
+
+
+@pytest.mark.e2e
+def test_a_bucket_that_never_answers_ends_a_command_with_one_line():
+    """As without a network, but within 2 s instead of 30."""
+    pytest.importorskip('gcsfs')
+    code = (
+        'import sys\n'
+        'from lightpaff_jax import main\n'
+        'from lightpaff_jax.config import flags\n'
+        'from lightpaff_jax.runtime import storage\n'
+        'storage.PATIENCE = 2.0\n'
+        "sys.exit(flags.main(main.run, '', ['--config=configs/quickstart.py', "
+        "'--config.workdir=gs://bucket/x']))\n"
+    )
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        host = f'http://127.0.0.1:{server.getsockname()[1]}'
+        done = subprocess.run(
+            [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60,
+            env=os.environ | {'STORAGE_EMULATOR_HOST': host},
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == 'error: gs://bucket/x: cannot be reached within 2 s\n'
