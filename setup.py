@@ -90,6 +90,13 @@ setup(
         'gpu': jax('[cuda12]'),  # runs on older drivers than jax[cuda13]
         'tf': ['tensorflow>=2.21'],
         'gs': ['gcsfs>=2026.8'],
-        'test': ['import-linter>=2.17', 'mypy>=2.4', 'pre-commit>=4', 'pytest>=9.1', 'pytest-xdist>=3.8', 'ruff==0.17.*'],
+        'test': [
+            'import-linter>=2.17',
+            'mypy>=2.4',
+            'pre-commit>=4',
+            'pytest>=9.1',
+            'pytest-xdist>=3.8',
+            'ruff==0.17.*',
+        ],
     },
 )

@@ -59,17 +59,17 @@ SETS = [
     Set('cornell', 'table', {'columns': ('0', '1')}, {
         'train': Split(24_463, 511_230, (), ('d693c79eaeb1dc9a',)),
     }),
-    Set('gigaword', 'parallel', {'sides': ('article', 'title')}, {
+    Set('gigaword', 'parallel', {'suffixes': ('article', 'title')}, {
         'train': Split(10_000, 385_833, (), ('c91ae3c476c9811d', 'e1de76e4b8533caa')),
         'validation': Split(499, 19_466, (), ('09628d0627eecf50', '3bdf9d97e12696f2')),
         'test': Split(1951, 75_091, (), ('578b33eaffe7bf9c', '15561a71977ee7bd')),
     }),
-    Set('multi30k', 'parallel', {'sides': ('en', 'de')}, {
+    Set('multi30k', 'parallel', {'suffixes': ('en', 'de')}, {
         'train': Split(29_000, 667_403, (), ('2c2b73fd2b548fbc', '460a15fbd157e34a')),
         'validation': Split(1014, 23_735, (), ('660e09eb7e1da2f8', '1f2a23d992769b5b')),
         'test': Split(1000, 22_782, (), ('4be6b5b3236b79c2', '399a4382932c1aad')),
     }),
-    Set('multi30k', 'parallel', {'sides': ('en', 'fr')}, {
+    Set('multi30k', 'parallel', {'suffixes': ('en', 'fr')}, {
         'train': Split(29_000, 707_041, (), ('460a15fbd157e34a', '5925a3c18f1587b6')),
         'validation': Split(1014, 24_865, (), ('1f2a23d992769b5b', '5304e444d842e962')),
         'test': Split(1000, 24_229, (), ('399a4382932c1aad', 'cb3160d69b002bb6')),

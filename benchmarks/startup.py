@@ -1,6 +1,6 @@
 """From a command to its first update, in seconds: with an empty cache of compiled programs, and with a full one.
 
-    ./launch/benchmark_startup.sh [--config=FILE[:VARIANT]] [--pairs=K] [--out=FILE]
+    ./launch/benchmark_startup.sh [--config=FILE[:PRESET]] [--pairs=K] [--out=FILE]
 
 Everything that the first update waits for counts: the interpreter, imports, the tokenizer, data, the
 teacher's weights, the devices, compiling. Data and teacher are made before, by a run of their own.

@@ -14,7 +14,7 @@ import pathlib
 
 from lightpaff_jax import config
 
-VARIANTS = ('small', 'tiny', 'ci')
+PRESETS = ('small', 'tiny', 'ci')
 TASKS = {
     '': ('sst2', 'qqp', 'polarity'),
     'small': ('sst2_small', 'qqp_small', 'polarity_small'),
@@ -23,20 +23,20 @@ TASKS = {
 }
 
 
-def get_config(variant: str = ''):
+def get_config(preset: str = ''):
     c = config.default()
     c.objective = 'mlm'
     c.student.family = c.teacher.family = 'bert'
-    c.recipe.scale = variant or 'paper'
+    c.recipe.scale = preset or 'paper'
     stage2 = pathlib.Path(__file__).with_name('bert_stage2.py')
-    c.recipe.tasks = tuple(f'{stage2}:{name}' for name in TASKS[variant])
+    c.recipe.tasks = tuple(f'{stage2}:{name}' for name in TASKS[preset])
     for name in ('teacher_finetune', 'student_finetune'):
         c.recipe[name].updates = 0  # the task's own
-    {'': _paper, 'small': _small}.get(variant, _tiny)(c)
-    if variant == 'ci':
+    {'': _paper, 'small': _small}.get(preset, _tiny)(c)
+    if preset == 'ci':
         for name in config.PHASES:
             c.recipe[name].update({'updates': 10, 'warmup': 2, 'batch_size': 16})
-        c.recipe.student_finetune.peak_lrs = (5e-4, 1e-3)
+        c.recipe.student_finetune.sweep_peak_lr = (5e-4, 1e-3)
         c.eval.batches = 2
     return c
 
@@ -68,12 +68,12 @@ def _small(c):
         'qqp:data/QQP?held_out=0.05&on_error=skip=0.2',
         'text:data/wikitext-2?held_out=0.05&detokenize=none=0.4',
     )  # fmt: skip
-    c.data.exclude = (
+    c.data.decontaminate = (
         'sst2:data/SST-2?held_out=0.05#validation,test', 'mr:data/MR?held_out=0.15#validation,test',
         'qqp:data/QQP?held_out=0.05&on_error=skip#validation,test',
     )  # fmt: skip
     c.eval.batch_size, c.eval.batches = 64, 10
-    c.data.masked = 0.3
+    c.data.mask_rate = 0.3
     p = {'warmup': 200, 'batch_size': 16}
     c.recipe.teacher_pretrain.update(p | {'updates': 6000, 'peak_lr': 1e-3})
     c.recipe.student_pretrain.update(p | {'updates': 2000, 'peak_lr': 2e-3})

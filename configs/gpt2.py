@@ -14,7 +14,7 @@ import pathlib
 
 from lightpaff_jax import config
 
-VARIANTS = ('small', 'tiny', 'ci')
+PRESETS = ('small', 'tiny', 'ci')
 TASKS = {
     '': ('wikitext2', 'ptb', 'wikitext103'),
     'small': ('wikitext2_small', 'ptb_small', 'documentation_small'),
@@ -23,18 +23,18 @@ TASKS = {
 }
 
 
-def get_config(variant: str = ''):
+def get_config(preset: str = ''):
     c = config.default()
-    c.recipe.scale = variant or 'paper'
+    c.recipe.scale = preset or 'paper'
     stage2 = pathlib.Path(__file__).with_name('gpt2_stage2.py')
-    c.recipe.tasks = tuple(f'{stage2}:{name}' for name in TASKS[variant])
+    c.recipe.tasks = tuple(f'{stage2}:{name}' for name in TASKS[preset])
     for name in ('teacher_finetune', 'student_finetune'):
         c.recipe[name].updates = 0  # the task's own
-    {'': _paper, 'small': _small}.get(variant, _tiny)(c)
-    if variant == 'ci':
+    {'': _paper, 'small': _small}.get(preset, _tiny)(c)
+    if preset == 'ci':
         for name in config.PHASES:
             c.recipe[name].update({'updates': 10, 'warmup': 2, 'batch_size': 16})
-        c.recipe.student_finetune.peak_lrs = (5e-4, 1e-3)
+        c.recipe.student_finetune.sweep_peak_lr = (5e-4, 1e-3)
         c.eval.batches = 2
     return c
 
@@ -64,7 +64,7 @@ def _small(c):
         'text:data/ptb?held_out=0.05&documents=line=0.25',
         'pydocs=0.25',
     )
-    c.data.exclude = (
+    c.data.decontaminate = (
         'text:data/wikitext-2?held_out=0.05#validation,test',
         'text:data/ptb?held_out=0.05&documents=line#validation,test',
         'pydocs?packages=jax,numpy#validation,test',

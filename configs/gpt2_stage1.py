@@ -15,13 +15,13 @@ data/openwebtext, a folder of text. `tiny` reads the embedded text and first tra
 
 from lightpaff_jax import config
 
-VARIANTS = ('tiny', 'tiny_teacher')
+PRESETS = ('tiny', 'tiny_teacher')
 
 
-def get_config(variant: str = ''):
+def get_config(preset: str = ''):
     c = config.default()
-    if variant:
-        return _tiny(c, variant)
+    if preset:
+        return _tiny(c, preset)
     shape = {'positions': 1024, 'vocab_size': 50257}
     c.teacher.update({'layers': 24, 'width': 1024, 'heads': 16, 'ffn': 4096, **shape})
     c.student.update({'layers': 4, 'width': 768, 'heads': 12, 'ffn': 3072, **shape})
@@ -35,16 +35,16 @@ def get_config(variant: str = ''):
     return c
 
 
-def _tiny(c, variant):
+def _tiny(c, preset):
     c.data.packages = ('numpy', 'optax', 'flax', 'stdlib')
     c.data.length = 64
     c.optim.peak_lr = 2e-3
     c.train.update({'updates': 200, 'save_every': 50, 'log_every': 10})
     c.eval.batches = 20
-    if variant == 'tiny_teacher':
+    if preset == 'tiny_teacher':
         c.student.update({'layers': 2, 'width': 128, 'heads': 4, 'ffn': 512})
         return c
     c.student.update({'layers': 2, 'width': 48, 'heads': 2, 'ffn': 192})
-    c.after = (f'{__file__}:tiny_teacher',)
+    c.requires = (f'{__file__}:tiny_teacher',)
     c.teacher.path = 'runs/gpt2_stage1_tiny_teacher'
     return c

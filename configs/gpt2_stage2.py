@@ -27,14 +27,14 @@ from lightpaff_jax import config
 TASKS = ('wikitext103', 'wikitext2', 'ptb')
 SMALL = ('wikitext2_small', 'ptb_small', 'documentation_small')
 TINY = ('jax_tiny', 'numpy_tiny', 'scipy_tiny')
-VARIANTS = (*TASKS, *SMALL, *TINY, 'tiny', 'tiny_teacher')
+PRESETS = (*TASKS, *SMALL, *TINY, 'tiny', 'tiny_teacher')
 
 
-def get_config(variant: str = ''):
+def get_config(preset: str = ''):
     c = config.default()
-    task, _, scale = (variant or 'wikitext103').partition('_')
-    if variant in ('tiny', 'tiny_teacher'):
-        return _alone(c, variant)
+    task, _, scale = (preset or 'wikitext103').partition('_')
+    if preset in ('tiny', 'tiny_teacher'):
+        return _alone(c, preset)
     if scale == 'tiny':
         return _tiny(c, task)
     if task == 'documentation':
@@ -59,8 +59,8 @@ def _paper(c, task):
     c.optim.update({'schedule': 'linear', 'final_lr': 0.0})
     updates = {'wikitext103': 10_000, 'wikitext2': 400, 'ptb': 200}[task]
     p = {'updates': updates, 'warmup': updates // 20, 'batch_size': 64}
-    c.recipe.teacher_finetune.update(p | {'peak_lr': 3e-5, 'peak_lrs': (1e-5, 3e-5, 1e-4)})
-    c.recipe.student_finetune.update(p | {'peak_lr': 1e-4, 'peak_lrs': (5e-5, 1e-4, 3e-4)})
+    c.recipe.teacher_finetune.update(p | {'peak_lr': 3e-5, 'sweep_peak_lr': (1e-5, 3e-5, 1e-4)})
+    c.recipe.student_finetune.update(p | {'peak_lr': 1e-4, 'sweep_peak_lr': (5e-5, 1e-4, 3e-4)})
     config.take(c, c.recipe.student_finetune, guided=True)
     c.train.update({'compute_dtype': 'bfloat16', 'remat': 'block'})
     c.train.update({'log_every': 100, 'eval_every': 1_000, 'save_every': 500})
@@ -72,8 +72,8 @@ def _small(c, task):
         c.data.held_out = 0.05
     c.data.length, c.eval.batch_size = 128, 32
     p = {'updates': 300, 'warmup': 30, 'batch_size': 8, 'lambda_': 0.7, 'temperature': 2.0}
-    c.recipe.teacher_finetune.update(p | {'peak_lrs': (1e-3, 2e-3)})
-    c.recipe.student_finetune.update(p | {'peak_lrs': (2e-3, 4e-3)})
+    c.recipe.teacher_finetune.update(p | {'sweep_peak_lr': (1e-3, 2e-3)})
+    c.recipe.student_finetune.update(p | {'sweep_peak_lr': (2e-3, 4e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 
@@ -86,20 +86,20 @@ def _tiny(c, package):
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 
-def _alone(c, variant):
+def _alone(c, preset):
     stage1 = pathlib.Path(__file__).with_name('gpt2_stage1.py')
     c.data.packages = ('jax',)
     c.data.length = 64
     c.optim.peak_lr = 5e-4
     c.train.update({'updates': 100, 'save_every': 50, 'log_every': 10})
     c.eval.batches = 20
-    if variant == 'tiny_teacher':
+    if preset == 'tiny_teacher':
         c.student.update({'layers': 2, 'width': 128, 'heads': 4, 'ffn': 512})
         c.student.init = 'runs/gpt2_stage1_tiny_teacher'
-        c.after = (f'{stage1}:tiny_teacher',)
+        c.requires = (f'{stage1}:tiny_teacher',)
         return c
     c.student.update({'layers': 2, 'width': 48, 'heads': 2, 'ffn': 192})
     c.student.init = 'runs/gpt2_stage1_tiny'
     c.teacher.path = 'runs/gpt2_stage2_tiny_teacher'
-    c.after = (f'{stage1}:tiny', f'{__file__}:tiny_teacher')
+    c.requires = (f'{stage1}:tiny', f'{__file__}:tiny_teacher')
     return c

@@ -14,7 +14,7 @@ import pathlib
 
 from lightpaff_jax import config
 
-VARIANTS = ('small', 'tiny', 'ci')
+PRESETS = ('small', 'tiny', 'ci')
 TASKS = {
     '': ('translation', 'summarization', 'dialogue'),
     'small': ('translation_small', 'summarization_small', 'dialogue_small'),
@@ -23,20 +23,20 @@ TASKS = {
 }
 
 
-def get_config(variant: str = ''):
+def get_config(preset: str = ''):
     c = config.default()
     c.objective = 'mass'
     c.student.family = c.teacher.family = 'mass'
-    c.recipe.scale = variant or 'paper'
+    c.recipe.scale = preset or 'paper'
     stage2 = pathlib.Path(__file__).with_name('mass_stage2.py')
-    c.recipe.tasks = tuple(f'{stage2}:{name}' for name in TASKS[variant])
+    c.recipe.tasks = tuple(f'{stage2}:{name}' for name in TASKS[preset])
     for name in ('teacher_finetune', 'student_finetune'):
         c.recipe[name].updates = 0  # the task's own
-    {'': _paper, 'small': _small}.get(variant, _tiny)(c)
-    if variant == 'ci':
+    {'': _paper, 'small': _small}.get(preset, _tiny)(c)
+    if preset == 'ci':
         for name in config.PHASES:
             c.recipe[name].update({'updates': 10, 'warmup': 2, 'batch_size': 16})
-        c.recipe.student_finetune.peak_lrs = (5e-4, 1e-3)
+        c.recipe.student_finetune.sweep_peak_lr = (5e-4, 1e-3)
         c.eval.batches = 2
     return c
 
@@ -67,12 +67,12 @@ def _small(c):
     c.teacher.dropout = 0.1
     c.data.source, c.data.length, c.data.packing = 'mixture', 64, 'best_fit'
     sets = (
-        'parallel:data/multi30k?sides=en,de',
-        'parallel:data/gigaword?sides=article,title',
+        'parallel:data/multi30k?suffixes=en,de',
+        'parallel:data/gigaword?suffixes=article,title',
         'table:data/cornell?columns=0,1&held_out=0.05',
     )
     c.data.mixture = tuple(f'{s}={w}' for s, w in zip(sets, (0.4, 0.35, 0.25), strict=True))
-    c.data.exclude = tuple(f'{s}#validation,test' for s in sets)
+    c.data.decontaminate = tuple(f'{s}#validation,test' for s in sets)
     c.data.replace = ('UNK=<unk>',)
     c.eval.batch_size, c.eval.batches = 64, 10
     p = {'warmup': 150, 'batch_size': 32}

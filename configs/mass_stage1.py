@@ -15,15 +15,15 @@ its teacher (`tiny_teacher`).
 
 from lightpaff_jax import config
 
-VARIANTS = ('tiny', 'tiny_teacher')
+PRESETS = ('tiny', 'tiny_teacher')
 
 
-def get_config(variant: str = ''):
+def get_config(preset: str = ''):
     c = config.default()
     c.objective = 'mass'
     c.student.family = c.teacher.family = 'mass'
-    if variant:
-        return _tiny(c, variant)
+    if preset:
+        return _tiny(c, preset)
     shape = {'positions': 512, 'vocab_size': 30522}
     c.teacher.update({'layers': 6, 'decoder_layers': 6, 'width': 1024, 'heads': 16, 'ffn': 4096})
     c.teacher.update(shape)
@@ -39,16 +39,16 @@ def get_config(variant: str = ''):
     return c
 
 
-def _tiny(c, variant):
+def _tiny(c, preset):
     c.data.packages = ('numpy', 'optax', 'flax', 'stdlib')
     c.data.length = 64
     c.optim.peak_lr = 2e-3
     c.train.update({'updates': 200, 'save_every': 50, 'log_every': 10})
     c.eval.batches = 20
-    if variant == 'tiny_teacher':
+    if preset == 'tiny_teacher':
         c.student.update({'layers': 2, 'decoder_layers': 2, 'width': 128, 'heads': 4, 'ffn': 512})
         return c
     c.student.update({'layers': 2, 'decoder_layers': 1, 'width': 48, 'heads': 2, 'ffn': 192})
-    c.after = (f'{__file__}:tiny_teacher',)
+    c.requires = (f'{__file__}:tiny_teacher',)
     c.teacher.path = 'runs/mass_stage1_tiny_teacher'
     return c

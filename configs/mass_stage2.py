@@ -31,16 +31,16 @@ from lightpaff_jax import config
 TASKS = ('summarization', 'translation', 'dialogue')
 SMALL = tuple(f'{task}_small' for task in TASKS)
 TINY = ('jax_tiny', 'numpy_tiny', 'stdlib_tiny')
-VARIANTS = (*TASKS, *SMALL, *TINY, 'tiny', 'tiny_teacher')
+PRESETS = (*TASKS, *SMALL, *TINY, 'tiny', 'tiny_teacher')
 
 
-def get_config(variant: str = ''):
+def get_config(preset: str = ''):
     c = config.default()
     c.objective = 'seq2seq'
     c.student.family = c.teacher.family = 'mass'
-    task, _, scale = (variant or 'summarization').partition('_')
-    if variant in ('tiny', 'tiny_teacher'):
-        return _alone(c, variant)
+    task, _, scale = (preset or 'summarization').partition('_')
+    if preset in ('tiny', 'tiny_teacher'):
+        return _alone(c, preset)
     if scale == 'tiny':
         return _tiny(c, task)
     small = scale == 'small'
@@ -52,7 +52,7 @@ def get_config(variant: str = ''):
 
 def _summarization(c, small):
     c.task, c.eval.metric = 'Summarization', 'rougeL'
-    c.data.source, c.data.path, c.data.sides = 'parallel', 'data/gigaword', ('article', 'title')
+    c.data.source, c.data.path, c.data.suffixes = 'parallel', 'data/gigaword', ('article', 'title')
     c.data.replace = ('UNK=<unk>',)  # as train writes it
     c.data.length, c.data.target_length = (48, 24) if small else (128, 48)
     c.generate.update({'beams': 5, 'max_length': c.data.target_length})
@@ -62,7 +62,7 @@ def _translation(c, small):
     c.task = 'Multi30k En-De' if small else 'Translation'
     c.eval.metric, c.data.source = 'bleu', 'parallel'
     c.data.path = 'data/multi30k' if small else 'data/wmt16'
-    c.data.sides = ('en', 'de') if small else ('ro', 'en')
+    c.data.suffixes = ('en', 'de') if small else ('ro', 'en')
     c.data.length, c.data.target_length = (40, 40) if small else (256, 256)
     c.generate.update({'beams': 5, 'max_length': c.data.target_length})
 
@@ -82,8 +82,8 @@ def _paper(c, task):
     c.optim.update({'schedule': 'linear', 'final_lr': 0.0})
     updates = {'summarization': 40_000, 'translation': 50_000, 'dialogue': 4_000}[task]
     p = {'updates': updates, 'warmup': updates // 40, 'batch_size': 256}
-    c.recipe.teacher_finetune.update(p | {'peak_lr': 1e-4, 'peak_lrs': (3e-5, 1e-4)})
-    c.recipe.student_finetune.update(p | {'peak_lr': 1e-4, 'peak_lrs': (1e-4, 3e-4)})
+    c.recipe.teacher_finetune.update(p | {'peak_lr': 1e-4, 'sweep_peak_lr': (3e-5, 1e-4)})
+    c.recipe.student_finetune.update(p | {'peak_lr': 1e-4, 'sweep_peak_lr': (1e-4, 3e-4)})
     config.take(c, c.recipe.student_finetune, guided=True)
     c.train.update({'compute_dtype': 'bfloat16', 'log_every': 100, 'eval_every': 2_000})
     c.train.save_every = 1_000
@@ -98,12 +98,12 @@ def _small(c, task):
     budgets = {'translation': (1500, 600), 'summarization': (700, 700), 'dialogue': (700, 350)}
     teacher, student = budgets[task]
     c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lr': 1e-3})
-    c.recipe.student_finetune.update(p | {'updates': student, 'peak_lrs': (4e-3, 8e-3)})
+    c.recipe.student_finetune.update(p | {'updates': student, 'sweep_peak_lr': (4e-3, 8e-3)})
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 
 def _tiny(c, package):
-    c.task, c.data.form, c.data.packages = package, 'summary', (package,)
+    c.task, c.data.view, c.data.packages = package, 'summary', (package,)
     c.eval.metric = 'bleu' if package == 'jax' else 'rougeL' if package == 'numpy' else ''
     c.student.decoder_layers = 1
     c.data.length, c.data.target_length = 64, 24
@@ -114,20 +114,20 @@ def _tiny(c, package):
     return config.take(c, c.recipe.student_finetune, guided=True)
 
 
-def _alone(c, variant):
+def _alone(c, preset):
     stage1 = pathlib.Path(__file__).with_name('mass_stage1.py')
-    c.data.form = 'summary'
+    c.data.view = 'summary'
     c.data.length, c.data.target_length = 64, 24
     c.optim.peak_lr = 1e-3
     c.train.update({'updates': 100, 'save_every': 50, 'log_every': 10})
     c.eval.batches = 20
-    if variant == 'tiny_teacher':
+    if preset == 'tiny_teacher':
         c.student.update({'layers': 2, 'decoder_layers': 2, 'width': 128, 'heads': 4, 'ffn': 512})
         c.student.init = 'runs/mass_stage1_tiny_teacher'
-        c.after = (f'{stage1}:tiny_teacher',)
+        c.requires = (f'{stage1}:tiny_teacher',)
         return c
     c.student.update({'layers': 2, 'decoder_layers': 1, 'width': 48, 'heads': 2, 'ffn': 192})
     c.student.init = 'runs/mass_stage1_tiny'
     c.teacher.path = 'runs/mass_stage2_tiny_teacher'
-    c.after = (f'{stage1}:tiny', f'{__file__}:tiny_teacher')
+    c.requires = (f'{stage1}:tiny', f'{__file__}:tiny_teacher')
     return c

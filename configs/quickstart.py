@@ -11,9 +11,9 @@ on all of them but jax and fine-tuned on jax; the others read all packages.
 
 from lightpaff_jax import config
 
-VARIANTS = ('gpt2', 'bert', 'mass', 'full', 'ci', 'bert_ci', 'mass_ci')
+PRESETS = ('gpt2', 'bert', 'mass', 'full', 'ci', 'bert_ci', 'mass_ci')
 TASKS = {'gpt2': ('text',), 'bert': ('topic', 'pairs'), 'mass': ('summary',)}
-VARIANTS += tuple(task for tasks in TASKS.values() for task in tasks)
+PRESETS += tuple(task for tasks in TASKS.values() for task in tasks)
 
 TASK = ('jax',)
 GENERAL = (
@@ -22,13 +22,13 @@ GENERAL = (
 )  # fmt: skip
 
 
-def get_config(variant: str = ''):
+def get_config(preset: str = ''):
     c = config.default()
     c.mesh.data = 1  # networks of this size gain nothing from more devices
     c.eval.batch_size, c.eval.batches = 32, 40  # the task's splits are read whole
     families = {task: family for family, tasks in TASKS.items() for task in tasks}
-    if variant in families:
-        return _task(c, variant, families[variant])
+    if preset in families:
+        return _task(c, preset, families[preset])
     c.teacher.update({'layers': 3, 'width': 192, 'heads': 4, 'ffn': 768})
     c.student.update({'layers': 2, 'width': 64, 'heads': 2, 'ffn': 256})
     c.train.log_every = 20
@@ -36,11 +36,11 @@ def get_config(variant: str = ''):
     c.recipe.teacher_pretrain.peak_lr = 2e-3
     c.recipe.student_pretrain.update({'peak_lr': 3e-3, 'lambda_': 1.0, 'temperature': 2.0})
     c.recipe.student_finetune.update({'peak_lr': 1e-3, 'lambda_': 0.5, 'temperature': 1.0})
-    family, _, small = variant.partition('_')
+    family, _, small = preset.partition('_')
     family = family if family in TASKS else 'gpt2'
     c.recipe.tasks = tuple(f'{__file__}:{task}' for task in TASKS[family])
-    {'bert': _bert, 'mass': _mass, 'gpt2': _gpt2}[family](c, variant)
-    if variant == 'ci' or small == 'ci':
+    {'bert': _bert, 'mass': _mass, 'gpt2': _gpt2}[family](c, preset)
+    if preset == 'ci' or small == 'ci':
         c.eval.batches = 2
         _phases(c, (20, 10), (20, 10))
     return c
@@ -48,7 +48,7 @@ def get_config(variant: str = ''):
 
 def _task(c, form, family):
     """What is fine-tuned for: a form of the embedded text."""
-    c.task = c.data.form = form
+    c.task = c.data.view = form
     c.student.family = c.teacher.family = family
     if family == 'gpt2':
         c.data.packages = TASK
@@ -61,8 +61,8 @@ def _task(c, form, family):
     return c
 
 
-def _gpt2(c, variant):
-    if variant == 'full':
+def _gpt2(c, preset):
+    if preset == 'full':
         c.recipe.seeds = (0, 1, 2)
         _phases(c, (4000, 1000), (1500, 600), warmup=20)
     else:
@@ -70,7 +70,7 @@ def _gpt2(c, variant):
     c.data.packages = GENERAL
 
 
-def _bert(c, variant):
+def _bert(c, preset):
     c.objective = 'mlm'
     _post_norm(c, 'bert')
     c.teacher.update({'layers': 2, 'width': 128, 'heads': 4, 'ffn': 512})
@@ -79,7 +79,7 @@ def _bert(c, variant):
     _phases(c, (1000, 700), (1000, 600), batch_size=16)
 
 
-def _mass(c, variant):
+def _mass(c, preset):
     c.objective = 'mass'
     _post_norm(c, 'mass')
     c.teacher.decoder_layers, c.student.decoder_layers = 3, 1

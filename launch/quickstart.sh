@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole chain on this machine: ./launch/quickstart.sh [VARIANT] [--config.KEY=VALUE ...]
+# The whole chain on this machine: ./launch/quickstart.sh [PRESET] [--config.KEY=VALUE ...]
 # Run it again to resume. Paths are relative to the repository.
 set -euo pipefail
 # shellcheck source=launch/environment.sh

@@ -158,10 +158,10 @@ def _gradient(c, mesh, student, teacher, params, teacher_params, batch, key):
             check_vma=False,
         )(params, target, part, jax.random.fold_in(key, index))
 
-    if c.train.micro_steps == 1:
+    if c.train.grad_accum_steps == 1:
         total = one(jax.tree.map(lambda x: x[0], batch), 0)
     else:
-        indices = jnp.arange(c.train.micro_steps)
+        indices = jnp.arange(c.train.grad_accum_steps)
         first = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batch), 0)
         zero = jax.tree.map(lambda x: _of_shards(mesh, jnp.zeros(x.shape, x.dtype)), first)
         total, _ = jax.lax.scan(
@@ -175,7 +175,9 @@ def _guidance(c, mesh, teacher, params, part):
     """The teacher's features. They are all it keeps, so it reads some rows of a device at a time."""
     devices = mesh.shape['data'] * mesh.shape['fsdp']
     local = part.labels.shape[0] // devices
-    parts = local // (c.teacher.rows or _teacher_rows(local, part.shape, teacher.network.ffn))
+    parts = local // (
+        c.teacher.microbatch_size or _teacher_rows(local, part.shape, teacher.network.ffn)
+    )
     if parts == 1:
         return teacher.features(params, part)
     rows, of_parts = P(BATCH_AXES), P(None, BATCH_AXES)

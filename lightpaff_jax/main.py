@@ -8,7 +8,7 @@ from lightpaff_jax.config import flags, needed
 from lightpaff_jax.runtime import distributed
 
 USAGE = """
-python -m lightpaff_jax.main --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
+python -m lightpaff_jax.main --config=FILE[:PRESET] [--config.KEY=VALUE ...]
 
 Trains one network, from its newest checkpoint where there is one, and writes into
 config.workdir (default: runs/<config name>):
@@ -23,13 +23,13 @@ Keys, defaults and units: lightpaff_jax/config.py
 
 def run(c: ConfigDict) -> None:
     """Trains what `c` says, after the runs that it needs, and prints the scores."""
-    needed.check_paths(c, runs=not c.after)
+    needed.check_paths(c, runs=not c.requires)
     from lightpaff_jax.evaluate import scores
     from lightpaff_jax.train import check, train
 
-    if c.after:
+    if c.requires:
         check(c, runs=False)
-    for spec in c.after:
+    for spec in c.requires:
         before = flags.parse([f'--config={spec}'])
         before.data.cache = c.data.cache
         before.train.compilation_cache = c.train.compilation_cache

@@ -156,7 +156,7 @@ def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> mo
     if lacking and fresh is None:
         raise UserError(
             f'config.{key} = {path}: its head {theirs.network.head!r} lacks {", ".join(lacking)}; '
-            'config.student.new_head = True begins a head fresh'
+            'config.student.init_new_head = True begins a head fresh'
         )
     if lacking:
         _log.info('config.%s = %s: begins fresh: %s', key, path, ', '.join(lacking))

@@ -21,7 +21,7 @@ from lightpaff_jax.losses import Head, Predictor, distillation_loss
 from lightpaff_jax.runtime import distributed
 
 USAGE = """
-python -m lightpaff_jax.speed --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
+python -m lightpaff_jax.speed --config=FILE[:PRESET] [--config.KEY=VALUE ...]
 
 Compares the network trained in config.workdir with the teacher in config.teacher.path on test
 data, and writes config.workdir/speed.json. Latency: one example scored. Throughput:

@@ -88,7 +88,7 @@ def load_initial(
 
     Raises:
       UserError: nothing to read there, or another shape or tokenizer than the student's, or a
-        head that is not there and `config.student.new_head` does not ask for.
+        head that is not there and `config.student.init_new_head` does not ask for.
     """
     path = c.student.init
     if path == 'scratch':
@@ -107,7 +107,7 @@ def load_initial(
         return student.init(jax.random.key(c.seed))
 
     return pretrained.read_params(
-        'student.init', path, student, mesh, fresh if c.student.new_head else None
+        'student.init', path, student, mesh, fresh if c.student.init_new_head else None
     )
 
 

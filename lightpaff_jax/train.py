@@ -120,7 +120,7 @@ def _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved):
     folder, found, in_flight = workdir.place(c), None, None
     start = progress.updates
     with metrics.Writer(folder, c.train.updates, start, progress.tokens) as writer:
-        rows = sharding.rows(mesh, c.data.batch_size // c.train.micro_steps)
+        rows = sharding.rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
         stream = batches.training(c, inputs.prepared, inputs.tokenizer, start, rows)
         began = time.perf_counter()
         for batch in sharding.put_ahead(mesh, itertools.islice(stream, c.train.updates - start)):

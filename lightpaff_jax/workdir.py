@@ -113,8 +113,8 @@ def protocol(c: ConfigDict) -> str:
         part = f', text as before the word tokenization of {c.data.detokenize}{part}'
     how = {
         'clm': windows or blocks,
-        'mlm': f'{c.data.masked:.3g} of the tokens of {blocks}',
-        'mass': f'a fragment of {c.data.fragment:.3g} of {blocks}',
+        'mlm': f'{c.data.mask_rate:.3g} of the tokens of {blocks}',
+        'mass': f'a fragment of {c.data.span_rate:.3g} of {blocks}',
         'classify': f'every example once, at most {length} tokens of it',
         'seq2seq': f'the right target before each token, at most {c.data.target_length} tokens',
     }

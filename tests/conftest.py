@@ -7,9 +7,12 @@ import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
-# All workers share the programs that they compile; the process that starts them makes the folder.
+# All workers share compiled programs; the process that starts them makes the folder.
+# LIGHTPAFF_TEST_CACHE names a folder that keeps these and the corpus between sessions.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = (
-    os.environ['JAX_COMPILATION_CACHE_DIR']
+    os.path.join(os.environ['LIGHTPAFF_TEST_CACHE'], 'xla')
+    if os.environ.get('LIGHTPAFF_TEST_CACHE')
+    else os.environ['JAX_COMPILATION_CACHE_DIR']
     if 'PYTEST_XDIST_WORKER' in os.environ
     else tempfile.mkdtemp(prefix='lightpaff_jax_compiled_')
 )
@@ -25,12 +28,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lightpaff_jax import models
 
-_CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE')
-"""A folder to keep the corpus in between sessions of a developer; the default makes it anew."""
+_CACHE = os.environ.get('LIGHTPAFF_TEST_CACHE', '')
 
 
 def pytest_unconfigure():
-    if 'PYTEST_XDIST_WORKER' not in os.environ:
+    if not _CACHE and 'PYTEST_XDIST_WORKER' not in os.environ:
         shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 

@@ -17,7 +17,7 @@ def test_every_recipe_and_every_run_of_its_plan_is_valid(spec):
     for devices in (1, 8):
         validate.validate(c, devices)
     assert c.workdir == f'runs/{name_of(spec)}'
-    for before in c.after:
+    for before in c.requires:
         validate.validate(flags.load(before))
     if c.recipe.tasks:  # a graph of runs
         if not c.teacher.layers:  # read from its path before the plan is made
@@ -34,7 +34,7 @@ def test_every_recipe_and_every_run_of_its_plan_is_valid(spec):
 @pytest.mark.parametrize('spec', RECIPES, ids=name_of)
 def test_a_run_starts_from_the_workdirs_of_the_runs_before_it(spec):
     c = flags.load(spec)
-    before = [flags.parse([f'--config={one}']).workdir for one in c.after]
+    before = [flags.parse([f'--config={one}']).workdir for one in c.requires]
     if before:
         needed = {c.teacher.path, c.student.init} - {'', 'scratch'}
         assert needed == set(before)

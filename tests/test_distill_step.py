@@ -17,10 +17,14 @@ from lightpaff_jax.runtime import fingerprint
 BATCH, LENGTH, VOCAB = 16, 24, 200
 
 
-def configured(mesh=(1, 1, 1), micro_steps=1, remat='none', rows=0, **student):
+def configured(mesh=(1, 1, 1), grad_accum_steps=1, remat='none', rows=0, **student):
     c = config.default()
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh
-    c.train.micro_steps, c.train.remat, c.teacher.rows = micro_steps, remat, rows
+    c.train.grad_accum_steps, c.train.remat, c.teacher.microbatch_size = (
+        grad_accum_steps,
+        remat,
+        rows,
+    )
     c.student.update({'layers': 2, 'width': 32, 'heads': 4, 'ffn': 64, 'vocab_size': VOCAB})
     c.student.update(student)
     c.data.batch_size = BATCH
@@ -39,7 +43,7 @@ NETWORKS = {
 }
 
 
-def padded_batch(micro_steps=1, kind='gpt2'):
+def padded_batch(grad_accum_steps=1, kind='gpt2'):
     """Random ids; some positions and two whole examples are padding."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCAB, (BATCH, LENGTH + 1)).astype(np.int32)
@@ -55,7 +59,7 @@ def padded_batch(micro_steps=1, kind='gpt2'):
     if kind == 'mass':
         fields |= {'source': ids[:, ::-1][:, 1:].copy(), 'source_segments': segments}
         fields |= {'position_ids': np.broadcast_to(np.arange(3, LENGTH + 3), segments.shape)}
-    parts = (micro_steps, BATCH // micro_steps)
+    parts = (grad_accum_steps, BATCH // grad_accum_steps)
     return Batch(**{k: x.reshape(*parts, x.shape[1]) for k, x in fields.items()})
 
 
@@ -84,7 +88,7 @@ class Run:
             scale = 4 if kind == 'gpt2' else 2
             params = jax.tree.map(lambda x: scale * x, params)
             self.teacher_params = jax.device_put(params, sharding.of_params(self.mesh, params))
-        batch = padded_batch(c.train.micro_steps, kind)
+        batch = padded_batch(c.train.grad_accum_steps, kind)
         self.batch = sharding.put_batch(self.mesh, batch, micro=True)
 
     def gradient(self):
@@ -115,7 +119,7 @@ def check_gradient(reference, *settings):
 
 
 @pytest.mark.parametrize(
-    ('mesh', 'micro_steps', 'remat'),
+    ('mesh', 'grad_accum_steps', 'remat'),
     [
         ((1, 1, 1), 4, 'dots'),
         ((8, 1, 1), 1, 'none'),
@@ -124,16 +128,18 @@ def check_gradient(reference, *settings):
         ((1, 4, 2), 1, 'block'),
     ],
 )
-def test_gradient_is_the_same_on_every_mesh_split_and_remat(reference, mesh, micro_steps, remat):
-    check_gradient(reference, mesh, micro_steps, remat)
+def test_gradient_is_the_same_on_every_mesh_split_and_remat(
+    reference, mesh, grad_accum_steps, remat
+):
+    check_gradient(reference, mesh, grad_accum_steps, remat)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)])
 @pytest.mark.parametrize('remat', config.REMAT)
-@pytest.mark.parametrize('micro_steps', [1, 2])
-def test_gradient_is_the_same_in_each_combination(reference, mesh, micro_steps, remat):
-    check_gradient(reference, mesh, micro_steps, remat)
+@pytest.mark.parametrize('grad_accum_steps', [1, 2])
+def test_gradient_is_the_same_in_each_combination(reference, mesh, grad_accum_steps, remat):
+    check_gradient(reference, mesh, grad_accum_steps, remat)
 
 
 @pytest.mark.parametrize('kind', ['bert', 'classifier', 'mass'])
@@ -147,9 +153,9 @@ def test_gradient_of_every_family_is_the_same_on_a_mesh_of_three_axes(kind):
 
 
 @pytest.mark.usefixtures('full_compilation')
-@pytest.mark.parametrize('micro_steps', [1, 2])
-def test_gradient_is_reduced_once_and_no_chunk_or_micro_batch_communicates(micro_steps):
-    _, text = Run(configured((8, 1, 1), micro_steps)).gradient()
+@pytest.mark.parametrize('grad_accum_steps', [1, 2])
+def test_gradient_is_reduced_once_and_no_chunk_or_micro_batch_communicates(grad_accum_steps):
+    _, text = Run(configured((8, 1, 1), grad_accum_steps)).gradient()
     assert [(one.kind, one.loops) for one in hlo.collectives(text)] == [('all-reduce', 0)]
     assert hlo.loops(text) >= 1  # over chunks, at least
 
@@ -206,13 +212,14 @@ def test_dropout_is_a_function_of_the_seed_and_the_step():
     assert len(set(losses)) == 3
 
 
-@pytest.mark.parametrize(('mesh', 'micro_steps'), [((2, 1, 1), 1), ((1, 1, 1), 2)])
-def test_equal_rows_of_two_devices_or_micro_batches_drop_different_features(mesh, micro_steps):
+@pytest.mark.parametrize(('mesh', 'grad_accum_steps'), [((2, 1, 1), 1), ((1, 1, 1), 2)])
+def test_equal_rows_of_two_devices_or_micro_batches_drop_different_features(mesh, grad_accum_steps):
     def loss(rate):
-        run = Run(configured(mesh, micro_steps, dropout=rate), with_teacher=False)
+        run = Run(configured(mesh, grad_accum_steps, dropout=rate), with_teacher=False)
         half = jax.tree.map(lambda x: x.reshape(BATCH, -1)[: BATCH // 2], padded_batch())
         twice = jax.tree.map(
-            lambda x: jnp.tile(x, (2, 1)).reshape(micro_steps, BATCH // micro_steps, -1), half
+            lambda x: jnp.tile(x, (2, 1)).reshape(grad_accum_steps, BATCH // grad_accum_steps, -1),
+            half,
         )
         total, alone = run, Run(configured((1, 1, 1), 1, dropout=rate), with_teacher=False)
         alone.batch = jax.tree.map(lambda x: x[None], half)
@@ -225,9 +232,13 @@ def test_equal_rows_of_two_devices_or_micro_batches_drop_different_features(mesh
     assert whole != pytest.approx(2 * alone, rel=1e-5)
 
 
-@pytest.mark.parametrize(('mesh', 'micro_steps', 'rows'), [((4, 1, 1), 2, 1), ((2, 2, 2), 1, 2)])
-def test_a_teacher_that_reads_some_rows_at_a_time_says_the_same(reference, mesh, micro_steps, rows):
-    check_gradient(reference, mesh, micro_steps, 'none', rows)
+@pytest.mark.parametrize(
+    ('mesh', 'grad_accum_steps', 'rows'), [((4, 1, 1), 2, 1), ((2, 2, 2), 1, 2)]
+)
+def test_a_teacher_that_reads_some_rows_at_a_time_says_the_same(
+    reference, mesh, grad_accum_steps, rows
+):
+    check_gradient(reference, mesh, grad_accum_steps, 'none', rows)
 
 
 def test_without_a_teacher_the_step_has_no_distillation_sums_and_takes_none():

@@ -25,9 +25,9 @@ MISTAKES = {
     ),
     'unknown folder': (['--config=confgs/a.py'], '--config=confgs/a.py: no such file'),
     'a folder': (['--config=configs'], '--config=configs: no such file'),
-    'unknown variant': (
+    'unknown preset': (
         ['--config=configs/gpt2_stage1.py:tny'],
-        "--config=configs/gpt2_stage1.py:tny: unknown variant 'tny', known: tiny, tiny_teacher; "
+        "--config=configs/gpt2_stage1.py:tny: unknown preset 'tny', known: tiny, tiny_teacher; "
         'did you mean tiny?',
     ),
     'unknown key': (
@@ -52,11 +52,11 @@ MISTAKES = {
     ),
     'a stray word': (
         ['--config=configs/gpt2_stage1.py', 'fast'],
-        "argument 'fast': must be --config=FILE[:VARIANT] or --config.KEY=VALUE",
+        "argument 'fast': must be --config=FILE[:PRESET] or --config.KEY=VALUE",
     ),
     'a stray flag': (
         ['--config=configs/gpt2_stage1.py', '--updates=3'],
-        "argument '--updates=3': must be --config=FILE[:VARIANT] or --config.KEY=VALUE",
+        "argument '--updates=3': must be --config=FILE[:PRESET] or --config.KEY=VALUE",
     ),
     'no value': (
         ['--config.seed', '--config=configs/gpt2_stage1.py'],
@@ -78,14 +78,14 @@ def test_a_mistake_is_one_line_that_says_what_is_right(capsys, name):
             assert mistake(capsys, *argv, run=run) == line
 
 
-DEF = 'from lightpaff_jax import config\ndef get_config(variant):\n  c = config.default()\n  '
+DEF = 'from lightpaff_jax import config\ndef get_config(preset):\n  c = config.default()\n  '
 BAD_FILES = {
     'raises': ('1 / 0', 'ZeroDivisionError: division by zero'),
-    'raises in get_config': ('def get_config(variant):\n  open("no/file")', 'FileNotFoundError: '),
+    'raises in get_config': ('def get_config(preset):\n  open("no/file")', 'FileNotFoundError: '),
     'is no Python': ('def get_config(', 'SyntaxError: '),
     'has lines in its error': ('raise ValueError("a\\nb")', 'ValueError: a b'),
-    'has no get_config': ('VARIANTS = ()', 'must define get_config(variant)'),
-    'takes no variant': ('def get_config():\n  pass', 'TypeError: get_config() takes 0 positional'),
+    'has no get_config': ('PRESETS = ()', 'must define get_config(preset)'),
+    'takes no preset': ('def get_config():\n  pass', 'TypeError: get_config() takes 0 positional'),
     'sets an unknown key': (
         f'{DEF}c.train.updatse = 3\n  return c',
         'no such key updatse; did you mean updates?',
@@ -129,13 +129,11 @@ def test_whole_numbers_in_a_list_of_names_are_names_and_nothing_else_is(tmp_path
     c = flags.load(str(path))
     assert (c.data.columns, c.data.labels) == (('0', '', '1'), ('0', '1'))
     rates = 'tuple(numpy.geomspace(1e-4, 1e-3, 2))'
-    text = (
-        f'{DEF}c.recipe.student_finetune.peak_lrs, c.recipe.seeds = {rates}, tuple(numpy.arange(2))'
-    )
+    text = f'{DEF}c.recipe.student_finetune.sweep_peak_lr, c.recipe.seeds = {rates}, tuple(numpy.arange(2))'
     path.write_text(f'import numpy\n{text}\n  return c')
     c = flags.load(str(path))
-    assert c.recipe.student_finetune.peak_lrs == pytest.approx((1e-4, 1e-3))
-    assert {*map(type, c.recipe.student_finetune.peak_lrs)} == {float}
+    assert c.recipe.student_finetune.sweep_peak_lr == pytest.approx((1e-4, 1e-3))
+    assert {*map(type, c.recipe.student_finetune.sweep_peak_lr)} == {float}
     assert (c.recipe.seeds, {*map(type, c.recipe.seeds)}) == ((0, 1), {int})
     path.write_text(f'{DEF}c.recipe.seeds = (0.5,)\n  return c')
     line = mistake(capsys, f'--config={path}')
@@ -173,7 +171,7 @@ def test_a_batch_of_a_recipe_is_named_by_the_key_that_sets_it(here, capsys):
     unset = [
         f'--config.{key}={config.flatten(config.default())[key] or ""}'
         for key in recipe.SET_BY_RECIPE
-        if key != 'student.new_head'
+        if key != 'student.init_new_head'
     ]
     line = mistake(
         capsys, '--config=small.py:teacher', *unset, '--config.teacher.layers=1',
@@ -183,7 +181,7 @@ def test_a_batch_of_a_recipe_is_named_by_the_key_that_sets_it(here, capsys):
     )  # fmt: skip
     assert line == (
         'config.recipe.student_pretrain.batch_size = 100: '
-        'must be a multiple of micro_steps x devices = 8'
+        'must be a multiple of grad_accum_steps x devices = 8'
     )
 
 

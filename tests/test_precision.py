@@ -25,9 +25,9 @@ def losses(cache, workdir, objective, dtype):
     c.workdir, c.objective, c.train.compute_dtype = str(workdir), objective, dtype
     c.student.update({'layers': 2, 'width': 64, 'heads': 4, 'ffn': 256, **NETWORKS[objective]})
     c.data.packages = ('etils', 'optax')
-    c.data.form = FORMS.get(objective, 'text')
+    c.data.view = FORMS.get(objective, 'text')
     c.data.target_length = 16 * (objective == 'seq2seq')
-    c.mesh.data, c.train.micro_steps, c.data.batch_size = 1, 1, 16
+    c.mesh.data, c.train.grad_accum_steps, c.data.batch_size = 1, 1, 16
     c.eval.batches = 1
     c.train.update({'updates': 50, 'save_every': 50, 'log_every': 1})
     train(c)

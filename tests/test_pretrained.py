@@ -32,7 +32,7 @@ def configured(cache, workdir, family='gpt2', **student):
     c.student.update(student)
     c.eval.batches = 1
     c.optim.warmup, c.mesh.data = 1, 1
-    c.train.update({'updates': 2, 'save_every': 2, 'log_every': 1, 'micro_steps': 1})
+    c.train.update({'updates': 2, 'save_every': 2, 'log_every': 1, 'grad_accum_steps': 1})
     return c
 
 
@@ -150,7 +150,7 @@ def test_layers_that_a_teacher_cannot_give_are_named(data_cache, places, key, va
 
 def classifier(data_cache, workdir):
     c = configured(data_cache, workdir, 'bert')
-    c.objective, c.data.form = 'classify', 'pairs'
+    c.objective, c.data.view = 'classify', 'pairs'
     c.data.packages = ('etils', 'optax')
     c.student.update({'head': 'classify', 'classes': 2})
     return c
@@ -166,7 +166,7 @@ def test_a_missing_head_begins_fresh_only_when_the_configuration_says_so(
     with pytest.raises(UserError, match=r'- classifier.weight'):
         train.train(c)
     assert not (tmp_path / 'run' / 'checkpoints').exists()
-    c.student.new_head = True
+    c.student.init_new_head = True
     begun = start(c, data_cache)
     np.testing.assert_array_equal(
         begun['token_embedding']['table'], params['token_embedding']['table']
@@ -176,13 +176,13 @@ def test_a_missing_head_begins_fresh_only_when_the_configuration_says_so(
     assert 0 <= result['scores']['test']['accuracy'] <= 1
     # And from a run: another number of classes needs a new head again.
     c = classifier(data_cache, tmp_path / 'topic')
-    c.student.classes, c.data.form = 12, 'topic'
+    c.student.classes, c.data.view = 12, 'topic'
     c.student.init = str(tmp_path / 'run')
     with pytest.raises(
-        UserError, match=r"its head 'classify' lacks classifier/bias.*new_head = True"
+        UserError, match=r"its head 'classify' lacks classifier/bias.*init_new_head = True"
     ):
         train.train(c)
-    c.student.new_head = True
+    c.student.init_new_head = True
     assert train.train(c)['scores']['test']['examples'] > 0
 
 
@@ -192,7 +192,7 @@ def test_a_folder_of_other_classes_needs_a_new_head_too(data_cache, tmp_path):
     c.student.init = str(tmp_path / 'three')
     with pytest.raises(UserError, match=r'classifier.weight: \(3, 16\) does not fit \(2, 16\)'):
         start(c, data_cache)
-    c.student.new_head = True
+    c.student.init_new_head = True
     assert start(c, data_cache)['classifier']['table'].shape == (2, 16)
 
 
@@ -323,7 +323,7 @@ def test_half_a_head_begins_fresh_as_a_whole(data_cache, tmp_path):
     del tensors['classifier.bias']
     save_file(tensors, file, {'format': 'pt'})
     c = classifier(data_cache, '')
-    c.student.init, c.student.new_head = str(tmp_path / 'm'), True
+    c.student.init, c.student.init_new_head = str(tmp_path / 'm'), True
     begun = start(c, data_cache)['classifier']['table']
     assert not np.array_equal(begun, tensors['classifier.weight'])
 

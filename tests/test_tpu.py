@@ -46,10 +46,10 @@ def test_a_slice_is_described_in_silence(topology):
     assert (done.stdout, done.stderr) == ('16\n' if topology == 'v5e:4x4' else '4\n', '')
 
 
-@pytest.mark.parametrize('micro_steps', [1, 2])
+@pytest.mark.parametrize('grad_accum_steps', [1, 2])
 @pytest.mark.parametrize('attention', ['xla', 'splash'])
-def test_on_v5e_the_gradient_is_reduced_outside_of_every_loop(v5e, micro_steps, attention):
-    c = small(micro_steps=micro_steps, attention=attention)
+def test_on_v5e_the_gradient_is_reduced_outside_of_every_loop(v5e, grad_accum_steps, attention):
+    c = small(grad_accum_steps=grad_accum_steps, attention=attention)
     text = preflight.compiled(c, sharding.make_mesh(c, v5e), c.teacher).text
     found = hlo.collectives(text)
     assert found

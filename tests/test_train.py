@@ -14,7 +14,7 @@ def configured(cache, workdir, **train_keys):
     c = data_fixtures.tiny(cache)
     c.workdir = str(workdir)
     c.student.update({'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'positions': 32})
-    c.data.batch_size, c.train.micro_steps = 8, 1
+    c.data.batch_size, c.train.grad_accum_steps = 8, 1
     c.eval.batches = 1
     c.optim.warmup = 2
     c.train.update({'updates': 4, 'save_every': 2, 'log_every': 1, **train_keys})

@@ -28,7 +28,7 @@ LEARNS_FROM = {
     'seq2seq': 'targets',  # a text, and what to make of it
 }
 # Form of pydocs -> kind of its examples.
-FORMS = {'text': 'documents', 'topic': 'classes', 'pairs': 'classes', 'summary': 'targets'}
+VIEWS = {'text': 'documents', 'topic': 'classes', 'pairs': 'classes', 'summary': 'targets'}
 # Source -> kind of its examples; '': the form, the columns or the set decide.
 SOURCES = {
     'pydocs': '',
@@ -46,11 +46,11 @@ SOURCES = {
 # Source -> the keys of `data` that it reads, of those that only some sources read.
 _FILES = ('path', 'files', 'held_out', 'on_error')
 READS = {
-    'pydocs': ('packages', 'form'),
+    'pydocs': ('packages', 'view'),
     'text': (*_FILES, 'documents', 'columns', 'detokenize'),
     **dict.fromkeys(('sst2', 'qqp', 'mrpc', 'mr'), _FILES),
     'table': (*_FILES, 'columns', 'labels', 'classes'),
-    'parallel': (*_FILES, 'sides'),
+    'parallel': (*_FILES, 'suffixes'),
     'tfds': ('path', 'tfds_dir', 'columns', 'held_out'),
     'mixture': (
         'mixture',
@@ -94,16 +94,18 @@ ATTENTION = ('auto', 'xla', 'cudnn', 'splash')
 
 # A run may be resumed after these keys changed; any other difference is an error.
 MAY_CHANGE = (
-    'workdir', 'after', 'data.cache', 'data.path', 'data.files', 'data.mixture', 'data.prefetch',
+    'workdir', 'requires', 'data.cache', 'data.path', 'data.files', 'data.mixture', 'data.prefetch',
     'data.tfds_dir', 'data.workers', 'tokenizer.path', 'tokenizer.text', 'teacher.path', 'student.init', 'train.updates', 'train.compilation_cache',
     'train.log_every', 'train.eval_every', 'train.save_every', 'train.keep', 'eval', 'generate',
-    'recipe', 'task', 'data.exclude', 'data.unlabelled',
+    'recipe', 'task', 'data.decontaminate', 'data.unlabelled',
 )  # fmt: skip
 
 # Lists of numbers; other lists that are empty by default hold names.
 NUMBERS = ('student.init_layers', 'student.init_decoder_layers', 'data.buckets')
 PHASES = ('teacher_pretrain', 'teacher_finetune', 'student_pretrain', 'student_finetune')
-RATES = tuple(f'recipe.{name}.{key}' for name in PHASES for key in ('peak_lrs', 'lambdas'))
+RATES = tuple(
+    f'recipe.{name}.{key}' for name in PHASES for key in ('sweep_peak_lr', 'sweep_lambda')
+)
 
 
 def network(**changes) -> ConfigDict:
@@ -120,7 +122,7 @@ def network(**changes) -> ConfigDict:
     c.positions = 128  # longest sequence, tokens
     c.vocab_size = 2048  # ids in use; tables are padded to a multiple of 128
     c.dropout = 0.0  # probability, while training
-    c.types = 2  # BERT: token types
+    c.type_vocab_size = 2  # BERT: token types
     c.activation = 'gelu'  # MASS: one of ACTIVATIONS
     c.scale_embedding = True  # MASS: token embeddings are multiplied by sqrt(width)
     c.tied = 'all'  # MASS, one of TIES: which of encoder, decoder and output share their matrix
@@ -137,8 +139,8 @@ def phase(**changes) -> ConfigDict:
     c.batch_size = 8  # sequences an update
     c.lambda_ = 0.5  # weight of the teacher, where there is one
     c.temperature = 1.0  # softens both distributions, where there is a teacher
-    c.peak_lrs = ()  # learning rates to choose from by the validation split; () is peak_lr alone
-    c.lambdas = ()  # weights of the teacher to choose from, where there is one; () is lambda_ alone
+    c.sweep_peak_lr = ()  # learning rates to choose from by the validation split; () is peak_lr alone
+    c.sweep_lambda = ()  # weights of the teacher to choose from, where there is one; () is lambda_ alone
     c.update(changes)
     return c
 
@@ -149,17 +151,17 @@ def _data() -> ConfigDict:
     c.source = 'pydocs'  # one of SOURCES
     c.path = ''  # folder of the files or of a prepared set; tfds: NAME[/CONFIG]
     c.packages = ()  # pydocs: packages to read; () reads all
-    c.form = 'text'  # pydocs: what one example is, one of FORMS
+    c.view = 'text'  # pydocs: what one example is, one of VIEWS
     c.files = ()  # SPLIT=GLOB below path; () finds a split's files by their names
     c.documents = 'blank'  # text files: what parts documents, one of DOCUMENTS
     c.columns = ()  # table, tfds: of the first text, the second ('' none) and the class; numbers: no header
     c.labels = ()  # table: names of the classes in their order; () are 0, 1, ...
     c.classes = 0  # table: how many, where labels is ()
-    c.sides = ()  # parallel: marks in the names of the source's and the target's files, as en,de
+    c.suffixes = ()  # parallel: marks in the names of the source's and the target's files, as en,de
     c.held_out = 0.0  # share of train that is a split without file, by a hash; 0: an error
     c.detokenize = 'none'  # undoes the spaces around punctuation, one of DETOKENIZERS
     c.replace = ()  # OLD=NEW of words that stand for others, as UNK=<unk>
-    c.exclude = ()  # sets whose texts train has not, SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT]
+    c.decontaminate = ()  # sets whose texts train has not, SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT]
     c.unlabelled = ()  # classify: sets that train reads too, without their classes
     c.on_error = 'stop'  # at a malformed row, one of ON_ERROR
     c.tfds_dir = ''  # tfds: folder of its sets; '' is ~/tensorflow_datasets
@@ -169,9 +171,9 @@ def _data() -> ConfigDict:
     c.long_text = 'truncate'  # what is done with a longer example, one of LONG_TEXT
     c.packing = 'contiguous'  # blocks of a stream, or of whole documents: one of PACKING
     c.buckets = ()  # classify, seq2seq: lengths a batch may have, rising, the last is length; () is that alone
-    c.masked = 0.15  # mlm: share of the tokens that is predicted
+    c.mask_rate = 0.15  # mlm: share of the tokens that is predicted
     c.whole_words = False  # mlm: all pieces of a word or none
-    c.fragment = 0.5  # mass: share of a sequence that is predicted, one fragment
+    c.span_rate = 0.5  # mass: share of a sequence that is predicted, one fragment
     c.batch_size = 8  # sequences an update, over all devices and micro-steps
     c.cache = '~/.cache/lightpaff_jax'  # sets and vocabularies made here
     c.prefetch = 4  # batches read ahead
@@ -183,7 +185,7 @@ def _recipe() -> ConfigDict:
     """What is trained, for what, and for how long, where a table is made."""
     c = ConfigDict()
     c.seeds = (0,)  # one student of every arm for each
-    c.tasks = ()  # FILE[:VARIANT] of what is fine-tuned for, each a table
+    c.tasks = ()  # FILE[:PRESET] of what is fine-tuned for, each a table
     c.data = ''  # folder that stands for `data` in paths of config.data; '' is `data` itself
     c.scale = ''  # of the table of a family: paper, small, tiny or ci
     c.notes = ()  # sentences of the report: what its figures depend on
@@ -214,7 +216,7 @@ def _train() -> ConfigDict:
     """How long, in what precision, and what is kept."""
     c = ConfigDict()
     c.updates = 100  # optimizer updates in all
-    c.micro_steps = 1  # M, parts a batch is computed in
+    c.grad_accum_steps = 1  # M, parts a batch is computed in
     c.compute_dtype = 'float32'  # of matrix products in the networks, one of DTYPES
     c.remat = 'none'  # what the backward pass computes again, one of REMAT
     c.attention = 'auto'  # kernel, one of ATTENTION; auto takes the fastest that can
@@ -242,7 +244,7 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # initialisation, order of the data, dropout
     c.workdir = ''  # where the run writes; '' is runs/<config name>
-    c.after = ()  # FILE[:VARIANT] of runs to finish first, where main finds them unfinished
+    c.requires = ()  # FILE[:PRESET] of runs to finish first, where main finds them unfinished
     c.task = ''  # name, in tables, of what is fine-tuned for; a task of a recipe has one
     c.objective = 'clm'  # what is predicted from what; one of OBJECTIVES of the student's family
 
@@ -250,12 +252,14 @@ def default() -> ConfigDict:
     c.student.init = 'scratch'  # or 'teacher_layers'; or a workdir or Hugging Face folder
     c.student.init_layers = ()  # teacher_layers: which ones, from 0; () takes the lowest
     c.student.init_decoder_layers = ()  # MASS: which ones of the decoder
-    c.student.new_head = False  # whether a head that `init` lacks begins fresh; else it is an error
+    c.student.init_new_head = (
+        False  # whether a head that `init` lacks begins fresh; else it is an error
+    )
 
     c.teacher = network(layers=0)  # layers 0: its shape is read from its path
     c.teacher.path = ''  # frozen teacher: a workdir or Hugging Face folder; '' trains without one
     c.teacher.dtype = 'auto'  # its parameters: auto is bfloat16, on a CPU float32
-    c.teacher.rows = 0  # sequences that it reads at a time on a device; 0 chooses
+    c.teacher.microbatch_size = 0  # sequences that it reads at a time on a device; 0 chooses
 
     c.loss = ConfigDict()
     c.loss.lambda_ = 0.5  # weight of KL(teacher || student), in [0, 1]
@@ -310,7 +314,7 @@ def kind(c: ConfigDict) -> str:
     """'documents', 'classes' or 'targets': what an example of `config.data` is; '' where only its files say."""
     source = c.data.source
     if source == 'pydocs':
-        return FORMS[c.data.form]
+        return VIEWS[c.data.view]
     if source in ('table', 'tfds') and c.data.columns:
         return ('documents', 'targets', 'classes')[len(c.data.columns) - 1]
     return SOURCES[source]

@@ -1,4 +1,4 @@
-"""The command line: `--config=FILE[:VARIANT] --config.KEY=VALUE ...` to a configuration, and exit codes."""
+"""The command line: `--config=FILE[:PRESET] --config.KEY=VALUE ...` to a configuration, and exit codes."""
 
 import ast
 import contextlib
@@ -141,22 +141,22 @@ def heard() -> Iterator[None]:
 
 
 def _offline(spec: str) -> str:
-    """What to run instead where files are missing: the recipe file's `tiny` variant."""
-    name, _, variant = spec.partition(':')
-    if variant or 'tiny' not in getattr(_module(name), 'VARIANTS', ()):
+    """What to run instead where files are missing: the recipe file's `tiny` preset."""
+    name, _, preset = spec.partition(':')
+    if preset or 'tiny' not in getattr(_module(name), 'PRESETS', ()):
         return ''
     return f'; to try it without them: --config={name}:tiny'
 
 
 def parse(argv: Sequence[str], base: ConfigDict | None = None) -> ConfigDict:
-    """`--config=FILE[:VARIANT] --config.KEY=VALUE ...` -> a configuration.
+    """`--config=FILE[:PRESET] --config.KEY=VALUE ...` -> a configuration.
 
     Args:
       argv: arguments without the program's name.
       base: what is changed where no FILE is given; None: one must be.
 
     Raises:
-      UserError: an unknown file, variant, key or flag, or a value of the wrong type.
+      UserError: an unknown file, preset, key or flag, or a value of the wrong type.
     """
     spec, changes = _split(argv, optional=base is not None)
     c = load(spec) if spec or base is None else base
@@ -210,7 +210,7 @@ def flags(
 
 
 def _split(argv: Sequence[str], optional: bool = False) -> tuple[str, list[tuple[str, str]]]:
-    """FILE[:VARIANT], '' if there is none, and (KEY, VALUE) of the other arguments in their order."""
+    """FILE[:PRESET], '' if there is none, and (KEY, VALUE) of the other arguments in their order."""
     files: list[str] = []
     changes: list[tuple[str, str]] = []
     rest = list(argv)
@@ -219,7 +219,7 @@ def _split(argv: Sequence[str], optional: bool = False) -> tuple[str, list[tuple
         flag, equals, value = word.partition('=')
         if flag != '--config' and not flag.startswith('--config.'):
             raise UserError(
-                f'argument {word!r}: must be --config=FILE[:VARIANT] or --config.KEY=VALUE'
+                f'argument {word!r}: must be --config=FILE[:PRESET] or --config.KEY=VALUE'
             )
         if not equals:
             if not rest or rest[0].startswith('--'):
@@ -238,31 +238,31 @@ def _split(argv: Sequence[str], optional: bool = False) -> tuple[str, list[tuple
 
 def config_name(spec: str) -> str:
     """configs/gpt2_stage1.py:tiny -> gpt2_stage1_tiny."""
-    path, _, variant = spec.partition(':')
-    return '_'.join(filter(None, (pathlib.Path(path).stem, variant)))
+    path, _, preset = spec.partition(':')
+    return '_'.join(filter(None, (pathlib.Path(path).stem, preset)))
 
 
 def load(spec: str) -> ConfigDict:
-    """Runs `get_config(variant)` of a recipe file given as FILE[:VARIANT].
+    """Runs `get_config(preset)` of a recipe file given as FILE[:PRESET].
 
-    A recipe file names its variants in a tuple `VARIANTS`; the plain file is ''.
+    A recipe file names its presets in a tuple `PRESETS`; the plain file is ''.
     """
-    name, _, variant = spec.partition(':')
+    name, _, preset = spec.partition(':')
     path = pathlib.Path(name)
     if not path.is_file():
         there = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
         raise UserError(f'--config={name}: no such file{nearest(name, there)}')
     module = _module(name)
     if not hasattr(module, 'get_config'):
-        raise UserError(f'--config={name}: must define get_config(variant)')
-    variants = getattr(module, 'VARIANTS', ())
-    if variant and variant not in variants:
-        known = ', '.join(variants) or 'none'
+        raise UserError(f'--config={name}: must define get_config(preset)')
+    presets = getattr(module, 'PRESETS', ())
+    if preset and preset not in presets:
+        known = ', '.join(presets) or 'none'
         raise UserError(
-            f'--config={spec}: unknown variant {variant!r}, known: {known}{nearest(variant, variants)}'
+            f'--config={spec}: unknown preset {preset!r}, known: {known}{nearest(preset, presets)}'
         )
     try:
-        c = module.get_config(variant)
+        c = module.get_config(preset)
     except Exception as error:
         raise UserError(f'--config={spec}: {_one_line(error)}') from error
     if not isinstance(c, ConfigDict) or flatten(c).keys() != flatten(default()).keys():

@@ -16,7 +16,7 @@ LAYOUTS = {
     'table': 'a folder with .tsv, .csv, .jsonl or .parquet files that have train, and, unless '
     'config.data.held_out cuts them, validation and test in their names',
     'parallel': 'a folder with train, validation and test, each in two files of as many lines that '
-    'have config.data.sides in their names',
+    'have config.data.suffixes in their names',
     'prepared': 'a folder that lightpaff_jax.data.prepare wrote',
 }
 """Source -> what its path must be."""

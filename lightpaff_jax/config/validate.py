@@ -13,7 +13,6 @@ from lightpaff_jax.config import (
     DOCUMENTS,
     DTYPES,
     FAMILIES,
-    FORMS,
     GENERATED,
     HEADS,
     LEARNS_FROM,
@@ -30,6 +29,7 @@ from lightpaff_jax.config import (
     SPLIT,
     STARTS,
     TIES,
+    VIEWS,
 )
 from lightpaff_jax.errors import UserError, nearest
 
@@ -64,12 +64,12 @@ def validate(c: ConfigDict, devices: int | None = None, processes: int = 1) -> N
     _one_of('train.remat', c.train.remat, REMAT)
     _one_of('train.attention', c.train.attention, ATTENTION)
     least = {
-        'train': {'updates': 1, 'micro_steps': 1, 'log_every': 1, 'eval_every': 0,
+        'train': {'updates': 1, 'grad_accum_steps': 1, 'log_every': 1, 'eval_every': 0,
                   'save_every': 1, 'keep': 1},
         'data': {'batch_size': 1, 'prefetch': 1, 'target_length': 0, 'workers': 1},
         'eval': {'batch_size': 1, 'batches': 0},
         'mesh': {'fsdp': 1, 'tensor': 1},
-        'teacher': {'rows': 0},
+        'teacher': {'microbatch_size': 0},
     }  # fmt: skip
     for section, keys in least.items():
         for key, minimum in keys.items():
@@ -101,7 +101,7 @@ def _validate_networks(c: ConfigDict) -> None:
                 f'must equal student.{key} = {c.student[key]}',
             )  # fmt: skip
     started = c.student.init not in STARTS
-    _rule('student.new_head', c.student.new_head, started or not c.student.new_head,
+    _rule('student.init_new_head', c.student.init_new_head, started or not c.student.init_new_head,
           'is read where student.init is a path')  # fmt: skip
     layered = c.student.init == 'teacher_layers'
     _rule('student.init', c.student.init, not layered or c.teacher.path, 'needs a teacher.path')
@@ -117,7 +117,7 @@ def _validate_network(name: str, net: ConfigDict) -> None:
     _one_of(f'{name}.head', net.head, HEADS)
     _one_of(f'{name}.activation', net.activation, ACTIVATIONS)
     _one_of(f'{name}.tied', net.tied, TIES)
-    for key in ('layers', 'width', 'heads', 'ffn', 'positions', 'vocab_size', 'types'):
+    for key in ('layers', 'width', 'heads', 'ffn', 'positions', 'vocab_size', 'type_vocab_size'):
         _rule(f'{name}.{key}', net[key], net[key] >= 1, 'must be at least 1')
     _rule(
         f'{name}.heads', net.heads, net.width % net.heads == 0,
@@ -158,10 +158,10 @@ def _validate_data(c: ConfigDict) -> None:
           "is of objective 'clm' and the contiguous blocks of one set alone")  # fmt: skip
     _rule('eval.stride', c.eval.stride, 0 <= c.eval.stride <= c.data.length,
           f'must be at least 0 and at most data.length = {c.data.length}')  # fmt: skip
-    pairs = c.data.source in ('qqp', 'mrpc') or c.data.form == 'pairs'
-    types = c.student.types
-    _rule('student.types', types, types >= 2 or not pairs, 'must be at least 2 for pairs')
-    for key in ('masked', 'fragment'):
+    pairs = c.data.source in ('qqp', 'mrpc') or c.data.view == 'pairs'
+    types = c.student.type_vocab_size
+    _rule('student.type_vocab_size', types, types >= 2 or not pairs, 'must be at least 2 for pairs')
+    for key in ('mask_rate', 'span_rate'):
         _rule(f'data.{key}', c.data[key], 0 < c.data[key] < 1, 'must be above 0 and below 1')
     shortest = 1 if c.objective == 'clm' else 4  # the others need room for special tokens
     lengths = {'length': shortest}
@@ -185,9 +185,9 @@ def _validate_source(c: ConfigDict) -> None:
     check_set(c)
     wanted, kind = LEARNS_FROM[objective], config.kind(c)
     if source == 'pydocs':
-        forms = [form for form, found in FORMS.items() if found == wanted]
+        forms = [form for form, found in VIEWS.items() if found == wanted]
         rule = f'must be one of {", ".join(forms)} for objective {objective!r}'
-        _rule('data.form', repr(c.data.form), c.data.form in forms, rule)
+        _rule('data.view', repr(c.data.view), c.data.view in forms, rule)
     rule = f'has {kind}, which objective {objective!r} does not learn from'
     _rule('data.source', repr(source), not kind or wanted in (kind, 'documents'), rule)
     given = source != 'table' or c.data.columns
@@ -200,7 +200,7 @@ def check_set(c: ConfigDict, keys: Sequence[str] = tuple(config.default().data))
     """Raises UserError for a value that a set's own keys of `data` cannot have; others are not looked at."""
     source, data = c.data.source, c.data
     for key, allowed in (
-        ('form', tuple(FORMS)), ('documents', DOCUMENTS), ('detokenize', DETOKENIZERS),
+        ('view', tuple(VIEWS)), ('documents', DOCUMENTS), ('detokenize', DETOKENIZERS),
         ('on_error', ON_ERROR),
     ):  # fmt: skip
         if key in keys:
@@ -212,9 +212,9 @@ def check_set(c: ConfigDict, keys: Sequence[str] = tuple(config.default().data))
         few, names = 1 if source == 'text' else 3, ','.join(data.columns)
         _rule('data.columns', names, len(data.columns) <= few, f'must be at most {few}')
         _rule('data.columns', names, all(data.columns[2:]), 'must name the column of the class')
-    if 'sides' in keys:
-        two = len({side.lower() for side in data.sides}) == len(data.sides) == 2
-        _rule('data.sides', ','.join(data.sides) or '()', two or source != 'parallel',
+    if 'suffixes' in keys:
+        two = len({side.lower() for side in data.suffixes}) == len(data.suffixes) == 2
+        _rule('data.suffixes', ','.join(data.suffixes) or '()', two or source != 'parallel',
               "must be two marks in names of files for source 'parallel', as en,de")  # fmt: skip
     if 'classes' in keys:
         _rule('data.classes', data.classes, data.classes >= 0, 'must be at least 0')
@@ -243,11 +243,11 @@ def _validate_recipe(c: ConfigDict) -> None:
             rule = f'must be at least {minimum}'
             _rule(f'recipe.{name}.{key}', p[key], p[key] >= minimum, rule)
         _positive(f'recipe.{name}.peak_lr', p.peak_lr)
-        for rate in p.peak_lrs:
-            _positive(f'recipe.{name}.peak_lrs', rate)
-        for weight in p.lambdas:
-            _rule(f'recipe.{name}.lambdas', weight, 0 <= weight <= 1, 'must be in [0, 1]')
-        for key in ('peak_lrs', 'lambdas'):
+        for rate in p.sweep_peak_lr:
+            _positive(f'recipe.{name}.sweep_peak_lr', rate)
+        for weight in p.sweep_lambda:
+            _rule(f'recipe.{name}.sweep_lambda', weight, 0 <= weight <= 1, 'must be in [0, 1]')
+        for key in ('sweep_peak_lr', 'sweep_lambda'):
             text = ','.join(f'{x:g}' for x in p[key])
             _rule(f'recipe.{name}.{key}', text, len({*p[key]}) == len(p[key]), 'has one twice')
 
@@ -287,10 +287,13 @@ def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
     rule = f'data x fsdp must be a multiple of the number of processes = {processes}'
     _rule('mesh', mesh, shards % processes == 0, rule)
     check_batch('data.batch_size', c.data.batch_size, c, devices)
-    local, rows = c.data.batch_size // (c.train.micro_steps * shards), c.teacher.rows
+    local, rows = (
+        c.data.batch_size // (c.train.grad_accum_steps * shards),
+        c.teacher.microbatch_size,
+    )
     fits = not rows or not (c.teacher.path or c.teacher.layers) or local % rows == 0
     rule = f"must divide a device's sequences of a micro-batch = {local}"
-    _rule('teacher.rows', rows, fits, rule)
+    _rule('teacher.microbatch_size', rows, fits, rule)
     for name, net in (('student', c.student), ('teacher', c.teacher)):
         whole = not net.layers or 'tensor' not in c.mesh[name] or net.heads % c.mesh.tensor == 0
         _rule('mesh.tensor', c.mesh.tensor, whole, f'must divide {name}.heads = {net.heads}')
@@ -302,8 +305,8 @@ def _validate_devices(c: ConfigDict, devices: int, processes: int) -> None:
 
 def check_batch(key: str, size: int, c: ConfigDict, devices: int) -> None:
     """Raises UserError unless a batch of `size` sequences divides over micro-steps and devices."""
-    parts = c.train.micro_steps * batch_shards(c, devices)
-    rule = f'must be a multiple of micro_steps x devices = {parts}'
+    parts = c.train.grad_accum_steps * batch_shards(c, devices)
+    rule = f'must be a multiple of grad_accum_steps x devices = {parts}'
     _rule(key, size, size % parts == 0, rule)
 
 
@@ -314,10 +317,10 @@ def _check_unread(c: ConfigDict) -> None:
         value = c.data[key]
         unread = key not in READS[source] and value != plain[key]
         _rule(f'data.{key}', value, not unread, f'is not read from {source!r}')
-    for key, objective in (('masked', 'mlm'), ('whole_words', 'mlm'), ('fragment', 'mass')):
+    for key, objective in (('mask_rate', 'mlm'), ('whole_words', 'mlm'), ('span_rate', 'mass')):
         unread = c.objective != objective and c.data[key] != plain[key]
         _rule(f'data.{key}', c.data[key], not unread, f'is read for objective {objective!r}')
-    for key in ('replace', 'exclude'):
+    for key in ('replace', 'decontaminate'):
         _rule(f'data.{key}', ','.join(c.data[key]), source != 'prepared' or not c.data[key],
               "is not read from 'prepared'")  # fmt: skip
     more = ','.join(c.data.unlabelled)

@@ -54,7 +54,7 @@ def batch_at(
     order.py says which records these are. Micro-batch m holds rows m*B/M and on, of which each
     part is contiguous. With `config.data.buckets` T is the bucket's.
     """
-    each = c.data.batch_size // (c.train.micro_steps * processes)
+    each = c.data.batch_size // (c.train.grad_accum_steps * processes)
     return _maker(c, prepared, tokenizer, process * each + np.arange(each))(index)
 
 
@@ -161,7 +161,7 @@ def _maker(
     c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, rows: np.ndarray | None
 ) -> Callable[[int], batch_lib.Batch]:
     """index -> `rows` of each micro-batch of a global batch."""
-    size, micro = c.data.batch_size, c.train.micro_steps
+    size, micro = c.data.batch_size, c.train.grad_accum_steps
     records = prepared.records('train')
     rows_MR = np.arange(size).reshape(micro, size // micro)
     rows_MR = rows_MR if rows is None else rows_MR[:, rows]
@@ -192,7 +192,7 @@ def abstract(c: ConfigDict) -> list[batch_lib.Batch]:
         vocab_size=c.student.vocab_size, word_starts=np.zeros(c.student.vocab_size, bool),
     )  # fmt: skip
     arrays = objectives.OBJECTIVES[c.objective].arrays
-    rows = c.train.micro_steps, c.data.batch_size // c.train.micro_steps
+    rows = c.train.grad_accum_steps, c.data.batch_size // c.train.grad_accum_steps
     found = []
     for shorter in objectives.buckets(c):
         row = arrays(shorter, vocabulary, [PADDING], [(0, 0, 0)])

@@ -110,7 +110,7 @@ on, to the same files. DIR then holds:
   --workers=K             processes that tokenize; default: the cores
   --on-error=skip         leaves malformed rows out and counts them; default: stops at the first
   --shard-tokens=N        ids a file, about; default: 16777216
-  --config=FILE[:VARIANT] a recipe file to take all else from; default: that of config.py
+  --config=FILE[:PRESET] a recipe file to take all else from; default: that of config.py
   --config.KEY=VALUE      any key: objective, data.length, data.packing, data.held_out, ...
 
 Keys, defaults and units: lightpaff_jax/config.py

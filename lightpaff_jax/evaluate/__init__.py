@@ -238,7 +238,7 @@ def _writer(c: ConfigDict, mesh: Mesh, student: models.Model, tokenizer: Tokeniz
 # The command
 
 USAGE = """
-python -m lightpaff_jax.evaluate --model=DIR --config=FILE[:VARIANT] [--out=DIR] [--config.KEY=VALUE ...]
+python -m lightpaff_jax.evaluate --model=DIR --config=FILE[:PRESET] [--out=DIR] [--config.KEY=VALUE ...]
 
 Scores a network on the data of a configuration, as the end of a run of it does, and prints the scores.
 
@@ -315,7 +315,7 @@ def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
     for key in config.network():
         c.student[key] = network[key]
     plain = config.default()
-    for key in ('init', 'new_head', 'init_layers', 'init_decoder_layers'):
+    for key in ('init', 'init_new_head', 'init_layers', 'init_decoder_layers'):
         c.student[key] = plain.student[key]
     if not c.tokenizer.path:
         c.tokenizer.path = tokenizers.find(path) or ''
@@ -325,8 +325,8 @@ def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
         c.teacher.update(config.network(layers=0).to_dict())
     # Nothing is trained.
     shards = validate.batch_shards(c, jax.device_count())
-    c.train.micro_steps, c.data.batch_size, c.data.unlabelled = 1, shards, ()
-    c.teacher.rows = 0
+    c.train.grad_accum_steps, c.data.batch_size, c.data.unlabelled = 1, shards, ()
+    c.teacher.microbatch_size = 0
 
 
 def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:

@@ -26,7 +26,9 @@ class BERT(nnx.Module):
         std = layers.initial_std(c.width)
         self.token_embedding = layers.Embedding(padded_vocab, c.vocab_size, c.width, std, rngs)
         self.position_embedding = layers.Embedding(c.positions, c.positions, c.width, std, rngs)
-        self.type_embedding = layers.Embedding(c.types, c.types, c.width, std, rngs)
+        self.type_embedding = layers.Embedding(
+            c.type_vocab_size, c.type_vocab_size, c.width, std, rngs
+        )
         self.embedding_norm = layers.LayerNorm(c.width, _EPSILON)
         self.blocks = layers.stack(
             lambda rngs: layers.PostNormBlock(c, _gelu, _EPSILON, rngs), c.layers, rngs

@@ -32,7 +32,7 @@ from lightpaff_jax.runtime import chips, distributed, storage
 from lightpaff_jax.runtime.chips import GIB
 
 USAGE = """
-python -m lightpaff_jax.preflight --topology=CHIP:SHAPE --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
+python -m lightpaff_jax.preflight --topology=CHIP:SHAPE --config=FILE[:PRESET] [--config.KEY=VALUE ...]
 
 Compiles the training step of a run for a TPU slice, on a machine that needs none, and prints the
 memory of a chip, the largest batch that fits, collectives, FLOPs and an estimate of the step's time.
@@ -133,7 +133,7 @@ def preflight(c: ConfigDict, topology: str, slices: int = 1, largest: bool = Tru
         'fits': bool(plan.text), 'bytes': plan.total, 'temporary': plan.temporary,
         'held': _held(c, mesh, net), 'sequences': c.data.batch_size // shards,
         'attention': networks.kernel(c, 'student', c.student, 'tpu', c.student.dropout),
-        'remat': c.train.remat, 'micro_steps': c.train.micro_steps,
+        'remat': c.train.remat, 'grad_accum_steps': c.train.grad_accum_steps,
         'flops': _flops(c, net), 'seconds_to_compile': plan.seconds,
         'jax': jax.__version__, 'git_commit': workdir.git_commit(),
     }  # fmt: skip
@@ -271,15 +271,15 @@ def _estimate(result: dict, chip: chips.Chip, found: list[hlo.Collective]) -> di
 def _largest(c: ConfigDict, mesh: Mesh, net: Any, plan: Plan, chip: chips.Chip) -> dict:
     """The most sequences of a micro-batch on a chip: by a line through two programs, and one to confirm."""
     shards = mesh.shape['data'] * mesh.shape['fsdp']
-    each = shards * c.train.micro_steps
+    each = shards * c.train.grad_accum_steps
     tried: dict[int, Plan] = {c.data.batch_size // each: plan}
 
     def total(rows: int) -> Plan:
         if rows not in tried:
             larger = config.copy(c)
             larger.data.batch_size = rows * each
-            if c.teacher.rows and rows % c.teacher.rows:
-                larger.teacher.rows = 0
+            if c.teacher.microbatch_size and rows % c.teacher.microbatch_size:
+                larger.teacher.microbatch_size = 0
             tried[rows] = compiled(larger, mesh, net)
         return tried[rows]
 
@@ -317,14 +317,14 @@ def _round(rows: float) -> int:
 def _keys(c: ConfigDict, net: Any) -> list[str]:
     """What may be turned where the step does not fit."""
     found = []
-    if c.data.batch_size // c.train.micro_steps > 1:
-        found.append('train.micro_steps up or data.batch_size down')
+    if c.data.batch_size // c.train.grad_accum_steps > 1:
+        found.append('train.grad_accum_steps up or data.batch_size down')
     if c.train.remat != 'block':
         found.append("train.remat = 'block'")
     if c.student.dropout and c.train.attention == 'auto':
         found.append('student.dropout = 0, which allows attention without T x T weights')
-    if net is not None and c.teacher.rows != 1:
-        found.append('teacher.rows down')
+    if net is not None and c.teacher.microbatch_size != 1:
+        found.append('teacher.microbatch_size down')
     found.append('mesh.fsdp up')
     return found
 
@@ -336,7 +336,7 @@ def said(result: dict) -> str:
     of = f'{result["slices"]} x ' if result['slices'] > 1 else ''
     lines = [
         f'{of}{result["topology"]}, {result["chips"]} chips; {result["sequences"]} sequences a chip in '
-        f'{result["micro_steps"]} micro-batches; attention {result["attention"]}, remat {result["remat"]}',
+        f'{result["grad_accum_steps"]} micro-batches; attention {result["attention"]}, remat {result["remat"]}',
         f'memory of a chip: {gib["bytes"]} of {gib["hbm"]}'
         + (
             ''

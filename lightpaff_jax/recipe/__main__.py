@@ -16,7 +16,7 @@ from lightpaff_jax.recipe.plan import Chain, Step, load_tasks, plan
 from lightpaff_jax.runtime import distributed
 
 USAGE = """
-python -m lightpaff_jax.recipe --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
+python -m lightpaff_jax.recipe --config=FILE[:PRESET] [--config.KEY=VALUE ...]
 
 Runs the whole chain into config.workdir (default: runs/<config name>): teacher pre-training and
 fine-tuning, stage 1, stage 2, the controls, evaluation, speed, report.md and report.html. Started
@@ -29,7 +29,7 @@ smaller number counts, a 0 of the task's, which reads all, before any.
 """
 
 SET_BY_RECIPE = (
-    'student.init', 'student.new_head', 'loss.lambda_', 'loss.temperature', 'optim.peak_lr',
+    'student.init', 'student.init_new_head', 'loss.lambda_', 'loss.temperature', 'optim.peak_lr',
     'optim.warmup', 'data.batch_size', 'train.updates', 'task', 'eval.metric',
 )  # fmt: skip
 """Keys that each run of a recipe has its own value of."""
@@ -99,8 +99,8 @@ def _check(c: ConfigDict) -> None:
             raise UserError(
                 f'config.{key} = {value}: a recipe sets it for each of its runs, from config.recipe'
             )
-    if c.after:
-        raise UserError(f'config.after = {",".join(c.after)}: is not read by a recipe')
+    if c.requires:
+        raise UserError(f'config.requires = {",".join(c.requires)}: is not read by a recipe')
     for name in ('teacher_finetune', 'student_finetune'):
         p, plain = c.recipe[name], config.phase(updates=0)
         unread = () if p.updates else [key for key in plain if p[key] != plain[key]]

@@ -133,8 +133,8 @@ class Chain:
     ) -> Generator[Step, str, str]:
         """The run `r` with every learning rate and weight of the teacher to choose from."""
         p, slot = self._phase(phase, task), (phase, task, arm)
-        rates = p.peak_lrs or (p.peak_lr,)
-        weights = (p.lambdas or (p.lambda_,)) if teacher else (0.0,)
+        rates = p.sweep_peak_lr or (p.peak_lr,)
+        weights = (p.sweep_lambda or (p.lambda_,)) if teacher else (0.0,)
         grid = [*itertools.product(rates, weights)]
         if slot in self.picked:
             grid = [self.picked[slot]]
@@ -163,7 +163,7 @@ class Chain:
     def _pretraining(self, phase: str, network: ConfigDict, seed: int, longer: bool = False):
         r = config.copy(self.c)
         r.data.path, r.data.mixture = _moved(r, r.data.path), _moved(r, r.data.mixture)
-        r.data.exclude = _moved(r, r.data.exclude)
+        r.data.decontaminate = _moved(r, r.data.decontaminate)
         return self._run(r, phase, '', network, seed, longer)
 
     def _finetuning(
@@ -180,7 +180,7 @@ class Chain:
         r.data.update(kept)
         r.eval.batch_size = size
         r.eval.batches = min(t.eval.batches, batches or t.eval.batches)  # 0 reads all
-        r.data.path, r.data.exclude = _moved(r, t.data.path), _moved(r, t.data.exclude)
+        r.data.path, r.data.decontaminate = _moved(r, t.data.path), _moved(r, t.data.decontaminate)
         r.data.unlabelled = ()
         r = self._run(r, phase, t.task, network, seed, longer)
         if phase == 'student_finetune':
@@ -222,7 +222,7 @@ def _moved(c: ConfigDict, paths: Any) -> Any:
 
 def _start(r: ConfigDict, path: str) -> None:
     r.student.init = path
-    r.student.new_head = r.student.head == 'classify'
+    r.student.init_new_head = r.student.head == 'classify'
 
 
 def _cost_of_teacher(teacher: ConfigDict, r: ConfigDict) -> float:
@@ -245,7 +245,7 @@ def load_tasks(c: ConfigDict) -> dict[str, ConfigDict]:
         `config.recipe.equal_flops`.
     """
     if not c.recipe.tasks:
-        raise UserError('config.recipe.tasks = (): must name a FILE[:VARIANT] at least')
+        raise UserError('config.recipe.tasks = (): must name a FILE[:PRESET] at least')
     tasks: dict[str, ConfigDict] = {}
     for spec in c.recipe.tasks:
         t, where = flags.load(spec), f'config.recipe.tasks = {spec}'

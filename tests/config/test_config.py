@@ -145,7 +145,7 @@ def test_names_that_a_key_may_have_are_those_of_the_tables():
     assert known == set(objectives.OBJECTIVES) == set(evaluate.EVALS)
     assert {*config.OBJECTIVES} == {*config.FAMILIES}
     assert set(config.LEARNS_FROM) == known
-    assert set(config.FORMS.values()) == set(config.LEARNS_FROM.values())
+    assert set(config.VIEWS.values()) == set(config.LEARNS_FROM.values())
     assert {*sources.SOURCES, 'prepared'} == set(config.SOURCES) == set(config.READS)
 
 
@@ -188,7 +188,7 @@ def test_keys_that_may_change_exist():
         ('recipe.seeds', '[4, 5]', (4, 5)),
         ('recipe.seeds', '()', ()),
         ('student.init_layers', '0,2', (0, 2)),
-        ('student.new_head', 'True', True),
+        ('student.init_new_head', 'True', True),
         ('workdir', '7', '7'),
         ('data.path', "it's = here", "it's = here"),
         ('teacher.path', '', ''),
@@ -216,8 +216,8 @@ def test_text_becomes_the_type_of_the_default(key, text, value):
         ('recipe.seeds', '1.5', 'recipe.seeds = 1.5: must hold a whole number or several'),
         ('data.packages', "'a',(2,)", "data.packages = 'a',(2,): must hold a name or several"),
         ('student.init_layers', 'a', 'student.init_layers = a: must hold a whole number or several'),
-        ('student.new_head', '1', 'student.new_head = 1: must be True or False'),
-        ('data', '3', 'data: is a section, set one of batch_size, buckets, cache, classes, columns, detokenize, documents, exclude, files, form, fragment, held_out, labels, length, long_text, masked, mixture, on_error, packages, packing, path, prefetch, replace, sides, source, target_length, tfds_dir, unlabelled, whole_words, workers'),
+        ('student.init_new_head', '1', 'student.init_new_head = 1: must be True or False'),
+        ('data', '3', 'data: is a section, set one of batch_size, buckets, cache, classes, columns, decontaminate, detokenize, documents, files, held_out, labels, length, long_text, mask_rate, mixture, on_error, packages, packing, path, prefetch, replace, source, span_rate, suffixes, target_length, tfds_dir, unlabelled, view, whole_words, workers'),
         ('data.lenght', '3', 'data.lenght: no such key; did you mean length?'),
         ('optm.b1', '3', 'optm: no such key; did you mean optim?'),
         ('seed.x', '3', 'seed.x: no such key'),
@@ -316,7 +316,7 @@ def test_a_changed_key_is_reported_unless_it_may_change(key):
 
 def test_what_defines_a_run_may_not_change():
     fixed = {'seed', 'objective', 'student.width', 'loss.lambda_', 'optim.peak_lr', 'data.length',
-             'data.batch_size', 'data.packages', 'train.micro_steps', 'train.compute_dtype'}  # fmt: skip
+             'data.batch_size', 'data.packages', 'train.grad_accum_steps', 'train.compute_dtype'}  # fmt: skip
     assert not fixed & set(config.MAY_CHANGE)
 
 

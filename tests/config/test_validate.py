@@ -39,12 +39,12 @@ BAD = [
     ('student.classes', 2, "2: is read for head 'classify'"),
     ('student.activation', 'gelu_new', "'gelu_new': must be one of gelu, relu; did you mean gelu?"),
     ('student.tied', 'both', "'both': must be one of all, decoder, none"),
-    ('student.types', 0, '0: must be at least 1'),
+    ('student.type_vocab_size', 0, '0: must be at least 1'),
     ('student.init', 'teacher_layers', 'teacher_layers: needs a teacher.path'),
     ('student.init_layers', (1,), "(1,): is read for student.init 'teacher_layers'"),
     ('objective', 'cml', "'cml': must be one of clm for family 'gpt2'; did you mean clm?"),
-    ('data.form', 'topics', "'topics': must be one of text, topic, pairs, summary; did you mean topic?"),
-    ('data.form', 'topic', "'topic': must be one of text for objective 'clm'"),
+    ('data.view', 'topics', "'topics': must be one of text, topic, pairs, summary; did you mean topic?"),
+    ('data.view', 'topic', "'topic': must be one of text for objective 'clm'"),
     ('data.target_length', 8, '8: is of MASS alone'),
     ('data.source', 'SST2', "'SST2': must be one of pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, mixture, prepared; did you mean sst2?"),
     ('data.path', 'x', 'x: is not read from \'pydocs\''),
@@ -61,8 +61,8 @@ BAD = [
     ('eval.stride', -1, '-1: must be at least 0 and at most data.length = 128'),
     ('eval.stride', 129, '129: must be at least 0 and at most data.length = 128'),
     ('data.long_text', 'cut', "'cut': must be one of truncate, error"),
-    ('data.masked', 1.0, '1.0: must be above 0 and below 1'),
-    ('data.fragment', 0.0, '0.0: must be above 0 and below 1'),
+    ('data.mask_rate', 1.0, '1.0: must be above 0 and below 1'),
+    ('data.span_rate', 0.0, '0.0: must be above 0 and below 1'),
     ('seed', -1, '-1: must be at least 0 and below 2**31'),
     ('seed', 2**31, '2147483648: must be at least 0 and below 2**31'),
     ('loss.lambda_', 1.5, '1.5: must be in [0, 1]'),
@@ -79,9 +79,9 @@ BAD = [
     ('optim.warmup', -1, '-1: must be at least 0'),
     ('optim.warmup', 2**31, '2147483648: must be below 2**31'),
     ('train.updates', 2**31, '2147483648: must be below 2**31'),
-    ('data.masked', 0.3, "0.3: is read for objective 'mlm'"),
+    ('data.mask_rate', 0.3, "0.3: is read for objective 'mlm'"),
     ('data.whole_words', True, "True: is read for objective 'mlm'"),
-    ('data.fragment', 0.3, "0.3: is read for objective 'mass'"),
+    ('data.span_rate', 0.3, "0.3: is read for objective 'mass'"),
     ('optim.b1', 1.0, '1.0: must be in [0, 1)'),
     ('optim.b2', -0.1, '-0.1: must be in [0, 1)'),
     ('optim.eps', 0.0, '0.0: must be above 0 and finite'),
@@ -92,11 +92,11 @@ BAD = [
     ('data.length', 0, '0: must be at least 1 and at most student.positions = 128'),
     ('data.length', 129, '129: must be at least 1 and at most student.positions = 128'),
     ('data.batch_size', 0, '0: must be at least 1'),
-    ('data.batch_size', 100, '100: must be a multiple of micro_steps x devices = 8'),
+    ('data.batch_size', 100, '100: must be a multiple of grad_accum_steps x devices = 8'),
     ('data.prefetch', 0, '0: must be at least 1'),
     ('train.updates', 0, '0: must be at least 1'),
-    ('train.micro_steps', 0, '0: must be at least 1'),
-    ('train.micro_steps', 2, 'data.batch_size = 8: must be a multiple of micro_steps x devices = 16'),
+    ('train.grad_accum_steps', 0, '0: must be at least 1'),
+    ('train.grad_accum_steps', 2, 'data.batch_size = 8: must be a multiple of grad_accum_steps x devices = 16'),
     ('train.compute_dtype', 'bf16', "'bf16': must be one of float32, bfloat16; did you mean bfloat16?"),
     ('train.remat', 'blocks', "'blocks': must be one of none, dots, block; did you mean block?"),
     ('train.log_every', 0, '0: must be at least 1'),
@@ -121,9 +121,9 @@ BAD = [
     ('recipe.student_finetune.warmup', -1, '-1: must be at least 0'),
     ('recipe.student_finetune.batch_size', 0, '0: must be at least 1'),
     ('recipe.tasks', ('a.py', 'a.py'), 'a.py,a.py: must name none twice'),
-    ('recipe.student_finetune.peak_lrs', (1e-3, 0.0), '0.0: must be above 0 and finite'),
-    ('recipe.student_finetune.peak_lrs', (1e-3, 1e-3), '0.001,0.001: has one twice'),
-    ('recipe.student_finetune.lambdas', (0.5, 1.5), '1.5: must be in [0, 1]'),
+    ('recipe.student_finetune.sweep_peak_lr', (1e-3, 0.0), '0.0: must be above 0 and finite'),
+    ('recipe.student_finetune.sweep_peak_lr', (1e-3, 1e-3), '0.001,0.001: has one twice'),
+    ('recipe.student_finetune.sweep_lambda', (0.5, 1.5), '1.5: must be in [0, 1]'),
     ('eval.metric', 'bleu', "'bleu': must be one of perplexity for objective 'clm'"),
     ('generate.beams', 0, '0: must be at least 1'),
     ('generate.max_length', 4000, '4000: must be at most student.positions = 128'),
@@ -152,9 +152,9 @@ def put(c, key, value):
 
 def test_the_rule_of_the_batch_counts_micro_steps_and_devices():
     c = config.default()
-    c.data.batch_size, c.train.micro_steps = 100, 4
+    c.data.batch_size, c.train.grad_accum_steps = 100, 4
     validate.validate(c)
-    message = 'config.data.batch_size = 100: must be a multiple of micro_steps x devices = 32'
+    message = 'config.data.batch_size = 100: must be a multiple of grad_accum_steps x devices = 32'
     with pytest.raises(UserError) as error:
         validate.validate(c, 8)
     assert str(error.value) == message
@@ -207,7 +207,7 @@ SOURCE_RULES = [
     ({'source': 'table', 'columns': tuple('abcd')}, 'data.columns = a,b,c,d: must be at most 3'),
     ({'source': 'text', 'columns': tuple('ab')}, 'data.columns = a,b: must be at most 1'),
     ({'source': 'mixture'}, "data.mixture = (): must name the parts for source 'mixture'"),
-    ({'source': 'text', 'sides': ('en', 'de')}, "data.sides = ('en', 'de'): is not read from 'text'"),
+    ({'source': 'text', 'suffixes': ('en', 'de')}, "data.suffixes = ('en', 'de'): is not read from 'text'"),
 ]  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def classifier():
     c = config.default()
     c.objective, c.student.family = 'classify', 'bert'
     c.student.head, c.student.classes = 'classify', 2
-    c.data.form = 'pairs'
+    c.data.view = 'pairs'
     return c
 
 
@@ -257,12 +257,12 @@ def test_an_objective_learns_from_its_kind_of_examples_and_from_texts_of_all(sou
     for name, wanted in config.LEARNS_FROM.items():
         c = classifier() if name == 'classify' else config.default()
         family = next(f for f, names in config.OBJECTIVES.items() if name in names)
-        c.student.family, c.objective, c.data.form = family, name, 'text'
+        c.student.family, c.objective, c.data.view = family, name, 'text'
         if family == 'mass':
             c.student.decoder_layers = 2
             c.data.target_length = 64 if name == 'seq2seq' else 0
         c.data.source, c.data.path = source, 'x'
-        c.data.sides = ('en', 'de') if source == 'parallel' else ()
+        c.data.suffixes = ('en', 'de') if source == 'parallel' else ()
         if wanted in ('documents', kind):
             validate.validate(c)
             continue

@@ -97,7 +97,7 @@ def test_batch_does_not_depend_on_where_the_iterator_began(c, prepared, tokenize
 
 def test_micro_batches_do_not_change_the_batch(c, prepared, tokenizer):
     want = rows(batches.batch_at(c, prepared, tokenizer, 3))
-    for c.train.micro_steps in (1, 4, 8):
+    for c.train.grad_accum_steps in (1, 4, 8):
         assert rows(batches.batch_at(c, prepared, tokenizer, 3)) == want
 
 
@@ -111,7 +111,7 @@ def test_batch_size_does_not_change_the_stream(c, prepared, tokenizer):
 
 def test_another_seed_is_another_order_in_every_epoch(c, prepared, tokenizer):
     n = prepared.split('train')['records']
-    c.data.batch_size = c.train.micro_steps = n  # a batch is an epoch
+    c.data.batch_size = c.train.grad_accum_steps = n  # a batch is an epoch
     orders = []
     for c.seed in (-1, 0, 1, 2, 2**40):
         orders += [
@@ -207,7 +207,7 @@ def test_another_epoch_masks_the_same_record_otherwise(data_cache, vocabulary, n
     prepared = prepare.prepare(c, vocabulary)
     records = prepared.records('train')
     n = len(records)
-    c.data.batch_size = c.train.micro_steps = n  # a batch is an epoch
+    c.data.batch_size = c.train.grad_accum_steps = n  # a batch is an epoch
     in_order = [records[i] for i in range(n)]
     read, whole = [], []
     for epoch in range(2):

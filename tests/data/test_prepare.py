@@ -303,8 +303,8 @@ def test_malformed_rows_are_counted_and_the_first_ones_named(
 
 def test_pairs_need_a_network_with_two_token_types(classify, vocabulary, monkeypatch):
     give(monkeypatch, [Example('a', '', 0), Example('b', 'c', 1)])
-    classify.student.types = 1
-    with pytest.raises(UserError, match=r'types = 1: must be at least 2, 1 examples of'):
+    classify.student.type_vocab_size = 1
+    with pytest.raises(UserError, match=r'type_vocab_size = 1: must be at least 2, 1 examples of'):
         prepare.prepare(classify, vocabulary)
     give(monkeypatch, [Example('a', '', 0), Example('b', '', 1)], 'single')
     prepare.prepare(classify, vocabulary)

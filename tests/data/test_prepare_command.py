@@ -223,7 +223,7 @@ def test_a_recipe_file_says_the_rest(capsys, given, tmp_path):
     recipe = tmp_path / 'ours.py'
     recipe.write_text(
         'from lightpaff_jax import config\n'
-        'def get_config(variant=""):\n'
+        'def get_config(preset=""):\n'
         '    c = config.default()\n'
         '    c.data.length, c.student.vocab_size = 48, 100\n'
         '    return c\n'

@@ -19,9 +19,9 @@ CONFIG = """
 '''A small network on a small part of pydocs.'''
 from lightpaff_jax import config
 
-VARIANTS = ('test', 'topic', 'text')
+PRESETS = ('test', 'topic', 'text')
 
-def get_config(variant=''):
+def get_config(preset=''):
     c = config.default()
     c.student.update({SHAPE})
     c.student.vocab_size = 512
@@ -29,12 +29,12 @@ def get_config(variant=''):
     c.data.batch_size, c.eval.batch_size, c.eval.batches = 8, 8, 2
     c.train.update({'updates': 2, 'save_every': 2, 'log_every': 1, 'compilation_cache': ''})
     c.optim.warmup = 1
-    if variant == 'topic':
+    if preset == 'topic':
         c.student.update({'family': 'bert', 'head': 'classify', 'classes': TOPICS})
-        c.data.form, c.objective = 'topic', 'classify'
-    elif variant != 'text':
+        c.data.view, c.objective = 'topic', 'classify'
+    elif preset != 'text':
         c.student.update({'family': 'mass', 'decoder_layers': 1})
-        c.data.update({'form': 'summary', 'target_length': 12})
+        c.data.update({'view': 'summary', 'target_length': 12})
         c.objective, c.eval.metric, c.generate.beams = 'seq2seq', 'bleu', 2
     return c
 """
@@ -45,16 +45,16 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope='module')
 def place(data_cache, tmp_path_factory):
-    """A folder with small.py, the workdirs runs/ of its variants '' and 'text', and both as hf/."""
+    """A folder with small.py, the workdirs runs/ of its presets '' and 'text', and both as hf/."""
     folder = tmp_path_factory.mktemp('evaluate')
     shape = "'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'positions': 32"
     text = CONFIG.replace('SHAPE', shape).replace('CACHE', repr(data_cache))
     topics = str(len(data_fixtures.pydocs.PACKAGES))
     (folder / 'small.py').write_text(text.replace('TOPICS', topics))
     with contextlib.chdir(folder):
-        for variant in ('', 'text'):
-            name = variant or 'summary'
-            train(flags.parse([f'--config=small.py:{variant}', f'--config.workdir=runs/{name}']))
+        for preset in ('', 'text'):
+            name = preset or 'summary'
+            train(flags.parse([f'--config=small.py:{preset}', f'--config.workdir=runs/{name}']))
             model, params = lightpaff_jax.load(f'runs/{name}')
             kept = tokenizers.read(f'runs/{name}/tokenizer')
             lightpaff_jax.save(f'hf/{name}', model, params, kept)

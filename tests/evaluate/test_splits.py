@@ -115,7 +115,7 @@ def as_prepared(c):
     prepared = prepare.prepare(c, tokenizer)
     found = config.copy(c)
     plain = config.default().data
-    found.data.update({key: plain[key] for key in ('packages', 'form')})
+    found.data.update({key: plain[key] for key in ('packages', 'view')})
     found.data.update({'source': 'prepared', 'path': prepared.path})
     found.tokenizer.path = tokenizer.path
     return found
@@ -267,5 +267,5 @@ def test_the_test_split_and_another_metric_may_be_asked_for_later(summaries, tmp
 def configured(c, workdir):
     c.workdir = str(workdir)
     c.task = 'news'
-    c.train.micro_steps, c.optim.warmup = 1, 2
+    c.train.grad_accum_steps, c.optim.warmup = 1, 2
     c.train.update({'updates': 4, 'save_every': 2, 'log_every': 2})

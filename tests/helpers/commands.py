@@ -19,10 +19,10 @@ SMALL = """
 import pathlib
 from lightpaff_jax import config
 
-VARIANTS = ('teacher', 'alone')
+PRESETS = ('teacher', 'alone')
 HERE = pathlib.Path(__file__).parent
 
-def get_config(variant=''):
+def get_config(preset=''):
     c = config.default()
     c.student.update({'layers': 1, 'width': 16, 'heads': 2, 'ffn': 32, 'positions': 32})
     c.student.vocab_size = 320
@@ -32,13 +32,13 @@ def get_config(variant=''):
     c.train.compilation_cache = str(HERE / 'xla')
     c.train.update({'updates': 6, 'save_every': 2, 'log_every': 3, 'keep': 9})
     c.optim.warmup = 2
-    if variant == 'teacher':
+    if preset == 'teacher':
         c.student.width = 32
         return c
     c.student.dropout = 0.1
     c.teacher.path = str(HERE / 'runs' / 'small_teacher')
-    if not variant:
-        c.after = (f'{__file__}:teacher',)
+    if not preset:
+        c.requires = (f'{__file__}:teacher',)
     return c
 """
 WORDS = [

@@ -33,7 +33,7 @@ def tiny(cache: str) -> ConfigDict:
     c.data.packages = ('chex', 'ml_collections')
     c.data.length = 32
     c.data.batch_size = 8
-    c.train.micro_steps = 2
+    c.train.grad_accum_steps = 2
     c.eval.batch_size = 8
     c.train.compilation_cache = ''  # that of the session
     return c
@@ -43,7 +43,7 @@ def examples(cache: str, form: str) -> ConfigDict:
     """As `tiny`, of another form than text, each with the family and objective that reads it."""
     c = tiny(cache)
     c.data.packages = ('etils', 'optax')
-    c.data.form = form
+    c.data.view = form
     if form == 'summary':
         c.student.family, c.student.decoder_layers, c.objective = 'mass', 2, 'seq2seq'
         c.data.target_length = 12

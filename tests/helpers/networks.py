@@ -12,7 +12,7 @@ from lightpaff_jax.batch import Batch
 SIZES = {'layers': 3, 'width': 48, 'heads': 4, 'ffn': 80, 'positions': 40, 'vocab_size': 201}
 """No two of them are equal, and none is what it is padded to."""
 CASES = {
-    'bert lm': {'family': 'bert', 'types': 3},
+    'bert lm': {'family': 'bert', 'type_vocab_size': 3},
     'bert pretraining': {'family': 'bert', 'head': 'pretraining'},
     'bert none': {'family': 'bert', 'head': 'none'},
     'bert classify': {'family': 'bert', 'head': 'classify', 'classes': 3},

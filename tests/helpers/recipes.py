@@ -1,4 +1,4 @@
-"""The files of configs/, and each with every variant of it."""
+"""The files of configs/, and each with every preset of it."""
 
 import json
 import pathlib
@@ -9,9 +9,9 @@ from lightpaff_jax.config import flags
 ROOT = pathlib.Path(config.__file__).parents[2]
 FILES = sorted((ROOT / 'configs').glob('*.py'))
 RECIPES = [
-    f'{path}:{variant}'.removesuffix(':')
+    f'{path}:{preset}'.removesuffix(':')
     for path in FILES
-    for variant in ('', *flags._module(str(path)).VARIANTS)
+    for preset in ('', *flags._module(str(path)).PRESETS)
 ]
 
 

@@ -54,7 +54,7 @@ def test_every_objective_compiles_without_data(of_cpu, family, objective, keys):
     c = configured(family=family, **keys)
     c.objective = objective
     c.data.target_length = 16 * (objective == 'seq2seq')
-    c.data.form = {'classify': 'topic', 'seq2seq': 'summary'}.get(objective, 'text')
+    c.data.view = {'classify': 'topic', 'seq2seq': 'summary'}.get(objective, 'text')
     result = preflight.preflight(c, 'v5e:2x4', largest=False)
     assert result['fits']
     assert result['sequences'] == 2
@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_said_with_the_keys_to_turn_and_exit_code_1(
 ):
     recipe = tmp_path / 'ours.py'
     recipe.write_text(
-        'from lightpaff_jax import config\n\ndef get_config(variant=""):\n'
+        'from lightpaff_jax import config\n\ndef get_config(preset=""):\n'
         '    c = config.default()\n    c.data.batch_size = 16\n    c.eval.batch_size = 16\n    return c\n'
     )
     monkeypatch.setattr(preflight, 'compiled', lambda c, mesh, net: Plan(20 * GIB, None, '', 1.0))

@@ -21,8 +21,8 @@ CASES = {
 }
 
 
-def load(variant, tasks, seeds):
-    c = flags.load(f'{QUICKSTART}:{variant}')
+def load(preset, tasks, seeds):
+    c = flags.load(f'{QUICKSTART}:{preset}')
     c.recipe.tasks = tuple(f'{QUICKSTART}:{task}' for task in tasks)
     c.recipe.seeds, c.workdir = seeds, 'work'
     return c
@@ -176,12 +176,12 @@ def test_a_run_learns_its_task_with_the_head_that_it_needs(
     found = table['tasks'][task]
     for names in (found['teacher'], *(arm['runs'] for arm in found['arms'])):
         first, last = (runs[name] for name in names)
-        assert (first.objective, first.data.form) == (before, 'text')
+        assert (first.objective, first.data.view) == (before, 'text')
         assert (first.student.head, first.student.classes) == ('lm', 0)
-        assert (first.student.init, first.student.new_head) == ('scratch', False)
-        assert (last.objective, last.data.form) == (after, task)
+        assert (first.student.init, first.student.init_new_head) == ('scratch', False)
+        assert (last.objective, last.data.view) == (after, task)
         assert (last.student.head, last.student.classes) == (head, classes)
-        assert last.student.new_head == (head == 'classify')
+        assert last.student.init_new_head == (head == 'classify')
 
 
 @pytest.mark.parametrize(
@@ -245,15 +245,15 @@ def test_the_table_of_a_family_has_three_tasks_and_every_arm(family):
     assert extra.count('no_teacher_equal_flops') >= 1
     assert ('two_stage_unlabelled' in extra) == (family == 'bert')
     for name, run in runs.items():
-        paths = [run.data.path, *run.data.mixture, *run.data.exclude, *run.data.unlabelled]
+        paths = [run.data.path, *run.data.mixture, *run.data.decontaminate, *run.data.unlabelled]
         assert not any(path.startswith('data/') or ':data/' in path for path in paths), name
         assert bool(run.data.unlabelled) == ('two_stage_unlabelled' in name)
 
 
 def test_every_arm_chooses_from_the_same_learning_rates_and_later_seeds_take_the_choice():
     c = load('bert', ('topic',), (0, 1))
-    c.recipe.student_finetune.peak_lrs = (1e-3, 3e-3)
-    c.recipe.student_finetune.lambdas = (0.5, 0.9)
+    c.recipe.student_finetune.sweep_peak_lr = (1e-3, 3e-3)
+    c.recipe.student_finetune.sweep_lambda = (0.5, 0.9)
     c.recipe.equal_flops = ()
     steps, names = plan.Chain(c, plan.load_tasks(c)).steps(), []
     step = next(steps)
@@ -279,10 +279,10 @@ def test_every_arm_chooses_from_the_same_learning_rates_and_later_seeds_take_the
     assert ['seed0/no_teacher/lr0.001', 'seed0/no_teacher/lr0.003'] in [runs for _, runs in names]
 
 
-@pytest.mark.parametrize('variant', ['', ':small', ':tiny', ':ci'])
+@pytest.mark.parametrize('preset', ['', ':small', ':tiny', ':ci'])
 @pytest.mark.parametrize('name', FAMILIES)
-def test_the_report_knows_the_scale_of_every_recipe(name, variant):
-    c = flags.load(f'{QUICKSTART.with_name(name)}.py{variant}')
+def test_the_report_knows_the_scale_of_every_recipe(name, preset):
+    c = flags.load(f'{QUICKSTART.with_name(name)}.py{preset}')
     assert c.recipe.scale
     families.check('recipe.json', {'family': c.student.family, 'scale': c.recipe.scale})
 

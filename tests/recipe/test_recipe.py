@@ -17,7 +17,7 @@ TASK = """
 from lightpaff_jax import config
 
 
-def get_config(variant=''):
+def get_config(preset=''):
     c = config.default()
     c.task, c.data.packages, c.data.length = 'chex', ('chex',), 16
     c.eval.batch_size, c.eval.batches = 8, 1
@@ -32,7 +32,7 @@ def shared(data_cache, tmp_path_factory):
     c.workdir = str(place / 'recipe')
     (place / 'chex.py').write_text(TASK)
     c.recipe.tasks = (str(place / 'chex.py'),)
-    c.data.packages, c.data.batch_size, c.train.micro_steps = ('ml_collections',), 8, 1
+    c.data.packages, c.data.batch_size, c.train.grad_accum_steps = ('ml_collections',), 8, 1
     c.mesh.data, c.eval.batches = 1, 1
     c.train.updates = 100
     small = {'layers': 1, 'heads': 2, 'ffn': 16, 'positions': 32, 'vocab_size': 512}
@@ -40,7 +40,7 @@ def shared(data_cache, tmp_path_factory):
     c.teacher.update({'width': 32, **small})
     for name in config.PHASES:
         c.recipe[name].update({'updates': 3, 'warmup': 1, 'batch_size': 4})
-    c.recipe.student_finetune.peak_lrs = (1e-3, 1e-2)
+    c.recipe.student_finetune.sweep_peak_lr = (1e-3, 1e-2)
     return c
 
 
@@ -121,9 +121,9 @@ def test_a_key_of_a_phase_that_each_task_has_itself_is_refused(micro):
 
 
 def test_runs_before_are_not_a_recipe_s(micro):
-    micro.after = ('configs/bert.py',)
+    micro.requires = ('configs/bert.py',)
     with pytest.raises(
-        UserError, match=r'^config.after = configs/bert.py: is not read by a recipe$'
+        UserError, match=r'^config.requires = configs/bert.py: is not read by a recipe$'
     ):
         recipe.run(micro)
 
@@ -149,7 +149,7 @@ def test_a_run_that_diverged_is_not_the_best_of_its_grid(monkeypatch):
 
 
 def test_rates_that_differ_a_little_are_two_runs(micro):
-    micro.recipe.student_finetune.peak_lrs = (0.001, 0.0010000001)
+    micro.recipe.student_finetune.sweep_peak_lr = (0.001, 0.0010000001)
     runs, _ = plan.plan(micro)
     names = [name for name in runs if name.startswith('seed0/two_stage/')]
     assert names == ['seed0/two_stage/lr0.001', 'seed0/two_stage/lr0.0010000001']
@@ -175,7 +175,7 @@ def test_speed_is_measured_again_where_it_is_of_other_networks(undisturbed, shar
 def test_a_finished_teacher_can_be_imported(micro, undisturbed):
     micro.teacher.path, micro.teacher.layers = f'{undisturbed}/teacher_pretrain', 0
     micro.data.packages = ('etils',)  # of which another vocabulary would be trained
-    micro.recipe.student_finetune.peak_lrs = ()
+    micro.recipe.student_finetune.sweep_peak_lr = ()
     recipe.run(micro)
     workdir = pathlib.Path(micro.workdir)
     results = [

@@ -31,7 +31,7 @@ from lightpaff_jax import config
 
 HERE = pathlib.Path(__file__).parent
 
-def get_config(variant=''):
+def get_config(preset=''):
     c = config.default()
     c.student.update({{'layers': 1, 'width': 16, 'heads': 2, 'ffn': 32}})
     c.student.update({{'positions': 32, 'vocab_size': 320, 'dropout': 0.1}})
@@ -39,7 +39,7 @@ def get_config(variant=''):
     c.data.update({{'batch_size': {BATCH}, 'cache': str(HERE / 'cache')}})
     c.eval.update({{'batch_size': 8, 'batches': 2}})
     c.train.update({{'updates': {UPDATES}, 'save_every': {SAVED}, 'log_every': 1, 'keep': 9}})
-    c.train.update({{'micro_steps': {MICRO}, 'compilation_cache': str(HERE / 'xla')}})
+    c.train.update({{'grad_accum_steps': {MICRO}, 'compilation_cache': str(HERE / 'xla')}})
     c.optim.update({{'warmup': 2, 'schedule': 'constant'}})
     c.optim.eps = 1e-3  # less makes updates of the noise of zero gradients
     return c

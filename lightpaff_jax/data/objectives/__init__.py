@@ -138,7 +138,7 @@ def mlm(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
     ordinary_V = rows_lib.ordinary(tokenizer.vocab_size, tokenizer.special_ids)
     free_BT = real_BT & ordinary_V[ids_BT]
     draws = rows_lib.uniform(keys, length + 2 * predicted)
-    count_B = masking.count(c.data.masked, free_BT.sum(1))
+    count_B = masking.count(c.data.mask_rate, free_BT.sum(1))
     choose = masking.whole_words if c.data.whole_words else masking.single
     positions_BP, chosen_BP = choose(
         ids_BT, free_BT, count_B, predicted, draws[:, :length], tokenizer
@@ -159,7 +159,7 @@ def mlm(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
 
 def mlm_shape(c: ConfigDict) -> Shape:
     """P is what a row of T ids that are not special would have."""
-    return Shape(c.data.length, int(masking.count(c.data.masked, c.data.length)))
+    return Shape(c.data.length, int(masking.count(c.data.mask_rate, c.data.length)))
 
 
 def mass(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
@@ -186,7 +186,7 @@ def mass(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
     draws = rows_lib.uniform(keys, 2 * predicted + most)
     starts = np.delete(draws, range(1, 1 + 2 * predicted), axis=1).tolist()
     fragments = [
-        masking.fragments(c.data.fragment, [len(d) for d in row], predicted, begin)
+        masking.fragments(c.data.span_rate, [len(d) for d in row], predicted, begin)
         for row, begin in zip(parts, starts, strict=True)
     ]
     eos, pad = [tokenizer.eos_id], tokenizer.pad_id
@@ -220,7 +220,7 @@ def mass(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
 
 def mass_shape(c: ConfigDict) -> Shape:
     """T = P is the fragment of a full block of S-1 ids."""
-    predicted = int(masking.count(c.data.fragment, c.data.length - 1))
+    predicted = int(masking.count(c.data.span_rate, c.data.length - 1))
     return Shape(predicted, predicted, c.data.length)
 
 

@@ -88,9 +88,9 @@ def check(c: ConfigDict, prepared: Prepared) -> None:
 
 def _check_pairs(c: ConfigDict, prepared: Prepared, split: str) -> None:
     pairs = prepared.split(split)['pairs']
-    if c.objective == 'classify' and pairs and c.student.types < 2:
+    if c.objective == 'classify' and pairs and c.student.type_vocab_size < 2:
         raise UserError(
-            f'config.student.types = {c.student.types}: must be at least 2, {pairs} examples of '
+            f'config.student.type_vocab_size = {c.student.type_vocab_size}: must be at least 2, {pairs} examples of '
             f'split {split!r} have two texts'
         )
 

@@ -138,7 +138,7 @@ def _pair(entry: str) -> tuple[str, str]:
 
 
 def _exclude(c: ConfigDict, texts: decontaminate.Texts, repair: Repair) -> None:
-    for part in _parts(c, 'exclude'):
+    for part in _parts(c, 'decontaminate'):
         source = _source(part.c)
         document = source.kind(part.c) == 'documents'
         for split in part.splits:
@@ -150,7 +150,7 @@ _NAMED = tuple(registry.READERS)
 
 
 def _parts(c: ConfigDict, key: str) -> list[specs.Part]:
-    """The sets of `config.data.exclude` or `.unlabelled`."""
+    """The sets of `config.data.decontaminate` or `.unlabelled`."""
     return [specs.part(c, key, entry, _NAMED) for entry in c.data[key]]
 
 
@@ -165,7 +165,7 @@ def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
         found['pairs'] = 'joined'
     if c.data.replace:
         found['replace'] = list(c.data.replace)
-    for key in ('exclude', 'unlabelled'):
+    for key in ('decontaminate', 'unlabelled'):
         others = [(part, _source(part.c)) for part in _parts(c, key)]
         if others and 'train' in wanted:
             found['overlap'] = decontaminate.VERSION
@@ -183,7 +183,7 @@ def check(c: ConfigDict) -> None:
         source.check(c)
         _kind(c, source)
     _repair(c)
-    for key in ('exclude', 'unlabelled'):
+    for key in ('decontaminate', 'unlabelled'):
         for part, entry in zip(_parts(c, key), c.data[key], strict=True):
             try:
                 needed.check_folder(part.c)
@@ -239,8 +239,8 @@ def parts(c: ConfigDict) -> list[tuple[ConfigDict, float]]:
             raise UserError(f'config.data.mixture = {entry!r}: must not choose splits')
         # What is left out of all of them, and mended in all of them.
         part.c.data.replace = c.data.replace
-        part.c.data.exclude = tuple(
-            specs.moved(c, 'exclude', one, _NAMED, part.c) for one in c.data.exclude
+        part.c.data.decontaminate = tuple(
+            specs.moved(c, 'decontaminate', one, _NAMED, part.c) for one in c.data.decontaminate
         )
     return [(part.c, part.weight) for part in found]
 

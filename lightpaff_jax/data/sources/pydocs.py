@@ -60,7 +60,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version('1.1.0')
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS reads a list)
         tfds.core.BuilderConfig(name=name, description=(make.__doc__ or '').partition('\n')[0])
-        for name, make in pydocs_views.FORMS.items()
+        for name, make in pydocs_views.VIEWS.items()
     ]
     code_path = None  # no checksums, citations or tags in files beside this one
     pkg_dir_path = pathlib.Path(__file__).parent
@@ -81,7 +81,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
-        rows = pydocs_views.FORMS[self.builder_config.name](self.parts, list(PACKAGES))
+        rows = pydocs_views.VIEWS[self.builder_config.name](self.parts, list(PACKAGES))
         self.info.metadata['digest'] = digest(rows)
         return {name: self._generate_examples(rows[name]) for name in SPLITS}
 
@@ -112,7 +112,7 @@ def _build(folder: pathlib.Path) -> None:
     gc.disable()  # a third of the time otherwise: syntax trees are large and have no cycles
     try:
         parts = split(documents())
-        for form in pydocs_views.FORMS:
+        for form in pydocs_views.VIEWS:
             builder = Pydocs(data_dir=str(folder), config=form)
             builder.parts = parts
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it makes, and where

@@ -1,4 +1,4 @@
-"""FORMS: what one example of `pydocs` is. Documents of each split -> rows of each split.
+"""VIEWS: what one example of `pydocs` is. Documents of each split -> rows of each split.
 
 A form makes the examples of a file from that file's docstrings alone, or from others of its split,
 so no example is in another split than its file. What a split repeats of itself or of one before it
@@ -159,7 +159,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-FORMS: dict[str, Callable[[Parts, Sequence[str]], Rows]] = {
+VIEWS: dict[str, Callable[[Parts, Sequence[str]], Rows]] = {
     'text': text,
     'topic': topic,
     'pairs': pairs,

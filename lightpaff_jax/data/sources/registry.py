@@ -56,23 +56,23 @@ def _pydocs(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
     del skipped  # no row is malformed
     packages = _packages(c)
     empty = True
-    for row in pydocs_lib.opened(c.data.cache, c.data.form).as_data_source(split):
+    for row in pydocs_lib.opened(c.data.cache, c.data.view).as_data_source(split):
         if not packages or row['package'].decode() in packages:
             empty = False
-            if c.data.form == 'text':
+            if c.data.view == 'text':
                 yield Example(row['text'].decode())
             else:
                 yield Example(row['first'].decode(), row['second'].decode(), int(row['label']))
     if empty:
         raise UserError(
             f'config.data.packages = {tuple(c.data.packages)}: empty corpus, '
-            f'no {c.data.form!r} of pydocs in split {split!r}'
+            f'no {c.data.view!r} of pydocs in split {split!r}'
         )
 
 
 def _pydocs_identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
     del wanted  # one digest for all splits
-    metadata = pydocs_lib.opened(c.data.cache, c.data.form).info.metadata
+    metadata = pydocs_lib.opened(c.data.cache, c.data.view).info.metadata
     return {
         'packages': _packages(c),
         'digest': metadata['digest'],
@@ -185,7 +185,7 @@ _TSV = 'looked for a .tsv file named {names} that has labels'
 READERS = {
     'pydocs': Source(
         _pydocs, _pydocs_identity, _check_pydocs, config.kind,
-        lambda c: _PYDOCS_CLASSES[c.data.form],
+        lambda c: _PYDOCS_CLASSES[c.data.view],
     ),
     'text': _of_files(_Layout(
         text_files.find, text_files.read, _ENDS % ', '.join(text_files.EXTENSIONS), text_files.check, text_files.finish,
@@ -206,7 +206,7 @@ READERS = {
     )),
     'parallel': _of_files(_Layout(
         text_files.find_parallel, text_files.read_parallel,
-        'looked for files that have {names} and one of config.data.sides in their names',
+        'looked for files that have {names} and one of config.data.suffixes in their names',
     )),
     'tfds': Source(
         lambda c, split, skipped: tfds.examples(c, split), tfds.identity,

@@ -1,6 +1,6 @@
 """Sets that a configuration names beside its own: SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT].
 
-KEY is a leaf of `config.data`: `parallel:data/multi30k?sides=en,de`; %26 and %23 in VALUE are
+KEY is a leaf of `config.data`: `parallel:data/multi30k?suffixes=en,de`; %26 and %23 in VALUE are
 & and #. What it does not say is as in the configuration that names it.
 """
 
@@ -16,7 +16,7 @@ from lightpaff_jax.config import flags, validate
 from lightpaff_jax.data.sources import splits
 from lightpaff_jax.errors import UserError, nearest
 
-_OWN = ('mixture', 'files', 'replace', 'exclude', 'unlabelled')  # of one set alone
+_OWN = ('mixture', 'files', 'replace', 'decontaminate', 'unlabelled')  # of one set alone
 
 
 class Part(NamedTuple):

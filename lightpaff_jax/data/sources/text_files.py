@@ -102,11 +102,11 @@ def find_parallel(c: ConfigDict) -> Found:
     """The files of the source 'parallel': those of both sides, as many of each."""
     found = files.find(c, lambda name: '' if side(c, name) else None)
     for split, paths in found.items():
-        for mark in c.data.sides:
+        for mark in c.data.suffixes:
             if mark not in [side(c, path.name) for path in paths]:
                 names = ', '.join(path.name for path in paths)
                 raise UserError(
-                    f'config.data.sides = {",".join(c.data.sides)}: no file of split {split!r} has '
+                    f'config.data.suffixes = {",".join(c.data.suffixes)}: no file of split {split!r} has '
                     f'{mark!r} in its name, there are {names}'
                 )
         pairs(c, paths)
@@ -114,10 +114,10 @@ def find_parallel(c: ConfigDict) -> Found:
 
 
 def side(c: ConfigDict, name: str) -> str | None:
-    """The mark of `config.data.sides` that is last in the name of a file; None: there is none."""
-    marks = [mark.lower() for mark in c.data.sides]
+    """The mark of `config.data.suffixes` that is last in the name of a file; None: there is none."""
+    marks = [mark.lower() for mark in c.data.suffixes]
     found = [part for part in files.parts(name) if part in marks]
-    return c.data.sides[marks.index(found[-1])] if found else None
+    return c.data.suffixes[marks.index(found[-1])] if found else None
 
 
 def pairs(c: ConfigDict, paths: list[Path]) -> list[tuple[Path, Path]]:
@@ -126,11 +126,11 @@ def pairs(c: ConfigDict, paths: list[Path]) -> list[tuple[Path, Path]]:
     Raises:
       UserError: the files are no pairs.
     """
-    first, second = ([p for p in paths if side(c, p.name) == mark] for mark in c.data.sides)
+    first, second = ([p for p in paths if side(c, p.name) == mark] for mark in c.data.suffixes)
     shards = [[_without_side(c, p) for p in one] for one in (first, second)]
     if len(first) != len(second) or (len(first) > 1 and shards[0] != shards[1]):
         raise UserError(
-            f'config.data.sides = {",".join(c.data.sides)}: must have a file of one side for each '
+            f'config.data.suffixes = {",".join(c.data.suffixes)}: must have a file of one side for each '
             f'of the other, there are {", ".join(p.name for p in (*first, *second))}'
         )
     return list(zip(first, second, strict=True))

@@ -71,7 +71,7 @@ def _prepared(c: ConfigDict) -> tuple[str, str] | None:
 def _trained(c: ConfigDict) -> Tokenizer:
     whole = config.copy(c)
     whole.data.packages = ()
-    whole.data.form = 'text'
+    whole.data.view = 'text'
     whole.objective = 'clm'  # of every kind of example the texts
     if c.tokenizer.text:
         whole.data.path, whole.data.files = c.tokenizer.text, ()

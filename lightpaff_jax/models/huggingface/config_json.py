@@ -42,7 +42,7 @@ _SIZES: dict[str, dict[str, tuple[str, int]]] = {
         'heads': ('num_attention_heads', 12),
         'ffn': ('intermediate_size', 3072),
         'positions': ('max_position_embeddings', 512),
-        'types': ('type_vocab_size', 2),
+        'type_vocab_size': ('type_vocab_size', 2),
     },
     'gpt2': {
         'vocab_size': ('vocab_size', 50257),

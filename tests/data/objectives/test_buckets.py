@@ -130,7 +130,7 @@ def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(
         c.student.update(
             {'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'vocab_size': 512, 'positions': 384}
         )
-        c.data.batch_size, c.train.micro_steps, c.eval.batches = 8, 1, 1
+        c.data.batch_size, c.train.grad_accum_steps, c.eval.batches = 8, 1, 1
         c.train.update({'updates': updates, 'save_every': 5, 'log_every': 5})
         c.optim.warmup = 2
         return c, train(c)

@@ -100,7 +100,7 @@ def test_each_document_of_mass_has_a_fragment_of_its_own(tokenizer, sizes):
 
 def test_fragments_of_many_short_documents_stay_within_the_room(tokenizer):
     c = configured('mass')
-    c.data.fragment = 0.3
+    c.data.span_rate = 0.3
     found = arrays(c, tokenizer, [packed(*drawn(tokenizer, *[1] * 12))])
     predicted = objectives.OBJECTIVES['mass'].shape(c).predicted
     assert predicted == 7

@@ -75,7 +75,7 @@ def test_another_form_or_target_length_is_another_folder(data_cache, vocabulary)
 
 @pytest.mark.parametrize(
     ('key', 'value'),
-    [('data.masked', 0.3), ('data.fragment', 0.3), ('data.whole_words', True), ('seed', 5),
+    [('data.mask_rate', 0.3), ('data.span_rate', 0.3), ('data.whole_words', True), ('seed', 5),
      ('data.batch_size', 64), ('data.long_text', 'error'), ('student.width', 64)],
 )  # fmt: skip
 def test_what_the_records_do_not_depend_on_shares_a_folder(c, tokenizer, prepared, key, value):

@@ -59,7 +59,9 @@ def test_a_set_is_named_with_its_keys_its_splits_and_its_weight():
     c = config.default()
     c.data.held_out = 0.2
     known = list(config.SOURCES)
-    part = specs.part(c, 'exclude', 'table:data/x?columns=0,1&held_out=0.05#test,train', known)
+    part = specs.part(
+        c, 'decontaminate', 'table:data/x?columns=0,1&held_out=0.05#test,train', known
+    )
     assert (part.c.data.source, part.c.data.path) == ('table', 'data/x')
     assert (part.c.data.columns, part.c.data.held_out) == (('0', '1'), 0.05)
     assert part.splits == ('test', 'train')
@@ -80,8 +82,8 @@ def test_a_set_is_named_with_its_keys_its_splits_and_its_weight():
 )
 def test_a_set_that_is_named_wrongly_is_one_line(entry, rule):
     with pytest.raises(UserError, match=rule) as error:
-        specs.part(config.default(), 'exclude', entry, list(config.SOURCES))
-    assert str(error.value).startswith(f'config.data.exclude = {entry!r}: ')
+        specs.part(config.default(), 'decontaminate', entry, list(config.SOURCES))
+    assert str(error.value).startswith(f'config.data.decontaminate = {entry!r}: ')
     assert '\n' not in str(error.value)
 
 
@@ -95,13 +97,13 @@ def test_a_part_of_a_mixture_has_a_weight(entry):
 
 def test_rows_of_another_set_are_left_out_of_train(mr, sst2):
     plain = by_split(polarity(mr))
-    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05',))
+    c = polarity(mr, decontaminate=(f'sst2:{sst2}?held_out=0.05',))
     left = by_split(c)
     both = {'well, it is a fine film indeed!', 'A good film 3 .'}
     assert plain['train'] - left['train'] == both
     assert plain['test'] == left['test']
     assert plain['validation'] == left['validation']
-    c.data.exclude = (f'sst2:{sst2}?held_out=0.05#test',)
+    c.data.decontaminate = (f'sst2:{sst2}?held_out=0.05#test',)
     assert plain['train'] - by_split(c)['train'] == {'well, it is a fine film indeed!'}
     assert sources.identity(c) != sources.identity(polarity(mr))
 
@@ -114,18 +116,18 @@ def test_no_text_that_is_evaluated_on_is_in_a_text_that_is_pre_trained_on(mr, ss
     c.data.source = 'mixture'
     c.data.mixture = (f'text:{books}=0.5', f'mr:{mr}?held_out=0.1=0.5')
     before = [e.first for e in sources.examples(c, 'train')]
-    c.data.exclude = (f'sst2:{sst2}?held_out=0.05#validation,test',)
+    c.data.decontaminate = (f'sst2:{sst2}?held_out=0.05#validation,test',)
     after = [e.first for e in sources.examples(c, 'train')]
     gone = set(before) - set(after)
     assert any('fine film' in text for text in gone)
     assert all('fine film' in text for text in gone)
     kept = [e.first for e in sources.examples(c, 'test')]
-    c.data.exclude = ()
+    c.data.decontaminate = ()
     assert kept == [e.first for e in sources.examples(c, 'test')]
-    c.data.exclude = (f'sst2:{sst2}?held_out=0.05#validation,test',)
+    c.data.decontaminate = (f'sst2:{sst2}?held_out=0.05#validation,test',)
     parts = [part for part, _ in sources.parts(c)]
     assert [part.data.held_out for part in parts] == [0.0, 0.1]
-    assert all(part.data.exclude == c.data.exclude for part in parts)
+    assert all(part.data.decontaminate == c.data.decontaminate for part in parts)
 
 
 def test_what_is_excluded_is_read_by_the_settings_of_the_run_and_not_of_the_part(tmp_path):
@@ -139,10 +141,10 @@ def test_what_is_excluded_is_read_by_the_settings_of_the_run_and_not_of_the_part
     c.data.source, c.data.path, c.data.mixture = 'mixture', '', (f'text:{a}?held_out=0.05=1',)
     read = {e.first for e in sources.examples(c, 'train')}
     assert held & read
-    c.data.exclude = (f'text:{b}#test',)
+    c.data.decontaminate = (f'text:{b}#test',)
     assert {e.first for e in sources.examples(c, 'train')} == read - held
     ((part, _),) = sources.parts(c)
-    assert part.data.exclude == (f'text:{b}?held_out=0.3#test',)
+    assert part.data.decontaminate == (f'text:{b}?held_out=0.3#test',)
 
 
 @pytest.mark.parametrize('evaluated', ['dollars', 'euros'])
@@ -156,9 +158,9 @@ def test_a_text_is_left_out_as_it_is_and_repaired(tmp_path, evaluated, learnt):
     )
     c = config.default()
     c.data.source, c.data.path, c.data.replace = 'text', folder, ('dollars=euros',)
-    c.data.exclude = (f'text:{folder}#test',)
+    c.data.decontaminate = (f'text:{folder}#test',)
     assert [e.first for e in sources.examples(c, 'train')] == [other]
-    c.data.exclude = ()
+    c.data.decontaminate = ()
     assert [e.first for e in sources.examples(c, 'train')] == [line.format('euros'), other]
 
 
@@ -167,7 +169,7 @@ def test_a_text_is_left_out_though_a_sign_keeps_one_side_from_being_repaired(tmp
     folder = write(tmp_path / 'x', {'train.txt': f'{line}.\n\nother', 'test.txt': line})
     c = config.default()
     c.data.source, c.data.path, c.data.replace = 'text', folder, ('dollars=euros',)
-    c.data.exclude = (f'text:{folder}#test',)
+    c.data.decontaminate = (f'text:{folder}#test',)
     assert [e.first for e in sources.examples(c, 'train')] == ['other']
 
 
@@ -182,7 +184,7 @@ def test_unlabelled_text_is_repaired_and_has_nothing_that_is_evaluated_or_exclud
     c = polarity(folder, source='table', held_out=0.0, columns=('0', '', '1'), classes=2)
     c.data.replace = ('dollars=euros',)
     c.data.unlabelled = (f'text:{more}#train',)
-    c.data.exclude = (f'text:{write(tmp_path / "z", {"test.txt": known})}#test',)
+    c.data.decontaminate = (f'text:{write(tmp_path / "z", {"test.txt": known})}#test',)
     added = [e.first for e in sources.examples(c, 'train') if e.label < 0]
     assert added == [new.replace('dollars', 'euros')]
 
@@ -197,7 +199,7 @@ def test_unlabelled_text_is_repaired_and_has_nothing_that_is_evaluated_or_exclud
         ('columns=a,b', 'config.data.columns = a,b: must be at most 1'),
     ],
 )
-@pytest.mark.parametrize('key', ['mixture', 'exclude', 'unlabelled'])
+@pytest.mark.parametrize('key', ['mixture', 'decontaminate', 'unlabelled'])
 def test_a_value_of_a_set_s_own_is_checked(key, query, says):
     entry = f'text:data/x?{query}' + ('=1' if key == 'mixture' else '')
     make = specs.weighted if key == 'mixture' else specs.part
@@ -209,15 +211,15 @@ def test_a_value_of_a_set_s_own_is_checked(key, query, says):
 @pytest.mark.parametrize(
     ('entry', 'says'),
     [
-        ('parallel:x?sides=en', "must be two marks in names of files for source 'parallel'"),
-        ('parallel:x?sides=en,EN', "must be two marks in names of files for source 'parallel'"),
-        ('pydocs?form=txt', "config.data.form = 'txt': must be one of text, topic, pairs, summary"),
+        ('parallel:x?suffixes=en', "must be two marks in names of files for source 'parallel'"),
+        ('parallel:x?suffixes=en,EN', "must be two marks in names of files for source 'parallel'"),
+        ('pydocs?view=txt', "config.data.view = 'txt': must be one of text, topic, pairs, summary"),
         ('table:x?columns=0,1,', 'config.data.columns = 0,1,: must name the column of the class'),
     ],
 )
 def test_a_value_that_its_source_cannot_have_is_named(entry, says):
     with pytest.raises(UserError) as error:
-        specs.part(config.default(), 'exclude', entry, list(config.SOURCES))
+        specs.part(config.default(), 'decontaminate', entry, list(config.SOURCES))
     assert says in str(error.value)
 
 
@@ -232,18 +234,18 @@ def test_a_part_s_own_settings_and_those_of_the_run_are_of_two_sets(tmp_path):
     c.data.source, c.data.columns = 'mixture', names
     c.data.mixture = (f'table:{one}=1', f'table:{two}?columns=a=1')
     assert len([*sources.examples(c, 'test')]) == 2 + 1
-    c.data.exclude = (f'table:{one}#test',)
+    c.data.decontaminate = (f'table:{one}#test',)
     second = sources.parts(c)[1][0]
-    (read,) = sources._parts(second, 'exclude')
+    (read,) = sources._parts(second, 'decontaminate')
     assert read.c.data.columns == names
-    c.data.exclude = (f'text:{other}#test',)
-    (read,) = sources._parts(sources.parts(c)[1][0], 'exclude')
+    c.data.decontaminate = (f'text:{other}#test',)
+    (read,) = sources._parts(sources.parts(c)[1][0], 'decontaminate')
     assert read.splits == ('test',)
 
 
 def test_unlabelled_text_of_which_nothing_is_left_is_named(mr, sst2):
     entry = f'sst2:{sst2}?held_out=0.05#train'
-    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05',), unlabelled=(entry,))
+    c = polarity(mr, decontaminate=(f'sst2:{sst2}?held_out=0.05',), unlabelled=(entry,))
     with pytest.raises(UserError) as error:
         [*sources.examples(c, 'train')]
     assert str(error.value).startswith(f'config.data.unlabelled = {entry!r}: nothing is left of it')
@@ -256,7 +258,7 @@ def test_words_that_stand_for_others_are_replaced_whole(tmp_path):
     )
     c = config.default()
     c.student.update({'family': 'mass', 'decoder_layers': 1})
-    c.objective, c.data.source, c.data.path, c.data.sides = (
+    c.objective, c.data.source, c.data.path, c.data.suffixes = (
         'seq2seq',
         'parallel',
         folder,
@@ -270,7 +272,7 @@ def test_words_that_stand_for_others_are_replaced_whole(tmp_path):
 
 
 def test_unlabelled_text_has_no_class_and_the_teacher_alone_speaks(mr, sst2, tmp_path, data_cache):
-    c = polarity(mr, exclude=(f'sst2:{sst2}?held_out=0.05#test',))
+    c = polarity(mr, decontaminate=(f'sst2:{sst2}?held_out=0.05#test',))
     c.data.unlabelled = (f'sst2:{sst2}?held_out=0.05#train',)
     c.data.update({'cache': str(tmp_path / 'cache'), 'length': 16, 'batch_size': 8})
     c.student.vocab_size, c.loss.lambda_, c.teacher.path = 300, 0.3, 'somewhere'
@@ -314,8 +316,8 @@ def test_unlabelled_text_needs_a_teacher_and_classes(mr, sst2):
 
 
 def test_a_set_that_is_not_there_says_which_key_named_it(mr):
-    c = polarity(mr, exclude=('sst2:/nowhere?held_out=0.05',))
-    rule = r"data.exclude = 'sst2:/nowhere.*': /nowhere: no such path, put a folder with train.tsv"
+    c = polarity(mr, decontaminate=('sst2:/nowhere?held_out=0.05',))
+    rule = r"data.decontaminate = 'sst2:/nowhere.*': /nowhere: no such path, put a folder with train.tsv"
     with pytest.raises(MissingPaths, match=rule):
         sources.check(c)
     c = polarity(mr)
@@ -337,7 +339,7 @@ def test_neither_of_polarity_and_sst2_learns_from_a_sentence_of_the_other():
     for task in ('sst2', 'polarity'):
         c = flags.load(f'{configs}/bert_stage2.py:{task}_small')
         c.data.path = c.data.path.replace('data', DATA, 1)
-        c.data.exclude = tuple(e.replace(':data', f':{DATA}') for e in c.data.exclude)
+        c.data.decontaminate = tuple(e.replace(':data', f':{DATA}') for e in c.data.decontaminate)
         c.data.unlabelled = ()
         read[task] = {s: [e.first for e in sources.examples(c, s)] for s in sources.SPLITS}
     assert len(read['sst2']['test']) == 872
@@ -395,7 +397,7 @@ def test_a_pair_is_one_document_of_pretraining_and_a_translation_two(tmp_path):
     assert len(texts) == 30
     assert 'how is 7 made\nwhat makes 7' in texts
 
-    c.data.source, c.data.sides, c.data.held_out = 'parallel', ('en', 'de'), 0.0
+    c.data.source, c.data.suffixes, c.data.held_out = 'parallel', ('en', 'de'), 0.0
     sides = {
         f'{split}.{side}': f'{side} line\n' for split in ('train', 'val') for side in ('en', 'de')
     }

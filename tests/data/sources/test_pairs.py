@@ -16,7 +16,7 @@ HINT = " (config.data.on_error = 'skip' leaves such rows out)"
 
 
 def parallel(path, **keys):
-    return configured('parallel', path, **({'sides': ('en', 'de')} | keys))
+    return configured('parallel', path, **({'suffixes': ('en', 'de')} | keys))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_lines_of_two_files_are_pairs(tmp_path, names):
     want = [Example('one', 'eins'), Example('two words ', 'zwei')]
     assert list(sources.examples(parallel(tmp_path), 'train')) == want
     back = [Example(e.second, e.first) for e in want]
-    assert list(sources.examples(parallel(tmp_path, sides=('de', 'en')), 'train')) == back
+    assert list(sources.examples(parallel(tmp_path, suffixes=('de', 'en')), 'train')) == back
 
 
 def test_shards_of_both_sides_are_pairs_in_their_order(tmp_path):
@@ -46,7 +46,7 @@ def test_shards_of_both_sides_are_pairs_in_their_order(tmp_path):
     assert list(sources.examples(parallel(tmp_path), 'train')) == want
 
 
-SIDES = 'config.data.sides = en,de: '
+SIDES = 'config.data.suffixes = en,de: '
 SHARDS = SIDES + 'must have a file of one side for each of the other, there are '
 
 

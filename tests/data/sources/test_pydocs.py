@@ -255,7 +255,7 @@ def test_package_filter_reads_examples_of_those_packages_only(data_cache, rows, 
 )
 def test_classes_hold_every_label(data_cache, form, classes):
     c = data_fixtures.tiny(data_cache)
-    c.data.form, c.data.packages = form, ()
+    c.data.view, c.data.packages = form, ()
     assert sources.classes(c) == classes
     labels = {e.label for e in sources.SOURCES['pydocs'].examples(c, 'test', print)}
     assert labels == (set(range(classes)) or {-1})

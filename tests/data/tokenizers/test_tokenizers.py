@@ -91,11 +91,11 @@ def test_loaded_twice_is_trained_once(families, family, data_cache, monkeypatch)
     assert selection.load(configuration(data_cache, family)) == families[family]
 
 
-@pytest.mark.parametrize('form', config.FORMS)
+@pytest.mark.parametrize('form', config.VIEWS)
 def test_neither_packages_nor_form_change_the_vocabulary(families, data_cache, form):
     c = data_fixtures.tiny(data_cache)
     c.data.packages = ('numpy',)
-    c.data.form = form
+    c.data.view = form
     assert selection.load(c).hash == families['gpt2'].hash
 
 

@@ -70,7 +70,7 @@ def test_a_regression_is_refused(tmp_path):
     [
         ({'architectures': ['BertModel']}, {
             'family': 'bert', 'head': 'none', 'layers': 12, 'width': 768, 'heads': 12, 'ffn': 3072,
-            'positions': 512, 'vocab_size': 30522, 'types': 2,
+            'positions': 512, 'vocab_size': 30522, 'type_vocab_size': 2,
         }),
         ({'architectures': ['GPT2Model'], 'n_embd': 1024, 'n_head': 16}, {
             'family': 'gpt2', 'layers': 12, 'width': 1024, 'heads': 16, 'ffn': 4096,
