@@ -21,7 +21,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.03'
 import jax
 import pytest
 from helpers import commands as command_cases
-from helpers import corpus as data_fixtures
+from helpers import corpus
 from helpers.processes import QUICK
 from jax._src import compiler, lru_cache
 from jax.experimental.compilation_cache import compilation_cache
@@ -82,10 +82,10 @@ def full_compilation():
 def data_cache(tmp_path_factory) -> str:
     """The embedded corpus, built once a session; processes of one session share it."""
     if _CACHE:
-        return data_fixtures.build(pathlib.Path(_CACHE))
+        return corpus.build_cache(pathlib.Path(_CACHE))
     base = tmp_path_factory.getbasetemp()
     parallel = 'PYTEST_XDIST_WORKER' in os.environ
-    return data_fixtures.build((base.parent if parallel else base) / 'data')
+    return corpus.build_cache((base.parent if parallel else base) / 'data')
 
 
 @pytest.fixture(scope='session')
@@ -106,4 +106,4 @@ def here(small_runs):
 @pytest.fixture(scope='session')
 def vocabulary(tmp_path_factory):
     """A tokenizer with every special token, one id a word of one letter."""
-    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
+    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))

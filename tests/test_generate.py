@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 from helpers import networks as network_cases
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -225,7 +225,7 @@ def folders(data_cache, tmp_path_factory):
     """A folder of each family in Hugging Face's format, 32 positions."""
     root = tmp_path_factory.mktemp('folders')
     for family in ('bert', 'gpt2', 'mass'):
-        c = data_fixtures.tiny(data_cache)
+        c = corpus.tiny_config(data_cache)
         c.student.update({'family': family, 'layers': 2, 'width': 16, 'heads': 2, 'ffn': 24})
         c.student.update({'decoder_layers': 2 * (family == 'mass'), 'positions': 32})
         model = models.build(c.student)

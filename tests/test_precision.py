@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax.train import train
 
@@ -21,7 +21,7 @@ FORMS = {'classify': 'pairs', 'seq2seq': 'summary'}
 
 
 def losses(cache, workdir, objective, dtype):
-    c = data_fixtures.tiny(cache)
+    c = corpus.tiny_config(cache)
     c.workdir, c.objective, c.train.compute_dtype = str(workdir), objective, dtype
     c.student.update({'layers': 2, 'width': 64, 'heads': 4, 'ffn': 256, **NETWORKS[objective]})
     c.data.packages = ('etils', 'optax')

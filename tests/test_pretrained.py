@@ -7,7 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -25,7 +25,7 @@ OBJECTIVES = {'gpt2': 'clm', 'bert': 'mlm', 'mass': 'mass'}
 
 
 def configured(cache, workdir, family='gpt2', **student):
-    c = data_fixtures.tiny(cache)
+    c = corpus.tiny_config(cache)
     c.workdir = str(workdir)
     c.objective = OBJECTIVES[family]
     c.student.update({**SHAPE, 'family': family, 'decoder_layers': 2 * (family == 'mass')})
@@ -255,7 +255,7 @@ def test_teacher_and_student_with_different_tokenizers_are_refused(data_cache, p
 
 @pytest.mark.parametrize('lowercase', [True, False])
 def test_a_vocab_txt_without_settings_is_read_as_the_configuration_says(tmp_path, lowercase):
-    vocabulary = data_fixtures.wordpiece(tmp_path)
+    vocabulary = corpus.wordpiece_tokenizer(tmp_path)
     c = config.default()
     c.student.update({**SHAPE, 'family': 'bert', 'vocab_size': vocabulary.vocab_size})
     model = models.build(c.student)
@@ -273,7 +273,7 @@ def test_saving_leaves_no_tokenizer_of_before_and_no_half_of_a_folder(
     path, model, params = places['bert']
     shutil.copytree(path, tmp_path / 'm')
     (tmp_path / 'words').mkdir()
-    words = data_fixtures.wordpiece(tmp_path / 'words')
+    words = corpus.wordpiece_tokenizer(tmp_path / 'words')
     assert (tmp_path / 'm' / 'tokenizer.model').exists()
     (tmp_path / 'm' / 'model_ema.safetensors').write_bytes(b'mine')
     lightpaff_jax.save(str(tmp_path / 'm'), model, params, words)
@@ -292,7 +292,7 @@ def test_saving_leaves_no_tokenizer_of_before_and_no_half_of_a_folder(
 
 @pytest.mark.parametrize(('family', 'kept'), [('bert', 'cls a sep'), ('mass', 'a sep')])
 def test_an_exported_word_piece_frames_a_text_as_the_family_reads_it(tmp_path, family, kept):
-    words = data_fixtures.wordpiece(tmp_path)
+    words = corpus.wordpiece_tokenizer(tmp_path)
     words.save(tmp_path / 'out', family)
     fast = Tokenizer.from_file(str(tmp_path / 'out' / 'tokenizer.json'))
     ids = {'cls': [words.cls_id], 'sep': [words.sep_id], 'a': words.encode(['the dog'])[0]}
@@ -350,7 +350,7 @@ def test_a_teacher_in_a_narrow_type_is_there_once():
 def test_a_folder_in_a_bucket_is_not_written_here(places, data_cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, model, params = places['gpt2']
-    tokenizer = selection.load(data_fixtures.tiny(data_cache))
+    tokenizer = selection.load(corpus.tiny_config(data_cache))
     with pytest.raises(UserError, match=r'^gs://bucket/student: must be a local folder$'):
         lightpaff_jax.save('gs://bucket/student', model, params, tokenizer)
     assert not [*tmp_path.iterdir()]

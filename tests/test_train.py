@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import checkpoint, evaluate, pretrained, workdir
 from lightpaff_jax.errors import UserError
@@ -11,7 +11,7 @@ from lightpaff_jax.train import train
 
 
 def configured(cache, workdir, **train_keys):
-    c = data_fixtures.tiny(cache)
+    c = corpus.tiny_config(cache)
     c.workdir = str(workdir)
     c.student.update({'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'positions': 32})
     c.data.batch_size, c.train.grad_accum_steps = 8, 1

@@ -41,21 +41,8 @@ def training(
     Raises:
       UserError: the train split is missing.
     """
-    make = _maker(c, prepared, tokenizer, rows)
+    make = batch_function(c, prepared, tokenizer, rows)
     return _read_ahead(make, start, sys.maxsize, c.data.prefetch)
-
-
-def batch_at(
-    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, index: int, process: int = 0,
-    processes: int = 1,
-) -> batch_lib.Batch:  # fmt: skip
-    """Rows of one of `processes` parts of global batch `index`: arrays [M, B/(M*processes), T].
-
-    order.py says which records these are. Micro-batch m holds rows m*B/M and on, of which each
-    part is contiguous. With `config.data.buckets` T is the bucket's.
-    """
-    each = c.data.batch_size // (c.train.grad_accum_steps * processes)
-    return _maker(c, prepared, tokenizer, process * each + np.arange(each))(index)
 
 
 def evaluation(
@@ -77,7 +64,7 @@ def evaluation(
     records = _evaluated(c, prepared, split)
     size, arrays = c.eval.batch_size, objectives.OBJECTIVES[c.objective].arrays
     mine_R = np.arange(size) if rows is None else rows
-    numbers_nB = evaluation_numbers(c, prepared, split)
+    numbers_nB = evaluation_indices(c, prepared, split)
 
     def make(index: int) -> batch_lib.Batch:
         wanted = numbers_nB[index, mine_R]
@@ -94,7 +81,7 @@ def evaluation(
     return _read_ahead(make, 0, len(numbers_nB), c.data.prefetch)
 
 
-def evaluation_numbers(
+def evaluation_indices(
     c: ConfigDict, prepared: Prepared | Mixture, split: str
 ) -> Int[np.ndarray, 'n B']:
     """What is in each row of each batch of `evaluation`: the number of its block, window or
@@ -106,7 +93,7 @@ def evaluation_numbers(
         batches = min(batches, c.eval.batches)
     # Examples come class by class, mixtures set by set: a part must not be one of them.
     drawn = prepared.kind == 'examples' or isinstance(prepared, Mixture)
-    place = sampler.fixed(len(records)) if drawn else int
+    place = sampler.evaluation_order(len(records)) if drawn else int
     read = min(batches * size, len(records))
     numbers = [place(i) for i in range(read)] + [-1] * (batches * size - read)
     return np.array(numbers, np.int64).reshape(batches, size)
@@ -157,7 +144,7 @@ class _Windows:
 _Readable = Records | MixedRecords | _Windows
 
 
-def _maker(
+def batch_function(
     c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, rows: np.ndarray | None
 ) -> Callable[[int], batch_lib.Batch]:
     """index -> `rows` of each micro-batch of a global batch."""
@@ -170,9 +157,9 @@ def _maker(
     if c.data.buckets:
         assert isinstance(records, Records), 'validation refuses buckets of a mixture'
         fits = objectives.smallest(c, shapes, records.lengths())
-        rows_of = sampler.bucketed(fits, c.seed, size)
+        rows_of = sampler.make_bucketed(fits, c.seed, size)
     else:
-        rows_of = sampler.of(prepared, c.seed, size)
+        rows_of = sampler.make(prepared, c.seed, size)
 
     def make(index: int) -> batch_lib.Batch:
         rows = rows_of(index)
@@ -185,7 +172,7 @@ def _maker(
     return make
 
 
-def abstract(c: ConfigDict) -> list[batch_lib.Batch]:
+def abstract_batches(c: ConfigDict) -> list[batch_lib.Batch]:
     """ShapeDtypeStructs of a training batch, [M, B/M, ...], for each bucket: no data is read."""
     vocabulary: Any = types.SimpleNamespace(
         pad_id=0, eos_id=0, cls_id=0, sep_id=0, mask_id=0, special_ids=frozenset(),

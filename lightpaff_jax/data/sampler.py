@@ -34,7 +34,7 @@ class Rows(NamedTuple):
     """The smallest that all of them fit in."""
 
 
-def of(prepared: Prepared | Mixture, seed: int, size: int) -> Callable[[int], Rows]:
+def make(prepared: Prepared | Mixture, seed: int, size: int) -> Callable[[int], Rows]:
     """Index of a batch of `size` rows -> its rows, of the train split."""
     if isinstance(prepared, Mixture):
         lengths = [part.split('train')['records'] for part in prepared.parts]
@@ -83,7 +83,7 @@ def _philox(seed: int, epoch: int) -> np.random.Philox:
     return np.random.Philox(key=seed, counter=np.array([0, 0, 0, epoch], np.uint64))
 
 
-def bucketed(fits: Int[np.ndarray, ' n'], seed: int, size: int) -> Callable[[int], Rows]:
+def make_bucketed(fits: Int[np.ndarray, ' n'], seed: int, size: int) -> Callable[[int], Rows]:
     """Index of a batch of `size` rows -> its rows, records of like lengths together.
 
     An epoch is every record once. Of its batches all have records of one bucket, but those in which
@@ -125,7 +125,7 @@ def _spread(seed: int | str) -> int:
     return int.from_bytes(hashlib.sha256(f'order of the data {seed}'.encode()).digest()[:4])
 
 
-def fixed(n: int) -> Callable[[int], int]:
+def evaluation_order(n: int) -> Callable[[int], int]:
     """Place -> number: every record once, in one order for all runs."""
     stream = _stream(n, _spread(0))
     return lambda place: stream[place][0]

@@ -164,7 +164,7 @@ class Evaluation:
     def _look(self, split: str, call, *arguments) -> tuple[np.ndarray, dict[str, Any]]:
         """The numbers of the examples of a split, and what `call(*arguments, batch)` finds of them."""
         parts: dict[str, list[np.ndarray]] = {}
-        numbers_nB = batches.evaluation_numbers(self.c, self.prepared, split)
+        numbers_nB = batches.evaluation_indices(self.c, self.prepared, split)
         rows = sharding.rows(self.mesh, self.c.eval.batch_size)
         passed = batches.evaluation(self.c, self.prepared, self.tokenizer, split, rows)
         for numbers_B, batch in zip(numbers_nB, passed, strict=True):

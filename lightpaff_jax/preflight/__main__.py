@@ -164,7 +164,7 @@ def compiled(c: ConfigDict, mesh: Mesh, net: Any) -> Plan:
     guide = None if net is None else networks.guide(c, net, 'tpu')
     rule = optimizer.make(c)
     state = distill_step.abstract_state(c, mesh, student, rule)
-    batch = batches.abstract(c)[-1]
+    batch = batches.abstract_batches(c)[-1]
     place = sharding.of_batch(mesh, micro=True)
     batch = sharding.placed(batch, jax.tree.map(lambda _: place, batch))
     step = distill_step.make_step(c, mesh, student, guide, rule)

@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax.data import batches, objectives, prepare
 from lightpaff_jax.data.records import Prepared
@@ -18,30 +18,30 @@ from lightpaff_jax.errors import UserError
 
 @pytest.fixture
 def c(data_cache):
-    return data_fixtures.tiny(data_cache)
+    return corpus.tiny_config(data_cache)
 
 
 @pytest.fixture(scope='module')
 def tokenizer(data_cache):
-    return selection.load(data_fixtures.tiny(data_cache))
+    return selection.load(corpus.tiny_config(data_cache))
 
 
 @pytest.fixture(scope='module')
 def prepared(data_cache, tokenizer):
-    return prepare.prepare(data_fixtures.tiny(data_cache), tokenizer)
+    return prepare.prepare(corpus.tiny_config(data_cache), tokenizer)
 
 
 @pytest.fixture(scope='module')
 def vocabulary(tmp_path_factory):
     """A tokenizer with every special token."""
-    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
+    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
 
 
 def configured(data_cache, name):
     if name in ('classify', 'seq2seq'):
-        c = data_fixtures.examples(data_cache, 'pairs' if name == 'classify' else 'summary')
+        c = corpus.examples_config(data_cache, 'pairs' if name == 'classify' else 'summary')
     else:
-        c = data_fixtures.tiny(data_cache)
+        c = corpus.tiny_config(data_cache)
         c.data.packages, c.objective = ('ml_collections',), name
     return c
 
@@ -68,7 +68,7 @@ def records_as_rows(c, prepared, tokenizer, split):
 
 
 def test_arrays_have_the_shape_and_type_of_a_batch(c, prepared, tokenizer):
-    batch = batches.batch_at(c, prepared, tokenizer, 0)
+    batch = corpus.batch_at(c, prepared, tokenizer, 0)
     assert batch.tokens.shape == batch.labels.shape == batch.weights.shape == (2, 4, 32)
     assert (batch.tokens.dtype, batch.labels.dtype) == (np.int32, np.int32)
     assert batch.weights.dtype == np.float32
@@ -78,7 +78,7 @@ def test_each_epoch_sees_each_record_once_and_drops_none(c, prepared, tokenizer)
     n = prepared.split('train')['records']
     assert n % c.data.batch_size  # so an epoch ends within a batch
     stream = (
-        row for i in itertools.count() for row in rows(batches.batch_at(c, prepared, tokenizer, i))
+        row for i in itertools.count() for row in rows(corpus.batch_at(c, prepared, tokenizer, i))
     )
     want = collections.Counter(records_as_rows(c, prepared, tokenizer, 'train'))
     first, second = list(itertools.islice(stream, n)), list(itertools.islice(stream, n))
@@ -91,21 +91,21 @@ def test_each_epoch_sees_each_record_once_and_drops_none(c, prepared, tokenizer)
 def test_batch_does_not_depend_on_where_the_iterator_began(c, prepared, tokenizer, start):
     iterator = batches.training(c, prepared, tokenizer, start)
     for i, batch in enumerate(itertools.islice(iterator, 12)):
-        assert equal(batch, batches.batch_at(c, prepared, tokenizer, start + i))
+        assert equal(batch, corpus.batch_at(c, prepared, tokenizer, start + i))
     iterator.close()
 
 
 def test_micro_batches_do_not_change_the_batch(c, prepared, tokenizer):
-    want = rows(batches.batch_at(c, prepared, tokenizer, 3))
+    want = rows(corpus.batch_at(c, prepared, tokenizer, 3))
     for c.train.grad_accum_steps in (1, 4, 8):
-        assert rows(batches.batch_at(c, prepared, tokenizer, 3)) == want
+        assert rows(corpus.batch_at(c, prepared, tokenizer, 3)) == want
 
 
 def test_batch_size_does_not_change_the_stream(c, prepared, tokenizer):
-    want = [row for i in range(4) for row in rows(batches.batch_at(c, prepared, tokenizer, i))]
+    want = [row for i in range(4) for row in rows(corpus.batch_at(c, prepared, tokenizer, i))]
     c.data.batch_size = 16
     assert [
-        row for i in range(2) for row in rows(batches.batch_at(c, prepared, tokenizer, i))
+        row for i in range(2) for row in rows(corpus.batch_at(c, prepared, tokenizer, i))
     ] == want
 
 
@@ -115,7 +115,7 @@ def test_another_seed_is_another_order_in_every_epoch(c, prepared, tokenizer):
     orders = []
     for c.seed in (-1, 0, 1, 2, 2**40):
         orders += [
-            tuple(rows(batches.batch_at(c, prepared, tokenizer, epoch))) for epoch in range(3)
+            tuple(rows(corpus.batch_at(c, prepared, tokenizer, epoch))) for epoch in range(3)
         ]
     assert len(set(orders)) == len(orders)
     assert len({frozenset(order) for order in orders}) == 1
@@ -125,11 +125,11 @@ def test_another_seed_is_another_order_in_every_epoch(c, prepared, tokenizer):
 def test_union_of_the_processes_is_the_global_batch(c, prepared, tokenizer, processes):
     for index in (0, 57):
         parts = [
-            batches.batch_at(c, prepared, tokenizer, index, p, processes) for p in range(processes)
+            corpus.batch_at(c, prepared, tokenizer, index, p, processes) for p in range(processes)
         ]
         assert parts[0].tokens.shape == (2, 4 // processes, 32)
         together = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
-        assert equal(together, batches.batch_at(c, prepared, tokenizer, index))
+        assert equal(together, corpus.batch_at(c, prepared, tokenizer, index))
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
@@ -179,7 +179,7 @@ def arrays_of(batch):
 def test_batches_of_every_objective_have_the_shape_that_it_announces(data_cache, vocabulary, name):
     c = configured(data_cache, name)
     shape = objectives.OBJECTIVES[name].shape(c)
-    batch = batches.batch_at(c, prepare.prepare(c, vocabulary), vocabulary, 0)
+    batch = corpus.batch_at(c, prepare.prepare(c, vocabulary), vocabulary, 0)
     assert batch.tokens.shape == (2, 4, shape.tokens)
     assert batch.labels.shape == batch.weights.shape == (2, 4, shape.predicted)
     assert (batch.source is not None) == bool(shape.source)
@@ -192,8 +192,8 @@ def test_batches_of_every_objective_have_the_shape_that_it_announces(data_cache,
 def test_processes_see_rows_of_the_one_global_batch(data_cache, vocabulary, name, processes):
     c = configured(data_cache, name)
     prepared = prepare.prepare(c, vocabulary)
-    whole = batches.batch_at(c, prepared, vocabulary, 5)
-    parts = [batches.batch_at(c, prepared, vocabulary, 5, p, processes) for p in range(processes)]
+    whole = corpus.batch_at(c, prepared, vocabulary, 5)
+    parts = [corpus.batch_at(c, prepared, vocabulary, 5, p, processes) for p in range(processes)]
     assert equal(jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts), whole)
 
 
@@ -211,7 +211,7 @@ def test_another_epoch_masks_the_same_record_otherwise(data_cache, vocabulary, n
     in_order = [records[i] for i in range(n)]
     read, whole = [], []
     for epoch in range(2):
-        made = arrays_of(batches.batch_at(c, prepared, vocabulary, epoch))
+        made = arrays_of(corpus.batch_at(c, prepared, vocabulary, epoch))
         ids = made['tokens' if name == 'mlm' else 'source'].copy()
         read.append([row.tobytes() for row in ids])
         keys = [(c.seed, epoch, i) for i in range(n)]
@@ -271,10 +271,10 @@ def test_closing_the_iterator_ends_its_threads(c, prepared, tokenizer, prefetch)
 def test_iterator_reads_no_more_than_prefetch_batches_ahead(c, prepared, tokenizer, monkeypatch):
     made = []
 
-    def maker(*_):
+    def batch_function(*_):
         return lambda index: made.append(index) or index
 
-    monkeypatch.setattr(batches, '_maker', maker)
+    monkeypatch.setattr(batches, 'batch_function', batch_function)
     iterator = batches.training(c, prepared, tokenizer, 10)
     assert [next(iterator) for _ in range(3)] == [10, 11, 12]
     time.sleep(0.1)

@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config
 from lightpaff_jax.data import objectives, prepare, sources
@@ -18,7 +18,7 @@ from lightpaff_jax.errors import UserError
 
 @pytest.fixture(scope='module')
 def c(data_cache):
-    return data_fixtures.tiny(data_cache)
+    return corpus.tiny_config(data_cache)
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +34,7 @@ def prepared(c, tokenizer):
 @pytest.fixture
 def classify(tmp_path):
     """A configuration whose examples a test gives itself, by `give`."""
-    c = data_fixtures.examples(str(tmp_path), 'pairs')
+    c = corpus.examples_config(str(tmp_path), 'pairs')
     c.data.length = 8
     return c
 
@@ -89,7 +89,7 @@ def test_pieces_hold_every_id_of_the_documents_once(c, vocabulary, name, size):
 
 @pytest.mark.parametrize('form', ['topic', 'pairs', 'summary'])
 def test_every_example_is_a_record_of_its_ids_in_order(data_cache, vocabulary, form):
-    c = data_fixtures.examples(data_cache, form)
+    c = corpus.examples_config(data_cache, form)
     prepared = prepare.prepare(c, vocabulary)
     for split in pydocs.SPLITS:
         examples = list(sources.examples(c, split))
@@ -114,7 +114,7 @@ def test_examples_are_counted_by_hand(classify, vocabulary, monkeypatch):
 
 
 def test_targets_are_counted_by_hand(tmp_path, vocabulary, monkeypatch):
-    c = data_fixtures.examples(str(tmp_path), 'summary')
+    c = corpus.examples_config(str(tmp_path), 'summary')
     c.data.length, c.data.target_length = 8, 3
     give(monkeypatch, [Example('a b c', 'd e'), Example('a b c', 'd e g h')])
     prepared = prepare.prepare(c, vocabulary)
@@ -223,7 +223,7 @@ def test_no_document_is_an_empty_corpus(c, tokenizer, monkeypatch, tmp_path):
 
 
 def test_documents_that_are_packed_whole_are_counted_by_hand(tmp_path, vocabulary, monkeypatch):
-    c = data_fixtures.tiny(str(tmp_path))
+    c = corpus.tiny_config(str(tmp_path))
     c.objective, c.data.length, c.data.packing = 'mlm', 8, 'best_fit'
     # 3, 2, 8 and 1 ids; 6 fit in a row beside [CLS] and [SEP]
     give(monkeypatch, [Example(text) for text in ('a b c', 'a\nb', 'a b c d e g h i', 'dog', '')])
@@ -239,7 +239,7 @@ def test_documents_that_are_packed_whole_are_counted_by_hand(tmp_path, vocabular
 
 @pytest.mark.parametrize('name', ['clm', 'mlm', 'mass'])
 def test_whole_documents_hold_every_id_once(tmp_path, vocabulary, name):
-    c = data_fixtures.text_folder(tmp_path / 'text')
+    c = corpus.text_config(tmp_path / 'text')
     c.objective, c.data.packing = name, 'best_fit'
     prepared = prepare.prepare(c, vocabulary)
     for split in sources.SPLITS:
@@ -262,7 +262,7 @@ def test_whole_documents_hold_every_id_once(tmp_path, vocabulary, name):
 
 
 def test_the_packing_is_part_of_what_a_set_is(tmp_path, vocabulary):
-    c = data_fixtures.text_folder(tmp_path / 'text')
+    c = corpus.text_config(tmp_path / 'text')
     blocks = prepare.prepare(c, vocabulary)
     c.data.packing = 'best_fit'
     packed = prepare.prepare(c, vocabulary)
@@ -276,7 +276,7 @@ def test_the_packing_is_part_of_what_a_set_is(tmp_path, vocabulary):
 def test_words_are_those_of_the_original_text_where_the_source_tells_them(
     tmp_path, vocabulary, monkeypatch
 ):
-    c = data_fixtures.tiny(str(tmp_path))
+    c = corpus.tiny_config(str(tmp_path))
     give(monkeypatch, [Example('a b', words=7), Example('a\nb'), Example('a', words=0)])
     assert prepare.prepare(c, vocabulary).split('train')['words'] == 7 + 4 + 0
 
@@ -284,7 +284,7 @@ def test_words_are_those_of_the_original_text_where_the_source_tells_them(
 def test_malformed_rows_are_counted_and_the_first_ones_named(
     tmp_path, vocabulary, monkeypatch, caplog
 ):
-    c = data_fixtures.text_folder(tmp_path / 'text')
+    c = corpus.text_config(tmp_path / 'text')
 
     def examples(c, split, skipped):
         for row in range(14 if split == 'train' else 0):
@@ -311,7 +311,7 @@ def test_pairs_need_a_network_with_two_token_types(classify, vocabulary, monkeyp
 
 
 def test_a_mixture_is_the_sets_of_its_parts(tmp_path, vocabulary):
-    a, b = (data_fixtures.text_folder(tmp_path / name, seed=i) for i, name in enumerate('ab'))
+    a, b = (corpus.text_config(tmp_path / name, seed=i) for i, name in enumerate('ab'))
     mixed = config.copy(a)
     given = prepare.prepare(b, vocabulary)
     mixed.data.source, mixed.data.path = 'mixture', ''

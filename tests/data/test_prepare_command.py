@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import tokenizers as reference
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config
 from lightpaff_jax.config import flags, validate
@@ -37,9 +37,9 @@ def mistake(capsys, *argv):
 def place(tmp_path_factory):
     """A folder with text and a vocabulary."""
     folder = tmp_path_factory.mktemp('prepare')
-    data_fixtures.random_text(folder / 'text', 30_000)
+    corpus.write_random_text(folder / 'text', 30_000)
     (folder / 'vocabulary').mkdir()
-    data_fixtures.wordpiece(folder / 'vocabulary')
+    corpus.wordpiece_tokenizer(folder / 'vocabulary')
     return folder
 
 
@@ -117,11 +117,11 @@ def test_a_finished_set_that_lacks_a_part_of_a_shard_is_an_error(capsys, given, 
 
 def test_a_finished_set_that_lacks_its_tokenizer_has_it_again(capsys, given, tmp_path):
     call(capsys, *given)
-    before = data_fixtures.digests(tmp_path / 'set')
+    before = corpus.file_digests(tmp_path / 'set')
     shutil.rmtree(tmp_path / 'set' / 'tokenizer')
     code, out, _ = call(capsys, *given)
     assert (code, 'is prepared already' in out) == (0, True)
-    assert data_fixtures.digests(tmp_path / 'set') == before
+    assert corpus.file_digests(tmp_path / 'set') == before
 
 
 @pytest.mark.parametrize(('flag', 'wanted'), [([], 7), (['--config.data.workers=1'], 1),
@@ -153,14 +153,14 @@ def test_another_set_in_the_folder_is_an_error_that_says_what_differs(
     capsys, given, tmp_path, change, says
 ):
     call(capsys, *given)
-    before = data_fixtures.digests(tmp_path / 'set')
+    before = corpus.file_digests(tmp_path / 'set')
     line = mistake(capsys, *given, change)
     assert line.startswith(f'--out={tmp_path}/set: holds another set ({says}')
-    assert data_fixtures.digests(tmp_path / 'set') == before
+    assert corpus.file_digests(tmp_path / 'set') == before
 
 
 def test_text_that_changed_is_another_set(capsys, given, place, tmp_path):
-    data_fixtures.random_text(tmp_path / 'text', 5000)
+    corpus.write_random_text(tmp_path / 'text', 5000)
     argv = (f'--source=text:{tmp_path}/text', *given[1:])
     call(capsys, *argv)
     (tmp_path / 'text/test.txt').write_text('the dog')

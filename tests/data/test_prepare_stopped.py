@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config
 
@@ -70,9 +70,9 @@ print(json.dumps({'killed': killed, 'finished': finished, 'code': code, 'said': 
 def place(tmp_path_factory):
     """A folder with text of ten chunks and a vocabulary."""
     folder = tmp_path_factory.mktemp('prepare')
-    data_fixtures.random_text(folder / 'long', 1_000_000)
+    corpus.write_random_text(folder / 'long', 1_000_000)
     (folder / 'vocabulary').mkdir()
-    data_fixtures.wordpiece(folder / 'vocabulary')
+    corpus.wordpiece_tokenizer(folder / 'vocabulary')
     return folder
 
 
@@ -96,7 +96,7 @@ def undisturbed(place):
     """Digests of the set that nothing stops."""
     report = forks(place, place / 'whole', '--workers=1')
     assert report['code'] == 0
-    return data_fixtures.digests(place / 'whole')
+    return corpus.file_digests(place / 'whole')
 
 
 @pytest.mark.e2e
@@ -109,7 +109,7 @@ def test_what_is_killed_at_any_moment_ends_with_the_same_bytes(
     assert len(report['killed']) == kills
     assert max(report['killed']) >= 1  # not all before the first file
     for folder in tmp_path.iterdir():  # each that came to its end, killed before or not
-        assert data_fixtures.digests(folder) == undisturbed
+        assert corpus.file_digests(folder) == undisturbed
 
 
 @pytest.mark.e2e
@@ -137,7 +137,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(place, undisturbed
         ]
         report = forks(place, out, '--workers=1')
         assert (report['code'], len(report['said'])) == (0, 1)
-        assert data_fixtures.digests(out) == data_fixtures.digests(tmp_path / 'whole')
+        assert corpus.file_digests(out) == corpus.file_digests(tmp_path / 'whole')
     finally:
         long.write_text(text)
 

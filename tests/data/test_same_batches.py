@@ -8,10 +8,10 @@ import hashlib
 import jax
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config
-from lightpaff_jax.data import batches, records
+from lightpaff_jax.data import records
 from lightpaff_jax.data.prepared import shards
 from lightpaff_jax.data.records import Prepared, Record
 
@@ -26,7 +26,7 @@ PINNED = {
 
 @pytest.fixture(scope='module')
 def vocabulary(tmp_path_factory):
-    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
+    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
 
 
 def made(folder, name, vocabulary):
@@ -61,7 +61,7 @@ def made(folder, name, vocabulary):
 def digest(c, prepared, vocabulary):
     hasher = hashlib.sha256()
     for index in (0, 1, 11, 12, 40):  # the batches of two epochs
-        for leaf in jax.tree.leaves(batches.batch_at(c, prepared, vocabulary, index)):
+        for leaf in jax.tree.leaves(corpus.batch_at(c, prepared, vocabulary, index)):
             hasher.update(leaf.tobytes())
     return hasher.hexdigest()[:16]
 

@@ -29,8 +29,8 @@ def stream(rows_of, count, start=0):
 FITS = np.random.default_rng(0).choice([0, 1, 2], 101, p=[0.6, 0.3, 0.1])
 ORDERS = pytest.mark.parametrize(
     'make',
-    [lambda seed, size: sampler.of(prepared(101), seed, size),
-     lambda seed, size: sampler.bucketed(FITS, seed, size)],
+    [lambda seed, size: sampler.make(prepared(101), seed, size),
+     lambda seed, size: sampler.make_bucketed(FITS, seed, size)],
     ids=['stream', 'buckets'],
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_a_batch_is_a_function_of_its_index_alone(make):
 
 def test_large_sets_are_shuffled_like_small_ones():
     n = sampler._MANY + 3
-    rows = stream(sampler.of(prepared(n), 0, 64), 2 * n)
+    rows = stream(sampler.make(prepared(n), 0, 64), 2 * n)
     for epoch in range(2):
         part = rows[epoch * n : (epoch + 1) * n]
         assert sorted(number for number, _ in part) == list(range(n))
@@ -73,7 +73,7 @@ def test_large_sets_are_shuffled_like_small_ones():
 
 
 def test_a_batch_of_a_tiny_set_is_made_at_once():
-    rows_of = sampler.of(prepared(3), 0, 32)
+    rows_of = sampler.make(prepared(3), 0, 32)
     rows_of(0)
     began = time.perf_counter()
     for index in range(1, 101):
@@ -82,7 +82,7 @@ def test_a_batch_of_a_tiny_set_is_made_at_once():
 
 
 def test_most_batches_are_of_one_bucket_and_all_fit():
-    rows_of = sampler.bucketed(FITS, 0, 8)
+    rows_of = sampler.make_bucketed(FITS, 0, 8)
     mixed = 0
     for i in range(5 * 101 // 8):
         rows = rows_of(i)
@@ -92,7 +92,7 @@ def test_most_batches_are_of_one_bucket_and_all_fit():
 
 
 def test_buckets_save_padding_and_keep_the_order_of_batches_random():
-    rows_of = sampler.bucketed(FITS, 0, 8)
+    rows_of = sampler.make_bucketed(FITS, 0, 8)
     buckets = [rows_of(i).bucket for i in range(60)]
     assert collections.Counter(buckets)[0] > 25  # 60 % of the records
     assert buckets != sorted(buckets)
@@ -100,14 +100,14 @@ def test_buckets_save_padding_and_keep_the_order_of_batches_random():
 
 
 def test_records_of_one_bucket_meet_others_in_another_epoch():
-    rows_of = sampler.bucketed(np.zeros(64, int), 0, 8)
+    rows_of = sampler.make_bucketed(np.zeros(64, int), 0, 8)
     batches = [frozenset(rows_of(i).numbers) for i in range(16)]
     assert len({*batches[:8]} & {*batches[8:]}) == 0
 
 
 def test_a_mixture_draws_in_proportion_to_its_weights():
     parts = (prepared(50, 'a'), prepared(20, 'b'), prepared(7, 'c'))
-    rows = stream(sampler.of(Mixture(parts, (0.5, 0.3, 0.2)), 0, 10), 1000)
+    rows = stream(sampler.make(Mixture(parts, (0.5, 0.3, 0.2)), 0, 10), 1000)
     counts = collections.Counter((n >= 50) + (n >= 70) for n, _ in rows)
     assert [counts[k] for k in range(3)] == [500, 300, 200]
     for low, high in ((0, 50), (50, 70), (70, 77)):
@@ -120,14 +120,14 @@ def test_a_mixture_draws_in_proportion_to_its_weights():
 
 
 def test_equal_parts_of_a_mixture_have_orders_of_their_own():
-    rows = stream(sampler.of(Mixture((prepared(40), prepared(40)), (1, 1)), 0, 8), 80)
+    rows = stream(sampler.make(Mixture((prepared(40), prepared(40)), (1, 1)), 0, 8), 80)
     first, second = [n for n, _ in rows if n < 40], [n - 40 for n, _ in rows if n >= 40]
     assert sorted(first) == sorted(second) == list(range(40))
     assert first != second
 
 
 def test_the_fixed_order_is_every_record_once():
-    found = sampler.fixed(50)
+    found = sampler.evaluation_order(50)
     numbers = [found(i) for i in range(50)]
     assert sorted(numbers) == list(range(50))
     assert numbers != list(range(50))

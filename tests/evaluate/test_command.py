@@ -6,13 +6,14 @@ import subprocess
 import sys
 
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 from helpers.processes import environment
 
 import lightpaff_jax
 from lightpaff_jax import evaluate
 from lightpaff_jax.config import flags
 from lightpaff_jax.data import tokenizers
+from lightpaff_jax.data.sources import pydocs
 from lightpaff_jax.train import train
 
 CONFIG = """
@@ -49,7 +50,7 @@ def place(data_cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp('evaluate')
     shape = "'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'positions': 32"
     text = CONFIG.replace('SHAPE', shape).replace('CACHE', repr(data_cache))
-    topics = str(len(data_fixtures.pydocs.PACKAGES))
+    topics = str(len(pydocs.PACKAGES))
     (folder / 'small.py').write_text(text.replace('TOPICS', topics))
     with contextlib.chdir(folder):
         for preset in ('', 'text'):
@@ -149,7 +150,7 @@ def test_a_mistake_is_one_line(place, capsys, name):
 
 
 def test_another_tokenizer_is_named(place, capsys, tmp_path):
-    data_fixtures.wordpiece(tmp_path)
+    corpus.wordpiece_tokenizer(tmp_path)
     words = ('--model=runs/text', '--config=small.py:text', f'--config.tokenizer.path={tmp_path}')
     code, out, err = call(capsys, *words)
     assert (code, out) == (2, '')

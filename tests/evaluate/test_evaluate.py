@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config, evaluate, models, sharding
 from lightpaff_jax.data import batches
@@ -16,10 +16,10 @@ from lightpaff_jax.teacher import Teacher
 @pytest.fixture(scope='module')
 def scored(data_cache):
     """Scores of a fresh student with a teacher, and what a reference needs."""
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.student.update({'layers': 1, 'width': 32, 'heads': 2, 'ffn': 32})
     c.eval.batch_size = 24
-    prepared, tokenizer = data_fixtures.prepared(c), selection.load(c)
+    prepared, tokenizer = corpus.prepare_dataset(c), selection.load(c)
     mesh = sharding.make_mesh(c)
     student = models.build(c.student)
     shape = config.network(layers=1, width=16, heads=2, ffn=32, vocab_size=c.student.vocab_size)

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config, evaluate, generate, models, sharding
 from lightpaff_jax.batch import Batch
@@ -51,7 +51,7 @@ def reference_logits(c, numbers, seed):
 
 @pytest.fixture
 def pairs(data_cache):
-    c = data_fixtures.examples(data_cache, 'pairs')
+    c = corpus.examples_config(data_cache, 'pairs')
     c.student.update(SMALL)
     c.data.packages, c.data.length = ('flax', 'optax'), 64
     c.eval.batch_size = 16
@@ -136,7 +136,7 @@ def test_texts_of_a_prepared_set_are_decoded_ids(pairs, tmp_path):
 
 
 def test_blocks_have_their_text_and_loss(data_cache, tmp_path):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.student.update(SMALL)
     c.eval.batch_size = 24
     found, lines = scored(c, tmp_path)
@@ -152,7 +152,7 @@ def test_blocks_have_their_text_and_loss(data_cache, tmp_path):
 
 @pytest.fixture
 def summaries(data_cache):
-    c = data_fixtures.examples(data_cache, 'summary')
+    c = corpus.examples_config(data_cache, 'summary')
     c.student.update(SMALL | {'decoder_layers': 1})
     c.data.packages, c.data.length = ('flax', 'optax'), 64
     c.eval.update({'batch_size': 8, 'batches': 2, 'metric': 'rouge1'})

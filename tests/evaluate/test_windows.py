@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import evaluate, models, sharding
 from lightpaff_jax.data import batches, prepare
@@ -50,7 +50,7 @@ def test_each_id_is_predicted_once_from_the_ids_before_it_in_its_window(count, s
 
 @pytest.fixture
 def c(data_cache):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.student.update({'layers': 1, 'width': 32, 'heads': 2, 'ffn': 32})
     c.eval.batch_size = 24
     return c

@@ -1,4 +1,4 @@
-"""What tests of the data share: one corpus a session, small configurations of it."""
+"""Fixtures of the data tests: one corpus per session and small configurations that read it."""
 
 import hashlib
 import os
@@ -8,10 +8,13 @@ import string
 import subprocess
 import sys
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
-from lightpaff_jax.data import prepare, tokenizers
+from lightpaff_jax.batch import Batch
+from lightpaff_jax.data import batches, prepare, tokenizers
+from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Prepared
 from lightpaff_jax.data.sources import pydocs
 from lightpaff_jax.data.tokenizers import selection
@@ -19,14 +22,14 @@ from lightpaff_jax.data.tokenizers import selection
 VOCAB_SIZE = 512
 
 
-def build(folder: pathlib.Path) -> str:
-    """A data cache in `folder` that holds the corpus; takes some 20 s of one core."""
+def build_cache(folder: pathlib.Path) -> str:
+    """Builds the corpus in `folder`, a data cache; takes about 20 s on one core."""
     pydocs.opened(str(folder))
     return str(folder)
 
 
-def tiny(cache: str) -> ConfigDict:
-    """Two small packages, a small vocabulary, short sequences, 2 micro-batches of 4."""
+def tiny_config(cache: str) -> ConfigDict:
+    """Returns a configuration of two small packages, short blocks and 2 micro-batches of 4."""
     c = config.default()
     c.student.vocab_size = VOCAB_SIZE
     c.data.cache = cache
@@ -35,30 +38,45 @@ def tiny(cache: str) -> ConfigDict:
     c.data.batch_size = 8
     c.train.grad_accum_steps = 2
     c.eval.batch_size = 8
-    c.train.compilation_cache = ''  # that of the session
+    c.train.compilation_cache = ''  # keeps the cache of the test session
     return c
 
 
-def examples(cache: str, form: str) -> ConfigDict:
-    """As `tiny`, of another form than text, each with the family and objective that reads it."""
-    c = tiny(cache)
+def examples_config(cache: str, view: str) -> ConfigDict:
+    """Returns a configuration of a view other than text, with a family that reads it."""
+    c = tiny_config(cache)
     c.data.packages = ('etils', 'optax')
-    c.data.view = form
-    if form == 'summary':
+    c.data.view = view
+    if view == 'summary':
         c.student.family, c.student.decoder_layers, c.objective = 'mass', 2, 'seq2seq'
         c.data.target_length = 12
     else:
         c.student.family, c.student.head, c.objective = 'bert', 'classify', 'classify'
-        c.student.classes = len(pydocs.PACKAGES) if form == 'topic' else 2
+        c.student.classes = len(pydocs.PACKAGES) if view == 'topic' else 2
     return c
 
 
-def prepared(c: ConfigDict) -> Prepared:
+def prepare_dataset(c: ConfigDict) -> Prepared:
+    """Prepares the dataset of `c` with its own tokenizer."""
     return prepare.prepare(c, selection.load(c))
 
 
-def wordpiece(folder: pathlib.Path) -> tokenizers.Tokenizer:
-    """A BERT vocabulary of 61 pieces: letters, at the beginning of a word and in it, a few words."""
+def batch_at(
+    c: ConfigDict,
+    prepared: Prepared | Mixture,
+    tokenizer: tokenizers.Tokenizer,
+    index: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batch:
+    """Returns the rows [M, B/(M*process_count), T] that a process reads of global batch `index`."""
+    rows = c.data.batch_size // (c.train.grad_accum_steps * process_count)
+    rows_R = process_index * rows + np.arange(rows)
+    return batches.batch_function(c, prepared, tokenizer, rows_R)(index)
+
+
+def wordpiece_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
+    """Writes a BERT vocabulary of 61 tokens: letters, `##` letters, two words and a full stop."""
     letters = string.ascii_lowercase
     pieces = [*letters, *(f'##{letter}' for letter in letters), 'the', 'dog', '##ing', '.']
     special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
@@ -66,8 +84,8 @@ def wordpiece(folder: pathlib.Path) -> tokenizers.Tokenizer:
     return tokenizers.read(str(folder))
 
 
-def random_text(folder: pathlib.Path, size: int, seed: int = 0) -> None:
-    """train.txt of about `size` characters, validation.txt and test.txt of a ninth of that."""
+def write_random_text(folder: pathlib.Path, size: int, seed: int = 0) -> None:
+    """Writes train.txt of about `size` characters; validation.txt and test.txt have a ninth."""
     draw, words = random.Random(seed), ['the', 'dog', 'a', 'b', 'sunny', '.', 'quick', 'fox']
     folder.mkdir(parents=True)
     for split, share in (('train', 1), ('validation', 9), ('test', 9)):
@@ -79,19 +97,19 @@ def random_text(folder: pathlib.Path, size: int, seed: int = 0) -> None:
         (folder / f'{split}.txt').write_text('\n\n'.join(documents) + '\n')
 
 
-def text_folder(folder: pathlib.Path, seed: int = 0) -> ConfigDict:
-    """A configuration of a text folder that this makes."""
-    random_text(folder, 20_000, seed)
+def text_config(folder: pathlib.Path, seed: int = 0) -> ConfigDict:
+    """Writes random text and returns a configuration that reads it in blocks of 32."""
+    write_random_text(folder, 20_000, seed)
     c = config.default()
     c.data.source, c.data.path, c.data.length = 'text', str(folder), 32
     c.data.cache = str(folder.parent / 'cache')
     return c
 
 
-def small_process(script: str, cache: pathlib.Path, hash_seed: str = '0') -> subprocess.Popen:
-    """Runs `script` in a process of its own, where the corpus is three small packages.
+def start_python(script: str, cache: pathlib.Path, hash_seed: str = '0') -> subprocess.Popen:
+    """Starts `script` in a new interpreter whose corpus has three small packages.
 
-    It finds `cache` in sys.argv[1]; `communicate()` gives what it wrote, as text.
+    The script finds `cache` in sys.argv[1]; its output is captured as text.
     """
     head = (
         'import sys\n'
@@ -109,8 +127,8 @@ def small_process(script: str, cache: pathlib.Path, hash_seed: str = '0') -> sub
     )
 
 
-def digests(folder: pathlib.Path) -> dict[str, str]:
-    """Name -> SHA-256 of every file below a folder."""
+def file_digests(folder: pathlib.Path) -> dict[str, str]:
+    """Maps the relative path of every file in a folder to its SHA-256."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob('*'))

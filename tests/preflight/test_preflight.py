@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config, models, sharding
 from lightpaff_jax.data import batches
@@ -74,13 +74,13 @@ def shapes_of(batch):
 @pytest.mark.parametrize('form', ['blocks', 'documents', 'topic', 'summary'])
 def test_batches_without_data_have_the_shapes_of_batches_with_data(data_cache, form):
     documents = form in ('blocks', 'documents')
-    c = data_fixtures.tiny(data_cache) if documents else data_fixtures.examples(data_cache, form)
+    c = corpus.tiny_config(data_cache) if documents else corpus.examples_config(data_cache, form)
     c.data.packing = 'best_fit' if form == 'documents' else 'contiguous'
     c.data.buckets = () if documents else (16, 32)
-    prepared, tokenizer = data_fixtures.prepared(c), selection.load(c)
-    found = {shapes_of(batches.batch_at(c, prepared, tokenizer, index)) for index in range(12)}
-    assert found <= {shapes_of(batch) for batch in batches.abstract(c)}
-    assert len(batches.abstract(c)) == (1 if documents else 2)
+    prepared, tokenizer = corpus.prepare_dataset(c), selection.load(c)
+    found = {shapes_of(corpus.batch_at(c, prepared, tokenizer, index)) for index in range(12)}
+    assert found <= {shapes_of(batch) for batch in batches.abstract_batches(c)}
+    assert len(batches.abstract_batches(c)) == (1 if documents else 2)
 
 
 def test_flops_are_three_times_the_student_and_once_the_teacher():

@@ -5,7 +5,7 @@ import math
 import pathlib
 
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 from helpers.recipes import tables_of
 
 from lightpaff_jax import config, speed, train
@@ -28,7 +28,7 @@ def get_config(preset=''):
 @pytest.fixture(scope='module')
 def shared(data_cache, tmp_path_factory):
     """A recipe of a few updates on one device, with a choice of learning rates."""
-    c, place = data_fixtures.tiny(data_cache), tmp_path_factory.mktemp('shared')
+    c, place = corpus.tiny_config(data_cache), tmp_path_factory.mktemp('shared')
     c.workdir = str(place / 'recipe')
     (place / 'chex.py').write_text(TASK)
     c.recipe.tasks = (str(place / 'chex.py'),)

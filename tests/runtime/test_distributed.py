@@ -13,11 +13,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from helpers import corpus
 from helpers.processes import QUICK, environment
 
 from lightpaff_jax import checkpoint
 from lightpaff_jax.config import flags
-from lightpaff_jax.data import batches, prepare
+from lightpaff_jax.data import prepare
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.runtime import fingerprint
 
@@ -215,7 +216,7 @@ def test_1_2_and_4_processes_train_on_the_same_global_batches(resumed):
     tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
     for update in range(UPDATES):
-        wanted = jax.tree.leaves(batches.batch_at(c, prepared, tokenizer, update))
+        wanted = jax.tree.leaves(corpus.batch_at(c, prepared, tokenizer, update))
         assert wanted[0].shape[:2] == (MICRO, BATCH // MICRO)
         for number in (1, 2) if update < SAVED else (1, 2, 4):
             found = recorded(resumed, number, update)

@@ -6,11 +6,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import distill_step, models
 from lightpaff_jax.batch import Shape
 from lightpaff_jax.data import batches, objectives, prepare
+from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.train import train
 
 EXAMPLES = pytest.mark.parametrize('form', ['pairs', 'summary'])
@@ -19,11 +20,11 @@ EXAMPLES = pytest.mark.parametrize('form', ['pairs', 'summary'])
 @pytest.fixture(scope='module')
 def vocabulary(tmp_path_factory):
     """A tokenizer with every special token."""
-    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
+    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
 
 
 def configured(data_cache, form):
-    c = data_fixtures.examples(data_cache, form)
+    c = corpus.examples_config(data_cache, form)
     c.data.length, c.data.buckets = 384, (128, 256, 384)
     c.data.target_length = 192 if form == 'summary' else 0
     return c
@@ -39,7 +40,7 @@ def test_a_batch_is_as_long_as_its_bucket_and_loses_nothing(data_cache, vocabula
     seen = collections.Counter()
     tokens = 0
     for index in range(-(-n // 8)):
-        batch = batches.batch_at(c, prepared, vocabulary, index)
+        batch = corpus.batch_at(c, prepared, vocabulary, index)
         assert batch.shape in shapes
         seen[batch.shape] += 1
         tokens += (batch.source_segments if form == 'summary' else batch.segments).sum()
@@ -47,7 +48,7 @@ def test_a_batch_is_as_long_as_its_bucket_and_loses_nothing(data_cache, vocabula
     c.data.buckets = ()
     whole = sum(
         (b.source_segments if form == 'summary' else b.segments).sum()
-        for b in (batches.batch_at(c, prepared, vocabulary, i) for i in range(n // 8))
+        for b in (corpus.batch_at(c, prepared, vocabulary, i) for i in range(n // 8))
     )
     assert abs(int(tokens) - int(whole)) <= 8 * 384 * 2  # the last batch reaches into epoch 1
 
@@ -58,7 +59,7 @@ def test_rows_of_buckets_are_those_of_the_full_length_without_their_padding(
 ):
     c = configured(data_cache, form)
     prepared = prepare.prepare(c, vocabulary)
-    full = data_fixtures.examples(data_cache, form)
+    full = corpus.examples_config(data_cache, form)
     full.data.length, full.data.target_length = 384, c.data.target_length
     records = prepared.records('train')
     n = len(records)
@@ -68,7 +69,7 @@ def test_rows_of_buckets_are_those_of_the_full_length_without_their_padding(
     want = collections.Counter(_row(made, i) for i in range(n))
     got = collections.Counter()
     for index in range(n // c.data.batch_size):
-        batch = batches.batch_at(c, prepared, vocabulary, index)
+        batch = corpus.batch_at(c, prepared, vocabulary, index)
         fields = {k: v for k, v in vars(batch).items() if v is not None}
         flat = {k: np.reshape(v, (-1, v.shape[-1])) for k, v in fields.items()}
         got.update(_row(flat, i) for i in range(c.data.batch_size))
@@ -97,9 +98,9 @@ def test_processes_agree_on_the_bucket(data_cache, vocabulary, form, processes):
     c = configured(data_cache, form)
     prepared = prepare.prepare(c, vocabulary)
     for index in range(6):
-        whole = batches.batch_at(c, prepared, vocabulary, index)
+        whole = corpus.batch_at(c, prepared, vocabulary, index)
         parts = [
-            batches.batch_at(c, prepared, vocabulary, index, p, processes) for p in range(processes)
+            corpus.batch_at(c, prepared, vocabulary, index, p, processes) for p in range(processes)
         ]
         together = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
         pairs = zip(jax.tree.leaves(together), jax.tree.leaves(whole), strict=True)
@@ -137,8 +138,8 @@ def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(
 
     run(5)
     c, result = run(10)
-    prepared, tokenizer = data_fixtures.prepared(c), data_fixtures.selection.load(c)
-    shapes = [batches.batch_at(c, prepared, tokenizer, i).shape for i in range(10)]
+    prepared, tokenizer = corpus.prepare_dataset(c), selection.load(c)
+    shapes = [corpus.batch_at(c, prepared, tokenizer, i).shape for i in range(10)]
     assert len(set(shapes)) > 1
     assert compiled == [*dict.fromkeys(shapes[:5]), *dict.fromkeys(shapes[5:])]
     assert result['tokens'] == sum(8 * shape.tokens for shape in shapes)
@@ -155,16 +156,16 @@ def test_a_mixture_of_text_folders_gives_each_its_share(tmp_path, data_cache):
         for split in ('train', 'validation', 'test'):
             text = '\n\n'.join(f'{letter} {letter}{letter} ' * (5 + i) for i in range(40))
             (tmp_path / name / f'{split}.txt').write_text(text + '\n')
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.data.packages = ()
     c.data.source, c.data.length = 'mixture', 8
     c.data.mixture = (f'text:{tmp_path}/one=1', f'text:{tmp_path}/two=3')
-    tokenizer = data_fixtures.wordpiece(tmp_path)
+    tokenizer = corpus.wordpiece_tokenizer(tmp_path)
     c.tokenizer.path = tokenizer.path
     prepared = prepare.prepare(c, tokenizer)
     a, b = tokenizer.encode(['a', 'b'])
     counts = collections.Counter()
-    for batch in (batches.batch_at(c, prepared, tokenizer, i) for i in range(20)):
+    for batch in (corpus.batch_at(c, prepared, tokenizer, i) for i in range(20)):
         for row in batch.tokens.reshape(-1, 8):
             counts['a' if np.isin(row, a).any() else 'b'] += 1
             assert np.isin(row, a).any() != np.isin(row, b).any()

@@ -6,13 +6,13 @@ four of them are exceeded once in 16,000 times. The draws are fixed, so a test t
 
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 from helpers.objectives import arrays, blocks, configured, given, ordinary, record, share_is
 
 
 @pytest.fixture(scope='module')
 def tokenizer(tmp_path_factory):
-    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
+    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
 
 
 # Masked language modelling.

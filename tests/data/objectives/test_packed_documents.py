@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config, models
 from lightpaff_jax.batch import Batch
@@ -18,7 +18,7 @@ FAMILIES = {'clm': 'gpt2', 'mlm': 'bert', 'mass': 'mass'}
 
 @pytest.fixture(scope='module')
 def tokenizer(tmp_path_factory):
-    return data_fixtures.wordpiece(tmp_path_factory.mktemp('wordpiece'))
+    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
 
 
 def configured(name, packing='best_fit'):

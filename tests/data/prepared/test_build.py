@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config
 from lightpaff_jax.data import prepare, sources, tokenizers
@@ -26,7 +26,7 @@ from lightpaff_jax.errors import Unfinished, Unreadable, UserError
 
 def text_files(folder):
     """A configuration of a text folder that this makes."""
-    data_fixtures.random_text(folder, 60_000)
+    corpus.write_random_text(folder, 60_000)
     c = config.default()
     c.data.source, c.data.path, c.data.length = 'text', str(folder), 32
     c.data.cache = str(folder.parent / 'cache')
@@ -58,7 +58,7 @@ def test_processes_that_tokenize_change_no_byte(tmp_path, vocabulary, small_chun
 
 def test_processes_read_a_vocabulary_as_it_was_opened(tmp_path, small_chunks):
     """Whether a vocab.txt is lower case is in no file beside it."""
-    data_fixtures.wordpiece(tmp_path)
+    corpus.wordpiece_tokenizer(tmp_path)
     cased = tokenizers.read(str(tmp_path), lowercase=False)
     c = text_files(tmp_path / 'text')
     (tmp_path / 'text' / 'train.txt').write_text('The DOG a b\n\n' * 900)

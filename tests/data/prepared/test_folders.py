@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config
 from lightpaff_jax.data import prepare, sources, tokenizers
@@ -13,14 +13,14 @@ from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import UserError
 
 PREPARE = """
-from helpers import corpus as data_fixtures
-print(data_fixtures.prepared(data_fixtures.tiny(sys.argv[1])).path.rpartition('/')[2])
+from helpers import corpus
+print(corpus.prepare_dataset(corpus.tiny_config(sys.argv[1])).path.rpartition('/')[2])
 """
 
 
 @pytest.fixture(scope='module')
 def c(data_cache):
-    return data_fixtures.tiny(data_cache)
+    return corpus.tiny_config(data_cache)
 
 
 @pytest.fixture(scope='module')
@@ -51,7 +51,7 @@ def test_other_contents_are_another_folder(c, tokenizer, prepared, change, tmp_p
     if change == 'packages':
         other.data.packages = ('chex',)
     if change in ('tokenizer', 'objective'):
-        tokenizer = data_fixtures.wordpiece(tmp_path)
+        tokenizer = corpus.wordpiece_tokenizer(tmp_path)
     if change == 'objective':
         prepared = prepare.prepare(other, tokenizer)
         other.objective = 'mass'
@@ -61,12 +61,12 @@ def test_other_contents_are_another_folder(c, tokenizer, prepared, change, tmp_p
 
 
 def test_another_form_or_target_length_is_another_folder(data_cache, vocabulary):
-    c = data_fixtures.examples(data_cache, 'summary')
+    c = corpus.examples_config(data_cache, 'summary')
     found = [prepare.prepare(c, vocabulary)]
     c.data.target_length = 9
     found.append(prepare.prepare(c, vocabulary))
     found += [
-        prepare.prepare(data_fixtures.examples(data_cache, form), vocabulary)
+        prepare.prepare(corpus.examples_config(data_cache, form), vocabulary)
         for form in ('topic', 'pairs')
     ]
     assert len({p.path for p in found}) == len({p.hash for p in found}) == 4
@@ -89,7 +89,7 @@ def test_what_the_records_do_not_depend_on_shares_a_folder(c, tokenizer, prepare
 
 
 def test_two_builds_are_byte_identical(tmp_path):
-    builds = [data_fixtures.small_process(PREPARE, tmp_path / n, n) for n in ('1', '2')]
+    builds = [corpus.start_python(PREPARE, tmp_path / n, n) for n in ('1', '2')]
     one, two = [b.communicate() for b in builds]
     assert one == two
     assert one[1] == ''
@@ -107,7 +107,7 @@ def test_two_builds_are_byte_identical(tmp_path):
 
 
 def test_two_processes_may_prepare_in_one_cache(tmp_path):
-    builds = [data_fixtures.small_process(PREPARE, tmp_path) for _ in range(2)]
+    builds = [corpus.start_python(PREPARE, tmp_path) for _ in range(2)]
     one, two = [b.communicate() for b in builds]
     assert one == two
     assert one[1] == ''
@@ -131,7 +131,7 @@ def test_a_bucket_where_arrayrecord_needs_a_folder_is_one_line(
     tmp_path, vocabulary, monkeypatch, source, key
 ):
     monkeypatch.chdir(tmp_path)
-    c = data_fixtures.text_folder(tmp_path / 'text')
+    c = corpus.text_config(tmp_path / 'text')
     c.data.source = source
     name = key.removeprefix('data.')
     c.data[name] = 'gs://bucket/folder'
@@ -174,7 +174,7 @@ def test_a_prepared_folder_that_does_not_fit_is_a_user_error(c, tokenizer, prepa
     ],
 )
 def test_a_prepared_folder_of_another_kind_is_a_user_error(data_cache, vocabulary, key, value, was):
-    given = data_fixtures.examples(data_cache, 'summary')
+    given = corpus.examples_config(data_cache, 'summary')
     path = prepare.prepare(given, vocabulary).path
     given.data.source, given.data.path = 'prepared', path
     assert prepare.prepare(given, vocabulary).path == path
@@ -185,7 +185,7 @@ def test_a_prepared_folder_of_another_kind_is_a_user_error(data_cache, vocabular
 
 
 def test_classes_of_a_prepared_folder_are_those_it_was_made_with(data_cache, vocabulary):
-    given = data_fixtures.examples(data_cache, 'topic')
+    given = corpus.examples_config(data_cache, 'topic')
     given.data.path = prepare.prepare(given, vocabulary).path
     given.data.source = 'prepared'
     assert sources.classes(given) == len(pydocs.PACKAGES)

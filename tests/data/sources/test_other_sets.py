@@ -5,10 +5,11 @@ import pathlib
 
 import numpy as np
 import pytest
+from helpers import corpus
 
 from lightpaff_jax import config, train
 from lightpaff_jax.config import validate
-from lightpaff_jax.data import batches, prepare, sources
+from lightpaff_jax.data import prepare, sources
 from lightpaff_jax.data.sources import decontaminate, specs
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import MissingPaths, UserError
@@ -283,7 +284,7 @@ def test_unlabelled_text_has_no_class_and_the_teacher_alone_speaks(mr, sst2, tmp
     assert all(e.label >= 0 for split in ('validation', 'test') for e in sources.examples(c, split))
     tokenizer = selection.load(_alone(c))
     prepared = prepare.prepare(c, tokenizer)
-    batch = batches.batch_at(c, prepared, tokenizer, 0)
+    batch = corpus.batch_at(c, prepared, tokenizer, 0)
     assert batch.lambda_ is not None
     assert batch.lambda_.shape == batch.labels.shape[:2]
     expected = np.where(batch.labels[..., 0] < 0, 1.0, 0.3).astype(np.float32)

@@ -4,7 +4,7 @@ import ast
 import collections
 
 import pytest
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax.data import sources
 from lightpaff_jax.data.sources import Example, pydocs, pydocs_views
@@ -102,7 +102,7 @@ def test_built_set_names_the_versions_it_saw(data_cache):
 
 
 def test_two_builds_hold_equal_records_and_say_nothing(tmp_path):
-    builds = [data_fixtures.small_process(SMALL_BUILD, tmp_path / n, n) for n in ('1', '2')]
+    builds = [corpus.start_python(SMALL_BUILD, tmp_path / n, n) for n in ('1', '2')]
     one, two = [b.communicate() for b in builds]
     assert one == two
     assert one[1] == ''
@@ -110,7 +110,7 @@ def test_two_builds_hold_equal_records_and_say_nothing(tmp_path):
 
 
 def test_two_processes_may_build_in_one_cache(tmp_path):
-    builds = [data_fixtures.small_process(SMALL_BUILD, tmp_path) for _ in range(2)]
+    builds = [corpus.start_python(SMALL_BUILD, tmp_path) for _ in range(2)]
     one, two = [b.communicate() for b in builds]
     assert one == two
     assert one[1] == ''
@@ -239,7 +239,7 @@ def test_a_docstring_without_an_empty_line_has_no_summary():
 
 @FORMS
 def test_package_filter_reads_examples_of_those_packages_only(data_cache, rows, form):
-    c = data_fixtures.examples(data_cache, form)
+    c = corpus.examples_config(data_cache, form)
     for name in ('validation', 'test'):
         want = [
             Example(e['first'], e['second'], e['label'])
@@ -254,7 +254,7 @@ def test_package_filter_reads_examples_of_those_packages_only(data_cache, rows, 
     [('text', 0), ('topic', len(pydocs.PACKAGES)), ('pairs', 2), ('summary', 0)],
 )
 def test_classes_hold_every_label(data_cache, form, classes):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.data.view, c.data.packages = form, ()
     assert sources.classes(c) == classes
     labels = {e.label for e in sources.SOURCES['pydocs'].examples(c, 'test', print)}
@@ -262,21 +262,21 @@ def test_classes_hold_every_label(data_cache, form, classes):
 
 
 def test_package_filter_reads_those_packages_only(data_cache, parts):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     for name in pydocs.SPLITS:
         texts = [d['text'] for d in parts[name] if d['package'] in c.data.packages]
         assert list(sources.examples(c, name)) == [Example(t, '', -1) for t in texts]
 
 
 def test_all_packages_are_read_without_a_filter(data_cache, parts):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.data.packages = ()
     read = collections.Counter(e.first for e in sources.examples(c, 'test'))
     assert read == collections.Counter(d['text'] for d in parts['test'])
 
 
 def test_unknown_package_is_an_error_that_offers_the_nearest(data_cache):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.data.packages = ('nunpy',)
     with pytest.raises(UserError, match=r"'nunpy' must be .*did you mean numpy"):
         next(sources.examples(c, 'train'))

@@ -7,7 +7,7 @@ import random
 import pytest
 import sentencepiece
 import tokenizers as library
-from helpers import corpus as data_fixtures
+from helpers import corpus
 from sentencepiece import sentencepiece_model_pb2 as messages
 
 from lightpaff_jax.data import tokenizers
@@ -80,7 +80,7 @@ def given(path, kind='bpe', rule='identity', fallback=False, symbols=(), **optio
 
 @pytest.mark.parametrize('family', tokenizers.SYMBOLS)
 def test_a_vocabulary_of_ours_is_exported_exactly(data_cache, tmp_path, family):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.student.family = family
     assert differing(selection.load(c), tmp_path) == []
 
@@ -109,7 +109,7 @@ def test_options_of_a_given_model_are_exported(tmp_path, kind, options):
 
 def test_merging_by_any_two_parts_would_give_other_ids(data_cache, tmp_path, monkeypatch):
     """So that the one way to make a piece is worth its proof."""
-    tokenizer = selection.load(data_fixtures.tiny(data_cache))
+    tokenizer = selection.load(corpus.tiny_config(data_cache))
 
     def other_parts(piece, scores):
         ways = [(piece[:i], piece[i:]) for i in range(1, len(piece))]

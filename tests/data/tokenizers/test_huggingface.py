@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tokenizers as library
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.errors import UserError
@@ -266,7 +266,7 @@ def test_accents_that_are_stripped_or_kept_make_another_identity(tmp_path):
     for strip in (None, False):
         folder = tmp_path / str(strip)
         folder.mkdir()
-        one = data_fixtures.wordpiece(folder)
+        one = corpus.wordpiece_tokenizer(folder)
         one.save(folder)
         whole = json.loads((folder / 'tokenizer.json').read_text())
         whole['normalizer']['strip_accents'] = strip

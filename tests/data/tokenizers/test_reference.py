@@ -12,7 +12,7 @@ import random
 
 import pytest
 import sentencepiece
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.data.sources import pydocs
@@ -155,7 +155,7 @@ def test_ids_of_a_given_unigram_model_equal_but_for_ties(transformers, tmp_path,
 @pytest.mark.parametrize('model_type', MODEL_TYPES)
 @pytest.mark.parametrize('family', tokenizers.SYMBOLS)
 def test_ids_of_our_vocabulary_equal(transformers, data_cache, tmp_path, family, model_type):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.student.family = family
     ours = selection.load(c)
     ours.save(tmp_path)
@@ -169,7 +169,7 @@ def test_ids_of_our_vocabulary_equal(transformers, data_cache, tmp_path, family,
 
 @pytest.mark.parametrize('family', tokenizers.SYMBOLS)
 def test_transformers_has_our_special_ids_and_adds_them(transformers, data_cache, tmp_path, family):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.student.family = family
     ours = selection.load(c)
     ours.save(tmp_path)

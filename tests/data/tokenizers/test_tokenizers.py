@@ -10,7 +10,7 @@ import sys
 import pytest
 import sentencepiece
 import tokenizers as library
-from helpers import corpus as data_fixtures
+from helpers import corpus
 
 from lightpaff_jax import config
 from lightpaff_jax.data import tokenizers
@@ -24,7 +24,7 @@ BERT = ('[CLS]', '[SEP]', '[MASK]')
 
 
 def configuration(cache, family='gpt2'):
-    c = data_fixtures.tiny(cache)
+    c = corpus.tiny_config(cache)
     c.student.family = family
     return c
 
@@ -93,7 +93,7 @@ def test_loaded_twice_is_trained_once(families, family, data_cache, monkeypatch)
 
 @pytest.mark.parametrize('form', config.VIEWS)
 def test_neither_packages_nor_form_change_the_vocabulary(families, data_cache, form):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.data.packages = ('numpy',)
     c.data.view = form
     assert selection.load(c).hash == families['gpt2'].hash
@@ -119,7 +119,7 @@ def test_each_family_has_its_special_ids(families):
 
 def test_families_have_vocabularies_of_their_own(families):
     assert len({one.hash for one in families.values()}) == len(FAMILIES)
-    assert {one.vocab_size for one in families.values()} == {data_fixtures.VOCAB_SIZE}
+    assert {one.vocab_size for one in families.values()} == {corpus.VOCAB_SIZE}
 
 
 def test_symbols_of_a_text_have_their_ids(families):
@@ -217,7 +217,7 @@ def test_a_saved_tokenizer_is_read_back_the_same(tokenizer, tmp_path):
 
 
 def test_a_tokenizer_comes_from_path_then_teacher_then_start_then_text(tmp_path, data_cache):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     made = {}
     for name, size in (('given', 310), ('teacher', 311), ('start', 312)):
         tokenizers.train(TEXTS, size, tmp_path / 'model')
@@ -232,7 +232,7 @@ def test_a_tokenizer_comes_from_path_then_teacher_then_start_then_text(tmp_path,
     c.tokenizer.path, c.student.vocab_size = f'{made["given"]}/tokenizer', 310
     assert selection.load(c).path == c.tokenizer.path
     c.tokenizer.path = c.teacher.path = ''
-    c.student.init, c.student.vocab_size = 'teacher_layers', data_fixtures.VOCAB_SIZE
+    c.student.init, c.student.vocab_size = 'teacher_layers', corpus.VOCAB_SIZE
     assert selection.load(c) == trained
 
 
@@ -264,7 +264,7 @@ def test_a_folder_without_a_tokenizer_has_none_to_find(tmp_path, small):
 
 
 def test_a_malformed_tokenizer_of_the_teacher_names_the_teacher(tmp_path, data_cache):
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     (tmp_path / 'tokenizer.json').write_text('{}')
     c.teacher.path = str(tmp_path)
     with pytest.raises(UserError, match=r'config\.teacher\.path = .*: must be a'):
@@ -280,7 +280,7 @@ def test_a_size_that_does_not_fit_the_texts_is_a_user_error(tmp_path, size):
 
 def test_tokenizer_with_more_ids_than_the_network_is_an_error_that_names_both(tmp_path, data_cache):
     tokenizers.train(TEXTS, 310, tmp_path / 'model')
-    c = data_fixtures.tiny(data_cache)
+    c = corpus.tiny_config(data_cache)
     c.tokenizer.path = str(tmp_path / 'model')
     c.student.vocab_size = 309
     with pytest.raises(UserError, match=r'vocab_size = 309: must be at least the 310 ids'):
