@@ -58,11 +58,11 @@ def ours(c, dense: bool):
     """(a call of one update, which returns its loss; bytes at its peak by the compiler, networks included)."""
     mesh = sharding.make_mesh(c, jax.devices()[:1])
     student = networks.student(c)
-    teacher = networks.guide(c, c.teacher)
+    teacher = networks.teacher(c, c.teacher)
     rule = optimizer.make(c)
     places = distill_step.state_shardings(c, mesh, student, rule)
     state = jax.device_put(distill_step.init_state(student, rule, 0), places)
-    dtype = networks.guide_dtype(c)
+    dtype = networks.teacher_dtype(c)
     params = jax.tree.map(lambda x: x.astype(dtype), teacher.init(jax.random.key(1)))
     params = jax.device_put(params, sharding.of_params(mesh, params))
     batch = sharding.put_batch(mesh, batch_of(c), micro=True)
@@ -220,9 +220,9 @@ def of_tunix(c):
 
         return logits
 
-    student, teacher = networks.student(c), networks.guide(c, c.teacher)
+    student, teacher = networks.student(c), networks.teacher(c, c.teacher)
     frozen = teacher.init(jax.random.key(1))
-    frozen = jax.tree.map(lambda x: x.astype(networks.guide_dtype(c)), frozen)
+    frozen = jax.tree.map(lambda x: x.astype(networks.teacher_dtype(c)), frozen)
     strategy = strategies.LogitStrategy(
         forward(student), forward(teacher),
         lambda input_tokens, input_mask: jax.nn.one_hot(

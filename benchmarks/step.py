@@ -52,11 +52,11 @@ def flops(c) -> float:
 
 def parts(c) -> dict:
     """What a step is made of -> (a call of it alone, FLOPs of its matrix products)."""
-    student, teacher = networks.student(c), networks.guide(c, c.teacher)
+    student, teacher = networks.student(c), networks.teacher(c, c.teacher)
     rule = optimizer.make(c)
     state = distill_step.init_state(student, rule, 0)
     frozen = teacher.init(jax.random.key(1))
-    frozen = jax.tree.map(lambda x: x.astype(networks.guide_dtype(c)), frozen)
+    frozen = jax.tree.map(lambda x: x.astype(networks.teacher_dtype(c)), frozen)
     batch = jax.tree.map(lambda x: jnp.asarray(x[0]), batch_of(c))
     shape = Shape(c.data.length, c.data.length)
 

@@ -81,7 +81,7 @@ def _paper(c, task):
     p = {'updates': updates, 'warmup': updates // 10, 'batch_size': 32}
     c.recipe.teacher_finetune.update(p | {'peak_lr': 2e-5, 'sweep_peak_lr': (2e-5, 3e-5, 5e-5)})
     c.recipe.student_finetune.update(p | {'peak_lr': 5e-5, 'sweep_peak_lr': (5e-5, 1e-4, 2e-4)})
-    config.take(c, c.recipe.student_finetune, guided=True)
+    config.take(c, c.recipe.student_finetune, with_teacher=True)
     c.train.update({'compute_dtype': 'bfloat16', 'log_every': 100, 'eval_every': 1_000})
     c.train.save_every = 500
     return c
@@ -97,7 +97,7 @@ def _small(c, task):
     c.recipe.teacher_finetune.update(p | {'updates': updates, 'sweep_peak_lr': rates})
     p |= {'updates': 300, 'warmup': 30}
     c.recipe.student_finetune.update(p | {'sweep_peak_lr': (2e-3, 4e-3)})
-    return config.take(c, c.recipe.student_finetune, guided=True)
+    return config.take(c, c.recipe.student_finetune, with_teacher=True)
 
 
 def _tiny(c, form):
@@ -109,7 +109,7 @@ def _tiny(c, form):
     c.recipe.teacher_finetune.update(p | {'peak_lr': 1e-3})
     c.recipe.student_finetune.update(p | {'peak_lr': 4e-3})
     c.eval.batch_size, c.eval.batches = 32, 20
-    return config.take(c, c.recipe.student_finetune, guided=True)
+    return config.take(c, c.recipe.student_finetune, with_teacher=True)
 
 
 def _alone(c, preset):

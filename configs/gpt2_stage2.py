@@ -61,7 +61,7 @@ def _paper(c, task):
     p = {'updates': updates, 'warmup': updates // 20, 'batch_size': 64}
     c.recipe.teacher_finetune.update(p | {'peak_lr': 3e-5, 'sweep_peak_lr': (1e-5, 3e-5, 1e-4)})
     c.recipe.student_finetune.update(p | {'peak_lr': 1e-4, 'sweep_peak_lr': (5e-5, 1e-4, 3e-4)})
-    config.take(c, c.recipe.student_finetune, guided=True)
+    config.take(c, c.recipe.student_finetune, with_teacher=True)
     c.train.update({'compute_dtype': 'bfloat16', 'remat': 'block'})
     c.train.update({'log_every': 100, 'eval_every': 1_000, 'save_every': 500})
     return c
@@ -74,7 +74,7 @@ def _small(c, task):
     p = {'updates': 300, 'warmup': 30, 'batch_size': 8, 'lambda_': 0.7, 'temperature': 2.0}
     c.recipe.teacher_finetune.update(p | {'sweep_peak_lr': (1e-3, 2e-3)})
     c.recipe.student_finetune.update(p | {'sweep_peak_lr': (2e-3, 4e-3)})
-    return config.take(c, c.recipe.student_finetune, guided=True)
+    return config.take(c, c.recipe.student_finetune, with_teacher=True)
 
 
 def _tiny(c, package):
@@ -83,7 +83,7 @@ def _tiny(c, package):
     c.recipe.teacher_finetune.update(p | {'peak_lr': 1e-3})
     c.recipe.student_finetune.update(p | {'peak_lr': 1e-3})
     c.eval.batch_size, c.eval.batches = 32, 20
-    return config.take(c, c.recipe.student_finetune, guided=True)
+    return config.take(c, c.recipe.student_finetune, with_teacher=True)
 
 
 def _alone(c, preset):

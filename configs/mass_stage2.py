@@ -84,7 +84,7 @@ def _paper(c, task):
     p = {'updates': updates, 'warmup': updates // 40, 'batch_size': 256}
     c.recipe.teacher_finetune.update(p | {'peak_lr': 1e-4, 'sweep_peak_lr': (3e-5, 1e-4)})
     c.recipe.student_finetune.update(p | {'peak_lr': 1e-4, 'sweep_peak_lr': (1e-4, 3e-4)})
-    config.take(c, c.recipe.student_finetune, guided=True)
+    config.take(c, c.recipe.student_finetune, with_teacher=True)
     c.train.update({'compute_dtype': 'bfloat16', 'log_every': 100, 'eval_every': 2_000})
     c.train.save_every = 1_000
     return c
@@ -99,7 +99,7 @@ def _small(c, task):
     teacher, student = budgets[task]
     c.recipe.teacher_finetune.update(p | {'updates': teacher, 'peak_lr': 1e-3})
     c.recipe.student_finetune.update(p | {'updates': student, 'sweep_peak_lr': (4e-3, 8e-3)})
-    return config.take(c, c.recipe.student_finetune, guided=True)
+    return config.take(c, c.recipe.student_finetune, with_teacher=True)
 
 
 def _tiny(c, package):
@@ -111,7 +111,7 @@ def _tiny(c, package):
     c.recipe.teacher_finetune.update(p | {'peak_lr': 2e-3})
     c.recipe.student_finetune.update(p | {'peak_lr': 8e-3})
     c.eval.batch_size, c.eval.batches = 32, 10
-    return config.take(c, c.recipe.student_finetune, guided=True)
+    return config.take(c, c.recipe.student_finetune, with_teacher=True)
 
 
 def _alone(c, preset):

@@ -32,7 +32,7 @@ def student(c: ConfigDict, platform: str | None = None) -> models.Model:
     )
 
 
-def guide(c: ConfigDict, net: Any, platform: str | None = None) -> models.Model:
+def teacher(c: ConfigDict, net: Any, platform: str | None = None) -> models.Model:
     """A frozen teacher of shape `net`, as `student`; raises UserError alike."""
     return models.build(
         net,
@@ -41,7 +41,7 @@ def guide(c: ConfigDict, net: Any, platform: str | None = None) -> models.Model:
     )
 
 
-def guide_dtype(c: ConfigDict, platform: str | None = None):
+def teacher_dtype(c: ConfigDict, platform: str | None = None):
     """Of a teacher's parameters: `config.teacher.dtype`."""
     if c.teacher.dtype == 'auto':
         return jnp.float32 if (platform or jax.default_backend()) == 'cpu' else jnp.bfloat16

@@ -34,10 +34,10 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
         return None
     shape = network(c)
     pretrained.check_tokenizer('teacher.path', path, tokenizer, c.tokenizer.lowercase)
-    model = networks.guide(c, shape)
+    model = networks.teacher(c, shape)
     params = pretrained.read_params('teacher.path', path, model, mesh)
     identity = fingerprint.identity(params)
-    dtype = networks.guide_dtype(c)
+    dtype = networks.teacher_dtype(c)
     params = jax.tree.map(lambda x: _narrowed(x, dtype), params)
     places = sharding.of_params(mesh, model.abstract, c.mesh.teacher)
     return Teacher(model, jax.device_put(params, places), identity)

@@ -22,9 +22,9 @@ from lightpaff_jax import (
     networks,
     optimizer,
     sharding,
-    teacher,
     workdir,
 )
+from lightpaff_jax import teacher as teacher_lib
 from lightpaff_jax.batch import Shape
 from lightpaff_jax.config import needed, validate
 from lightpaff_jax.data import batches, prepare, sources, tokenizers
@@ -53,7 +53,7 @@ class Inputs(NamedTuple):
     """What a run reads."""
 
     tokenizer: tokenizers.Tokenizer
-    guide: teacher.Teacher | None
+    teacher: teacher_lib.Teacher | None
     initial: models.Params | None
     """Parameters to start from; None: fresh ones."""
     prepared: Prepared | Mixture
@@ -81,12 +81,12 @@ def train(c: ConfigDict) -> dict:
         if result is not None and not workdir.unscored(c, known):
             return result
         student = networks.student(c)
-        network = None if inputs.guide is None else inputs.guide.model
-        guide_params = None if inputs.guide is None else inputs.guide.params
+        network = None if inputs.teacher is None else inputs.teacher.model
+        teacher_params = None if inputs.teacher is None else inputs.teacher.params
         rule = optimizer.make(c)
         step = distill_step.make_step(c, mesh, student, network, rule)
         evaluation = evaluate.make(
-            c, mesh, student, inputs.guide, inputs.prepared, inputs.tokenizer
+            c, mesh, student, inputs.teacher, inputs.prepared, inputs.tokenizer
         )
         state, progress = restore(c, mesh, student, rule, saved, inputs)
         inputs = inputs._replace(initial=None)  # now in the state, or of no use beside a checkpoint
@@ -100,7 +100,7 @@ def train(c: ConfigDict) -> dict:
             of_teacher = 0 if network is None else network.flops(shape)
             return c.data.batch_size * (3 * student.flops(shape) + of_teacher)
 
-        take = _compiled(step, guide_params, optimizer.knobs(c))
+        take = _compiled(step, teacher_params, optimizer.knobs(c))
         state, last = _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved)
         # Without an update the parameters are those that were scored before.
         scores = {} if last is not None else known
@@ -159,7 +159,7 @@ def _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved):
     return state, found
 
 
-def _compiled(step: jax.stages.Wrapped, guide_params, knobs: optimizer.Knobs):
+def _compiled(step: jax.stages.Wrapped, teacher_params, knobs: optimizer.Knobs):
     """`(state, batch, in flight) -> state, sums, seconds of compiling`: one program a shape."""
     programs: dict[Shape, jax.stages.Compiled] = {}
 
@@ -168,26 +168,26 @@ def _compiled(step: jax.stages.Wrapped, guide_params, knobs: optimizer.Knobs):
         if batch.shape not in programs:
             jax.block_until_ready(in_flight)
             began = time.perf_counter()
-            programs[batch.shape] = step.lower(state, guide_params, batch, knobs).compile()
+            programs[batch.shape] = step.lower(state, teacher_params, batch, knobs).compile()
             distributed.gather(None)  # on CPUs devices that meet first wait 30 s for each other
         compiling = time.perf_counter() - began
-        return *programs[batch.shape](state, guide_params, batch, knobs), compiling
+        return *programs[batch.shape](state, teacher_params, batch, knobs), compiling
 
     return take
 
 
 def _inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
     tokenizer = selection.load(c)
-    guide = teacher.load(c, mesh, tokenizer)
-    initial = teacher.load_initial(c, mesh, tokenizer, guide)
+    teacher = teacher_lib.load(c, mesh, tokenizer)
+    initial = teacher_lib.load_initial(c, mesh, tokenizer, teacher)
     prepared = prepare.prepare(c, tokenizer)
     identities = {
         'tokenizer_hash': tokenizer.hash,
         'data_hash': prepared.hash,
-        'teacher_hash': None if guide is None else guide.hash,
+        'teacher_hash': None if teacher is None else teacher.hash,
         'init_hash': None if initial is None else fingerprint.identity(initial),
     }
-    return Inputs(tokenizer, guide, initial, prepared, identities)
+    return Inputs(tokenizer, teacher, initial, prepared, identities)
 
 
 def _keep_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, family: str) -> None:

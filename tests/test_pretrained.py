@@ -106,8 +106,8 @@ def start(c, data_cache):
     mesh = jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tensor'), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         tokenizer = selection.load(c)
-        guide = teacher.load(c, mesh, tokenizer)
-        return teacher.load_initial(c, mesh, tokenizer, guide)
+        frozen = teacher.load(c, mesh, tokenizer)
+        return teacher.load_initial(c, mesh, tokenizer, frozen)
 
 
 @pytest.mark.parametrize('family', OBJECTIVES)

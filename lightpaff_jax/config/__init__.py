@@ -296,17 +296,17 @@ def default() -> ConfigDict:
     return c.lock()
 
 
-def take(c: ConfigDict, p: ConfigDict, guided: bool = False) -> ConfigDict:
+def take(c: ConfigDict, p: ConfigDict, with_teacher: bool = False) -> ConfigDict:
     """Sets what a phase of a recipe says for one run.
 
     Args:
       c: of the run; it is changed, and returned.
       p: the phase.
-      guided: whether there is a teacher; without one its weight is 0.
+      with_teacher: whether the run has a teacher; without one, lambda is 0.
     """
     c.train.updates, c.optim.warmup, c.optim.peak_lr = p.updates, p.warmup, p.peak_lr
     c.data.batch_size = p.batch_size
-    c.loss.lambda_, c.loss.temperature = (p.lambda_, p.temperature) if guided else (0.0, 1.0)
+    c.loss.lambda_, c.loss.temperature = (p.lambda_, p.temperature) if with_teacher else (0.0, 1.0)
     return c
 
 

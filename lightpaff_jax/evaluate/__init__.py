@@ -22,9 +22,9 @@ from lightpaff_jax import (
     networks,
     pretrained,
     sharding,
-    teacher,
     workdir,
 )
+from lightpaff_jax import teacher as teacher_lib
 from lightpaff_jax.config import flags, needed, validate
 from lightpaff_jax.data import batches, prepare, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
@@ -180,7 +180,7 @@ class Evaluation:
         return numbers[rising], values
 
 
-def make(c: ConfigDict, mesh: Mesh, student: models.Model, guide: teacher.Teacher | None,
+def make(c: ConfigDict, mesh: Mesh, student: models.Model, teacher: teacher_lib.Teacher | None,
          prepared: Prepared | Mixture, tokenizer: Tokenizer) -> Evaluation:  # fmt: skip
     """What scores `student`; to be used under `jax.set_mesh(mesh)`.
 
@@ -188,14 +188,14 @@ def make(c: ConfigDict, mesh: Mesh, student: models.Model, guide: teacher.Teache
       c: the run's configuration.
       mesh: where parameters and batches are.
       student: the network that is scored.
-      guide: the teacher to compare with, or None.
+      teacher: the teacher to compare with, or None.
       prepared: the run's data.
       tokenizer: the run's.
     """
-    network, guide_params = (None, None) if guide is None else (guide.model, guide.params)
+    network, teacher_params = (None, None) if teacher is None else (teacher.model, teacher.params)
     written = workdir.measured(c)['metric'] in config.GENERATED
     return Evaluation(
-        c, mesh, prepared, tokenizer, guide_params,
+        c, mesh, prepared, tokenizer, teacher_params,
         distill_step.make_evaluation(c, mesh, student, network),
         _writer(c, mesh, student, tokenizer) if written else None,
     )  # fmt: skip
@@ -335,11 +335,11 @@ def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         tokenizer = selection.load(c)
         pretrained.check_tokenizer('model', path, tokenizer, c.tokenizer.lowercase)
-        guide = teacher.load(c, mesh, tokenizer)
+        teacher = teacher_lib.load(c, mesh, tokenizer)
         prepared = prepare.prepare(c, tokenizer)
         student = networks.student(c)
         params = pretrained.read_params('model', path, student, mesh)
-        evaluation = make(c, mesh, student, guide, prepared, tokenizer)
+        evaluation = make(c, mesh, student, teacher, prepared, tokenizer)
         made = {
             split: evaluation.finish(evaluation.find(split, params), params, out / 'predictions')
             for split in workdir.splits(c)
@@ -351,6 +351,6 @@ def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:
         'protocol': workdir.protocol(c),
         'tokenizer_hash': tokenizer.hash,
         'data_hash': prepared.hash,
-        'teacher_hash': None if guide is None else guide.hash,
+        'teacher_hash': None if teacher is None else teacher.hash,
         **workdir.provenance(mesh.size),
     }

@@ -124,7 +124,7 @@ def preflight(c: ConfigDict, topology: str, slices: int = 1, largest: bool = Tru
     devices = chips.devices(topology, slices)
     validate.validate(c, len(devices), len({device.process_index for device in devices}))
     mesh = sharding.make_mesh(c, devices)
-    net = _guide(c)
+    net = _teacher_network(c)
     plan = compiled(c, mesh, net)
     chip = chips.CHIPS[topology.partition(':')[0]]
     shards = mesh.shape['data'] * mesh.shape['fsdp']
@@ -161,16 +161,18 @@ def compiled(c: ConfigDict, mesh: Mesh, net: Any) -> Plan:
       net: shape of its teacher, or None.
     """
     student = networks.student(c, 'tpu')
-    guide = None if net is None else networks.guide(c, net, 'tpu')
+    teacher_model = None if net is None else networks.teacher(c, net, 'tpu')
     rule = optimizer.make(c)
     state = distill_step.abstract_state(c, mesh, student, rule)
     batch = batches.abstract_batches(c)[-1]
     place = sharding.of_batch(mesh, micro=True)
     batch = sharding.placed(batch, jax.tree.map(lambda _: place, batch))
-    step = distill_step.make_step(c, mesh, student, guide, rule)
+    step = distill_step.make_step(c, mesh, student, teacher_model, rule)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = step.lower(state, _guide_params(c, mesh, guide), batch, optimizer.knobs(c))
+        lowered = step.lower(
+            state, _teacher_params(c, mesh, teacher_model), batch, optimizer.knobs(c)
+        )
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -192,7 +194,7 @@ def _needed(message: str, held: dict[str, float]) -> float:
     raise UserError(f'the compiler for TPUs: {" ".join(message.split())[:300]}')
 
 
-def _guide(c: ConfigDict) -> ConfigDict | None:
+def _teacher_network(c: ConfigDict) -> ConfigDict | None:
     if c.teacher.path:
         storage.reachable(c.teacher.path)
         if storage.place(c.teacher.path).is_dir():
@@ -211,11 +213,11 @@ def _guide(c: ConfigDict) -> ConfigDict | None:
     return None
 
 
-def _guide_params(c: ConfigDict, mesh: Mesh, guide: models.Model | None) -> Any:
-    if guide is None:
+def _teacher_params(c: ConfigDict, mesh: Mesh, teacher_model: models.Model | None) -> Any:
+    if teacher_model is None:
         return None
-    dtype = networks.guide_dtype(c, 'tpu')
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), guide.abstract)
+    dtype = networks.teacher_dtype(c, 'tpu')
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), teacher_model.abstract)
     return sharding.placed(params, sharding.of_params(mesh, params, c.mesh.teacher))
 
 
@@ -223,7 +225,7 @@ def _held(c: ConfigDict, mesh: Mesh, net: Any) -> dict[str, float]:
     """Bytes of a chip that stay from step to step."""
     student = networks.student(c, 'tpu')
     state = distill_step.abstract_state(c, mesh, student, optimizer.make(c))
-    guide = None if net is None else networks.guide(c, net, 'tpu')
+    teacher_model = None if net is None else networks.teacher(c, net, 'tpu')
 
     def size(tree) -> float:
         return sum(
@@ -234,7 +236,7 @@ def _held(c: ConfigDict, mesh: Mesh, net: Any) -> dict[str, float]:
     return {
         'parameters': size(state.params),
         'optimizer': size(state.opt_state),
-        'teacher': size(_guide_params(c, mesh, guide)),
+        'teacher': size(_teacher_params(c, mesh, teacher_model)),
     }
 
 

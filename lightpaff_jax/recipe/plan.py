@@ -1,4 +1,4 @@
-"""What runs a recipe has, in which order, from what each starts and which teacher guides it.
+"""What runs a recipe has, in which order, from what each starts and which teacher it has.
 
 teacher_pretrain -> teacher_finetune of each task
        |                   |
@@ -26,8 +26,8 @@ class Arm(NamedTuple):
 
     pretrain: str
     """Its pre-training run."""
-    guided: bool
-    """Whether a teacher guides its fine-tuning."""
+    with_teacher: bool
+    """Whether fine-tuning has a teacher."""
     like: str = ''
     """The arm whose learning rate and weight of the teacher it takes; '': it has its own search."""
 
@@ -113,7 +113,7 @@ class Chain:
             r.data.unlabelled = _moved(c, t.data.unlabelled)
         last = yield from self._step(
             f'{self._inside(task)}seed{seed}/{name}', 'student_finetune', task, arm.like or name, r,
-            f'{c.workdir}/{taught}' if arm.guided else '',
+            f'{c.workdir}/{taught}' if arm.with_teacher else '',
         )  # fmt: skip
         runs = [first[arm.pretrain], last]
         self.table['tasks'][task]['arms'].append({'arm': name, 'seed': seed, 'runs': runs})

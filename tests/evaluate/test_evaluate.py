@@ -28,9 +28,9 @@ def scored(data_cache):
     teacher_params = jax.tree.map(lambda x: 3 * x, teacher.init(jax.random.key(1)))
 
     def scores():
-        guide = Teacher(teacher, teacher_params, '')
+        frozen = Teacher(teacher, teacher_params, '')
         with jax.set_mesh(mesh):
-            made = evaluate.make(c, mesh, student, guide, prepared, tokenizer)
+            made = evaluate.make(c, mesh, student, frozen, prepared, tokenizer)
             return made.find('test', params).scores
 
     return c, prepared, (student, params), (teacher, teacher_params), scores

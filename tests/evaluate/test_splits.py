@@ -17,20 +17,20 @@ from lightpaff_jax.train import train
 SMALL = {'layers': 1, 'width': 32, 'heads': 2, 'ffn': 32, 'positions': 512}
 
 
-def scored(c, folder, split='test', guide_seed=None):
+def scored(c, folder, split='test', teacher_seed=None):
     """Scores of a network of large random weights, and the lines of its predictions."""
     tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
     student = models.build(c.student)
     params = jax.tree.map(lambda x: 5 * x, student.init(jax.random.key(2)))
     mesh = sharding.make_mesh(c)
-    guide = None
-    if guide_seed is not None:
-        other = jax.tree.map(lambda x: 5 * x, student.init(jax.random.key(guide_seed)))
-        guide = Teacher(student, other, '')
+    teacher = None
+    if teacher_seed is not None:
+        other = jax.tree.map(lambda x: 5 * x, student.init(jax.random.key(teacher_seed)))
+        teacher = Teacher(student, other, '')
     with jax.set_mesh(mesh):
         params = jax.tree.map(jax.device_put, params, sharding.of_params(mesh, params))
-        evaluation = evaluate.make(c, mesh, student, guide, prepared, tokenizer)
+        evaluation = evaluate.make(c, mesh, student, teacher, prepared, tokenizer)
         found = evaluation.finish(evaluation.find(split, params), params, folder)
     return found, [json.loads(x) for x in (folder / f'{split}.jsonl').read_text().splitlines()]
 
@@ -59,7 +59,7 @@ def pairs(data_cache):
 
 
 def test_a_classifier_s_scores_equal_a_float64_reference(pairs, tmp_path):
-    found, lines = scored(pairs, tmp_path, guide_seed=1)
+    found, lines = scored(pairs, tmp_path, teacher_seed=1)
     examples = list(sources.examples(pairs, 'test'))
     assert len(examples) % 16  # the last batch is a partial one
     assert [line['index'] for line in lines] == list(range(len(examples)))

@@ -201,13 +201,13 @@ def make_family(workdir, family='bert', scale='small', seeds=2, examples=60):
 
 
 def _search(workdir, phase, task, arm, metric):
-    guided = arm in DISTILLED
+    with_teacher = arm in DISTILLED
     higher = results.METRICS[metric].higher
     candidates = [
         {'run': f'search/{task}/{arm}/lr{peak:g}_lambda{weight:g}', 'peak_lr': peak,
          'lambda_': weight, 'score': 0.5 + (0.1 if higher else -0.1) * (peak == 1e-3) + 0.01 * number}
         for peak in (3e-4, 1e-3, 3e-3)
-        for number, weight in enumerate((0.9, 0.5) if guided else (0.0,))
+        for number, weight in enumerate((0.9, 0.5) if with_teacher else (0.0,))
     ]  # fmt: skip
     for candidate in candidates:
         make_run(workdir / candidate['run'], 30.0, 0, 100)

@@ -80,7 +80,7 @@ def test_arms_of_equal_updates_have_equal_updates_data_and_schedule(family):
 
 
 @every_family
-def test_a_teacher_guides_exactly_the_stages_of_the_arm(family):
+def test_a_teacher_is_in_exactly_the_stages_of_the_arm(family):
     _, runs, table = planned(family)
     for task, found in table['tasks'].items():
         first, second = (f'work/{run}' for run in found['teacher'])

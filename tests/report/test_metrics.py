@@ -51,8 +51,8 @@ def test_agreement_with_the_teacher_is_shown_where_a_teacher_was(rows):
     table = tables.main_table(rows['bert']['SST-2'])
     at = table.header.index('agrees with teacher, %')
     shown = {line[0]: line[at] for line in table.lines}
-    guided = {label for label, cell in shown.items() if cell != '-'}
-    assert guided == {'two-stage', 'two-stage, unlabelled text too', 'stage 2 only'}
+    with_teacher = {label for label, cell in shown.items() if cell != '-'}
+    assert with_teacher == {'two-stage', 'two-stage, unlabelled text too', 'stage 2 only'}
 
 
 @pytest.mark.parametrize(
