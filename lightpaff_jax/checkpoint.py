@@ -58,7 +58,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if error is not None and distributed.lost(error):
+        if error is not None and distributed.is_peer_failure(error):
             return  # the save in progress waits, for minutes, for the process that has ended
         try:
             self.close()
@@ -80,10 +80,10 @@ class Checkpoints:
         """
         self.close()
         folder = self.directory / str(step)
-        if distributed.of_first(lambda: step in self.steps()):
+        if distributed.broadcast_from_primary(lambda: step in self.steps()):
             return
-        arrays = {name: jnp.asarray(value) for name, value in fingerprint.named(state).items()}
-        parts = {name: fingerprint.nested(part) for name, part in _parts(arrays).items()}
+        arrays = {name: jnp.asarray(value) for name, value in fingerprint.flatten(state).items()}
+        parts = {name: fingerprint.unflatten(part) for name, part in _parts(arrays).items()}
         parts |= {'meta': json.loads(json.dumps(meta)), 'digests': fingerprint.record(arrays, meta)}
         with _context():
             # Orbax has every array on the host when this returns (no is_prioritized_key_fn, no
@@ -103,7 +103,7 @@ class Checkpoints:
             checkpoint, or has another shape or type there.
         """
         self.close()
-        steps = distributed.of_first(self._tidied)
+        steps = distributed.broadcast_from_primary(self._tidied)
         for step in reversed(steps):
             folder = self.directory / str(step)
             try:
@@ -115,7 +115,7 @@ class Checkpoints:
             if step != steps[-1]:
                 _log.warning('%s: step %d is used instead', self.directory, step)
             return step, state, meta
-        if distributed.of_first(lambda: bool(self._list(r'\d+\.corrupt.*'))):
+        if distributed.broadcast_from_primary(lambda: bool(self._list(r'\d+\.corrupt.*'))):
             raise UserError(
                 f'{self.directory}: no intact checkpoint, only steps that were set aside '
                 '(*.corrupt); remove the folder to start again'
@@ -135,11 +135,11 @@ class Checkpoints:
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
-        with orbax_errors.tidy() as failed:
+        with orbax_errors.suppress_orbax_noise() as failed:
             try:
                 response.result()
             except Exception as error:
-                failed.append(orbax_errors.line(error))
+                failed.append(orbax_errors.root_cause(error))
         if failed:
             raise NotSaved(f'{self.directory}: step {step} was not saved: {failed[0]}')
         self._prune()
@@ -151,12 +151,12 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Deletes old steps, and what a killed save or deletion left behind."""
-        if not distributed.first():
+        if not distributed.is_primary():
             return
         for step in self.steps()[: -self._keep]:
             # Not like a step before it is deleted: a deletion may be killed half-way.
             folder = self.directory / str(step)
-            if storage.remote(folder):
+            if storage.is_remote(folder):
                 (folder / _LAST_FILE).unlink()
             else:
                 folder.rename(self.directory / f'{step}.deleted')
@@ -167,7 +167,7 @@ class Checkpoints:
     def _tidied(self) -> list[int]:
         """The steps; half-written ones are deleted from a bucket: Orbax writes none over them."""
         steps = self.steps()
-        if storage.remote(self.directory):
+        if storage.is_remote(self.directory):
             for path in self._list(r'\d+'):
                 if int(path.name) not in steps:
                     path.rmtree()
@@ -180,7 +180,7 @@ class Checkpoints:
             (self.directory / str(step)).rename(self.directory / name)
             return name
 
-        name = distributed.of_first(rename)
+        name = distributed.broadcast_from_primary(rename)
         _log.warning('%s: step %d is set aside as %s: %s', self.directory, step, name, problem)
 
 
@@ -207,7 +207,7 @@ def load_params(directory: pathlib.Path, abstract: PyTree | None = None) -> PyTr
             name: jax.ShapeDtypeStruct(a['shape'], jnp.dtype(a['dtype']))
             for name, a in record.items()
         }
-        return _read_arrays(folder, record, fingerprint.nested(stored))['params']
+        return _read_arrays(folder, record, fingerprint.unflatten(stored))['params']
 
     return _newest(directory, read)
 
@@ -224,7 +224,7 @@ def read_meta(directory: pathlib.Path) -> dict:
 def _newest(directory: pathlib.Path, read) -> Any:
     """`read(folder of a step)` of the newest step for which it succeeds."""
     root = _folder(directory)
-    steps = distributed.of_first(lambda: _steps(root))
+    steps = distributed.broadcast_from_primary(lambda: _steps(root))
     if not steps:
         raise UserError(f'{root}: no checkpoint in this folder')
     for step in reversed(steps):
@@ -240,7 +240,7 @@ def _newest(directory: pathlib.Path, read) -> Any:
 
 def _folder(directory: pathlib.Path) -> epath.Path:
     path = epath.Path(directory)
-    return path if storage.remote(path) else epath.Path(pathlib.Path(path).absolute())
+    return path if storage.is_remote(path) else epath.Path(pathlib.Path(path).absolute())
 
 
 def _steps(root: epath.Path) -> list[int]:
@@ -250,7 +250,7 @@ def _steps(root: epath.Path) -> list[int]:
 
 
 def _complete(folder: epath.Path) -> bool:
-    return (folder / _LAST_FILE).exists() if storage.remote(folder) else folder.is_dir()
+    return (folder / _LAST_FILE).exists() if storage.is_remote(folder) else folder.is_dir()
 
 
 def _parts(arrays: Arrays) -> dict[str, Arrays]:
@@ -279,11 +279,11 @@ def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
 
 def _read_arrays(folder: epath.Path, record: dict[str, dict], abstract: PyTree) -> PyTree:
     """The arrays, verified; UserError where `abstract` is not what the record lists."""
-    wanted = {name: _placed(x) for name, x in fingerprint.named(abstract).items()}
+    wanted = {name: _placed(x) for name, x in fingerprint.flatten(abstract).items()}
     _check(folder, record, wanted)
     arrays: Arrays = {}
     for part, named in _parts(wanted).items():
-        arrays |= fingerprint.named(_load(folder, part, fingerprint.nested(named)))
+        arrays |= fingerprint.flatten(_load(folder, part, fingerprint.unflatten(named)))
     arrays = {name: arrays[name] for name in wanted}
     changed = [name for name, entry in fingerprint.entries(arrays).items() if entry != record[name]]
     _agree(f'{changed[0]}: the bytes are not those that were saved' if changed else None)
@@ -302,7 +302,7 @@ def _check(folder: epath.Path, record: dict[str, dict], wanted: Arrays) -> None:
         try:
             x.sharding.shard_shape(x.shape)
         except ValueError as error:
-            raise UserError(f'{folder}: {name} {here}: {orbax_errors.line(error)}') from error
+            raise UserError(f'{folder}: {name} {here}: {orbax_errors.root_cause(error)}') from error
     for name in record:
         if name not in wanted:
             raise UserError(f'{folder}: has the array {name}, which is not wanted here')
@@ -320,14 +320,14 @@ def _placed(x: Any) -> jax.ShapeDtypeStruct:
 def _load(folder: epath.Path, part: str, abstract: PyTree | None = None) -> Any:
     """One checkpointable; _Corrupt, on all processes, when one of them cannot read it."""
     value, refused = None, None
-    with orbax_errors.tidy() as failed:
+    with orbax_errors.suppress_orbax_noise() as failed:
         try:
             with _context(reading=True):
                 value = ocp.load_checkpointables(folder, {part: abstract})[part]
         except Exception as error:  # damaged files raise many types, of many libraries
             refused = error if _is_local(error) else None
-            failed.append(f'{part}: cannot be read: {orbax_errors.line(error)}')
-    if refused is not None and distributed.count() == 1:
+            failed.append(f'{part}: cannot be read: {orbax_errors.root_cause(error)}')
+    if refused is not None and distributed.process_count() == 1:
         raise refused
     problem = failed[0] if failed else None
     _agree(problem, f'{folder}: {problem}' if refused is not None else None)
@@ -352,7 +352,7 @@ def _agree(problem: str | None, refused: str | None = None) -> None:
 
     UserError on every process when the machine of one refuses.
     """
-    found = distributed.gather([problem, refused])
+    found = distributed.all_gather([problem, refused])
     names = [f'process {number}: ' if len(found) > 1 else '' for number in range(len(found))]
     for name, (_, said) in zip(names, found, strict=True):
         if said is not None:
@@ -371,7 +371,7 @@ def _context(reading: bool = False) -> ocp.Context:
     # Made in a thread, a folder that cannot be made keeps the program from ending for minutes.
     context.asynchronous.create_directories_asynchronously = False
     if reading:  # alone: Orbax would wait minutes for a process that failed; we agree afterwards
-        me = distributed.index()
+        me = distributed.process_index()
         context.multiprocessing.primary_host = me
         context.multiprocessing.active_processes = {me}
     return context

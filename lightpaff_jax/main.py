@@ -33,12 +33,12 @@ def run(c: ConfigDict) -> None:
         before = flags.parse([f'--config={spec}'])
         before.data.cache = c.data.cache
         before.train.compilation_cache = c.train.compilation_cache
-        distributed.say(f'first {spec}')
+        distributed.log_primary(f'first {spec}')
         run(before)
     result = train(c)
     for split, found in result['scores'].items():
-        distributed.say(f'{split}: {scores.said(found)}')
-    distributed.say(f'{c.workdir}/result.json')
+        distributed.log_primary(f'{split}: {scores.said(found)}')
+    distributed.log_primary(f'{c.workdir}/result.json')
 
 
 if __name__ == '__main__':

@@ -116,10 +116,10 @@ class Writer:
     def __init__(
         self, workdir: pathlib.Path, total_updates: int, resume_step: int, tokens: int = 0
     ):
-        self._active = distributed.first()
+        self._active = distributed.is_primary()
         if not self._active:
             return
-        self._bucket = workdir if storage.remote(workdir) else None
+        self._bucket = workdir if storage.is_remote(workdir) else None
         self._temporary = tempfile.TemporaryDirectory() if self._bucket else None
         self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ class Writer:
         for name in ('metrics', 'timing'):
             path = self._folder / f'{name}.jsonl'
             if self._bucket and resume_step:
-                storage.fetch(self._bucket / path.name, path)
+                storage.download(self._bucket / path.name, path)
             _truncate(path, resume_step)
             self._files[name] = path.open('a', encoding='utf-8')
         from tensorboardX import SummaryWriter  # with torch, where that is installed: 1.5 s
@@ -158,7 +158,7 @@ class Writer:
         """
         if self._active and self._bucket:
             self._tensorboard.flush()
-            storage.send(self._folder, self._bucket)
+            storage.upload(self._folder, self._bucket)
 
     def log(self, step: int, metrics: Mapping[str, float], kind: str = 'train') -> None:
         """One line, flushed; keys in the order step, kind, then by name. NaN and inf are

@@ -57,7 +57,7 @@ def save(path: str, model: models.Model, params: models.Params,
       UserError: the tokenizer has more ids than the model, or no exact tokenizer.json; the path is
         in a bucket.
     """
-    if storage.remote(path):
+    if storage.is_remote(path):
         raise UserError(f'{path}: must be a local folder')
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
@@ -91,8 +91,8 @@ def special_ids(family: str, tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
 
 def is_run(path: str) -> bool:
     """Whether a folder is a run's workdir, and no Hugging Face folder."""
-    storage.reachable(path)
-    return (storage.place(path) / 'checkpoints').exists()
+    storage.check_reachable(path)
+    return (storage.to_path(path) / 'checkpoints').exists()
 
 
 def read_network(key: str, path: str) -> ConfigDict:
@@ -105,7 +105,7 @@ def read_network(key: str, path: str) -> ConfigDict:
     Raises:
       UserError: it is neither the workdir of a finished run nor a folder with a network we have.
     """
-    folder = storage.place(path)
+    folder = storage.to_path(path)
     if not is_run(path):
         if (folder / 'metrics.jsonl').exists() or not (folder / 'config.json').exists():
             raise UserError(
@@ -147,9 +147,9 @@ def read_params(key: str, path: str, model: models.Model, mesh: Mesh,
 def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> models.Params:
     theirs = models.build(read_network(key, path))
     abstract = sharding.placed(theirs.abstract, sharding.of_params(mesh, theirs.abstract))
-    saved = storage.place(path) / 'checkpoints'
-    found = fingerprint.named(checkpoint.load_params(saved, abstract))
-    wanted = fingerprint.named(model.abstract)
+    saved = storage.to_path(path) / 'checkpoints'
+    found = fingerprint.flatten(checkpoint.load_params(saved, abstract))
+    wanted = fingerprint.flatten(model.abstract)
     lacking = [
         name for name, x in wanted.items() if name not in found or found[name].shape != x.shape
     ]
@@ -160,9 +160,9 @@ def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> mo
         )
     if lacking:
         _log.info('config.%s = %s: begins fresh: %s', key, path, ', '.join(lacking))
-        initial = fingerprint.named(fresh())
+        initial = fingerprint.flatten(fresh())
         found |= {name: initial[name] for name in lacking}
-    return fingerprint.nested({name: found[name] for name in wanted})
+    return fingerprint.unflatten({name: found[name] for name in wanted})
 
 
 def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer, lowercase: bool) -> None:
@@ -175,7 +175,7 @@ def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer, lowerc
       lowercase: `config.tokenizer.lowercase`, for a folder's vocab.txt.
     """
     if is_run(path):
-        found = checkpoint.read_meta(storage.place(path) / 'checkpoints')
+        found = checkpoint.read_meta(storage.to_path(path) / 'checkpoints')
         theirs = found['tokenizer_hash']
     else:
         place = tokenizers.find(path)
@@ -217,9 +217,9 @@ def of_layers(c: ConfigDict, teacher: models.Model, params: models.Params,
     stacked = {row.path for row in student.table if '{layer}' in row.name}
     flat = {
         path: x[of_decoder if path.startswith('decoder/') else layers] if path in stacked else x
-        for path, x in fingerprint.named(params).items()
+        for path, x in fingerprint.flatten(params).items()
     }
-    return fingerprint.nested(flat)
+    return fingerprint.unflatten(flat)
 
 
 def _layers(key: str, chosen: tuple[int, ...], wanted: int, there: int) -> np.ndarray:

@@ -63,7 +63,7 @@ def compare(c: ConfigDict) -> dict:
                 'bytes': 4 * model.parameters,
                 'flops': model.flops(shape),
             }
-            if distributed.first():
+            if distributed.is_primary():
                 calls[name] = {n: _scorer(model, params, batch) for n, batch in inputs.items()}
         if not calls:
             return {}
@@ -123,8 +123,8 @@ def run(c: ConfigDict) -> None:
     pretrained.read_network('workdir', c.workdir)
     pretrained.read_network('teacher.path', c.teacher.path)
     text = json.dumps(compare(c), indent=2)
-    workdir.write(workdir.place(c) / 'speed.json', text + '\n')
-    distributed.say(text)
+    workdir.write(workdir.folder(c) / 'speed.json', text + '\n')
+    distributed.log_primary(text)
 
 
 if __name__ == '__main__':

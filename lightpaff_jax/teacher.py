@@ -36,7 +36,7 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
     pretrained.check_tokenizer('teacher.path', path, tokenizer, c.tokenizer.lowercase)
     model = networks.teacher(c, shape)
     params = pretrained.read_params('teacher.path', path, model, mesh)
-    identity = fingerprint.identity(params)
+    identity = fingerprint.fingerprint(params)
     dtype = networks.teacher_dtype(c)
     params = jax.tree.map(lambda x: _narrowed(x, dtype), params)
     places = sharding.of_params(mesh, model.abstract, c.mesh.teacher)

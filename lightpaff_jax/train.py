@@ -70,15 +70,15 @@ def train(c: ConfigDict) -> dict:
       UserError: the configuration, its data, its teacher or its workdir does not fit.
     """
     check(c)
-    folder = workdir.place(c)
-    workdir.check(c, folder)
+    folder = workdir.folder(c)
+    workdir.check_unchanged(c, folder)
     keep_compiled(c.train.compilation_cache)
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder / 'checkpoints', c.train.keep) as saved:
         inputs = _inputs(c, mesh)
-        result = workdir.finished(c, folder, inputs.identities)
+        result = workdir.completed_result(c, folder, inputs.identities)
         known = {} if result is None else result['scores']
-        if result is not None and not workdir.unscored(c, known):
+        if result is not None and not workdir.missing_splits(c, known):
             return result
         student = networks.student(c)
         network = None if inputs.teacher is None else inputs.teacher.model
@@ -93,7 +93,7 @@ def train(c: ConfigDict) -> dict:
         if progress.updates < c.train.updates:  # what is said of fewer updates
             for name in ('result.json', 'predictions/validation.jsonl', 'predictions/test.jsonl'):
                 workdir.remove(folder / name)
-        workdir.claim(c, folder)
+        workdir.write_config(c, folder)
         _keep_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)
 
         def cost(shape: Shape) -> float:
@@ -104,7 +104,7 @@ def train(c: ConfigDict) -> dict:
         state, last = _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved)
         # Without an update the parameters are those that were scored before.
         scores = {} if last is not None else known
-        for split in workdir.unscored(c, scores):
+        for split in workdir.missing_splits(c, scores):
             used = last if last is not None and last.split == split else None
             found = used or evaluation.find(split, state.params)
             scores[split] = evaluation.finish(found, state.params, folder / 'predictions')
@@ -117,7 +117,7 @@ def train(c: ConfigDict) -> dict:
 
 def _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved):
     """The updates that are left; the state, and what the last validation found if there was one."""
-    folder, found, in_flight = workdir.place(c), None, None
+    folder, found, in_flight = workdir.folder(c), None, None
     start = progress.updates
     with metrics.Writer(folder, c.train.updates, start, progress.tokens) as writer:
         rows = sharding.rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
@@ -169,7 +169,7 @@ def _compiled(step: jax.stages.Wrapped, teacher_params, knobs: optimizer.Knobs):
             jax.block_until_ready(in_flight)
             began = time.perf_counter()
             programs[batch.shape] = step.lower(state, teacher_params, batch, knobs).compile()
-            distributed.gather(None)  # on CPUs devices that meet first wait 30 s for each other
+            distributed.all_gather(None)  # on CPUs devices that meet first wait 30 s for each other
         compiling = time.perf_counter() - began
         return *programs[batch.shape](state, teacher_params, batch, knobs), compiling
 
@@ -185,19 +185,19 @@ def _inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
         'tokenizer_hash': tokenizer.hash,
         'data_hash': prepared.hash,
         'teacher_hash': None if teacher is None else teacher.hash,
-        'init_hash': None if initial is None else fingerprint.identity(initial),
+        'init_hash': None if initial is None else fingerprint.fingerprint(initial),
     }
     return Inputs(tokenizer, teacher, initial, prepared, identities)
 
 
 def _keep_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, family: str) -> None:
     """Puts the tokenizer beside the checkpoints, so that the workdir can be loaded and exported."""
-    if not distributed.first():
+    if not distributed.is_primary():
         return
-    if storage.remote(folder):
+    if storage.is_remote(folder):
         with tempfile.TemporaryDirectory() as temporary:
             tokenizer.save(temporary, family)
-            storage.send(pathlib.Path(temporary), folder)
+            storage.upload(pathlib.Path(temporary), folder)
         return
     if folder.exists() and tokenizers.read(str(folder)).hash != tokenizer.hash:
         shutil.rmtree(folder)  # of an attempt that came to nothing
@@ -237,7 +237,7 @@ def check(c: ConfigDict, runs: bool = True) -> None:
 def keep_compiled(folder: str) -> None:
     """Programs compiled once are read from `folder` the next time. jax takes the first folder."""
     if folder:
-        path = folder if storage.remote(folder) else str(pathlib.Path(folder).expanduser())
+        path = folder if storage.is_remote(folder) else str(pathlib.Path(folder).expanduser())
         jax.config.update('jax_compilation_cache_dir', path)
 
 
@@ -283,7 +283,7 @@ def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule,
 
 def summary(c: ConfigDict, student: models.Model, progress: Progress, scores: dict) -> dict:
     """Scores and cost."""
-    return workdir.measured(c) | {
+    return workdir.task_keys(c) | {
         'updates': progress.updates,
         'tokens': progress.tokens,
         'seconds': progress.seconds,

@@ -23,26 +23,26 @@ from lightpaff_jax.version import __version__
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-def place(c: ConfigDict) -> Any:
+def folder(c: ConfigDict) -> Any:
     """The folder of `config.workdir`.
 
     Raises:
       UserError: its bucket cannot be reached.
     """
-    storage.reachable(c.workdir)
-    return storage.place(c.workdir)
+    storage.check_reachable(c.workdir)
+    return storage.to_path(c.workdir)
 
 
-def check(c: ConfigDict, folder: pathlib.Path) -> None:
+def check_unchanged(c: ConfigDict, folder: pathlib.Path) -> None:
     """Raises UserError if the folder holds a run with another configuration; names the keys."""
 
     def changed() -> list[str]:
-        with storage.faults(folder):
+        with storage.translate_errors(folder):
             if not (folder / 'checkpoints').is_dir() and not (folder / 'result.json').is_file():
                 return []  # an attempt that came to nothing
             return config.differences(config.read(folder), c)
 
-    found = distributed.of_first(changed)
+    found = distributed.broadcast_from_primary(changed)
     if found:
         raise UserError(
             f'config.workdir = {c.workdir}: holds a run with another configuration '
@@ -50,12 +50,12 @@ def check(c: ConfigDict, folder: pathlib.Path) -> None:
         )
 
 
-def claim(c: ConfigDict, folder: pathlib.Path) -> None:
+def write_config(c: ConfigDict, folder: pathlib.Path) -> None:
     """Makes the folder this run's: writes config.json."""
     write(folder / 'config.json', config.to_json(c) + '\n')
 
 
-def finished(c: ConfigDict, folder: pathlib.Path, identities: dict) -> dict | None:
+def completed_result(c: ConfigDict, folder: pathlib.Path, identities: dict) -> dict | None:
     """result.json of a run that did `c.train.updates` and read, and was scored on, the same.
 
     Splits that are asked for now may be missing in it, see `unscored`.
@@ -63,12 +63,14 @@ def finished(c: ConfigDict, folder: pathlib.Path, identities: dict) -> dict | No
     Raises:
       UserError: the file is no JSON; or a process has other identities than process 0.
     """
-    distributed.agree(identities, 'all processes must read the same')
-    return distributed.of_first(lambda: _finished(c, folder / 'result.json', identities))
+    distributed.assert_equal(identities, 'all processes must read the same')
+    return distributed.broadcast_from_primary(
+        lambda: _finished(c, folder / 'result.json', identities)
+    )
 
 
 def _finished(c: ConfigDict, path: pathlib.Path, identities: dict) -> dict | None:
-    with storage.faults(path):
+    with storage.translate_errors(path):
         if not path.is_file():
             return None
         text = path.read_bytes()
@@ -80,13 +82,13 @@ def _finished(c: ConfigDict, path: pathlib.Path, identities: dict) -> dict | Non
         raise UserError(
             f'{path}: must be JSON: {error}; remove it to score the run again'
         ) from error
-    wanted = {'updates': c.train.updates, 'protocol': protocol(c), **measured(c), **identities}
+    wanted = {'updates': c.train.updates, 'protocol': protocol(c), **task_keys(c), **identities}
     return result if all(result.get(name, '') == value for name, value in wanted.items()) else None
 
 
-def unscored(c: ConfigDict, scores: dict) -> list[str]:
+def missing_splits(c: ConfigDict, scores: dict) -> list[str]:
     """Splits that are to be scored and have no score of the metric in `scores`."""
-    return [name for name in splits(c) if measured(c)['metric'] not in scores.get(name, ())]
+    return [name for name in splits(c) if task_keys(c)['metric'] not in scores.get(name, ())]
 
 
 def splits(c: ConfigDict) -> tuple[str, ...]:
@@ -94,7 +96,7 @@ def splits(c: ConfigDict) -> tuple[str, ...]:
     return ('validation', 'test') if c.eval.test else ('validation',)
 
 
-def measured(c: ConfigDict) -> dict[str, str]:
+def task_keys(c: ConfigDict) -> dict[str, str]:
     """What was learnt and what runs of it are compared by, as result.json says it."""
     metric = c.eval.metric or config.METRICS[c.objective][0]
     return {'task': c.task, 'objective': c.objective, 'metric': metric}
@@ -123,7 +125,7 @@ def protocol(c: ConfigDict) -> str:
 
 def _writing(c: ConfigDict) -> str:
     """How texts were written and compared, where the metric is one of these."""
-    metric, g = measured(c)['metric'], c.generate
+    metric, g = task_keys(c)['metric'], c.generate
     if metric not in config.GENERATED:
         return ''
     how = 'the most probable token each'
@@ -147,7 +149,7 @@ def provenance(devices: int) -> dict:
     cores = f'{os.cpu_count()} cores, {platform.machine()}'
     return {
         'hardware': f'{devices} x {device.device_kind}, {cores}',
-        'processes': distributed.count(),
+        'processes': distributed.process_count(),
         'versions': {
             'lightpaff_jax': __version__,
             'python': platform.python_version(),
@@ -179,18 +181,18 @@ def write(path: pathlib.Path, text: str) -> None:
 
     It is written beside its place, then renamed; in a bucket an object appears when it is whole.
     """
-    if distributed.first():
-        with storage.faults(path):
+    if distributed.is_primary():
+        with storage.translate_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path if storage.remote(path) else path.with_name(path.name + '.part')
+            part = path if storage.is_remote(path) else path.with_name(path.name + '.part')
             part.write_text(text)
             if part != path:
                 part.replace(path)
-    distributed.gather(None)
+    distributed.all_gather(None)
 
 
 def remove(path: pathlib.Path) -> None:
     """Process 0 removes a file that may be there."""
-    if distributed.first():
-        with storage.faults(path):
+    if distributed.is_primary():
+        with storage.translate_errors(path):
             path.unlink(missing_ok=True)

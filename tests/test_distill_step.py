@@ -149,7 +149,7 @@ def test_gradient_of_every_family_is_the_same_on_a_mesh_of_three_axes(kind):
     largest = max(np.abs(x).max() for x in jax.tree.leaves(grads))
     chex.assert_trees_all_close(split, grads, rtol=0, atol=1e-5 * largest)
     chex.assert_trees_all_close(split_sums, sums, rtol=1e-5)
-    assert all(np.any(x) for name, x in fingerprint.named(grads).items() if name not in UNTRAINED)
+    assert all(np.any(x) for name, x in fingerprint.flatten(grads).items() if name not in UNTRAINED)
 
 
 @pytest.mark.usefixtures('full_compilation')

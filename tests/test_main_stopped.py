@@ -38,7 +38,7 @@ def test_a_command_does_first_what_its_run_needs(small_runs):
     teacher, student = small_runs / 'runs/small_teacher', small_runs / 'runs/small'
     found = json.loads((student / 'result.json').read_text())
     params = checkpoint.load_params(teacher / 'checkpoints')
-    assert found['teacher_hash'] == fingerprint.identity(params)
+    assert found['teacher_hash'] == fingerprint.fingerprint(params)
     assert (teacher / 'result.json').stat().st_mtime < (student / 'config.json').stat().st_mtime
 
 

@@ -196,7 +196,7 @@ def test_tensorboard_gets_the_means_and_a_resume_purges_later_ones(tmp_path):
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(metrics.processes, 'first', lambda: False)
+    monkeypatch.setattr(metrics.distributed, 'is_primary', lambda: False)
     run(tmp_path / 'other', 1, 10, 0)
     assert not (tmp_path / 'other').exists()
     assert capsys.readouterr() == ('', '')

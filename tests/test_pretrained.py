@@ -91,7 +91,7 @@ def test_a_student_is_pre_trained_with_an_imported_folder_and_loaded_from_its_wo
     c = configured(data_cache, tmp_path / 'run', family, layers=1, width=8, ffn=8)
     c.teacher.path = str(path)
     result = train.train(c)
-    assert result['teacher_hash'] == fingerprint.identity(params)
+    assert result['teacher_hash'] == fingerprint.fingerprint(params)
     assert {'kl', 'agreement'} <= set(result['scores']['test'])
     model, found = lightpaff_jax.load(c.workdir)
     assert (model.network.family, model.network.layers) == (family, 1)
@@ -120,15 +120,15 @@ def test_a_student_may_start_from_layers_of_its_teacher(data_cache, places, fami
     lowest = start(c, data_cache)
     c.student.init_layers = (0, 2)
     chosen = start(c, data_cache)
-    theirs = fingerprint.named(params)
+    theirs = fingerprint.flatten(params)
     stacked = {row.path for row in model.table if '{layer}' in row.name}
-    for name, x in fingerprint.named(lowest).items():
+    for name, x in fingerprint.flatten(lowest).items():
         taken = theirs[name]
         if name in stacked:
             taken = taken[1:2] if name.startswith('decoder/') else taken[:2]
         np.testing.assert_array_equal(x, taken, name)
     name = next(name for name in stacked if 'ffn/up/kernel' in name and 'decoder' not in name)
-    np.testing.assert_array_equal(fingerprint.named(chosen)[name], theirs[name][np.array([0, 2])])
+    np.testing.assert_array_equal(fingerprint.flatten(chosen)[name], theirs[name][np.array([0, 2])])
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_longer_run_leaves_nothing_that_is_said_of_fewer_updates(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(workdir, 'claim', killed)
+        patch.setattr(workdir, 'write_config', killed)
         with pytest.raises(KeyboardInterrupt):
             train(c)
     assert not (tmp_path / 'result.json').exists()
@@ -139,6 +139,6 @@ def test_a_file_that_is_no_object_is_named(data_cache, tmp_path, text):
     for name in ('config.json', 'result.json'):
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=rf'^{tmp_path}/config.json: '):
-        workdir.check(c, tmp_path)
+        workdir.check_unchanged(c, tmp_path)
     with pytest.raises(UserError, match=rf'^{tmp_path}/result.json: must be JSON: '):
-        workdir.finished(c, tmp_path, {})
+        workdir.completed_result(c, tmp_path, {})

@@ -44,24 +44,26 @@ def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | No
         print(usage.strip())
         return 0 if argv else 2
     try:
-        distributed.start()
+        distributed.initialize()
         with notes(), heard():
             c = parse(argv)
             validate(c)
-            storage.reachable(c.workdir)
+            storage.check_reachable(c.workdir)
             values = {f'config.{key}': value for key, value in flatten(c).items()}
-            distributed.agree(values, 'all processes must be started by the same command')
-            distributed.ready()
+            distributed.assert_equal(values, 'all processes must be started by the same command')
+            distributed.sync_devices()
             run(c)
-            distributed.finish()
+            distributed.shutdown()
     except MissingPaths as error:
-        return distributed.ended(f'{error}{_offline(_split(argv)[0])}', 2)
+        return distributed.exit_with_error(f'{error}{_offline(_split(argv)[0])}', 2)
     except UserError as error:
-        return distributed.ended(str(error), 2)
+        return distributed.exit_with_error(str(error), 2)
     except OSError as error:  # no permission, a file where a folder should be, a full disk
-        return distributed.ended(f'{error.filename or "file system"}: {error.strerror or error}', 2)
+        return distributed.exit_with_error(
+            f'{error.filename or "file system"}: {error.strerror or error}', 2
+        )
     except BaseException as error:
-        if distributed.count() == 1:
+        if distributed.process_count() == 1:
             raise
         return _ended(error)
     return 0
@@ -70,19 +72,19 @@ def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | No
 def _ended(error: BaseException) -> int:
     """Ends one of several processes that did not expect this."""
     if isinstance(error, KeyboardInterrupt):
-        return distributed.ended('interrupted', 130)
-    if distributed.lost(error):
+        return distributed.exit_with_error('interrupted', 130)
+    if distributed.is_peer_failure(error):
         text = f'lost another process, which has ended ({_one_line(error)})'
-        return distributed.ended(text, 1, lost=True)
+        return distributed.exit_with_error(text, 1, lost=True)
     traceback.print_exc()
-    return distributed.ended(_one_line(error), 1)
+    return distributed.exit_with_error(_one_line(error), 1)
 
 
 @contextlib.contextmanager
 def notes() -> Iterator[None]:
     """What the package logs goes to stderr, as plain lines; once, not from each process."""
     log, handler = logging.getLogger('lightpaff_jax'), logging.StreamHandler()
-    handler.setLevel(logging.INFO if distributed.first() else logging.ERROR)
+    handler.setLevel(logging.INFO if distributed.is_primary() else logging.ERROR)
     before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)

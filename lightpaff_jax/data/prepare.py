@@ -64,7 +64,7 @@ def _mixture(c: ConfigDict, tokenizer: Tokenizer) -> Mixture:
 
 def _found(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
     """The set in the cache; made if it is not there."""
-    cache = storage.here('config.data.cache = ', c.data.cache)
+    cache = storage.local_folder('config.data.cache = ', c.data.cache)
     made_from = identity(c, tokenizer)
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / 'prepared' / f'{c.data.source}-{key}'
@@ -147,7 +147,7 @@ def _ended(line: str, code: int) -> int:
 def _command(argv: Sequence[str]) -> None:
     options, rest = _options(argv)
     shard_tokens = _number(options, 'shard-tokens', build.SHARD_TOKENS)
-    out = storage.here('--out=', options['out'])
+    out = storage.local_folder('--out=', options['out'])
     c, tokenizer = _asked(options, rest)
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)

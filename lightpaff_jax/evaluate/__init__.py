@@ -157,7 +157,7 @@ class Evaluation:
             pairs = [(line['text'], line['reference']) for line in lines]
             return scores.OF_TEXTS[c.eval.metric](*zip(*pairs, strict=True))
 
-        more = distributed.of_first(concluded)
+        more = distributed.broadcast_from_primary(concluded)
         workdir.write(folder / f'{split}.jsonl', text)
         return found.scores | more
 
@@ -193,7 +193,7 @@ def make(c: ConfigDict, mesh: Mesh, student: models.Model, teacher: teacher_lib.
       tokenizer: the run's.
     """
     network, teacher_params = (None, None) if teacher is None else (teacher.model, teacher.params)
-    written = workdir.measured(c)['metric'] in config.GENERATED
+    written = workdir.task_keys(c)['metric'] in config.GENERATED
     return Evaluation(
         c, mesh, prepared, tokenizer, teacher_params,
         distill_step.make_evaluation(c, mesh, student, network),
@@ -274,21 +274,21 @@ def run(c: ConfigDict, path: str, out: str) -> None:
     Raises:
       UserError: there is no network, or it does not fit the task, its data or its positions.
     """
-    storage.reachable(path)
-    storage.reachable(out)
+    storage.check_reachable(path)
+    storage.check_reachable(out)
     try:
         network = pretrained.read_network('model', path)
         _adopt(c, network, path)
         needed.check_paths(c)
         sources.check(c)
         validate.validate(c, jax.device_count(), jax.process_count())
-        result = _evaluated(c, path, storage.place(out))
+        result = _evaluated(c, path, storage.to_path(out))
     except UserError as error:  # said of the key that a run has for it
         raise type(error)(str(error).replace('config.model = ', '--model=')) from error
     for split, made in result['scores'].items():
-        distributed.say(f'{split}: {scores.said(made)}')
-    workdir.write(storage.place(out) / 'scores.json', json.dumps(result, indent=2) + '\n')
-    distributed.say(f'{out}/scores.json')
+        distributed.log_primary(f'{split}: {scores.said(made)}')
+    workdir.write(storage.to_path(out) / 'scores.json', json.dumps(result, indent=2) + '\n')
+    distributed.log_primary(f'{out}/scores.json')
 
 
 def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
@@ -344,7 +344,7 @@ def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:
             split: evaluation.finish(evaluation.find(split, params), params, out / 'predictions')
             for split in workdir.splits(c)
         }
-    return workdir.measured(c) | {
+    return workdir.task_keys(c) | {
         'model': path,
         'parameters': student.parameters,
         'scores': made,

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal fits
         result = preflight(c, options['topology'], options['slices'], largest=not options['quick'])
         fits = result['fits']
-        distributed.say(said(result))
+        distributed.log_primary(said(result))
         if options['out']:
             path = pathlib.Path(options['out']).expanduser()
             text = json.dumps(result, indent=2, allow_nan=False)
@@ -196,8 +196,8 @@ def _needed(message: str, held: dict[str, float]) -> float:
 
 def _teacher_network(c: ConfigDict) -> ConfigDict | None:
     if c.teacher.path:
-        storage.reachable(c.teacher.path)
-        if storage.place(c.teacher.path).is_dir():
+        storage.check_reachable(c.teacher.path)
+        if storage.to_path(c.teacher.path).is_dir():
             return teacher.network(c)
     if c.teacher.layers:
         if c.teacher.head != c.student.head:

@@ -53,7 +53,7 @@ def run(c: ConfigDict) -> None:
         except UserError as error:
             raise type(error)(f'run {name}: {error}') from error
 
-    folder = workdir.place(c)
+    folder = workdir.folder(c)
     chain = Chain(c, load_tasks(c))
     told = {
         'name': pathlib.Path(c.workdir).name,
@@ -74,7 +74,7 @@ def run(c: ConfigDict) -> None:
     except StopIteration:
         workdir.write(folder / 'recipe.json', json.dumps(chain.table, indent=2) + '\n')
     _measure(c, folder, chain, runs)
-    if distributed.first():
+    if distributed.is_primary():
         print(report.write(folder))
         print(f'{folder}/report.html')
 
@@ -117,7 +117,7 @@ def _choose(step: Step, done: int, of: int, search: list[dict]) -> str:
 
     scores: dict[str, float] = {}
     for number, (name, r) in enumerate(step.runs.items(), done + 1):
-        distributed.say(f'[{number}/{of}] {name}')
+        distributed.log_primary(f'[{number}/{of}] {name}')
         r = config.copy(r)
         r.eval.test = len(step.runs) == 1
         result = train.train(r)
@@ -128,7 +128,7 @@ def _choose(step: Step, done: int, of: int, search: list[dict]) -> str:
     if len(scores) == 1:
         return name
     # All processes take the same one.
-    chosen = distributed.of_first(
+    chosen = distributed.broadcast_from_primary(
         lambda: min(scores, key=lambda name: _or_inf(sign * scores[name]))
     )
     train.train(step.runs[chosen])  # scored on the test split, once
@@ -168,7 +168,7 @@ def _measure(c: ConfigDict, folder: Any, chain: Chain, runs: dict[str, ConfigDic
         except (OSError, ValueError, KeyError, TypeError):
             return False  # none, or of other networks
 
-    if distributed.of_first(there):
+    if distributed.broadcast_from_primary(there):
         return
     r = config.copy(runs[names['student']])
     r.teacher.path = f'{c.workdir}/{names["teacher"]}'

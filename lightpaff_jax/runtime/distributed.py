@@ -29,31 +29,31 @@ _calls = itertools.count()
 _watch: '_Watch | None' = None
 
 
-def count() -> int:
+def process_count() -> int:
     """How many processes make this run."""
     return 1 if 'jax' not in sys.modules else _state().num_processes
 
 
-def index() -> int:
+def process_index() -> int:
     """This process's number, from 0."""
     return 0 if 'jax' not in sys.modules else _state().process_id
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Whether this is process 0, which prints and writes."""
-    return index() == 0
+    return process_index() == 0
 
 
-def say(text: str) -> None:
+def log_primary(text: str) -> None:
     """Prints a line of the results, once."""
-    if first():
+    if is_primary():
         print(text, flush=True)
 
 
 # Beginning.
 
 
-def start() -> None:
+def initialize() -> None:
     """Joins the other processes that the environment names; before any device is used.
 
     Raises:
@@ -68,11 +68,11 @@ def start() -> None:
     # Its service would take SIGTERM for itself, and nobody here asks it for what it heard.
     jax.config.update('jax_enable_preemption_service', False)
     cluster.join(found)
-    if count() > 1:
+    if process_count() > 1:
         _watch = _Watch()
 
 
-def ready() -> None:
+def sync_devices() -> None:
     """Connects the devices of all processes, at a moment when all are here.
 
     On CPUs this has a limit of 30 s, which processes that prepare data for minutes would pass.
@@ -80,13 +80,13 @@ def ready() -> None:
     Raises:
       UserError: the processes have different devices.
     """
-    if count() == 1:
+    if process_count() == 1:
         return
     import jax
     from jax.experimental import multihost_utils
 
     devices = f'{jax.local_device_count()} of {jax.local_devices()[0].device_kind}'
-    agree({'devices': devices}, 'all processes must have the same')
+    assert_equal({'devices': devices}, 'all processes must have the same')
     _keep_stdout()
     multihost_utils.sync_global_devices(_ROOT)
 
@@ -104,15 +104,15 @@ def _keep_stdout() -> None:
 # Talking. All processes make these calls, and in the same order.
 
 
-def gather(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """`value` of every process, JSON, in their order."""
-    if count() == 1:
+    if process_count() == 1:
         return [value]
     number, client = next(_calls), _client()
     place = f'{_ROOT}/{number}'
-    client.key_value_set(f'{place}/of/{index()}', json.dumps(value))
-    if first():
-        found = [json.loads(text) for text in _wait(f'{place}/of', count())]
+    client.key_value_set(f'{place}/of/{process_index()}', json.dumps(value))
+    if is_primary():
+        found = [json.loads(text) for text in _wait(f'{place}/of', process_count())]
         client.key_value_set(f'{place}/all/0', json.dumps(found))
         if number:  # all are here, so all have read the one before
             client.key_value_delete(f'{_ROOT}/{number - 1}')
@@ -120,9 +120,9 @@ def gather(value: Any) -> list[Any]:
     return json.loads(_wait(f'{place}/all', 1)[0])
 
 
-def agree(values: Mapping[str, Any], rule: str) -> None:
+def assert_equal(values: Mapping[str, Any], rule: str) -> None:
     """Raises UserError, on all, where a process has other values than process 0."""
-    found = gather(dict(values))
+    found = all_gather(dict(values))
     for number, theirs in enumerate(found):
         for name, value in found[0].items():
             if theirs[name] != value:
@@ -131,11 +131,11 @@ def agree(values: Mapping[str, Any], rule: str) -> None:
                 )
 
 
-def of_first(make: Callable[[], T]) -> T:
+def broadcast_from_primary(make: Callable[[], T]) -> T:
     """`make()`, JSON, of process 0: only there it is called."""
-    if count() == 1:
+    if process_count() == 1:
         return make()
-    return gather(make() if first() else None)[0]
+    return all_gather(make() if is_primary() else None)[0]
 
 
 def _wait(folder: str, number: int) -> list[str]:
@@ -150,20 +150,20 @@ def _wait(folder: str, number: int) -> list[str]:
 # Ending.
 
 
-def finish() -> None:
+def shutdown() -> None:
     """Waits for all processes, however long they still work, and leaves them."""
     global _watch
     if _watch is None:
         return
     import jax
 
-    gather(None)
+    all_gather(None)
     _watch.stop()
     _watch = None
     jax.distributed.shutdown()
 
 
-def ended(text: str, code: int, lost: bool = False) -> int:
+def exit_with_error(text: str, code: int, lost: bool = False) -> int:
     """Says why this process ends, in one line on stderr, and ends the others with it.
 
     They end within about two seconds, with a line that names this process and its error; where
@@ -185,7 +185,7 @@ def ended(text: str, code: int, lost: bool = False) -> int:
     raise AssertionError('leave does not return')
 
 
-def lost(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error says that another process has ended: of a collective or the coordinator."""
     text = str(error)
     signs = ('Gloo ', 'coordination service', 'Socket closed', 'NCCL ')
@@ -197,7 +197,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._client = _client()
-        self._index, self._count = index(), count()
+        self._index, self._count = process_index(), process_count()
         self._done = threading.Event()
         self._leaving = threading.Lock()
         self._thread = threading.Thread(target=self._look, daemon=True)

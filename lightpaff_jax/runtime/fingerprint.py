@@ -12,18 +12,18 @@ PyTree = Any
 Arrays = dict[str, Any]  # path of an array in a tree ('params/blocks/kernel') -> the array
 
 
-def identity(params: PyTree) -> str:
+def fingerprint(params: PyTree) -> str:
     """16 hex digits of the names, shapes, types and bytes of all arrays, wherever they lie."""
-    return sha256(entries(named(params)))[:16]
+    return sha256(entries(flatten(params)))[:16]
 
 
-def named(tree: PyTree) -> Arrays:
+def flatten(tree: PyTree) -> Arrays:
     """Leaves by their path, in the order of the tree."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
-def nested(arrays: Arrays) -> dict:
+def unflatten(arrays: Arrays) -> dict:
     """{'a/b': x} -> {'a': {'b': x}}."""
     root: dict = {}
     for name, value in arrays.items():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 
-def line(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The first cause of an error, on one line of some 200 characters: its start and its end."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -24,7 +24,7 @@ def line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def tidy() -> Iterator[list[str]]:
+def suppress_orbax_noise() -> Iterator[list[str]]:
     """A list for problems. Where Orbax fails it drops coroutines; they end here, unseen."""
     failed: list[str] = []
     hook = sys.unraisablehook
@@ -42,15 +42,20 @@ def tidy() -> Iterator[list[str]]:
 def _unraisable(hook: Callable, event: Any) -> None:
     """Passes on what Python cannot raise, unless it is a rest of a failed read."""
     code = getattr(event.object, 'cr_code', None)
-    of_orbax = code is not None and 'orbax' in code.co_filename
+    of_orbax = code is not None and _in_orbax(code.co_filename)
     if not of_orbax and str(event.exc_value) != 'Event loop is closed':
         hook(event)
 
 
 def _quiet(record: logging.LogRecord) -> bool:
     """Drops what Orbax logs, and tasks of its that fail: the user gets one line of ours."""
-    of_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
+    of_orbax = _in_orbax(record.pathname)
     return not (of_orbax or (record.name == 'asyncio' and _names_orbax(record)))
+
+
+def _in_orbax(filename: str) -> bool:
+    """Whether a source file belongs to Orbax; this module's own name contains `orbax` too."""
+    return 'orbax' in pathlib.PurePath(filename).parts
 
 
 _STATUS = (
@@ -65,7 +70,7 @@ def _names_orbax(record: logging.LogRecord) -> bool:
     frames = traceback.extract_tb(error.__traceback__) if error else []
     # A read of its storage that fails after another one has no frames, and a status as its first word.
     of_storage = error is not None and not frames and re.match(f'({_STATUS}): ', str(error))
-    named = 'orbax' in record.getMessage() or any('orbax' in frame.filename for frame in frames)
+    named = 'orbax' in record.getMessage() or any(_in_orbax(frame.filename) for frame in frames)
     return named or bool(of_storage)
 
 

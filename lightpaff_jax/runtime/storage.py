@@ -16,19 +16,19 @@ PATIENCE = 30.0  # seconds that a bucket may take to answer first; without a net
 _ANSWERED: set[str] = set()  # buckets that did
 
 
-def remote(path: Any) -> bool:
+def is_remote(path: Any) -> bool:
     """Whether a path is in a bucket."""
     return '://' in str(path)
 
 
-def place(path: str) -> Any:
+def to_path(path: str) -> Any:
     """A path that can be read and written wherever it is; `~` is the home folder."""
     from etils import epath
 
-    return epath.Path(path) if remote(path) else epath.Path(path).expanduser()
+    return epath.Path(path) if is_remote(path) else epath.Path(path).expanduser()
 
 
-def here(key: str, path: str) -> pathlib.Path:
+def local_folder(key: str, path: str) -> pathlib.Path:
     """A folder that ArrayRecord reads and writes; `~` is the home folder.
 
     Args:
@@ -38,19 +38,19 @@ def here(key: str, path: str) -> pathlib.Path:
     Raises:
       UserError: it is in a bucket.
     """
-    if remote(path):
+    if is_remote(path):
         raise UserError(
             f'{key}{path}: ArrayRecord needs a folder, mount the bucket with gcsfuse and name that'
         )
     return pathlib.Path(path).expanduser()
 
 
-def reachable(path: str) -> None:
+def check_reachable(path: str) -> None:
     """Raises UserError unless the bucket of a path answers in time; a local path is reached.
 
     A bucket that answered once is not asked again. Whether the path is there is another question.
     """
-    if not remote(path):
+    if not is_remote(path):
         return
     scheme, _, rest = path.partition('://')
     bucket = rest.partition('/')[0]
@@ -59,12 +59,12 @@ def reachable(path: str) -> None:
     if bucket not in _ANSWERED:
         logging.getLogger('gcsfs').propagate = False  # it prints tracebacks of what it retries
         logging.getLogger('gcsfs').addHandler(logging.NullHandler())
-        with faults(path), contextlib.suppress(FileNotFoundError):
-            within(PATIENCE, path, lambda: place(f'gs://{bucket}/x').exists())
+        with translate_errors(path), contextlib.suppress(FileNotFoundError):
+            call_within(PATIENCE, path, lambda: to_path(f'gs://{bucket}/x').exists())
         _ANSWERED.add(bucket)
 
 
-def within(seconds: float, path: str, call: Callable[[], Any]) -> None:
+def call_within(seconds: float, path: str, call: Callable[[], Any]) -> None:
     """Calls in a thread of its own; raises what that raises, or Unreadable after so many seconds.
 
     The thread stays behind: a connection that hangs cannot be stopped, and ends with the process.
@@ -87,14 +87,14 @@ def within(seconds: float, path: str, call: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
-def faults(path: Any) -> Iterator[None]:
+def translate_errors(path: Any) -> Iterator[None]:
     """Makes Unreadable of what a bucket raises; a missing file stays what it is."""
     try:
         yield
     except (UserError, FileNotFoundError):
         raise
     except Exception as error:  # of aiohttp, of gcsfs, of Google's credentials
-        if not remote(path):
+        if not is_remote(path):
             raise
         if isinstance(error, ImportError):
             needs = 'buckets need the extra gs: ./launch/environment.sh gs'
@@ -103,26 +103,26 @@ def faults(path: Any) -> Iterator[None]:
         raise Unreadable(f'{path}: {type(error).__name__}: {text}') from error
 
 
-def fetch(file: Any, to: pathlib.Path) -> None:
+def download(file: Any, to: pathlib.Path) -> None:
     """Copies a file of a bucket here; nothing where it is not there."""
-    with faults(file), contextlib.suppress(FileNotFoundError):
+    with translate_errors(file), contextlib.suppress(FileNotFoundError):
         to.write_bytes(file.read_bytes())
 
 
 @functools.cache
-def copied(folder: str) -> pathlib.Path:
+def download_folder(folder: str) -> pathlib.Path:
     """The files of a bucket's folder in a folder here, which goes with the process."""
     here = tempfile.TemporaryDirectory()
     atexit.register(here.cleanup)
-    with faults(folder), contextlib.suppress(FileNotFoundError):
-        for file in place(folder).iterdir():
-            fetch(file, pathlib.Path(here.name) / file.name)
+    with translate_errors(folder), contextlib.suppress(FileNotFoundError):
+        for file in to_path(folder).iterdir():
+            download(file, pathlib.Path(here.name) / file.name)
     return pathlib.Path(here.name)
 
 
-def send(folder: pathlib.Path, to: Any) -> None:
+def upload(folder: pathlib.Path, to: Any) -> None:
     """Copies the files below a folder into a bucket; each appears there when it is whole."""
-    with faults(to):
+    with translate_errors(to):
         for file in sorted(path for path in folder.rglob('*') if path.is_file()):
             (to / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
 

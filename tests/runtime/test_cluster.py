@@ -92,13 +92,13 @@ def test_a_process_alone_joins_nobody_and_does_not_even_import_jax():
     code = (
         'import sys\n'
         'from lightpaff_jax.runtime import distributed\n'
-        'distributed.start()\n'
-        'distributed.agree({"a": 1}, "")\n'
-        'distributed.ready()\n'
-        'distributed.finish()\n'
+        'distributed.initialize()\n'
+        'distributed.assert_equal({"a": 1}, "")\n'
+        'distributed.sync_devices()\n'
+        'distributed.shutdown()\n'
         'd = distributed\n'
-        'found = d.count(), d.index(), d.first(), d.gather(3)\n'
-        'print(*found, d.of_first(lambda: 4), "jax" in sys.modules)\n'
+        'values = d.process_count(), d.process_index(), d.is_primary(), d.all_gather(3)\n'
+        'print(*values, d.broadcast_from_primary(lambda: 4), "jax" in sys.modules)\n'
     )
     done = subprocess.run(
         [sys.executable, '-c', code],
@@ -112,16 +112,16 @@ def test_a_process_alone_joins_nobody_and_does_not_even_import_jax():
 
 def test_processes_that_read_something_else_are_named(monkeypatch):
     monkeypatch.setattr(
-        distributed, 'gather', lambda value: [value, value, {'a': 1, 'data_hash': 'y'}]
+        distributed, 'all_gather', lambda value: [value, value, {'a': 1, 'data_hash': 'y'}]
     )
     with pytest.raises(UserError) as raised:
-        distributed.agree({'a': 1, 'data_hash': 'x'}, 'all processes must read the same')
+        distributed.assert_equal({'a': 1, 'data_hash': 'x'}, 'all processes must read the same')
     assert str(raised.value) == (
         'process 2: data_hash = y, process 0 has x: all processes must read the same'
     )
 
 
 def test_a_process_alone_ends_as_it_did(capsys):
-    assert distributed.ended('config.x = 3: must be 4', 2) == 2
+    assert distributed.exit_with_error('config.x = 3: must be 4', 2) == 2
     assert capsys.readouterr() == ('', 'error: config.x = 3: must be 4\n')
-    assert not distributed.lost(RuntimeError('Gloo AllGather failed'))
+    assert not distributed.is_peer_failure(RuntimeError('Gloo AllGather failed'))

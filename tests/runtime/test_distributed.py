@@ -59,7 +59,7 @@ training = batches.training
 
 def recorded(c, prepared, tokenizer, start, rows):
     for n, batch in enumerate(training(c, prepared, tokenizer, start, rows), start):
-        name = f'{distributed.index()}-of-{distributed.count()}-{n}'
+        name = f'{distributed.process_index()}-of-{distributed.process_count()}-{n}'
         numpy.savez(pathlib.Path(os.environ['RECORD']) / name, *jax.tree.leaves(batch))
         yield batch
 
@@ -75,8 +75,8 @@ import jax, numpy
 from lightpaff_jax import sharding
 from lightpaff_jax.runtime import distributed
 
-distributed.start()
-distributed.ready()
+distributed.initialize()
+distributed.sync_devices()
 devices = numpy.array(sorted(jax.devices(), key=lambda x: x.process_index))[[0, 2, 1, 3]]
 whole = numpy.arange(16).reshape(2, 8)
 for shape in ((4, 1, 1), (2, 2, 1), (2, 1, 2)):
@@ -86,7 +86,7 @@ for shape in ((4, 1, 1), (2, 2, 1), (2, 1, 2)):
     parts = placed.addressable_shards
     right = all(numpy.array_equal(part.data, whole[part.index]) for part in parts)
     print(json.dumps([rows.tolist(), placed.shape, right]), flush=True)
-distributed.finish()
+distributed.shutdown()
 """
 
 # A command in which the processes of FAILING fail in one way, and the others wait.
@@ -241,7 +241,7 @@ def assert_same_metrics(a, b):
 
 def assert_same_parameters(folder, one, other):
     found = [
-        fingerprint.named(checkpoint.load_params(folder / f'runs/{number}/checkpoints'))
+        fingerprint.flatten(checkpoint.load_params(folder / f'runs/{number}/checkpoints'))
         for number in (one, other)
     ]
     largest = max(float(abs(x).max()) for x in found[0].values())

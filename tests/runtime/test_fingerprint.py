@@ -42,4 +42,4 @@ def test_entries_tell_shapes_and_types_of_equal_bytes_apart():
     x = jnp.zeros(4, jnp.float32)
     arrays = {'a': x, 'b': x.reshape(2, 2), 'c': x.astype(jnp.int32)}
     assert len({str(entry) for entry in fingerprint.entries(arrays).values()}) == 3
-    assert len({fingerprint.identity({'x': value}) for value in arrays.values()}) == 3
+    assert len({fingerprint.fingerprint({'x': value}) for value in arrays.values()}) == 3

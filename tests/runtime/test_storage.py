@@ -53,28 +53,28 @@ def _memory():
 @pytest.fixture
 def bucket():
     Bucket.store.clear()
-    return storage.place('gs://bucket/run')
+    return storage.to_path('gs://bucket/run')
 
 
 def test_a_path_is_local_or_in_a_bucket(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert str(storage.place('~/a')) == f'{tmp_path}/a'
-    assert str(storage.place('gs://b/~/a')) == 'gs://b/~/a'
-    assert [storage.remote(path) for path in ('a/b', '/a', 'gs://b/a')] == [False, False, True]
-    storage.reachable(str(tmp_path / 'none'))
+    assert str(storage.to_path('~/a')) == f'{tmp_path}/a'
+    assert str(storage.to_path('gs://b/~/a')) == 'gs://b/~/a'
+    assert [storage.is_remote(path) for path in ('a/b', '/a', 'gs://b/a')] == [False, False, True]
+    storage.check_reachable(str(tmp_path / 'none'))
 
 
 @pytest.mark.parametrize('path', ['s3://bucket/x', 'gs:///x', 'gs://', 'http://host/x'])
 def test_another_scheme_or_no_bucket_is_refused(path):
     with pytest.raises(UserError) as raised:
-        storage.reachable(path)
+        storage.check_reachable(path)
     assert str(raised.value) == f'{path}: must be a local path or gs://BUCKET/...'
 
 
 def test_what_takes_too_long_is_one_line():
     began, never = time.monotonic(), threading.Event()
     with pytest.raises(UserError) as raised:
-        storage.within(0.2, 'gs://b/x', lambda: never.wait(60))
+        storage.call_within(0.2, 'gs://b/x', lambda: never.wait(60))
     assert str(raised.value) == 'gs://b/x: cannot be reached within 0.2 s'
     assert time.monotonic() - began >= 0.2
     never.set()
@@ -85,11 +85,11 @@ def test_what_a_bucket_raises_is_one_line(tmp_path):
         (ConnectionError('refused\n by host'), 'ConnectionError: refused by host'),
         (ImportError('gcsfs'), 'buckets need the extra gs: ./launch/environment.sh gs'),
     ):
-        with pytest.raises(UserError) as raised, storage.faults('gs://b/x'):
+        with pytest.raises(UserError) as raised, storage.translate_errors('gs://b/x'):
             raise error
         assert str(raised.value) == f'gs://b/x: {said}'
     for error, place in ((FileNotFoundError('x'), 'gs://b/x'), (OSError('disk'), tmp_path)):
-        with pytest.raises(type(error)), storage.faults(place):
+        with pytest.raises(type(error)), storage.translate_errors(place):
             raise error
 
 
@@ -132,23 +132,23 @@ def test_lines_are_in_the_bucket_before_their_checkpoint_and_not_after_an_error(
 def test_a_workdir_in_a_bucket_is_claimed_checked_and_finished(bucket):
     c = config.default()
     c.workdir = 'gs://bucket/run'
-    place = workdir.place(c)
-    workdir.check(c, place)
-    assert workdir.finished(c, place, {'data_hash': 'a'}) is None
-    workdir.claim(c, place)
+    place = workdir.folder(c)
+    workdir.check_unchanged(c, place)
+    assert workdir.completed_result(c, place, {'data_hash': 'a'}) is None
+    workdir.write_config(c, place)
     scores = {split: {'perplexity': 2.0} for split in ('validation', 'test')}
     result = {'updates': c.train.updates, 'protocol': workdir.protocol(c), 'data_hash': 'a'}
-    result |= workdir.measured(c) | {'scores': scores}
+    result |= workdir.task_keys(c) | {'scores': scores}
     workdir.write(place / 'result.json', config.json.dumps(result))
-    assert workdir.finished(c, place, {'data_hash': 'a'}) == result
-    assert workdir.finished(c, place, {'data_hash': 'b'}) is None
+    assert workdir.completed_result(c, place, {'data_hash': 'a'}) == result
+    assert workdir.completed_result(c, place, {'data_hash': 'b'}) is None
     assert config.read(bucket).to_dict() == c.to_dict()
     c.seed = 1
     with pytest.raises(UserError, match=r'config.workdir = gs://bucket/run: .*seed: 0 -> 1'):
-        workdir.check(c, place)
+        workdir.check_unchanged(c, place)
     workdir.remove(place / 'result.json')
     workdir.remove(place / 'result.json')
-    workdir.check(c, place)
+    workdir.check_unchanged(c, place)
 
 
 def test_compiled_programs_may_be_kept_in_a_bucket_or_at_home():
@@ -165,12 +165,12 @@ def test_files_of_a_bucket_come_here_and_go_there(tmp_path, bucket):
     (tmp_path / 'deep').mkdir()
     for name in ('a', 'deep/b'):
         (tmp_path / name).write_text(name)
-    storage.send(tmp_path, bucket / 'there')
+    storage.upload(tmp_path, bucket / 'there')
     assert (bucket / 'there/deep/b').read_text() == 'deep/b'
-    here = storage.copied('gs://bucket/run/there/deep')
+    here = storage.download_folder('gs://bucket/run/there/deep')
     assert [path.name for path in here.iterdir()] == ['b']
-    assert not list(storage.copied('gs://bucket/run/none').iterdir())
-    storage.fetch(bucket / 'there/none', tmp_path / 'none')
+    assert not list(storage.download_folder('gs://bucket/run/none').iterdir())
+    storage.download(bucket / 'there/none', tmp_path / 'none')
     assert not (tmp_path / 'none').exists()
 
 

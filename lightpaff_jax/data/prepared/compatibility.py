@@ -33,7 +33,7 @@ def given(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
     Raises:
       UserError: there is none, or it is in a bucket, or was made for something else.
     """
-    folder = storage.here('config.data.path = ', c.data.path)
+    folder = storage.local_folder('config.data.path = ', c.data.path)
     if not c.data.path or not folder.is_dir():
         raise UserError(
             f"config.data.path = {c.data.path!r}: must be a folder for source 'prepared'"

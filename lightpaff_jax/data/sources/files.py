@@ -143,15 +143,15 @@ def _chosen(c: ConfigDict) -> Found:
 
 def _matches(c: ConfigDict, pattern: str, where: str) -> list[Path]:
     pattern = os.path.expanduser(pattern)
-    absolute = pattern.startswith('/') or storage.remote(pattern)
-    root = storage.place('/') if absolute else folder(c)
-    whole = storage.place(pattern) if absolute else root / pattern
-    if not storage.remote(whole):
+    absolute = pattern.startswith('/') or storage.is_remote(pattern)
+    root = storage.to_path('/') if absolute else folder(c)
+    whole = storage.to_path(pattern) if absolute else root / pattern
+    if not storage.is_remote(whole):
         names = glob_lib.glob(pattern, root_dir=root, recursive=True)
         return [root / name for name in sorted(names) if (root / name).is_file()]
     if '**' in pattern:
         raise UserError(f'{where}: ** is of local folders alone')
-    storage.reachable(str(whole))
+    storage.check_reachable(str(whole))
     with faults(whole):
         return sorted(whole.parent.glob(whole.name), key=str)
 
@@ -162,8 +162,8 @@ def folder(c: ConfigDict) -> Path:
     Raises:
       Unreadable: it is no folder, or its bucket cannot be reached.
     """
-    storage.reachable(c.data.path)
-    root = storage.place(c.data.path)
+    storage.check_reachable(c.data.path)
+    root = storage.to_path(c.data.path)
     with faults(root):
         if not c.data.path or not root.is_dir():
             what = 'is a file' if c.data.path and root.exists() else 'no such folder'
@@ -183,14 +183,16 @@ def faults(path: str | Path) -> Iterator[None]:
       Unreadable: it cannot be read now, whatever it holds.
     """
     try:
-        with storage.faults(path):
+        with storage.translate_errors(path):
             try:
                 yield
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 must = 'must be a whole .gz file'
                 raise UserError(f'{path}: {must}: {one_line(error)}') from error
     except OSError as error:
-        system = error.errno or storage.remote(path)  # else a library's word for a malformed file
+        system = error.errno or storage.is_remote(
+            path
+        )  # else a library's word for a malformed file
         kind = Unreadable if system else UserError
         raise kind(f'{path}: {error.strerror or one_line(error)}') from error
 
@@ -214,7 +216,7 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
 @contextlib.contextmanager
 def _raw(file: Path) -> Iterator[IO[bytes]]:
     with file.open('rb') as raw:
-        if storage.remote(file):  # reads lines one call a byte otherwise
+        if storage.is_remote(file):  # reads lines one call a byte otherwise
             with io.BufferedReader(cast(io.RawIOBase, raw), _BLOCK) as buffered:
                 yield buffered
         else:
@@ -259,12 +261,12 @@ def digests(cache: str, found: Sequence[Path]) -> list[str]:
     Raises:
       UserError: a file cannot be read; the cache is in a bucket.
     """
-    store = storage.here('config.data.cache = ', cache) / DIGESTS
+    store = storage.local_folder('config.data.cache = ', cache) / DIGESTS
     known, new = _stored(store), {}
     digests = []
     for file in found:
         name, state = '', []
-        if not storage.remote(file):
+        if not storage.is_remote(file):
             with faults(file):
                 stat = os.stat(file)
             name, state = os.path.abspath(file), [stat.st_size, stat.st_mtime_ns]

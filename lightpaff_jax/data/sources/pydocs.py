@@ -100,7 +100,7 @@ def opened(cache: str, form: str = 'text') -> Pydocs:
     """
     made_from = json.dumps([str(Pydocs.VERSION), versions()], sort_keys=True)
     identity = hashlib.sha256(made_from.encode()).hexdigest()[:16]
-    folder = storage.here('config.data.cache = ', cache) / 'tfds' / identity
+    folder = storage.local_folder('config.data.cache = ', cache) / 'tfds' / identity
     if not folder.exists():
         storage.publish(folder, _build)
     return Pydocs(data_dir=str(folder), config=form)

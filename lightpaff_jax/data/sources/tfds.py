@@ -92,7 +92,7 @@ def identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
         'held_out': c.data.held_out,
         'parts': {split: [part.of, list(part.kept)] for split, part in parts.items()},
         'files': {
-            split: files.digests(c.data.cache, [storage.place(path) for path in info.filepaths])
+            split: files.digests(c.data.cache, [storage.to_path(path) for path in info.filepaths])
             for split, info in infos.items()
         },
     }
@@ -182,7 +182,7 @@ def _named(c: ConfigDict) -> tuple[str, str, str]:
 
 
 def _root(c: ConfigDict) -> pathlib.Path:
-    return storage.here('config.data.tfds_dir = ', c.data.tfds_dir or _FOLDER)
+    return storage.local_folder('config.data.tfds_dir = ', c.data.tfds_dir or _FOLDER)
 
 
 def _place(c: ConfigDict) -> pathlib.Path:

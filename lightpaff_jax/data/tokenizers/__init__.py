@@ -153,7 +153,9 @@ def find(path: str) -> str | None:
     """The tokenizer of a workdir (its folder `tokenizer`) or of a Hugging Face folder, if any."""
     folder = pathlib.Path(path).expanduser()
     places = (folder / 'tokenizer', folder)
-    for place in [storage.copied(f'{path}/tokenizer')] if storage.remote(path) else places:
+    for place in (
+        [storage.download_folder(f'{path}/tokenizer')] if storage.is_remote(path) else places
+    ):
         if huggingface.located(place):
             return str(place)
     return None

@@ -44,7 +44,9 @@ def _given(c: ConfigDict) -> Tokenizer | None:
     places = [('teacher.path', c.teacher.path), ('student.init', init)]
     prepared = _prepared(c)
     if prepared:
-        places.append((prepared[0], str(storage.here(f'config.{prepared[0]} = ', prepared[1]))))
+        places.append(
+            (prepared[0], str(storage.local_folder(f'config.{prepared[0]} = ', prepared[1])))
+        )
     for key, path in places:
         found = tokenizers.find(path) if path else None
         if found:
@@ -83,7 +85,7 @@ def _trained(c: ConfigDict) -> Tokenizer:
     identity = json.dumps(sources.identity(whole, ('train',)), sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     kind = f'bpe-{c.student.family}' if symbols else 'bpe'
-    folder = storage.here('config.data.cache = ', c.data.cache) / 'tokenizers'
+    folder = storage.local_folder('config.data.cache = ', c.data.cache) / 'tokenizers'
     path = folder / f'{source}-{kind}-{size}-{digest}.model'
     if not path.is_file():
         texts = (example.first for example in sources.examples(whole, 'train'))

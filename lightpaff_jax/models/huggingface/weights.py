@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.runtime.fingerprint import named, nested
+from lightpaff_jax.runtime.fingerprint import flatten, unflatten
 
 _log = logging.getLogger('lightpaff_jax')
 _DTYPES = ('float32', 'float16', 'bfloat16')
@@ -95,8 +95,8 @@ def from_huggingface(where: str, tensors: Mapping[str, np.ndarray], table: Seque
     Raises:
       UserError: names every missing (-), unexpected (+) and misfit tensor.
     """
-    flat = {path: np.zeros(x.shape, np.float32) for path, x in named(like).items()}
-    initial = {} if fresh is None else named(fresh)
+    flat = {path: np.zeros(x.shape, np.float32) for path, x in flatten(like).items()}
+    initial = {} if fresh is None else flatten(fresh)
     found: dict[str, str] = {}
     faults, begun, known = [], [], set()
     for name in tensors:
@@ -130,7 +130,7 @@ def from_huggingface(where: str, tensors: Mapping[str, np.ndarray], table: Seque
         _log.info('%s: left out, of other heads: %s', where, ', '.join(left))
     if begun:
         _log.info('%s: begins fresh: %s', where, ', '.join(begun))
-    return nested(flat)
+    return unflatten(flat)
 
 
 def _part_of(row: Row) -> str:
@@ -168,7 +168,7 @@ def to_huggingface(params, table: Sequence[Row], vocab_size: int) -> dict[str, n
 
     Matrices of several output or input axes (heads x head width) are flattened to two.
     """
-    flat = {path: np.asarray(x, np.float32) for path, x in named(params).items()}
+    flat = {path: np.asarray(x, np.float32) for path, x in flatten(params).items()}
     tensors: dict[str, np.ndarray] = {}
     for row in table:
         for layer, name in _names(row, flat[row.path]):

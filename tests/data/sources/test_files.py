@@ -248,17 +248,17 @@ def test_a_byte_that_is_no_utf_8_is_named_with_its_line(tmp_path):
 
 def test_a_local_path_is_reached_without_a_look_at_it(monkeypatch):
     asked = []
-    monkeypatch.setattr(storage, 'within', lambda *arguments: asked.append(arguments[1]))
+    monkeypatch.setattr(storage, 'call_within', lambda *arguments: asked.append(arguments[1]))
     for path in ('/no/such/path', 'data', 'gs://asked_of_a_local_path/x'):
-        storage.reachable(path)
+        storage.check_reachable(path)
     storage._ANSWERED.discard('asked_of_a_local_path')
     assert asked == ['gs://asked_of_a_local_path/x']
 
 
 def test_what_answers_in_time_raises_what_it_raises():
-    storage.within(10, 'x', lambda: None)
+    storage.call_within(10, 'x', lambda: None)
     with pytest.raises(ZeroDivisionError):
-        storage.within(10, 'x', lambda: 1 / 0)
+        storage.call_within(10, 'x', lambda: 1 / 0)
 
 
 # What a run says of a bucket when nothing is installed for it, or nobody answers.
