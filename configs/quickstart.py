@@ -1,12 +1,12 @@
-"""A student from nothing but this machine: teacher, stage 1, stage 2, controls, table.
+"""Makes a student without any download: teacher, stage 1, stage 2, baselines and a table.
 
     ./launch/quickstart.sh           GPT-2; one seed, within 10 minutes on 2 cores
-    ./launch/quickstart.sh bert      BERT: which package is a text from, do two texts belong together
-    ./launch/quickstart.sh mass      MASS: the first line of a docstring from the rest of it
+    ./launch/quickstart.sh bert      BERT: the package of a text, and whether two texts belong together
+    ./launch/quickstart.sh mass      MASS: the first line of a docstring, from the rest of it
     ./launch/quickstart.sh full      GPT-2; three seeds, within an hour on 2 cores
 
-Text: pydocs, the documentation inside the packages that this project installs. GPT-2 is pre-trained
-on all of them but jax and fine-tuned on jax; the others read all packages.
+Reads the built-in corpus, the documentation in the packages that this project installs. GPT-2 is
+pre-trained on all of them but jax, and fine-tuned on jax; the other families read all packages.
 """
 
 from lightpaff_jax import config
@@ -17,20 +17,29 @@ PRESETS += tuple(task for tasks in TASKS.values() for task in tasks)
 
 TASK = ('jax',)
 GENERAL = (
-    'stdlib', 'numpy', 'scipy', 'flax', 'optax', 'orbax', 'tensorflow_datasets', 'grain',
-    'ml_collections', 'chex', 'etils',
-)  # fmt: skip
+    'stdlib',
+    'numpy',
+    'scipy',
+    'flax',
+    'optax',
+    'orbax',
+    'tensorflow_datasets',
+    'grain',
+    'ml_collections',
+    'chex',
+    'etils',
+)
 
 
 def get_config(preset: str = ''):
     c = config.default()
-    c.mesh.data = 1  # networks of this size gain nothing from more devices
-    c.eval.batch_size, c.eval.batches = 32, 40  # the task's splits are read whole
+    c.mesh.data = 1  # networks of this size are not faster on more devices
+    c.eval.batch_size, c.eval.batches = 32, 40  # a task's own splits are read whole
     families = {task: family for family, tasks in TASKS.items() for task in tasks}
     if preset in families:
         return _task(c, preset, families[preset])
-    c.teacher.update({'layers': 3, 'width': 192, 'heads': 4, 'ffn': 768})
-    c.student.update({'layers': 2, 'width': 64, 'heads': 2, 'ffn': 256})
+    c.teacher.update(config.shape(3, 192, 4))
+    c.student.update(config.shape(2, 64, 2))
     c.train.log_every = 20
     c.train.save_every = 500
     c.recipe.teacher_pretrain.peak_lr = 2e-3
@@ -46,15 +55,15 @@ def get_config(preset: str = ''):
     return c
 
 
-def _task(c, form, family):
-    """What is fine-tuned for: a form of the embedded text."""
-    c.task = c.data.view = form
+def _task(c, view, family):
+    """Fine-tuning on one view of the built-in corpus."""
+    c.task = c.data.view = view
     c.student.family = c.teacher.family = family
     if family == 'gpt2':
         c.data.packages = TASK
     if family == 'bert':
         c.objective, c.data.length = 'classify', 64
-        c.student.update({'head': 'classify', 'classes': 12 if form == 'topic' else 2})
+        c.student.update({'head': 'classify', 'classes': 12 if view == 'topic' else 2})
     if family == 'mass':
         c.objective, c.student.decoder_layers = 'seq2seq', 1
         c.data.length, c.data.target_length = 96, 24
@@ -73,8 +82,8 @@ def _gpt2(c, preset):
 def _bert(c, preset):
     c.objective = 'mlm'
     _post_norm(c, 'bert')
-    c.teacher.update({'layers': 2, 'width': 128, 'heads': 4, 'ffn': 512})
-    c.student.update({'layers': 1, 'width': 48, 'heads': 2, 'ffn': 192})
+    c.teacher.update(config.shape(2, 128, 4))
+    c.student.update(config.shape(1, 48, 2))
     c.data.length = 64
     _phases(c, (1000, 700), (1000, 600), batch_size=16)
 
@@ -88,15 +97,15 @@ def _mass(c, preset):
 
 
 def _post_norm(c, family):
-    """At twice this rate a BERT of 3 x 192 learned nothing but how frequent ids are."""
+    """Halves the learning rates: at twice these a post-norm network learned only unigram frequencies."""
     c.student.family = c.teacher.family = family
     c.recipe.teacher_pretrain.peak_lr = 1e-3
     c.recipe.student_pretrain.update({'peak_lr': 2e-3, 'lambda_': 0.5, 'temperature': 1.0})
 
 
 def _phases(c, teacher, student, warmup=5, batch_size=4):
-    """Updates of pre-training and fine-tuning; 1 / warmup of them raise the learning rate."""
+    """Sets the updates of pre-training and fine-tuning; 1 / warmup of them are warm-up."""
     for name, budget in (('teacher', teacher), ('student', student)):
         for phase, updates in zip(('pretrain', 'finetune'), budget, strict=True):
-            p = c.recipe[f'{name}_{phase}']
-            p.updates, p.warmup, p.batch_size = updates, updates // warmup, batch_size
+            budget = {'updates': updates, 'warmup': updates // warmup, 'batch_size': batch_size}
+            c.recipe[f'{name}_{phase}'].update(budget)

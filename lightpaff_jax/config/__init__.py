@@ -9,6 +9,36 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from lightpaff_jax.config.recipes import (
+    PHASES as PHASES,
+)
+from lightpaff_jax.config.recipes import (
+    family_table as family_table,
+)
+from lightpaff_jax.config.recipes import (
+    paper_budget as paper_budget,
+)
+from lightpaff_jax.config.recipes import (
+    paper_scale as paper_scale,
+)
+from lightpaff_jax.config.recipes import (
+    part as part,
+)
+from lightpaff_jax.config.recipes import (
+    shape as shape,
+)
+from lightpaff_jax.config.recipes import (
+    tiny_stage1 as tiny_stage1,
+)
+from lightpaff_jax.config.recipes import (
+    tiny_stage2 as tiny_stage2,
+)
+from lightpaff_jax.config.recipes import (
+    tiny_table as tiny_table,
+)
+from lightpaff_jax.config.recipes import (
+    use_phase as use_phase,
+)
 from lightpaff_jax.errors import UserError as UserError
 from lightpaff_jax.errors import nearest
 
@@ -102,7 +132,6 @@ MAY_CHANGE = (
 
 # Lists of numbers; other lists that are empty by default hold names.
 NUMBERS = ('student.init_layers', 'student.init_decoder_layers', 'data.buckets')
-PHASES = ('teacher_pretrain', 'teacher_finetune', 'student_pretrain', 'student_finetune')
 RATES = tuple(
     f'recipe.{name}.{key}' for name in PHASES for key in ('sweep_peak_lr', 'sweep_lambda')
 )
@@ -294,20 +323,6 @@ def default() -> ConfigDict:
 
     c.recipe = _recipe()
     return c.lock()
-
-
-def take(c: ConfigDict, p: ConfigDict, with_teacher: bool = False) -> ConfigDict:
-    """Sets what a phase of a recipe says for one run.
-
-    Args:
-      c: of the run; it is changed, and returned.
-      p: the phase.
-      with_teacher: whether the run has a teacher; without one, lambda is 0.
-    """
-    c.train.updates, c.optim.warmup, c.optim.peak_lr = p.updates, p.warmup, p.peak_lr
-    c.data.batch_size = p.batch_size
-    c.loss.lambda_, c.loss.temperature = (p.lambda_, p.temperature) if with_teacher else (0.0, 1.0)
-    return c
 
 
 def kind(c: ConfigDict) -> str:

@@ -196,7 +196,7 @@ class Chain:
         r.student.init, r.seed = 'scratch', seed
         cost = _cost_of_teacher(self.c.teacher, r) if longer else 1.0
         r.teacher.update(config.network(layers=0).to_dict())
-        config.take(r, p)
+        config.use_phase(r, p)
         r.train.updates, r.optim.warmup = round(p.updates * cost), round(p.warmup * cost)
         return r
 
