@@ -184,11 +184,11 @@ def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer, lowerc
                 f'config.{key} = {path}: must hold the tokenizer of the network (tokenizer.json, '
                 'vocab.txt, or vocab.json and merges.txt)'
             )
-        theirs = tokenizers.read(place, lowercase, key).hash
-    if theirs != tokenizer.hash:
+        theirs = tokenizers.read(place, lowercase, key).fingerprint
+    if theirs != tokenizer.fingerprint:
         raise UserError(
             f'config.{key} = {path}: its tokenizer has hash {theirs}, the data here '
-            f'{tokenizer.hash} ({tokenizer.path})'
+            f'{tokenizer.fingerprint} ({tokenizer.path})'
         )
 
 

@@ -182,7 +182,7 @@ def _inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
     initial = teacher_lib.load_initial(c, mesh, tokenizer, teacher)
     prepared = prepare.prepare(c, tokenizer)
     identities = {
-        'tokenizer_hash': tokenizer.hash,
+        'tokenizer_hash': tokenizer.fingerprint,
         'data_hash': prepared.hash,
         'teacher_hash': None if teacher is None else teacher.hash,
         'init_hash': None if initial is None else fingerprint.fingerprint(initial),
@@ -199,7 +199,7 @@ def _keep_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, famil
             tokenizer.save(temporary, family)
             storage.upload(pathlib.Path(temporary), folder)
         return
-    if folder.exists() and tokenizers.read(str(folder)).hash != tokenizer.hash:
+    if folder.exists() and tokenizers.read(str(folder)).fingerprint != tokenizer.fingerprint:
         shutil.rmtree(folder)  # of an attempt that came to nothing
     if not folder.exists():
         storage.publish(folder, lambda temporary: tokenizer.save(temporary, family))

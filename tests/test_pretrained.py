@@ -96,7 +96,7 @@ def test_a_student_is_pre_trained_with_an_imported_folder_and_loaded_from_its_wo
     model, found = lightpaff_jax.load(c.workdir)
     assert (model.network.family, model.network.layers) == (family, 1)
     tokenizer = tokenizers.read(f'{c.workdir}/tokenizer')
-    assert tokenizer.hash == result['tokenizer_hash']
+    assert tokenizer.fingerprint == result['tokenizer_hash']
     lightpaff_jax.save(str(tmp_path / 'out'), model, found, tokenizer)
     chex.assert_trees_all_equal(lightpaff_jax.load(str(tmp_path / 'out'))[1], found)
 
@@ -277,7 +277,7 @@ def test_saving_leaves_no_tokenizer_of_before_and_no_half_of_a_folder(
     assert (tmp_path / 'm' / 'tokenizer.model').exists()
     (tmp_path / 'm' / 'model_ema.safetensors').write_bytes(b'mine')
     lightpaff_jax.save(str(tmp_path / 'm'), model, params, words)
-    assert tokenizers.read(str(tmp_path / 'm')).hash == words.hash
+    assert tokenizers.read(str(tmp_path / 'm')).fingerprint == words.fingerprint
     assert (tmp_path / 'm' / 'model_ema.safetensors').read_bytes() == b'mine'
 
     def interrupted(*_, **__):
@@ -306,7 +306,7 @@ def test_a_tokenizer_left_by_an_attempt_that_came_to_nothing_is_replaced(data_ca
     tokenizers.read(str(other)).save(tmp_path / 'run' / 'tokenizer')
     result = train.train(c)
     kept = tokenizers.read(f'{c.workdir}/tokenizer')
-    assert kept.hash == result['tokenizer_hash'] != tokenizers.read(str(other)).hash
+    assert kept.fingerprint == result['tokenizer_hash'] != tokenizers.read(str(other)).fingerprint
 
 
 def test_more_tokens_than_positions_are_refused(places):

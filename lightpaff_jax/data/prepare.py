@@ -292,10 +292,10 @@ def _keep(tokenizer: Tokenizer, out: pathlib.Path, family: str) -> None:
     """Puts the tokenizer beside the ids, so that the folder is all that a run needs."""
     place, part = out / 'tokenizer', out / '.tokenizer'
     if place.exists():
-        there = tokenizers.read(str(place)).hash
-        if there != tokenizer.hash:
+        there = tokenizers.read(str(place)).fingerprint
+        if there != tokenizer.fingerprint:
             raise UserError(
-                f'{place}: is tokenizer {there}, not {tokenizer.hash}: remove {out}, or choose '
+                f'{place}: is tokenizer {there}, not {tokenizer.fingerprint}: remove {out}, or choose '
                 'another folder'
             )
         return

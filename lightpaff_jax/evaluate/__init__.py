@@ -349,7 +349,7 @@ def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:
         'parameters': student.parameters,
         'scores': made,
         'protocol': workdir.protocol(c),
-        'tokenizer_hash': tokenizer.hash,
+        'tokenizer_hash': tokenizer.fingerprint,
         'data_hash': prepared.hash,
         'teacher_hash': None if teacher is None else teacher.hash,
         **workdir.provenance(mesh.size),

@@ -213,7 +213,7 @@ def test_a_vocabulary_is_trained_once_and_kept(capsys, given, tmp_path, monkeypa
     assert (code, err) == (0, '')
     kept = tokenizers.read(str(tmp_path / 'set/tokenizer'))
     assert (kept.vocab_size, kept.mask_id is None) == (300, False)
-    assert records.manifest(tmp_path / 'set')['vocabulary']['hash'] == kept.hash
+    assert records.manifest(tmp_path / 'set')['vocabulary']['hash'] == kept.fingerprint
     monkeypatch.setattr(tokenizers, 'train', None)
     code, out, _ = call(capsys, *argv, '--config.objective=mlm')
     assert (code, 'is prepared already' in out) == (0, True)

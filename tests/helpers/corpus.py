@@ -24,7 +24,7 @@ VOCAB_SIZE = 512
 
 def build_cache(folder: pathlib.Path) -> str:
     """Builds the corpus in `folder`, a data cache; takes about 20 s on one core."""
-    pydocs.opened(str(folder))
+    pydocs.load(str(folder))
     return str(folder)
 
 

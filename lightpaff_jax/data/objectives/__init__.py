@@ -17,7 +17,7 @@ from lightpaff_jax.data.objectives import collate as rows_lib
 from lightpaff_jax.data.objectives import masking
 from lightpaff_jax.data.objectives.collate import Arrays, Key
 from lightpaff_jax.data.records import Record, is_padding
-from lightpaff_jax.data.tokenizers import Tokenizer, longest_first
+from lightpaff_jax.data.tokenizers import Tokenizer, truncated_lengths
 
 
 class Pieces(NamedTuple):
@@ -260,7 +260,7 @@ def fit_pair(c: ConfigDict, first: list[int], second: list[int]) -> Fitted:
     """Room for [CLS] and one [SEP] behind each text; the longer one is cut, then both alike."""
     special = 3 if second else 2
     limit, length = c.data.length, len(first) + len(second) + special
-    a, b = longest_first(len(first), len(second), limit - special)
+    a, b = truncated_lengths(len(first), len(second), limit - special)
     return Fitted(first[:a], second[:b], length, limit)
 
 

@@ -23,7 +23,7 @@ def cut(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
         'objective': c.objective,
         'packing': c.data.packing,
         'lengths': [c.data.length, c.data.target_length],
-        'vocabulary': {'hash': tokenizer.hash, 'size': tokenizer.vocab_size, **special},
+        'vocabulary': {'hash': tokenizer.fingerprint, 'size': tokenizer.vocab_size, **special},
     }
 
 
@@ -43,7 +43,7 @@ def given(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
     if made['vocabulary'] != wanted['vocabulary']:
         raise UserError(
             f'config.data.path = {c.data.path}: was prepared with tokenizer '
-            f'{made["vocabulary"]["hash"]}, this run has tokenizer {tokenizer.hash} '
+            f'{made["vocabulary"]["hash"]}, this run has tokenizer {tokenizer.fingerprint} '
             f'({tokenizer.path})'
         )
     was = dict(zip(('data.length', 'data.target_length'), made['lengths'], strict=True))

@@ -52,14 +52,16 @@ def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
         yield from _read(c, split, skipped)
         return
     documents = config.LEARNS_FROM[c.objective] == 'documents'
-    least = decontaminate.FEW if documents else decontaminate.LEAST
+    least = decontaminate.MIN_TEXT_WORDS if documents else decontaminate.MIN_SENTENCE_WORDS
     repair = _repair(c)
-    left_out = decontaminate.Texts(parts=documents)  # of labelled texts a part is another example
+    left_out = decontaminate.OverlapIndex(
+        match_parts=documents
+    )  # of labelled texts a part is another example
     if split == 'train':
         _exclude(c, left_out, repair)
     for example in _read(c, split, skipped):
         repaired = repair(example)
-        if not any(left_out.meets(text, least) for text in _forms(example, repaired)):
+        if not any(left_out.overlaps(text, least) for text in _forms(example, repaired)):
             yield repaired
     if split == 'train' and c.data.unlabelled:
         yield from _unlabelled(c, repair, skipped)
@@ -70,7 +72,7 @@ Repair = Callable[[Example], Example]
 
 def _unlabelled(c: ConfigDict, repair: Repair, skipped: Skipped) -> Iterator[Example]:
     """Texts without a class, but those that are evaluated on or excluded."""
-    left_out = decontaminate.Texts(parts=True)
+    left_out = decontaminate.OverlapIndex(match_parts=True)
     _exclude(c, left_out, repair)
     for split in ('validation', 'test'):
         for example in _read(c, split, lambda line: None):
@@ -82,7 +84,9 @@ def _unlabelled(c: ConfigDict, repair: Repair, skipped: Skipped) -> Iterator[Exa
             for example in source.examples(part.c, name, skipped):
                 repaired = repair(example)
                 texts = _forms(example, repaired)
-                if not any(left_out.meets(text, decontaminate.LEAST) for text in texts):
+                if not any(
+                    left_out.overlaps(text, decontaminate.MIN_SENTENCE_WORDS) for text in texts
+                ):
                     empty = False
                     yield Example(repaired.first, repaired.second if pairs else '')
         if empty:
@@ -92,7 +96,9 @@ def _unlabelled(c: ConfigDict, repair: Repair, skipped: Skipped) -> Iterator[Exa
             )
 
 
-def _add(texts: decontaminate.Texts, example: Example, document: bool, repair: Repair) -> None:
+def _add(
+    texts: decontaminate.OverlapIndex, example: Example, document: bool, repair: Repair
+) -> None:
     for text in _forms(example, repair(example)):
         texts.add(text, document)
 
@@ -137,7 +143,7 @@ def _pair(entry: str) -> tuple[str, str]:
     return old, new
 
 
-def _exclude(c: ConfigDict, texts: decontaminate.Texts, repair: Repair) -> None:
+def _exclude(c: ConfigDict, texts: decontaminate.OverlapIndex, repair: Repair) -> None:
     for part in _parts(c, 'decontaminate'):
         source = _source(part.c)
         document = source.kind(part.c) == 'documents'

@@ -1,4 +1,8 @@
-"""Texts that must not be read: what is evaluated on must be in no text that is trained on."""
+"""Finds training texts that overlap with evaluation texts.
+
+A model that has trained on the texts it is evaluated on gets better scores than it deserves. This
+index holds the evaluation texts; the sources drop each training text that overlaps with one.
+"""
 
 import array
 import re
@@ -7,111 +11,135 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_SENTENCES = re.compile(r'\n+|(?<=[.!?])\s+')
-VERSION = 4  # of the rules below: prepared sets of another one are made again
-LEAST = 8  # words; shorter sentences say little of where they are from
-FEW = 5  # words; of whole texts
-_KEY = 16  # letters by which a text is looked up
+VERSION = 4  # of the rules below; a new version makes prepared datasets be built again
+MIN_SENTENCE_WORDS = 8  # shorter sentences occur in unrelated texts, so they are no evidence
+MIN_TEXT_WORDS = 5  # fewest words of a whole text that is searched for inside of other texts
+_KEY_LETTERS = 16  # length of the prefix by which texts are looked up
+_SENTENCE_BREAK = re.compile(r'\n+|(?<=[.!?])\s+')
 
 
-class Texts:
-    """Texts to look for. Case, accents, punctuation and white space count for nothing: sets differ
-    in how they write `can not` and `don't`.
+class OverlapIndex:
+    """An index of evaluation texts.
+
+    Comparisons ignore case, accents, punctuation and white space, because datasets differ in how
+    they write `can not` and `don't`.
     """
 
-    def __init__(self, parts: bool = False) -> None:
-        """`parts`: whether a text also meets those of which it is a part."""
-        self._whole: set[str] = set()
-        self._inside: dict[str, dict[str, int]] = {}
-        self._parts = _Parts() if parts else None
-
-    def add(self, text: str, document: bool) -> None:
-        """Adds a text unless it is a document, each of its sentences of 8 words or more, and its parts."""
-        if not document:
-            self._add(text)
-        if self._parts is not None:
-            self._parts.add(_words(text))
-        for sentence in _SENTENCES.split(text):
-            if len(_words(sentence)) >= LEAST:
-                self._add(sentence)
-
-    def _add(self, text: str) -> None:
-        words = _words(text)
-        letters = ''.join(words)
-        if words:
-            self._whole.add(letters)
-        if len(words) >= FEW and len(letters) >= _KEY:
-            self._inside.setdefault(letters[:_KEY], {})[letters] = len(words)
-
-    def meets(self, text: str, least: int) -> bool:
-        """Whether a text is one of these, or has one of them in it that has enough words.
-
-        Where parts count, also whether it is one, of 5 words and 16 letters or more; its last word
-        may be the beginning of one.
+    def __init__(self, match_parts: bool = False) -> None:
+        """Creates an empty index.
 
         Args:
-          text: of whatever length.
-          least: words of what is looked for inside, which must also have 16 letters.
+          match_parts: also match texts that are a part of an indexed text.
         """
-        if not (self._whole or self._parts):
+        self._texts: set[str] = set()
+        # Prefix of _KEY_LETTERS -> letters of a text -> its number of words.
+        self._by_prefix: dict[str, dict[str, int]] = {}
+        self._suffixes = _Suffixes() if match_parts else None
+
+    def add(self, text: str, is_document: bool) -> None:
+        """Adds a text.
+
+        Args:
+          text: a text of any length.
+          is_document: index only the sentences of the text that have at least MIN_SENTENCE_WORDS
+            words, and its parts if the index matches parts.
+        """
+        if not is_document:
+            self._add_words(_words(text))
+        if self._suffixes is not None:
+            self._suffixes.add(_words(text))
+        for sentence in _SENTENCE_BREAK.split(text):
+            words = _words(sentence)
+            if len(words) >= MIN_SENTENCE_WORDS:
+                self._add_words(words)
+
+    def _add_words(self, words: Sequence[str]) -> None:
+        letters = ''.join(words)
+        if words:
+            self._texts.add(letters)
+        if len(words) >= MIN_TEXT_WORDS and len(letters) >= _KEY_LETTERS:
+            self._by_prefix.setdefault(letters[:_KEY_LETTERS], {})[letters] = len(words)
+
+    def overlaps(self, text: str, min_words: int) -> bool:
+        """Returns whether a text equals or contains an indexed text, or is a part of one.
+
+        A text is a part of an indexed text only if the index matches parts and the text has at
+        least MIN_TEXT_WORDS words and _KEY_LETTERS letters. A part starts at the start of a word
+        and may end inside of one.
+
+        Args:
+          text: a text of any length.
+          min_words: the fewest words of an indexed text that is searched for inside `text`; it
+            must also have _KEY_LETTERS letters.
+        """
+        if not (self._texts or self._suffixes):
             return False
         words = _words(text)
         letters, start = ''.join(words), 0
-        if letters in self._whole:
+        if letters in self._texts:
             return True
-        if self._parts and len(words) >= FEW and letters in self._parts:
+        if self._suffixes and len(words) >= MIN_TEXT_WORDS and letters in self._suffixes:
             return True
         for word in words:
-            found = self._inside.get(letters[start : start + _KEY])
-            if found and any(
-                count >= least and letters.startswith(one, start) for one, count in found.items()
+            candidates = self._by_prefix.get(letters[start : start + _KEY_LETTERS], {})
+            if any(
+                count >= min_words and letters.startswith(candidate, start)
+                for candidate, count in candidates.items()
             ):
                 return True
             start += len(word)
         return False
 
 
-class _Parts:
-    """All that begins with a word of some texts: 32 bytes a word, beside the texts."""
+class _Suffixes:
+    """The suffixes of some texts that start with a word, found by their first letters.
+
+    It takes 32 bytes a word next to the texts: the hash of a suffix's first letters and its
+    position, unsorted and sorted. They are sorted at the first lookup, because all texts are
+    usually added before.
+    """
 
     def __init__(self) -> None:
         self._texts: dict[str, int] = {}
-        self._keys, self._places = array.array('q'), array.array('q')
+        self._keys, self._positions = array.array('q'), array.array('q')
         self._sorted: tuple[np.ndarray, np.ndarray, list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def add(self, words: Sequence[str]) -> None:
+        """Adds the suffixes of a text, given as its words."""
         letters, start = ''.join(words), 0
         if letters in self._texts:
             return
         number = self._texts[letters] = len(self._texts)
         self._sorted = None
         for word in words:
-            if len(letters) - start >= _KEY:
-                self._keys.append(hash(letters[start : start + _KEY]))
-                self._places.append(number << 32 | start)
+            if len(letters) - start >= _KEY_LETTERS:
+                self._keys.append(hash(letters[start : start + _KEY_LETTERS]))
+                self._positions.append(number << 32 | start)
             start += len(word)
 
     def __contains__(self, letters: str) -> bool:
-        if len(letters) < _KEY or not self._keys:
+        """Returns whether a suffix begins with these letters, of which at least 16 are needed."""
+        if len(letters) < _KEY_LETTERS or not self._keys:
             return False
         if self._sorted is None:
-            keys, places = (np.array(x, np.int64) for x in (self._keys, self._places))
+            keys, positions = (np.array(x, np.int64) for x in (self._keys, self._positions))
             order = np.argsort(keys, kind='stable')
-            self._sorted = keys[order], places[order], [*self._texts]
-        keys, places, texts = self._sorted
-        key = hash(letters[:_KEY])
+            self._sorted = keys[order], positions[order], [*self._texts]
+        keys, positions, texts = self._sorted
+        key = hash(letters[:_KEY_LETTERS])
         first, last = (np.searchsorted(keys, key, side) for side in ('left', 'right'))
         return any(
-            texts[place >> 32].startswith(letters, place & 0xFFFFFFFF)
-            for place in places[first:last].tolist()
+            texts[position >> 32].startswith(letters, position & 0xFFFFFFFF)
+            for position in positions[first:last].tolist()
         )
 
 
 def _words(text: str) -> tuple[str, ...]:
+    """Splits a text into words of lower-case letters and digits without accents."""
     if not text.isascii():
-        apart = unicodedata.normalize('NFKD', text)
-        text = ''.join(c for c in apart if not unicodedata.combining(c))
+        decomposed = unicodedata.normalize('NFKD', text)
+        text = ''.join(c for c in decomposed if not unicodedata.combining(c))
     return tuple(re.findall(r'[^\W_]+', text.casefold()))

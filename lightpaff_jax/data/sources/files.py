@@ -17,12 +17,12 @@ from typing import IO, cast
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax.data.sources.splits import SPLITS, Fault
+from lightpaff_jax.data.sources.splits import SPLITS, OnError
 from lightpaff_jax.errors import Unreadable, UserError, nearest
 from lightpaff_jax.runtime import storage
 
 Path = pathlib.Path  # or one of etils.epath in a bucket, which can do the same
-Found = dict[str, list[Path]]
+SplitFiles = dict[str, list[Path]]
 
 # Split -> the names for it, of which a file's name or a folder has one.
 ALIASES = {
@@ -31,28 +31,28 @@ ALIASES = {
     'test': ('test',),
 }
 SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
-DIGESTS = 'digests.json'  # path -> size, time of change in ns, digest
+DIGESTS_FILE = 'digests.json'  # path -> size, time of change in ns, digest
 _RECENT = 2  # seconds; no file system has coarser times
 _BLOCK = 1 << 20  # bytes read at once from a bucket
 
 
-def parts(name: str) -> list[str]:
+def name_parts(name: str) -> list[str]:
     """Wiki.train.tokens.gz -> wiki, train, tokens."""
-    return re.split('[._-]', bare(name).lower())
+    return re.split('[._-]', strip_gz(name).lower())
 
 
-def bare(name: str) -> str:
+def strip_gz(name: str) -> str:
     """A file's name without .gz."""
     return name.removesuffix('.gz')
 
 
 def extension(name: str) -> str:
     """Wiki.train.tokens.gz -> .tokens; '' where there is none."""
-    dot = bare(name).rfind('.')
-    return bare(name)[dot:].lower() if dot > 0 else ''
+    dot = strip_gz(name).rfind('.')
+    return strip_gz(name)[dot:].lower() if dot > 0 else ''
 
 
-def find(c: ConfigDict, kind: Callable[[str], str | None]) -> Found:
+def find(c: ConfigDict, kind: Callable[[str], str | None]) -> SplitFiles:
     """Split -> its files in `config.data.path`, sorted; a split without files is missing.
 
     They are those that `config.data.files` says. Where it is () a file belongs to the split that
@@ -91,7 +91,7 @@ def _named(root: Path, kind: Callable[[str], str | None]) -> Iterator[tuple[str,
     for path in _listed(root):
         name = path.name.lower()
         if kind(path.name) is not None:
-            aliases = {SPLIT_OF[part]: part for part in parts(name) if part in SPLIT_OF}
+            aliases = {SPLIT_OF[part]: part for part in name_parts(name) if part in SPLIT_OF}
             if len(aliases) > 1:
                 raise UserError(
                     f'{path}: its name has {" and ".join(aliases.values())}, '
@@ -103,24 +103,24 @@ def _named(root: Path, kind: Callable[[str], str | None]) -> Iterator[tuple[str,
 
 
 def _listed(place: Path) -> list[Path]:
-    with faults(place):
+    with translate_errors(place):
         found = [path for path in place.iterdir() if not path.name.startswith('.')]
     return sorted(found, key=lambda path: path.name)
 
 
-def _checked(files: Found) -> Found:
+def _checked(files: SplitFiles) -> SplitFiles:
     for group in files.values():
         seen: dict[str, Path] = {}
         for path in group:
-            twin = seen.setdefault(bare(str(path)), path)
+            twin = seen.setdefault(strip_gz(str(path)), path)
             if twin is not path:
                 raise UserError(f'{path}: must not stand beside {twin.name}, its other form')
     return files
 
 
-def _chosen(c: ConfigDict) -> Found:
+def _chosen(c: ConfigDict) -> SplitFiles:
     """The files of `config.data.files`."""
-    files: Found = {}
+    files: SplitFiles = {}
     owner: dict[str, str] = {}
     for entry in c.data.files:
         where = f'config.data.files = {entry!r}'
@@ -152,7 +152,7 @@ def _matches(c: ConfigDict, pattern: str, where: str) -> list[Path]:
     if '**' in pattern:
         raise UserError(f'{where}: ** is of local folders alone')
     storage.check_reachable(str(whole))
-    with faults(whole):
+    with translate_errors(whole):
         return sorted(whole.parent.glob(whole.name), key=str)
 
 
@@ -164,7 +164,7 @@ def folder(c: ConfigDict) -> Path:
     """
     storage.check_reachable(c.data.path)
     root = storage.to_path(c.data.path)
-    with faults(root):
+    with translate_errors(root):
         if not c.data.path or not root.is_dir():
             what = 'is a file' if c.data.path and root.exists() else 'no such folder'
             raise Unreadable(
@@ -175,7 +175,7 @@ def folder(c: ConfigDict) -> Path:
 
 
 @contextlib.contextmanager
-def faults(path: str | Path) -> Iterator[None]:
+def translate_errors(path: str | Path) -> Iterator[None]:
     """Makes one line of what reading a path raises.
 
     Raises:
@@ -203,9 +203,9 @@ def one_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def opened(file: Path) -> Iterator[IO[bytes]]:
+def open_binary(file: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, of a .gz what was packed; raises UserError where they cannot be read."""
-    with faults(file), _raw(file) as raw:
+    with translate_errors(file), _raw(file) as raw:
         if file.suffix == '.gz':
             with gzip.open(raw) as unpacked:
                 yield cast(IO[bytes], unpacked)
@@ -223,7 +223,7 @@ def _raw(file: Path) -> Iterator[IO[bytes]]:
             yield cast(IO[bytes], raw)
 
 
-def lines(file: Path, fault: Fault | None) -> Iterator[tuple[int, str]]:
+def read_lines(file: Path, fault: OnError | None) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of each line, with its end; a byte order mark is dropped.
 
     Args:
@@ -235,7 +235,7 @@ def lines(file: Path, fault: Fault | None) -> Iterator[tuple[int, str]]:
       UserError: the file is empty or cannot be read.
     """
     number = 0
-    with opened(file) as read:
+    with open_binary(file) as read:
         for number, line in enumerate(read, 1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
@@ -261,20 +261,20 @@ def digests(cache: str, found: Sequence[Path]) -> list[str]:
     Raises:
       UserError: a file cannot be read; the cache is in a bucket.
     """
-    store = storage.local_folder('config.data.cache = ', cache) / DIGESTS
+    store = storage.local_folder('config.data.cache = ', cache) / DIGESTS_FILE
     known, new = _stored(store), {}
     digests = []
     for file in found:
         name, state = '', []
         if not storage.is_remote(file):
-            with faults(file):
+            with translate_errors(file):
                 stat = os.stat(file)
             name, state = os.path.abspath(file), [stat.st_size, stat.st_mtime_ns]
             entry = known.get(name)
             if isinstance(entry, list) and entry[:-1] == state:
                 digests.append(entry[-1])
                 continue
-        with faults(file), _raw(file) as raw:
+        with translate_errors(file), _raw(file) as raw:
             digest = hashlib.file_digest(raw, 'sha256').hexdigest()[:16]  # type: ignore[arg-type]
         digests.append(digest)
         if name and time.time_ns() - state[1] > _RECENT * 10**9:

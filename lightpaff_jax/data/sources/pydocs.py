@@ -89,7 +89,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
         yield from enumerate(rows)
 
 
-def opened(cache: str, form: str = 'text') -> Pydocs:
+def load(cache: str, form: str = 'text') -> Pydocs:
     """The built data set below the folder `cache`; builds every form there the first time.
 
     Its `info.metadata` holds `versions` and `digest` (16 hex digits of the content),

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from lightpaff_jax import config
 from lightpaff_jax.data.sources import files, splits, tabular, text_files, tfds
 from lightpaff_jax.data.sources import pydocs as pydocs_lib
-from lightpaff_jax.data.sources.files import Found, Path
+from lightpaff_jax.data.sources.files import Path, SplitFiles
 from lightpaff_jax.errors import UserError, nearest
 
 SPLITS = splits.SPLITS
@@ -37,11 +37,11 @@ class Source(NamedTuple):
 class _Layout(NamedTuple):
     """A source of files."""
 
-    find: Callable[[ConfigDict], Found]
-    read: Callable[[ConfigDict, list[Path], splits.Fault], Iterator[Example]]
+    find: Callable[[ConfigDict], SplitFiles]
+    read: Callable[[ConfigDict, list[Path], splits.OnError], Iterator[Example]]
     sought: str
     """What are the files of a split that has the names {names}, for messages."""
-    check: Callable[[ConfigDict, Path, splits.Fault | None], None] | None = None
+    check: Callable[[ConfigDict, Path, splits.OnError | None], None] | None = None
     """Of the first rows of a file; None says nothing of malformed ones."""
     finish: Callable[[ConfigDict, Example], Example] | None = None
     """Is done to an example after it found its split."""
@@ -56,7 +56,7 @@ def _pydocs(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
     del skipped  # no row is malformed
     packages = _packages(c)
     empty = True
-    for row in pydocs_lib.opened(c.data.cache, c.data.view).as_data_source(split):
+    for row in pydocs_lib.load(c.data.cache, c.data.view).as_data_source(split):
         if not packages or row['package'].decode() in packages:
             empty = False
             if c.data.view == 'text':
@@ -72,7 +72,7 @@ def _pydocs(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
 
 def _pydocs_identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
     del wanted  # one digest for all splits
-    metadata = pydocs_lib.opened(c.data.cache, c.data.view).info.metadata
+    metadata = pydocs_lib.load(c.data.cache, c.data.view).info.metadata
     return {
         'packages': _packages(c),
         'digest': metadata['digest'],
@@ -110,7 +110,7 @@ def _of_files(layout: _Layout) -> Source:
     )
 
 
-def _part(layout: _Layout, c: ConfigDict, found: Found, split: str) -> splits.Part:
+def _part(layout: _Layout, c: ConfigDict, found: SplitFiles, split: str) -> splits.Part:
     sought = layout.sought.format(names=' or '.join(files.ALIASES[split]))
     return splits.part(c, found, split, 'config.data.files has none' if c.data.files else sought)
 
@@ -158,17 +158,17 @@ def _check_files(layout: _Layout, c: ConfigDict) -> None:
             layout.check(c, path, None if c.data.on_error == 'skip' else _stop)
 
 
-def _read_table(c: ConfigDict, paths: list[Path], fault: splits.Fault) -> Iterator[Example]:
+def _read_table(c: ConfigDict, paths: list[Path], fault: splits.OnError) -> Iterator[Example]:
     for path in paths:
         yield from tabular.read(_form(c), path, fault)
 
 
-def _check_table(c: ConfigDict, path: Path, fault: splits.Fault | None) -> None:
+def _check_table(c: ConfigDict, path: Path, fault: splits.OnError | None) -> None:
     tabular.check(_form(c), path, fault)
 
 
-def _form(c: ConfigDict) -> tabular.Form:
-    return tabular.form(c) if c.data.source == 'table' else tabular.GLUE[c.data.source]
+def _form(c: ConfigDict) -> tabular.Schema:
+    return tabular.schema(c) if c.data.source == 'table' else tabular.GLUE[c.data.source]
 
 
 def _two(c: ConfigDict) -> int:
@@ -210,6 +210,6 @@ READERS = {
     )),
     'tfds': Source(
         lambda c, split, skipped: tfds.examples(c, split), tfds.identity,
-        tfds.check, tfds.kind, tfds.classes,
+        tfds.check, tfds.example_type, tfds.classes,
     ),
 }  # fmt: skip

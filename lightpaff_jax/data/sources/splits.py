@@ -12,7 +12,7 @@ from lightpaff_jax.errors import UserError
 SPLITS = pydocs.SPLITS
 
 # What is called with one line for each row that is at fault: it raises, or takes note of it.
-Fault = Callable[[str], None]
+OnError = Callable[[str], None]
 
 
 class Example(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lightpaff_jax.data.sources import files, pydocs_views
-from lightpaff_jax.data.sources.files import Found, Path
-from lightpaff_jax.data.sources.splits import Example, Fault
+from lightpaff_jax.data.sources.files import Path, SplitFiles
+from lightpaff_jax.data.sources.splits import Example, OnError
 from lightpaff_jax.errors import UserError, nearest
 
 EXTENSIONS = ('.tsv', '.csv', '.jsonl', '.parquet')
@@ -19,7 +19,7 @@ _AT_ONCE = 1024  # rows of a .parquet
 _CHECKED = 100  # malformed rows that a check passes over
 
 
-class Form(NamedTuple):
+class Schema(NamedTuple):
     """What the columns of a row are."""
 
     columns: tuple[str, ...]
@@ -38,13 +38,13 @@ class Form(NamedTuple):
 _Row = tuple[str, list[Any]]
 
 GLUE = {
-    'sst2': Form(('sentence', '', 'label'), ('0', '1'), "source 'sst2'"),
-    'qqp': Form(('question1', 'question2', 'is_duplicate'), ('0', '1'), "source 'qqp'"),
-    'mrpc': Form(('#1 String', '#2 String', 'Quality'), ('0', '1'), "source 'mrpc'"),
+    'sst2': Schema(('sentence', '', 'label'), ('0', '1'), "source 'sst2'"),
+    'qqp': Schema(('question1', 'question2', 'is_duplicate'), ('0', '1'), "source 'qqp'"),
+    'mrpc': Schema(('#1 String', '#2 String', 'Quality'), ('0', '1'), "source 'mrpc'"),
 }
 
 
-def form(c: ConfigDict) -> Form:
+def schema(c: ConfigDict) -> Schema:
     """Of the source 'table'.
 
     Raises:
@@ -67,10 +67,10 @@ def form(c: ConfigDict) -> Form:
         )
     if len({*labels}) < len(labels):
         raise UserError(f'config.data.labels = {labels}: must name no class twice')
-    return Form(columns, labels or tuple(map(str, range(c.data.classes))))
+    return Schema(columns, labels or tuple(map(str, range(c.data.classes))))
 
 
-def find(c: ConfigDict) -> Found:
+def find(c: ConfigDict) -> SplitFiles:
     """The files of the source 'table'."""
     found = files.find(c, lambda name: _one_of(files.extension(name), EXTENSIONS))
     for paths in found.values():
@@ -85,7 +85,7 @@ def _one_of(extension: str, known: Sequence[str]) -> str | None:
     return extension if extension in known else None
 
 
-def find_glue(c: ConfigDict) -> Found:
+def find_glue(c: ConfigDict) -> SplitFiles:
     """The files of a GLUE task: train.tsv, dev.tsv, and test.tsv where it has labels.
 
     Of MRPC also msr_paraphrase_train.txt and msr_paraphrase_test.txt, where there are no others.
@@ -105,20 +105,20 @@ def find_glue(c: ConfigDict) -> Found:
 
 
 def _glue_name(name: str) -> str | None:
-    stem, _, end = files.bare(name).lower().rpartition('.')
+    stem, _, end = files.strip_gz(name).lower().rpartition('.')
     return '.tsv' if end == 'tsv' and stem in files.SPLIT_OF else None
 
 
 def _msr_name(name: str) -> str | None:
     known = ('msr_paraphrase_train.txt', 'msr_paraphrase_test.txt')
-    return _one_of(files.bare(name), known) and '.txt'
+    return _one_of(files.strip_gz(name), known) and '.txt'
 
 
 class _Enough(UserError):
     """As many rows were seen as a check looks at."""
 
 
-def check(form: Form, file: Path, fault: Fault | None) -> None:
+def check(form: Schema, file: Path, fault: OnError | None) -> None:
     """Looks at the columns of a file and its first row.
 
     Args:
@@ -141,7 +141,7 @@ def check(form: Form, file: Path, fault: Fault | None) -> None:
         next(read(form, file, fault or passed), None)
 
 
-def read(form: Form, file: Path, fault: Fault) -> Iterator[Example]:
+def read(form: Schema, file: Path, fault: OnError) -> Iterator[Example]:
     """The examples of a file, one a row.
 
     Raises:
@@ -165,7 +165,7 @@ def read(form: Form, file: Path, fault: Fault) -> Iterator[Example]:
         raise UserError(f'{file}: empty corpus, must hold a row')
 
 
-def rows(form: Form, file: Path, fault: Fault) -> Iterator[_Row]:
+def rows(form: Schema, file: Path, fault: OnError) -> Iterator[_Row]:
     """Place and values of each row."""
     extension = files.extension(file.name)
     if extension == '.jsonl':
@@ -175,7 +175,7 @@ def rows(form: Form, file: Path, fault: Fault) -> Iterator[_Row]:
     return _delimited(form, file, fault)
 
 
-def example(form: Form, values: list[Any]) -> Example | str:
+def example(form: Schema, values: list[Any]) -> Example | str:
     """The example of a row, or what is wrong with it."""
     cells = dict(zip(form.wanted, values, strict=True))
     texts = [cells[name] if name else '' for name in form.columns[:2]]
@@ -198,7 +198,7 @@ def example(form: Form, values: list[Any]) -> Example | str:
     return Example(texts[0], texts[1] if len(texts) > 1 else '', label)
 
 
-def _delimited(form: Form, file: Path, fault: Fault) -> Iterator[_Row]:
+def _delimited(form: Schema, file: Path, fault: OnError) -> Iterator[_Row]:
     comma = files.extension(file.name) == '.csv'
     split = (_quoted if comma else _tabbed)(file, fault)
     picks: list[int] | None = None
@@ -216,7 +216,7 @@ def _delimited(form: Form, file: Path, fault: Fault) -> Iterator[_Row]:
         yield f'{file}:{number}', [row[i] for i in picks]
 
 
-def _column(form: Form, name: str, first: list[str], file: Path) -> int:
+def _column(form: Schema, name: str, first: list[str], file: Path) -> int:
     """Place of a column in the rows of a file whose first row is `first`."""
     if name.isdecimal() and int(name) < len(first):
         return int(name)
@@ -234,19 +234,19 @@ def _header(file: Path) -> list[str]:
     return next(_tabbed(file, lambda line: None), (0, list[str]()))[1]
 
 
-def _tabbed(file: Path, fault: Fault) -> Iterator[tuple[int, list[str]]]:
+def _tabbed(file: Path, fault: OnError) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields; nothing is quoted."""
-    for number, line in files.lines(file, fault):
+    for number, line in files.read_lines(file, fault):
         yield number, line.removesuffix('\n').removesuffix('\r').split('\t')
 
 
-def _quoted(file: Path, fault: Fault) -> Iterator[tuple[int, list[str]]]:
+def _quoted(file: Path, fault: OnError) -> Iterator[tuple[int, list[str]]]:
     """First line number and fields of each record, quoted as RFC 4180 says; blank lines are none.
 
     Each line that a malformed record takes is a fault.
     """
     csv.field_size_limit(_LONGEST_FIELD)
-    read = csv.reader((line for _, line in files.lines(file, None)), strict=True)
+    read = csv.reader((line for _, line in files.read_lines(file, None)), strict=True)
     while True:
         number = read.line_num + 1
         try:
@@ -268,8 +268,8 @@ def _taken(number: int, read) -> str:
     return f'; its quote that is not closed takes {lines} lines' if lines > 1 else ''
 
 
-def _json_lines(form: Form, file: Path, fault: Fault) -> Iterator[_Row]:
-    for number, line in files.lines(file, fault):
+def _json_lines(form: Schema, file: Path, fault: OnError) -> Iterator[_Row]:
+    for number, line in files.read_lines(file, fault):
         if not line.strip():
             continue
         where = f'{file}:{number}'
@@ -289,13 +289,13 @@ def _json_lines(form: Form, file: Path, fault: Fault) -> Iterator[_Row]:
         yield where, [row[name] for name in form.wanted]
 
 
-def _parquet(form: Form, file: Path) -> Iterator[_Row]:
+def _parquet(form: Schema, file: Path) -> Iterator[_Row]:
     import pyarrow  # as long to import as all the rest of this package's data
     from pyarrow import parquet
 
     number = 0
     try:
-        with files.opened(file) as raw, parquet.ParquetFile(raw) as table:
+        with files.open_binary(file) as raw, parquet.ParquetFile(raw) as table:
             names = table.schema_arrow.names
             for name in form.wanted:
                 if name not in names:

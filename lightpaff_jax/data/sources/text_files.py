@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax.data.sources import files, tabular
 from lightpaff_jax.data.sources.detokenize import DETOKENIZERS
-from lightpaff_jax.data.sources.files import Found, Path
-from lightpaff_jax.data.sources.splits import Example, Fault
+from lightpaff_jax.data.sources.files import Path, SplitFiles
+from lightpaff_jax.data.sources.splits import Example, OnError
 from lightpaff_jax.errors import UserError
 
 EXTENSIONS = ('.txt', '.tokens', '.raw', '.text', '.jsonl', '.parquet')
@@ -17,7 +17,7 @@ _POLARITIES = ('neg', 'pos')  # the classes 0 and 1
 _COLUMN = 'text'  # of a .jsonl or .parquet, where none is said
 
 
-def find(c: ConfigDict) -> Found:
+def find(c: ConfigDict) -> SplitFiles:
     """The files of the source 'text'."""
 
     def kind(name: str) -> str | None:
@@ -27,7 +27,7 @@ def find(c: ConfigDict) -> Found:
     return files.find(c, kind)
 
 
-def read(c: ConfigDict, paths: list[Path], fault: Fault) -> Iterator[Example]:
+def read(c: ConfigDict, paths: list[Path], fault: OnError) -> Iterator[Example]:
     """The documents of some files, as `config.data.documents` parts them, in their original form.
 
     Of .jsonl and .parquet each row is a document.
@@ -44,20 +44,20 @@ def read(c: ConfigDict, paths: list[Path], fault: Fault) -> Iterator[Example]:
             raise UserError(f'{path}: empty corpus, must hold a document')
 
 
-def _of_file(c: ConfigDict, path: Path, fault: Fault) -> Iterator[Example]:
+def _of_file(c: ConfigDict, path: Path, fault: OnError) -> Iterator[Example]:
     if files.extension(path.name) in _ROWS:
         for row in tabular.read(_row_form(c), path, fault):
             yield row._replace(words=_words(row.first.split('\n')))
     else:
-        lines = (line for _, line in files.lines(path, fault))
+        lines = (line for _, line in files.read_lines(path, fault))
         yield from documents(lines, c.data.documents)
 
 
-def _row_form(c: ConfigDict) -> tabular.Form:
-    return tabular.Form((c.data.columns or (_COLUMN,))[:1])
+def _row_form(c: ConfigDict) -> tabular.Schema:
+    return tabular.Schema((c.data.columns or (_COLUMN,))[:1])
 
 
-def check(c: ConfigDict, path: Path, fault: Fault | None) -> None:
+def check(c: ConfigDict, path: Path, fault: OnError | None) -> None:
     """As `tables.check`, of a file of rows."""
     if files.extension(path.name) in _ROWS:
         tabular.check(_row_form(c), path, fault)
@@ -98,7 +98,7 @@ def _text(lines: list[str]) -> str:
     return ''.join(lines).removesuffix('\n').removesuffix('\r')
 
 
-def find_parallel(c: ConfigDict) -> Found:
+def find_parallel(c: ConfigDict) -> SplitFiles:
     """The files of the source 'parallel': those of both sides, as many of each."""
     found = files.find(c, lambda name: '' if side(c, name) else None)
     for split, paths in found.items():
@@ -116,7 +116,7 @@ def find_parallel(c: ConfigDict) -> Found:
 def side(c: ConfigDict, name: str) -> str | None:
     """The mark of `config.data.suffixes` that is last in the name of a file; None: there is none."""
     marks = [mark.lower() for mark in c.data.suffixes]
-    found = [part for part in files.parts(name) if part in marks]
+    found = [part for part in files.name_parts(name) if part in marks]
     return c.data.suffixes[marks.index(found[-1])] if found else None
 
 
@@ -137,13 +137,13 @@ def pairs(c: ConfigDict, paths: list[Path]) -> list[tuple[Path, Path]]:
 
 
 def _without_side(c: ConfigDict, path: Path) -> list[str]:
-    found, mark = files.parts(path.name), side(c, path.name)
+    found, mark = files.name_parts(path.name), side(c, path.name)
     assert mark is not None, 'files without one were left out'
     del found[len(found) - 1 - found[::-1].index(mark.lower())]
     return [str(path.parent), *found]
 
 
-def read_parallel(c: ConfigDict, paths: list[Path], fault: Fault) -> Iterator[Example]:
+def read_parallel(c: ConfigDict, paths: list[Path], fault: OnError) -> Iterator[Example]:
     """A source and its target: a line of one file and the same line of the other.
 
     Raises:
@@ -156,14 +156,14 @@ def read_parallel(c: ConfigDict, paths: list[Path], fault: Fault) -> Iterator[Ex
 
 
 def _texts(file: Path) -> Generator[str]:
-    for _, line in files.lines(file, None):
+    for _, line in files.read_lines(file, None):
         yield line.removesuffix('\n').removesuffix('\r')
 
 
 def _zipped(
-    first: Path, second: Path, sources: Iterator[str], targets: Iterator[str], fault: Fault
+    first: Path, second: Path, sources: Iterator[str], targets: Iterator[str], fault: OnError
 ) -> Iterator[Example]:
-    form = tabular.Form((first.name, second.name))
+    form = tabular.Schema((first.name, second.name))
     number = 0
     while True:
         texts = [next(sources, None), next(targets, None)]
@@ -185,7 +185,7 @@ def _zipped(
         )
 
 
-def find_polarity(c: ConfigDict) -> Found:
+def find_polarity(c: ConfigDict) -> SplitFiles:
     """The files of the source 'mr': rt-polarity.neg and rt-polarity.pos, which are all of train."""
     if c.data.files:
         found = files.find(c, lambda name: '')
@@ -205,11 +205,11 @@ def find_polarity(c: ConfigDict) -> Found:
 
 
 def _polarity(path: Path) -> int:
-    marks = [part for part in files.parts(path.name) if part in _POLARITIES]
+    marks = [part for part in files.name_parts(path.name) if part in _POLARITIES]
     return _POLARITIES.index(marks[-1]) if marks else -1
 
 
-def read_polarity(c: ConfigDict, paths: list[Path], fault: Fault) -> Iterator[Example]:
+def read_polarity(c: ConfigDict, paths: list[Path], fault: OnError) -> Iterator[Example]:
     """A sentence a line, of class 0 in .neg and 1 in .pos, the first ones first.
 
     Raises:
@@ -217,7 +217,7 @@ def read_polarity(c: ConfigDict, paths: list[Path], fault: Fault) -> Iterator[Ex
     """
     del c
     for path in sorted(paths, key=_polarity):
-        for number, line in files.lines(path, fault):
+        for number, line in files.read_lines(path, fault):
             if line.strip():
                 yield Example(line.removesuffix('\n').removesuffix('\r'), label=_polarity(path))
             else:

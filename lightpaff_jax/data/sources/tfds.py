@@ -61,14 +61,14 @@ class _Set(NamedTuple):
         return [s for s in found if _at(self.builder, s, [0])[0][self.columns[2]] >= 0]
 
 
-def kind(c: ConfigDict) -> str:
+def example_type(c: ConfigDict) -> str:
     """'documents', 'targets' or 'classes'."""
-    return ('documents', 'targets', 'classes')[len(_opened(c).columns) - 1]
+    return ('documents', 'targets', 'classes')[len(_load(c).columns) - 1]
 
 
 def classes(c: ConfigDict) -> int:
     """How many classes it has; 0 where it has none."""
-    found = _opened(c)
+    found = _load(c)
     return (
         found.builder.info.features[found.columns[2]].num_classes if len(found.columns) > 2 else 0
     )
@@ -76,14 +76,14 @@ def classes(c: ConfigDict) -> int:
 
 def check(c: ConfigDict) -> None:
     """Raises UserError for a set or a split that is not there; reads one example of a split."""
-    given = _opened(c).given
+    given = _load(c).given
     for split in SPLITS:
         _part(c, given, split)
 
 
 def identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
     """All that the examples depend on, as JSON values."""
-    found = _opened(c)
+    found = _load(c)
     parts = {split: _part(c, found.given, split) for split in wanted}
     infos = {part.of: found.builder.info.splits[part.of] for part in parts.values()}
     return {
@@ -104,7 +104,7 @@ def examples(c: ConfigDict, split: str) -> Iterator[Example]:
     Raises:
       UserError: the set is not prepared, or lacks a column or the split; a record is damaged.
     """
-    found = _opened(c)
+    found = _load(c)
     part = _part(c, found.given, split)
     yield from splits.select(_records(found, part.of), part, c.data.held_out)
 
@@ -132,7 +132,7 @@ def _at(builder: tfds.core.DatasetBuilder, split: str, numbers: Sequence[int]) -
         ) from error
 
 
-def _opened(c: ConfigDict) -> _Set:
+def _load(c: ConfigDict) -> _Set:
     place = _place(c)
     try:
         builder = tfds.builder_from_directory(str(place))

@@ -33,7 +33,7 @@ class Tokenizer:
 
     path: str
     """The file or folder that `read` was given."""
-    hash: str
+    fingerprint: str
     """First 16 hex digits of a SHA-256: of a SentencePiece file, or of what the ids depend on."""
     model: sentencepiece.SentencePiece | huggingface.HuggingFace = dataclasses.field(
         compare=False, repr=False
@@ -107,7 +107,7 @@ class Tokenizer:
             ids = [cls, *self.encode([first])[0][: length - 2], sep]
             return ids, [0] * len(ids)
         a, b = self.encode([first, second])
-        kept_a, kept_b = longest_first(len(a), len(b), length - 3)
+        kept_a, kept_b = truncated_lengths(len(a), len(b), length - 3)
         ids = [cls, *a[:kept_a], sep, *b[:kept_b], sep]
         return ids, [0] * (kept_a + 2) + [1] * (kept_b + 1)
 
@@ -138,7 +138,7 @@ class Tokenizer:
         return self.model.ids.get(name)
 
 
-def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
     """How many ids of two texts are kept so that both fit in `room`, the longer cut first.
 
     Of an odd room the longer one keeps more, of equal ones the second, as in `tokenizers`.
@@ -156,7 +156,7 @@ def find(path: str) -> str | None:
     for place in (
         [storage.download_folder(f'{path}/tokenizer')] if storage.is_remote(path) else places
     ):
-        if huggingface.located(place):
+        if huggingface.find_file(place):
             return str(place)
     return None
 
@@ -178,7 +178,7 @@ def read(path: str, lowercase: bool = True, key: str = 'tokenizer.path') -> Toke
     where, place = f'config.{key} = {path}', pathlib.Path(path).expanduser()
     if not place.exists():
         raise UserError(f'{where}: no such file')
-    file = huggingface.located(place) if place.is_dir() else place
+    file = huggingface.find_file(place) if place.is_dir() else place
     if file is None:
         raise UserError(
             f'{where}: must hold tokenizer.model, tokenizer.json, vocab.json and merges.txt, '

@@ -35,7 +35,7 @@ _WORD_MARKS = (' ', '\u2581', '\u0120', '\u010a', '\u0109', '\u010d', *LINE_BYTE
 # A space as it is, SentencePiece's, byte BPE's; then byte BPE's line ends and tabs.
 
 
-def well_known(tokens: Mapping[str, int]) -> dict[str, int]:
+def standard_ids(tokens: Mapping[str, int]) -> dict[str, int]:
     """What special tokens are for -> their ids, by how they are spelled."""
     found = {
         name: next(tokens[token] for token in spellings if token in tokens)
@@ -73,7 +73,7 @@ class HuggingFace:
         self._vocabulary = fast.get_vocab(with_added_tokens=True)
         added = {token.content: i for i, token in fast.get_added_tokens_decoder().items()}
         known = {name: token for name, token in declared.items() if token in self._vocabulary}
-        self.ids = well_known(added or self._vocabulary)
+        self.ids = standard_ids(added or self._vocabulary)
         self.ids |= {name: self._vocabulary[token] for name, token in known.items()}
         if 'eos' not in self.ids and 'sep' in self.ids:
             self.ids['eos'] = self.ids['sep']
@@ -134,7 +134,7 @@ class HuggingFace:
         """Writes tokenizer.json and tokenizer_config.json."""
         fast = tokenizers.Tokenizer.from_str(self._fast.to_str())
         tokens = {name: str(fast.id_to_token(i)) for name, i in self.ids.items()}
-        write(folder, fast, tokens, family or ('bert' if tokens.get('cls') == '[CLS]' else ''))
+        save(folder, fast, tokens, family or ('bert' if tokens.get('cls') == '[CLS]' else ''))
 
 
 def _words_are_apart(fast: tokenizers.Tokenizer) -> bool:
@@ -166,7 +166,7 @@ def _plain(part):
     return part
 
 
-def write(
+def save(
     folder: pathlib.Path, fast: tokenizers.Tokenizer, tokens: Mapping[str, str], family: str,
     **settings,
 ) -> None:  # fmt: skip
@@ -215,7 +215,7 @@ def write(
     (folder / 'tokenizer_config.json').write_text(text + '\n', encoding='utf-8')
 
 
-def located(folder: pathlib.Path) -> pathlib.Path | None:
+def find_file(folder: pathlib.Path) -> pathlib.Path | None:
     """The file of a folder that is read first; None if it holds no tokenizer."""
     pairs = [names for names in BYTE_LEVEL if all((folder / name).is_file() for name in names)]
     names = ['tokenizer.model', 'tokenizer.json', *(first for first, _ in pairs), 'vocab.txt']

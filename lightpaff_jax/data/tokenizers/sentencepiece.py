@@ -53,7 +53,7 @@ class SentencePiece:
         own = {
             name: getattr(self._processor, f'{name}_id')() for name in ('eos', 'pad', 'bos', 'unk')
         }
-        found = huggingface.well_known(special)
+        found = huggingface.standard_ids(special)
         return {name: i for name, i in (found | own).items() if i >= 0}
 
     @functools.cached_property
@@ -89,7 +89,7 @@ class SentencePiece:
         (folder / 'tokenizer.model').write_bytes(self.identity)
         # Text that spells a control piece is text to SentencePiece.
         family = family or ('bert' if 'cls' in tokens else 'mass')
-        huggingface.write(folder, fast, tokens, family, split_special_tokens=True)
+        huggingface.save(folder, fast, tokens, family, split_special_tokens=True)
 
     @functools.cached_property
     def _space_ids(self) -> list[int]:

@@ -90,7 +90,9 @@ class CountsTexts:
 
 
 def counting(tokenizer, last=None):
-    return tokenizers.Tokenizer(tokenizer.path, tokenizer.hash, CountsTexts(tokenizer.model, last))
+    return tokenizers.Tokenizer(
+        tokenizer.path, tokenizer.fingerprint, CountsTexts(tokenizer.model, last)
+    )
 
 
 @pytest.mark.parametrize('objective', ['clm', 'packed', 'seq2seq'])
@@ -162,7 +164,7 @@ def test_what_cannot_be_read_now_keeps_the_shards_and_the_same_call_goes_on(
     c = text_files(tmp_path / 'text')
     wanted = data_files(prepare.prepare(c, vocabulary).path)
     c.data.cache = str(tmp_path / 'other')
-    whole = files_lib.opened
+    whole = files_lib.open_binary
 
     @contextlib.contextmanager
     def fails(file):
@@ -173,12 +175,12 @@ def test_what_cannot_be_read_now_keeps_the_shards_and_the_same_call_goes_on(
     def broken(file, read):
         for number, line in enumerate(read):
             if number == 600:
-                with files_lib.faults(file):
+                with files_lib.translate_errors(file):
                     raise OSError(errno.EIO, 'Input/output error')
             yield line
 
     with monkeypatch.context() as patch:
-        patch.setattr(files_lib, 'opened', fails)
+        patch.setattr(files_lib, 'open_binary', fails)
         with pytest.raises(Unreadable, match=r'train\.txt: Input/output error$'):
             prepare.prepare(c, vocabulary)
     kept = list((tmp_path / 'other').rglob('train-*.array_record'))
@@ -233,7 +235,9 @@ def test_a_second_one_waits_and_makes_nothing(tmp_path, vocabulary, caplog):
                 go.wait(30)
                 return super().encode(texts)
 
-        slow = tokenizers.Tokenizer(vocabulary.path, vocabulary.hash, Waits(vocabulary.model))
+        slow = tokenizers.Tokenizer(
+            vocabulary.path, vocabulary.fingerprint, Waits(vocabulary.model)
+        )
         first = threading.Thread(target=prepare.prepare, args=(c, slow))
         second = threading.Thread(target=prepare.prepare, args=(c, whole))
         first.start()

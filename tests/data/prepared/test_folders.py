@@ -158,7 +158,9 @@ def test_a_prepared_folder_that_does_not_fit_is_a_user_error(c, tokenizer, prepa
     with pytest.raises(UserError, match=r'has no manifest\.json'):
         prepare.prepare(given, tokenizer)
     given.data.path = prepared.path
-    with pytest.raises(UserError, match=f'tokenizer {tokenizer.hash}, .*{other.hash}'):
+    with pytest.raises(
+        UserError, match=f'tokenizer {tokenizer.fingerprint}, .*{other.fingerprint}'
+    ):
         prepare.prepare(given, other)
     given.data.length = 16
     with pytest.raises(UserError, match=r'data\.length = 16: must equal the 32 that'):

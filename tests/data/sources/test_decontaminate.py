@@ -6,40 +6,42 @@ LONG = 'the tall ships come back to the old harbour every summer'
 
 
 def test_case_accents_and_punctuation_count_for_nothing():
-    texts = decontaminate.Texts()
-    texts.add("It's a Café !", document=False)
-    assert texts.meets('its a cafe', decontaminate.FEW)
-    assert texts.meets("it ' s a cafe\u0301", decontaminate.FEW)
-    assert not texts.meets('its a cafe too', decontaminate.FEW)
+    texts = decontaminate.OverlapIndex()
+    texts.add("It's a Café !", is_document=False)
+    assert texts.overlaps('its a cafe', decontaminate.MIN_TEXT_WORDS)
+    assert texts.overlaps("it ' s a cafe\u0301", decontaminate.MIN_TEXT_WORDS)
+    assert not texts.overlaps('its a cafe too', decontaminate.MIN_TEXT_WORDS)
 
 
 def test_a_sentence_is_found_inside_a_document_and_a_short_one_only_as_the_whole():
-    texts = decontaminate.Texts()
-    texts.add(LONG, document=False)
-    texts.add('so it goes', document=False)
-    assert texts.meets(f'As they say, {LONG.upper()}. Then they leave.', decontaminate.FEW)
-    assert not texts.meets(LONG.replace('summer', 'winter'), decontaminate.FEW)
-    assert texts.meets('So it goes.', decontaminate.FEW)
-    assert not texts.meets('and so it goes on', decontaminate.FEW)
+    texts = decontaminate.OverlapIndex()
+    texts.add(LONG, is_document=False)
+    texts.add('so it goes', is_document=False)
+    assert texts.overlaps(
+        f'As they say, {LONG.upper()}. Then they leave.', decontaminate.MIN_TEXT_WORDS
+    )
+    assert not texts.overlaps(LONG.replace('summer', 'winter'), decontaminate.MIN_TEXT_WORDS)
+    assert texts.overlaps('So it goes.', decontaminate.MIN_TEXT_WORDS)
+    assert not texts.overlaps('and so it goes on', decontaminate.MIN_TEXT_WORDS)
 
 
 def test_of_a_document_its_longer_sentences_are_looked_for():
-    texts = decontaminate.Texts()
-    texts.add(f'Short one here. {LONG}. Another short line.', document=True)
-    assert texts.meets(f'x {LONG} y', decontaminate.FEW)
-    assert not texts.meets('another short line.', decontaminate.FEW)
+    texts = decontaminate.OverlapIndex()
+    texts.add(f'Short one here. {LONG}. Another short line.', is_document=True)
+    assert texts.overlaps(f'x {LONG} y', decontaminate.MIN_TEXT_WORDS)
+    assert not texts.overlaps('another short line.', decontaminate.MIN_TEXT_WORDS)
 
 
 def test_a_part_of_a_text_meets_it_where_parts_count():
-    counted, others = decontaminate.Texts(parts=True), decontaminate.Texts()
+    counted, others = decontaminate.OverlapIndex(match_parts=True), decontaminate.OverlapIndex()
     for texts in (counted, others):
         for _ in range(2):
-            texts.add('A slow start . Then it grows on you , and stays .', document=True)
+            texts.add('A slow start . Then it grows on you , and stays .', is_document=True)
     for part in ('start then it grows on', 'THEN IT GROWS ON YOU,', 'it grows on you, and stays'):
-        assert counted.meets(part, decontaminate.FEW)
-        assert not others.meets(part, decontaminate.FEW)
+        assert counted.overlaps(part, decontaminate.MIN_TEXT_WORDS)
+        assert not others.overlaps(part, decontaminate.MIN_TEXT_WORDS)
     for other in ('it grows on you', 'hen it grows on you', 'Then it grows on you all'):
-        assert not counted.meets(other, decontaminate.FEW)
-    counted.add('What is added later is found like all that was there.', document=True)
-    assert counted.meets('later is found like all', decontaminate.FEW)
-    assert counted.meets('THEN IT GROWS ON YOU,', decontaminate.FEW)
+        assert not counted.overlaps(other, decontaminate.MIN_TEXT_WORDS)
+    counted.add('What is added later is found like all that was there.', is_document=True)
+    assert counted.overlaps('later is found like all', decontaminate.MIN_TEXT_WORDS)
+    assert counted.overlaps('THEN IT GROWS ON YOU,', decontaminate.MIN_TEXT_WORDS)

@@ -164,14 +164,14 @@ def test_a_file_that_may_not_be_opened_is_named(tmp_path):
     ],
 )
 def test_what_cannot_be_read_now_is_told_from_what_is_malformed(error, kind):
-    with pytest.raises(UserError, match=r'^data/x: ') as caught, files.faults('data/x'):
+    with pytest.raises(UserError, match=r'^data/x: ') as caught, files.translate_errors('data/x'):
         raise error
     assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize('error', [OSError('429'), FileNotFoundError('x'), RuntimeError('closed')])
 def test_whatever_a_bucket_raises_it_cannot_be_read_now(error):
-    with pytest.raises(Unreadable, match=r'^gs://b/x: '), files.faults('gs://b/x'):
+    with pytest.raises(Unreadable, match=r'^gs://b/x: '), files.translate_errors('gs://b/x'):
         raise error
 
 
@@ -209,7 +209,7 @@ def test_a_file_is_hashed_once_until_its_size_or_its_time_changes(tmp_path, monk
     third, read = hashed(tmp_path, monkeypatch, ['a', 'b'])
     assert read == ['b']
     assert (third[0], third[1] != first[1]) == (second[0], True)
-    assert [path.name for path in (tmp_path / 'cache').iterdir()] == [files.DIGESTS]
+    assert [path.name for path in (tmp_path / 'cache').iterdir()] == [files.DIGESTS_FILE]
 
 
 def test_a_file_that_has_just_changed_is_read_again(tmp_path, monkeypatch):
@@ -223,14 +223,14 @@ def test_a_file_that_has_just_changed_is_read_again(tmp_path, monkeypatch):
 def test_malformed_digests_are_made_again(tmp_path, monkeypatch, content):
     put_then(tmp_path / 'a', 'one', LONG_AGO)
     first, _ = hashed(tmp_path, monkeypatch, ['a'])
-    put(tmp_path / 'cache' / files.DIGESTS, content.replace('%s', str(tmp_path / 'a')))
+    put(tmp_path / 'cache' / files.DIGESTS_FILE, content.replace('%s', str(tmp_path / 'a')))
     assert hashed(tmp_path, monkeypatch, ['a']) == (first, ['a'])
     assert hashed(tmp_path, monkeypatch, ['a']) == (first, [])
 
 
 def test_lines_have_numbers_and_ends_and_no_byte_order_mark(tmp_path):
     put(tmp_path / 'x', '\ufeffone\ntwo\r\n\nlast\ufeff')
-    found = list(files.lines(tmp_path / 'x', pytest.fail))
+    found = list(files.read_lines(tmp_path / 'x', pytest.fail))
     assert found == [(1, 'one\n'), (2, 'two\r\n'), (3, '\n'), (4, 'last\ufeff')]
 
 

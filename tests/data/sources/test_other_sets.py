@@ -354,10 +354,13 @@ def test_neither_of_polarity_and_sst2_learns_from_a_sentence_of_the_other():
     for one, held, other in (
         ('sst2', ('test',), 'polarity'), ('polarity', ('validation', 'test'), 'sst2')
     ):  # fmt: skip
-        evaluated = decontaminate.Texts()
+        evaluated = decontaminate.OverlapIndex()
         for text in (text for split in held for text in read[one][split]):
-            evaluated.add(text, document=False)
-        assert not any(evaluated.meets(text, decontaminate.LEAST) for text in read[other]['train'])
+            evaluated.add(text, is_document=False)
+        assert not any(
+            evaluated.overlaps(text, decontaminate.MIN_SENTENCE_WORDS)
+            for text in read[other]['train']
+        )
 
 
 @pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')
@@ -379,11 +382,11 @@ def test_no_evaluation_sentence_of_a_family_is_in_its_pre_training_text(family, 
         for split in ('validation', 'test'):
             for example in sources.examples(task, split):
                 for side in example[:2]:
-                    for sentence in decontaminate._SENTENCES.split(side):
+                    for sentence in decontaminate._SENTENCE_BREAK.split(side):
                         words = decontaminate._words(sentence)
                         if (
-                            len(words) >= decontaminate.LEAST
-                            and len(''.join(words)) >= decontaminate._KEY
+                            len(words) >= decontaminate.MIN_SENTENCE_WORDS
+                            and len(''.join(words)) >= decontaminate._KEY_LETTERS
                         ):
                             assert f' {" ".join(words)} ' not in text
 

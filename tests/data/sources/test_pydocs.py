@@ -14,7 +14,7 @@ from lightpaff_jax.runtime import storage
 # Prints what it read back.
 SMALL_BUILD = """
 import hashlib
-builders = [pydocs.opened(sys.argv[1], form) for form in ('text', 'topic', 'pairs', 'summary')]
+builders = [pydocs.load(sys.argv[1], form) for form in ('text', 'topic', 'pairs', 'summary')]
 read = [
     sorted(e.items()) for b in builders for name in pydocs.SPLITS for e in b.as_data_source(name)
 ]
@@ -25,7 +25,7 @@ print(*digests, len(read), hashlib.sha256(repr(read).encode()).hexdigest())
 
 @pytest.fixture(scope='module')
 def parts(data_cache):
-    builder = pydocs.opened(data_cache)
+    builder = pydocs.load(data_cache)
     return {
         name: [{k: v.decode() for k, v in e.items()} for e in builder.as_data_source(name)]
         for name in pydocs.SPLITS
@@ -98,7 +98,7 @@ def test_a_package_of_three_documents_is_in_every_split():
 
 
 def test_built_set_names_the_versions_it_saw(data_cache):
-    assert dict(pydocs.opened(data_cache).info.metadata['versions']) == pydocs.versions()
+    assert dict(pydocs.load(data_cache).info.metadata['versions']) == pydocs.versions()
 
 
 def test_two_builds_hold_equal_records_and_say_nothing(tmp_path):
@@ -120,7 +120,7 @@ def test_two_processes_may_build_in_one_cache(tmp_path):
 def test_no_package_is_an_empty_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(pydocs, 'PACKAGES', {'absent': ('no_such_module', 'no-such-module')})
     with pytest.raises(UserError, match='empty corpus'):
-        pydocs.opened(str(tmp_path))
+        pydocs.load(str(tmp_path))
     assert not list((tmp_path / 'tfds').iterdir())
 
 
@@ -128,7 +128,7 @@ def test_no_package_is_an_empty_corpus(tmp_path, monkeypatch):
 def rows(data_cache):
     """form -> split -> examples."""
     return {
-        form: {name: _rows(pydocs.opened(data_cache, form), name) for name in pydocs.SPLITS}
+        form: {name: _rows(pydocs.load(data_cache, form), name) for name in pydocs.SPLITS}
         for form in ('topic', 'pairs', 'summary')
     }
 

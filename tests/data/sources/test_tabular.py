@@ -224,14 +224,14 @@ def test_a_check_that_skips_rows_reads_no_more_than_the_first(
     row = row if isinstance(row, bytes) else row.encode()
     put(tmp_path / f'train{extension}', GOOD[extension][0] + 9000 * row)
     c = table(tmp_path, columns=columns, on_error='skip', held_out=0.1)
-    lines, whole = [], files.lines
+    lines, whole = [], files.read_lines
 
     def read(file, fault):
         for number, line in whole(file, fault):
             lines.append(number)
             yield number, line
 
-    monkeypatch.setattr(files, 'lines', read)
+    monkeypatch.setattr(files, 'read_lines', read)
     sources.check(c)
     assert len(lines) < 200
 

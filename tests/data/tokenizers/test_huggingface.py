@@ -94,10 +94,10 @@ def test_lower_case_is_what_the_caller_says_where_no_file_does(wordpiece, text):
     lower, cased = read(wordpiece), read(wordpiece, lowercase=False)
     assert lower.encode([text]) == lower.encode([text.lower()])
     assert (cased.encode([text]) == cased.encode([text.lower()])) == (text == text.lower())
-    assert lower.hash != cased.hash
+    assert lower.fingerprint != cased.fingerprint
     (wordpiece / 'tokenizer_config.json').write_text('{"do_lower_case": false}')
-    assert read(wordpiece).hash == cased.hash
-    assert read(wordpiece / 'vocab.txt').hash == cased.hash
+    assert read(wordpiece).fingerprint == cased.fingerprint
+    assert read(wordpiece / 'vocab.txt').fingerprint == cased.fingerprint
 
 
 @pytest.mark.parametrize('extra', [(), ('<s>',)])
@@ -108,7 +108,7 @@ def test_a_saved_wordpiece_is_the_same_tokenizer(tmp_path, extra):
     assert {file.name for file in (tmp_path / 'b').iterdir()} == {
         'tokenizer.json', 'tokenizer_config.json',
     }  # fmt: skip
-    assert again.hash == one.hash
+    assert again.fingerprint == one.fingerprint
     assert ids(again) == ids(one)
     assert again.special_ids == one.special_ids
     assert (again.word_starts == one.word_starts).all()
@@ -131,7 +131,7 @@ def test_both_namings_of_byte_bpe_and_its_tokenizer_json_are_the_same(bpe, tmp_p
     read(bpe).save(tmp_path / 'saved')
     files = [bpe, bpe / 'vocab.json', bpe / 'merges.txt', other, other / 'encoder.json']
     files += [other / 'vocab.bpe', tmp_path / 'saved', tmp_path / 'saved' / 'tokenizer.json']
-    assert len({read(file).hash for file in files}) == 1
+    assert len({read(file).fingerprint for file in files}) == 1
 
 
 def test_a_vocabulary_of_bart_has_its_special_tokens(tmp_path):
@@ -141,7 +141,7 @@ def test_a_vocabulary_of_bart_has_its_special_tokens(tmp_path):
     assert one.encode(['a <mask>']) == [[*one.encode(['a'])[0], 4]]
     one.save(tmp_path / 'saved')
     assert ids(read(tmp_path / 'saved')) == ids(one)
-    assert read(tmp_path / 'saved').hash == one.hash
+    assert read(tmp_path / 'saved').fingerprint == one.fingerprint
     fast = library.Tokenizer.from_file(str(tmp_path / 'saved' / 'tokenizer.json'))
     assert fast.encode('a').ids == [0, *one.encode(['a'])[0], 2]
     described = json.loads((tmp_path / 'saved' / 'tokenizer_config.json').read_text())
@@ -158,7 +158,7 @@ def test_what_a_tokenizer_json_adds_cuts_and_pads_changes_neither_ids_nor_hash(w
     fast.decoder = library.decoders.Fuse()
     fast.post_processor = library.processors.BertProcessing(('[SEP]', 3), ('[CLS]', 2))
     fast.save(str(file))
-    assert read(file).hash == one.hash
+    assert read(file).fingerprint == one.fingerprint
     assert read(file).encode(TEXTS) == one.encode(TEXTS)
 
 
@@ -168,7 +168,7 @@ def test_dropout_of_a_tokenizer_json_is_off(bpe, tmp_path):
     whole = json.loads(file.read_text())
     whole['model']['dropout'] = 0.5
     file.write_text(json.dumps(whole))
-    assert read(file).hash == read(bpe).hash
+    assert read(file).fingerprint == read(bpe).fingerprint
     assert read(file).encode(TEXTS * 10) == read(bpe).encode(TEXTS * 10)
 
 
@@ -187,7 +187,7 @@ def test_what_changes_ids_changes_the_hash(wordpiece, tmp_path, change):
     if change == 'added':
         whole['added_tokens'] = [token for token in whole['added_tokens'] if token['id'] != 4]
     file.write_text(json.dumps(whole))
-    assert read(file).hash != one.hash
+    assert read(file).fingerprint != one.fingerprint
 
 
 def test_declared_special_tokens_go_before_usual_names(wordpiece):
@@ -206,17 +206,17 @@ def test_declared_special_tokens_go_before_usual_names(wordpiece):
 def test_a_folder_is_read_in_a_fixed_order(tmp_path):
     folder = tmp_path / 'all'
     write_wordpiece(folder)
-    vocab = read(folder).hash
+    vocab = read(folder).fingerprint
     write_bytes_bpe(folder, ('encoder.json', 'vocab.bpe'))
-    byte_pairs = read(folder).hash
+    byte_pairs = read(folder).fingerprint
     assert byte_pairs != vocab
     (folder / 'vocab.json').write_text('not read without its merges')
-    assert read(folder).hash == byte_pairs
+    assert read(folder).fingerprint == byte_pairs
     (folder / 'vocab.json').unlink()
     read(folder / 'vocab.txt').save(folder)
-    assert read(folder).hash == vocab
+    assert read(folder).fingerprint == vocab
     tokenizers.train(TEXTS, 310, folder / 'tokenizer.model')
-    assert read(folder).hash == read(folder / 'tokenizer.model').hash != vocab
+    assert read(folder).fingerprint == read(folder / 'tokenizer.model').fingerprint != vocab
 
 
 def test_one_model_of_another_name_is_found_and_two_are_not(tmp_path):
@@ -272,7 +272,7 @@ def test_accents_that_are_stripped_or_kept_make_another_identity(tmp_path):
         whole['normalizer']['strip_accents'] = strip
         (folder / 'tokenizer.json').write_text(json.dumps(whole))
         found = read(folder / 'tokenizer.json')
-        hashes.add(found.hash)
+        hashes.add(found.fingerprint)
         ids.add(tuple(found.encode(['caf\u00e9'])[0]))
     assert len(hashes) == len(ids) == 2
 

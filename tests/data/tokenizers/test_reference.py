@@ -47,7 +47,7 @@ def real_lines(count):
 
 def documents(cache, count):
     """The first `count` documents of the embedded test split."""
-    source = pydocs.opened(cache).as_data_source('test')
+    source = pydocs.load(cache).as_data_source('test')
     return [source[i]['text'].decode() for i in range(count)]
 
 

@@ -75,7 +75,7 @@ def test_decode_gives_back_random_text(tokenizer):
 
 
 def test_no_text_is_encoded_to_padding_or_eos(tokenizer, data_cache):
-    texts = [e['text'].decode() for e in pydocs.opened(data_cache).as_data_source('test')]
+    texts = [e['text'].decode() for e in pydocs.load(data_cache).as_data_source('test')]
     ids = {i for encoded in tokenizer.encode([*texts, '</s><pad>']) for i in encoded}
     assert not ids & {tokenizer.pad_id, tokenizer.eos_id}
     assert max(ids) < tokenizer.vocab_size
@@ -96,7 +96,7 @@ def test_neither_packages_nor_form_change_the_vocabulary(families, data_cache, f
     c = corpus.tiny_config(data_cache)
     c.data.packages = ('numpy',)
     c.data.view = form
-    assert selection.load(c).hash == families['gpt2'].hash
+    assert selection.load(c).fingerprint == families['gpt2'].fingerprint
 
 
 def test_each_family_has_its_special_ids(families):
@@ -118,7 +118,7 @@ def test_each_family_has_its_special_ids(families):
 
 
 def test_families_have_vocabularies_of_their_own(families):
-    assert len({one.hash for one in families.values()}) == len(FAMILIES)
+    assert len({one.fingerprint for one in families.values()}) == len(FAMILIES)
     assert {one.vocab_size for one in families.values()} == {corpus.VOCAB_SIZE}
 
 
@@ -203,7 +203,7 @@ def test_the_longer_text_is_cut_as_the_library_does():
     for first, second, room in itertools.product(range(9), range(9), range(1, 18)):
         reference.enable_truncation(room, strategy='longest_first')
         ids = reference.encode('a ' * first, 'b ' * second).ids
-        found = tokenizers.longest_first(first, second, room)
+        found = tokenizers.truncated_lengths(first, second, room)
         assert found == (ids.count(0), ids.count(1)), (first, second, room)
 
 
@@ -212,7 +212,7 @@ def test_a_saved_tokenizer_is_read_back_the_same(tokenizer, tmp_path):
     names = {'tokenizer.model', 'tokenizer.json', 'tokenizer_config.json'}
     assert {file.name for file in (tmp_path / 'saved').iterdir()} == names
     again = tokenizers.read(str(tmp_path / 'saved'))
-    assert again.hash == tokenizer.hash
+    assert again.fingerprint == tokenizer.fingerprint
     assert again.encode(TEXTS) == tokenizer.encode(TEXTS)
 
 
@@ -243,7 +243,7 @@ def test_a_mixture_has_the_tokenizer_of_its_first_prepared_part(tmp_path, small)
     c.data.source, c.student.vocab_size = 'mixture', small.vocab_size
     c.data.mixture = (f'text:{tmp_path}=1', f'prepared:{tmp_path}/one=2', 'prepared:/other=1')
     found = selection.load(c)
-    assert (found.path, found.hash) == (f'{tmp_path}/one/tokenizer', small.hash)
+    assert (found.path, found.fingerprint) == (f'{tmp_path}/one/tokenizer', small.fingerprint)
     c.data.mixture = (f'prepared:{tmp_path}/none=2', f'prepared:{tmp_path}/one=2')
     with pytest.raises(UserError, match=f'^{tmp_path}/none: has no manifest.json'):
         selection.load(c)

@@ -119,7 +119,7 @@ def test_what_is_known_is_bounded_and_forgotten_in_a_pickle(monkeypatch):
 @pytest.mark.parametrize('name', ['gpt2', 'bert-base-uncased'])
 def test_real_text_has_the_ids_of_the_library(name):
     folder = pathlib.Path(DATA) / 'tokenizers' / name
-    file = huggingface.located(folder)
+    file = huggingface.find_file(folder)
     mine = huggingface.read(file, True, 'a tokenizer')
     fast = reference.Tokenizer.from_str(mine._fast.to_str())
     assert mine._apart
