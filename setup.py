@@ -9,12 +9,12 @@ ROOT = pathlib.Path(__file__).parent
 
 
 def version() -> str:
-    """`__version__` of the package, read without importing it (that needs jax)."""
+    """Returns `__version__` without importing the package."""
     text = (ROOT / 'lightpaff_jax' / 'version.py').read_text(encoding='utf-8')
-    found = re.search(r"^__version__ = '([^']+)'$", text, re.MULTILINE)
-    if not found:
+    match = re.search(r"^__version__ = '([^']+)'$", text, re.MULTILINE)
+    if not match:
         raise RuntimeError("lightpaff_jax/version.py: must contain a line __version__ = '...'")
-    return found[1]
+    return match[1]
 
 
 def description() -> str:
@@ -22,13 +22,13 @@ def description() -> str:
     return readme.read_text(encoding='utf-8') if readme.is_file() else ''
 
 
-# jax 0.10 is the last for Python 3.11, and flax 0.12.8 the last that runs on it;
-# flax 0.12.8 breaks on jax 0.11.1 and later. Other bounds: about what was current, older is untried.
+# jax 0.10 is the last version for Python 3.11, and flax 0.12.8 the last that runs on it; flax 0.12.8
+# breaks on jax 0.11.1 and later. The other lower bounds are the versions that were current; older
+# ones are untested.
 JAX = {
     "python_version < '3.12'": ('>=0.10.2,<0.11', '>=0.12.8,<0.12.9'),
     "python_version >= '3.12'": ('>=0.11.2', '>=0.12.9'),
 }
-TORCH = ['torch>=2.13', 'transformers>=5.23']
 
 
 def jax(extra: str = '') -> list[str]:
@@ -82,10 +82,7 @@ setup(
         'pyarrow>=26.0',
     ],
     extras_require={
-        'compare': TORCH,
-        'onnx': [*TORCH, 'onnx>=1.23', 'onnxruntime>=1.31', 'onnxscript>=0.7'],
-        'export': ['flatbuffers>=25.12'],
-        'ctranslate2': [*TORCH, 'ctranslate2>=4.8'],
+        'compare': ['torch>=2.13', 'transformers>=5.23'],
         'tpu': jax('[tpu]'),
         'gpu': jax('[cuda12]'),  # runs on older drivers than jax[cuda13]
         'tf': ['tensorflow>=2.21'],

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Batches to the host: tokens/s, waiting, memory: ./launch/benchmark_batches.sh [--pairs=N] [--epochs=N] [--out=FILE]
+# Measures batches on the host, in tokens/s, waiting time and memory: ./launch/benchmark_batches.sh [--pairs=N] [--epochs=N] [--out=FILE]
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

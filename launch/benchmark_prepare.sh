@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Preparing a text file against `datasets`, end to end: ./launch/benchmark_prepare.sh --text=FILE --tokenizer=PATH [--workers=K] ...
-# It needs the package `datasets`: "$VENV/bin/pip" install datasets
+# Compares preparing a text file with the package `datasets`, end to end: ./launch/benchmark_prepare.sh --text=FILE --tokenizer=PATH [--workers=K] ...
+# Needs the package `datasets`: "$VENV/bin/pip" install datasets
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

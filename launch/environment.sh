@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Makes the Python environment, or brings it up to date: ./launch/environment.sh [EXTRA ...]
+# Creates or updates the Python environment: ./launch/environment.sh [EXTRA ...]
 #
-#   PYTHON  interpreter to use; default: the first of python3, python3.13, python3.12, python3.11 that fits
+#   PYTHON  interpreter; default: the first usable one of python3, python3.13, python3.12, python3.11
 #   VENV    folder of the environment; default: .venv in the repository
 #
 # The other scripts source this file and call `environment`.
 set -euo pipefail
 
-unset CDPATH  # with it `cd` may go elsewhere, and prints where
+unset CDPATH  # with CDPATH `cd` may change to another folder and print it
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$REPOSITORY/.venv}
 [[ $VENV == /* ]] || VENV=$PWD/$VENV
 
-# True when $1 runs, is Python 3.11 to 3.13 and can make environments (a pyenv shim may not run).
+# Succeeds if $1 runs, is Python 3.11 to 3.13 and has venv (a pyenv shim may not run).
 python_fits() {
   "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
     >/dev/null 2>&1 </dev/null
@@ -25,29 +25,29 @@ find_python() {
       echo "$candidate"
       return
     fi
-    # A choice that was made is not replaced by another.
+    # Do not replace the user's choice.
     if [[ $candidate == "${PYTHON:-}" ]]; then
-      echo "error: PYTHON=$PYTHON: must run and be Python 3.11, 3.12 or 3.13 with venv" >&2
+      echo "error: PYTHON=$PYTHON: must be a working Python 3.11, 3.12 or 3.13 with venv" >&2
       exit 2
     fi
   done
-  echo 'error: no Python 3.11, 3.12 or 3.13 with venv found: install one, or set PYTHON=/path/to/python' >&2
+  echo 'error: no Python 3.11, 3.12 or 3.13 with venv on PATH: install one, or set PYTHON=/path/to/python' >&2
   exit 2
 }
 
-# environment [EXTRA ...]: afterwards $VENV has the package, these extras, and their dependencies.
+# environment [EXTRA ...]: installs the package, these extras and their dependencies into $VENV.
 environment() {
   local python stamp extra missing=() start=$SECONDS
   if ! "$VENV/bin/python" -c 'import pip' >/dev/null 2>&1; then
     python=$(find_python) || exit
-    echo "making $VENV with $("$python" --version)" >&2
+    echo "creating $VENV with $("$python" --version)" >&2
     "$python" -m venv "$VENV"
   elif ! python_fits "$VENV/bin/python"; then
     echo "error: VENV=$VENV: must be Python 3.11, 3.12 or 3.13; remove it or set VENV to another folder" >&2
     exit 2
   fi
 
-  # One stamp for the package and one for each extra says which setup.py, where, it was installed for.
+  # A stamp for the package and for each extra records the repository and the setup.py it was installed for.
   stamp="$REPOSITORY $(cksum <"$REPOSITORY/setup.py")"
   for extra in package "$@"; do
     if [[ $(cat "$VENV/.lightpaff_jax-$extra" 2>/dev/null) != "$stamp" ]]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Digests of the parameters and losses of the tiny recipes: ./launch/golden.sh [FOLDER] > golden.txt
+# Prints digests of the parameters and losses of the tiny recipes: ./launch/golden.sh [FOLDER] > golden.txt
 # Two commits that print the same lines, on one machine, compute the same bits. Minutes on 2 cores.
 # FOLDER keeps the runs; by default they are removed.
 set -euo pipefail

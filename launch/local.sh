@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# N processes on this machine as N hosts: ./launch/local.sh N COMMAND [ARGUMENT ...]; more: --help
+# Runs N processes on this machine as N hosts: ./launch/local.sh N COMMAND [ARGUMENT ...]; more: --help
 set -euo pipefail
-# By its path: it needs the standard library alone, and nothing has to be installed.
+# Run by its path, because it needs only the standard library and no installed package.
 exec "${PYTHON:-python3}" -I "$(dirname "${BASH_SOURCE[0]}")/../lightpaff_jax/local.py" "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests marked slow: ./launch/proofs.sh [PYTEST ARGUMENT ...]
-# On Linux with the compiler for TPUs, which some of them ask.
+# Runs the tests marked slow: ./launch/proofs.sh [PYTEST ARGUMENT ...]
+# On x86-64 Linux some of them use the TPU compiler.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A family's table: ./launch/reproduce.sh bert|gpt2|mass paper|small|tiny WORKDIR [DATA] [--config.KEY=VALUE ...]
-# DATA is a folder with the layout of docs/reproduce.md; tiny needs none, nor does ci, a cut of it.
-# Run it again to resume.
+# Makes the table of a family: ./launch/reproduce.sh bert|gpt2|mass paper|small|tiny WORKDIR [DATA] [--config.KEY=VALUE ...]
+# DATA is a folder with the layout of docs/reproduce.md; tiny needs none, nor does ci, its shortened form.
+# The same command resumes.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -22,7 +22,7 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   data=(--config.recipe.data="${1%/}")
   shift
 elif [[ $scale != tiny && $scale != ci ]]; then
-  echo "error: DATA: must be a folder with the sets of $family, as docs/reproduce.md lays them out; $usage" >&2
+  echo "error: DATA: must be a folder with the datasets of $family, laid out as in docs/reproduce.md; $usage" >&2
   exit 2
 fi
 environment
