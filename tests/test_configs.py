@@ -24,9 +24,9 @@ def test_every_recipe_and_every_run_of_its_plan_is_valid(spec):
             c.teacher.update(config.network(family=c.student.family).to_dict())
             c.teacher.decoder_layers = c.student.decoder_layers
             c.teacher.update({'positions': 1024, 'vocab_size': c.student.vocab_size})
-        runs, table = plan.plan(c)
+        runs, table = plan.expand(c)
         for task in table['tasks'].values():
-            assert len(task['arms']) >= 4 * len(c.recipe.seeds)
+            assert len(task['students']) >= 4 * len(c.recipe.seeds)
         for run in runs.values():
             validate.validate(run, 1)
 

@@ -162,8 +162,8 @@ def test_help_is_no_mistake(capsys):
 def test_a_recipe_without_a_teacher_is_refused(here, capsys):
     line = mistake(capsys, '--config=small.py:teacher', run=recipe.run)
     assert line == (
-        'config.teacher.layers = 0: a recipe trains its teacher, give its shape, or a finished one '
-        'in config.teacher.path'
+        'config.teacher.layers = 0: must be the shape of the teacher to train; or set '
+        'config.teacher.path to a trained teacher'
     )
 
 

@@ -1,1 +1,1 @@
-"""Runs a plan of training runs and reports on them."""
+"""Recipes: trains a teacher and its students by a plan of runs, and reports on them."""

@@ -1,4 +1,4 @@
-"""The runs of a recipe, one after the other: done ones skipped, the best of a grid taken, a report."""
+"""The command `recipe`: executes a plan of runs, keeps the best run of each sweep, and reports."""
 
 import json
 import math
@@ -12,39 +12,54 @@ from ml_collections import ConfigDict
 from lightpaff_jax import config
 from lightpaff_jax.config import flags, validate
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.recipe.plan import Chain, Step, load_tasks, plan
+from lightpaff_jax.recipe import plan
 from lightpaff_jax.runtime import distributed
 
 USAGE = """
 python -m lightpaff_jax.recipe --config=FILE[:PRESET] [--config.KEY=VALUE ...]
 
-Runs the whole chain into config.workdir (default: runs/<config name>): teacher pre-training and
-fine-tuning, stage 1, stage 2, the controls, evaluation, speed, report.md and report.html. Started
-again, it skips the runs that are done and resumes the one that is not.
+Runs a whole recipe in config.workdir (default: runs/<config name>): pre-training and fine-tuning
+of the teacher and of every student, sweeps of hyperparameters, test scores, speed, and the reports
+report.md and report.html. If started again, it skips finished runs and resumes the unfinished one.
 
-config.student and config.teacher are the two networks, config.data is what both are pre-trained
-on, config.recipe has the four arrows and names the tasks. What a task is fine-tuned on, and how it
-is scored, are the keys data, eval, generate and optim of its own file; of two eval.batches the
-smaller number counts, a 0 of the task's, which reads all, before any.
+config.student and config.teacher are the two networks, and config.data is their pre-training data.
+config.recipe holds the settings of the four phases and the names of the tasks. The file of a task
+defines its fine-tuning and its scores with the keys data, eval, generate and optim. The smaller of
+the two eval.batches applies; a task's 0 always reads all batches.
 """
 
 SET_BY_RECIPE = (
-    'student.init', 'student.init_new_head', 'loss.lambda_', 'loss.temperature', 'optim.peak_lr',
-    'optim.warmup', 'data.batch_size', 'train.updates', 'task', 'eval.metric',
-)  # fmt: skip
-"""Keys that each run of a recipe has its own value of."""
+    'student.init',
+    'student.init_new_head',
+    'loss.lambda_',
+    'loss.temperature',
+    'optim.peak_lr',
+    'optim.warmup',
+    'data.batch_size',
+    'train.updates',
+    'task',
+    'eval.metric',
+)
+"""Keys that a recipe sets in each of its runs."""
 
 
 def run(c: ConfigDict) -> None:
-    """Does what is left of the recipe and prints its tables."""
+    """Runs the unfinished part of a recipe and prints its results.
+
+    Raises:
+      UserError: a setting is invalid, for the recipe or for one of its runs.
+    """
     import jax
 
-    _check(c)
-    runs, _ = plan(c)
-    for name in config.PHASES:  # said of the key that sets it, not of the run's
-        size, imported = c.recipe[name].batch_size, name == 'teacher_pretrain' and c.teacher.path
-        if c.recipe[name].updates and not imported:
-            validate.check_batch(f'recipe.{name}.batch_size', size, c, jax.device_count())
+    _check_settings(c)
+    _resolve_teacher(c)
+    runs, _ = plan.expand(c)
+    # Checked here, so that the message names the key of the recipe and not that of a run.
+    for phase in config.PHASES:
+        imported = phase == 'teacher_pretrain' and c.teacher.path
+        if c.recipe[phase].updates and not imported:
+            batch_size = c.recipe[phase].batch_size
+            validate.check_batch(f'recipe.{phase}.batch_size', batch_size, c, jax.device_count())
     from lightpaff_jax import report, train, workdir
 
     for name, r in runs.items():
@@ -54,126 +69,170 @@ def run(c: ConfigDict) -> None:
             raise type(error)(f'run {name}: {error}') from error
 
     folder = workdir.folder(c)
-    chain = Chain(c, load_tasks(c))
-    told = {
-        'name': pathlib.Path(c.workdir).name,
-        'family': c.student.family,
-        'scale': c.recipe.scale,
-        'notes': list(c.recipe.notes),
-        'command': f'python -m lightpaff_jax.recipe {shlex.join(sys.argv[1:])}',
-    }
-    chain.table |= told
-    steps, done = chain.steps(), 0
-    try:
-        step = next(steps)
-        while True:
-            chosen = _choose(step, done, len(runs), chain.table['search'])
-            done += len(step.runs)
-            step = steps.send(chosen)
-            workdir.write(folder / 'recipe.json', json.dumps(chain.table, indent=2) + '\n')
-    except StopIteration:
-        workdir.write(folder / 'recipe.json', json.dumps(chain.table, indent=2) + '\n')
-    _measure(c, folder, chain, runs)
+    record = _execute(c, folder, len(runs))
+    _measure_speed(c, folder, record, runs)
     if distributed.is_primary():
         print(report.write(folder))
         print(f'{folder}/report.html')
 
 
-def _check(c: ConfigDict) -> None:
+def _check_settings(c: ConfigDict) -> None:
+    """Raises UserError if a key is set that a recipe sets itself or does not read."""
+    defaults = config.flatten(config.default())
+    for key in SET_BY_RECIPE:
+        value = config.flatten(c)[key]
+        if value != defaults[key]:
+            raise UserError(
+                f'config.{key} = {value}: is set by the recipe for each of its runs, from '
+                'config.recipe'
+            )
+    if c.requires:
+        raise UserError(f'config.requires = {",".join(c.requires)}: is not read by a recipe')
+    for name in ('teacher_finetune', 'student_finetune'):
+        phase, default = c.recipe[name], config.phase(updates=0)
+        unread = () if phase.updates else [key for key in default if phase[key] != default[key]]
+        for key in unread:
+            raise UserError(
+                f'config.recipe.{name}.{key} = {phase[key]}: is not read if '
+                f'config.recipe.{name}.updates = 0, since each task has its own settings; set it '
+                'in the files of config.recipe.tasks, or set updates'
+            )
+
+
+def _resolve_teacher(c: ConfigDict) -> None:
+    """Copies the shape and the tokenizer of an imported teacher into the configuration."""
     if c.teacher.path:
         from lightpaff_jax import pretrained
         from lightpaff_jax.data import tokenizers
 
         if not c.teacher.layers:
             c.teacher.update(pretrained.read_network('teacher.path', c.teacher.path).to_dict())
-        # Also of the students that are pre-trained without it.
+        # Students that are pre-trained without the teacher use its tokenizer too.
         c.tokenizer.path = c.tokenizer.path or tokenizers.find(c.teacher.path) or ''
     elif not c.teacher.layers:
         raise UserError(
-            'config.teacher.layers = 0: a recipe trains its teacher, give its shape, or a finished '
-            'one in config.teacher.path'
+            'config.teacher.layers = 0: must be the shape of the teacher to train; or set '
+            'config.teacher.path to a trained teacher'
         )
-    for key in SET_BY_RECIPE:
-        value, plain = config.flatten(c)[key], config.flatten(config.default())[key]
-        if value != plain:
-            raise UserError(
-                f'config.{key} = {value}: a recipe sets it for each of its runs, from config.recipe'
-            )
-    if c.requires:
-        raise UserError(f'config.requires = {",".join(c.requires)}: is not read by a recipe')
-    for name in ('teacher_finetune', 'student_finetune'):
-        p, plain = c.recipe[name], config.phase(updates=0)
-        unread = () if p.updates else [key for key in plain if p[key] != plain[key]]
-        for key in unread:
-            raise UserError(
-                f'config.recipe.{name}.{key} = {p[key]}: is not read where config.recipe.{name}.updates '
-                '= 0, each task has its own: set it in the files of config.recipe.tasks, or give updates'
-            )
 
 
-def _choose(step: Step, done: int, of: int, search: list[dict]) -> str:
-    """Trains the runs of a step; the name of the best by its score on the validation split."""
+def _execute(c: ConfigDict, folder: Any, total: int) -> dict[str, Any]:
+    """Trains the runs of the plan and writes recipe.json after every sweep.
+
+    Args:
+      c: configuration of the recipe.
+      folder: path of its workdir.
+      total: number of runs, for progress messages.
+
+    Returns:
+      The content of recipe.json.
+    """
+    from lightpaff_jax import workdir
+
+    record = {
+        'name': pathlib.Path(c.workdir).name,
+        'family': c.student.family,
+        'scale': c.recipe.scale,
+        'notes': list(c.recipe.notes),
+        'command': f'python -m lightpaff_jax.recipe {shlex.join(sys.argv[1:])}',
+    }
+    finished = 0
+
+    def write() -> None:
+        workdir.write(folder / 'recipe.json', json.dumps(record, indent=2) + '\n')
+
+    def choose(sweep: plan.Sweep) -> str:
+        nonlocal finished
+        if finished:
+            write()
+        name = _run_sweep(sweep, finished, total, record['sweeps'])
+        finished += len(sweep.runs)
+        return name
+
+    plan.Plan(c, plan.load_tasks(c), choose, record).execute()
+    write()
+    return record
+
+
+def _run_sweep(sweep: plan.Sweep, finished: int, total: int, records: list[dict]) -> str:
+    """Trains the runs of a sweep and returns the name of the best one on validation.
+
+    Only the best run is scored on the test split. If there are several runs, appends the scores
+    and the choice to `records`.
+    """
     from lightpaff_jax import train
 
     scores: dict[str, float] = {}
-    for number, (name, r) in enumerate(step.runs.items(), done + 1):
-        distributed.log_primary(f'[{number}/{of}] {name}')
+    for number, (name, r) in enumerate(sweep.runs.items(), finished + 1):
+        distributed.log_primary(f'[{number}/{total}] {name}')
         r = config.copy(r)
-        r.eval.test = len(step.runs) == 1
+        r.eval.test = len(sweep.runs) == 1
         result = train.train(r)
-        found = result['scores']['validation']
-        # A diverged classifier answers too; what it scores says nothing.
-        scores[name] = found[result['metric']] if math.isfinite(found['ce']) else math.nan
-        sign = 1 if result['metric'] == 'perplexity' else -1
+        metric, validation = result['metric'], result['scores']['validation']
+        # A diverged classifier still predicts a class, so its accuracy is finite but meaningless.
+        scores[name] = validation[metric] if math.isfinite(validation['ce']) else math.nan
     if len(scores) == 1:
         return name
-    # All processes take the same one.
-    chosen = distributed.broadcast_from_primary(
-        lambda: min(scores, key=lambda name: _or_inf(sign * scores[name]))
-    )
-    train.train(step.runs[chosen])  # scored on the test split, once
+    # Process 0 decides, so that all processes train the same run next.
+    chosen = distributed.broadcast_from_primary(lambda: _best_run(scores, metric))
+    train.train(sweep.runs[chosen])  # is trained already: adds the test scores
     candidates = [
         {'run': name, 'peak_lr': r.optim.peak_lr, 'lambda_': r.loss.lambda_, 'score': scores[name]}
-        for name, r in step.runs.items()
+        for name, r in sweep.runs.items()
     ]
-    search.append(
-        {'phase': step.phase, 'task': step.task, 'arm': step.arm, 'metric': result['metric'],
-         'candidates': candidates, 'chosen': chosen}
-    )  # fmt: skip
+    records.append(
+        {
+            'phase': sweep.phase,
+            'task': sweep.task,
+            'student': sweep.student,
+            'metric': metric,
+            'candidates': candidates,
+            'chosen': chosen,
+        }
+    )
     return chosen
 
 
-def _or_inf(value: float) -> float:
-    """Of a run that diverged, the worst."""
-    return value if value == value else float('inf')
+def _best_run(scores: dict[str, float], metric: str) -> str:
+    """Returns the name of the run with the best score; a NaN, of a diverged run, is the worst."""
+    from lightpaff_jax.report.results import METRICS
+
+    sign = -1 if METRICS[metric].higher else 1
+    return min(scores, key=lambda n: math.inf if math.isnan(scores[n]) else sign * scores[n])
 
 
-def _measure(c: ConfigDict, folder: Any, chain: Chain, runs: dict[str, ConfigDict]) -> None:
-    """speed.json: teacher against student of the first task, unless it is there, of these."""
+def _measure_speed(
+    c: ConfigDict, folder: Any, record: dict[str, Any], runs: dict[str, ConfigDict]
+) -> None:
+    """Writes speed.json, the teacher's and the student's speed in the first task.
+
+    Keeps an existing file if it is about these two networks.
+    """
     from lightpaff_jax import speed, workdir
 
-    first = next(iter(chain.table['tasks'].values()))
-    names = {'teacher': first['teacher'][-1], 'student': first['arms'][0]['runs'][-1]}
-
-    def there() -> bool:
-        try:
-            known = json.loads((folder / 'speed.json').read_text())
-            sizes = {
-                name: json.loads((folder / run / 'result.json').read_text())['parameters']
-                for name, run in names.items()
-            }
-            return known['runs'] == names and all(
-                known[name]['parameters'] == size for name, size in sizes.items()
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            return False  # none, or of other networks
-
-    if distributed.broadcast_from_primary(there):
+    task = next(iter(record['tasks'].values()))
+    networks = {'teacher': task['teacher'][-1], 'student': task['students'][0]['runs'][-1]}
+    if distributed.broadcast_from_primary(lambda: _is_speed_current(folder, networks)):
         return
-    r = config.copy(runs[names['student']])
-    r.teacher.path = f'{c.workdir}/{names["teacher"]}'
-    found = speed.compare(r) | {'runs': names}
-    workdir.write(folder / 'speed.json', json.dumps(found, indent=2) + '\n')
+    r = config.copy(runs[networks['student']])
+    r.teacher.path = f'{c.workdir}/{networks["teacher"]}'
+    comparison = speed.compare(r) | {'runs': networks}
+    workdir.write(folder / 'speed.json', json.dumps(comparison, indent=2) + '\n')
+
+
+def _is_speed_current(folder: Any, networks: dict[str, str]) -> bool:
+    """Returns whether speed.json exists and compares these runs with their present sizes."""
+    try:
+        speed = json.loads((folder / 'speed.json').read_text())
+        sizes = {
+            name: json.loads((folder / run / 'result.json').read_text())['parameters']
+            for name, run in networks.items()
+        }
+        return speed['runs'] == networks and all(
+            speed[name]['parameters'] == size for name, size in sizes.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 if __name__ == '__main__':

@@ -1,17 +1,20 @@
-"""What runs a recipe has, in which order, from what each starts and which teacher it has.
+"""The plan of a recipe: its runs, their order, and which teacher each run distills from.
 
-teacher_pretrain -> teacher_finetune of each task
-       |                   |
-       v                   v
-pre-training, stage 1 -> fine-tuning, stage 2 (two_stage)
-... and its controls: no teacher in one stage, or in both, at the same number of updates;
-or no teacher at the same FLOPs; or a teacher that speaks of text without labels too.
+    teacher pre-training  ->  teacher fine-tuning, one per task
+             |                          |
+             v                          v
+    student pre-training  ->  student fine-tuning, one per task
+         (stage 1)                  (stage 2)
+
+The student `two_stage` distills in both stages. The ablations distill in one stage only, the
+baselines in neither: `no_teacher` has the same number of updates, `no_teacher_equal_flops` the same
+training FLOPs. `two_stage_unlabelled` adds unlabelled text to stage 2.
 """
 
 import dataclasses
 import itertools
 import re
-from collections.abc import Generator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -21,240 +24,290 @@ from lightpaff_jax.config import flags
 from lightpaff_jax.errors import UserError, nearest
 
 
-class Arm(NamedTuple):
-    """One way to make the student of a task."""
+class Student(NamedTuple):
+    """A way to train the student of a task: the two-stage method, an ablation or a baseline."""
 
     pretrain: str
-    """Its pre-training run."""
+    """Name of its pre-training run."""
     with_teacher: bool
-    """Whether fine-tuning has a teacher."""
-    like: str = ''
-    """The arm whose learning rate and weight of the teacher it takes; '': it has its own search."""
+    """Whether its fine-tuning distills from the fine-tuned teacher."""
+    shares_sweep: str = ''
+    """The student whose chosen hyperparameters it uses; '' if it has its own sweep."""
 
 
-ARMS = {
-    'two_stage': Arm('stage1', True),
-    'stage1_only': Arm('stage1', False),
-    'stage2_only': Arm('pretrain', True),
-    'no_teacher': Arm('pretrain', False),
-    'no_teacher_equal_flops': Arm('pretrain_equal_flops', False, like='no_teacher'),
-    'two_stage_unlabelled': Arm('stage1', True, like='two_stage'),
+STUDENTS = {
+    'two_stage': Student('stage1', True),
+    'stage1_only': Student('stage1', False),
+    'stage2_only': Student('pretrain', True),
+    'no_teacher': Student('pretrain', False),
+    'no_teacher_equal_flops': Student('pretrain_equal_flops', False, shares_sweep='no_teacher'),
+    'two_stage_unlabelled': Student('stage1', True, shares_sweep='two_stage'),
 }
 
 
-class Step(NamedTuple):
-    """Runs of which one is taken."""
+class Sweep(NamedTuple):
+    """Runs that differ in peak learning rate and lambda; the best one on validation is kept."""
 
     phase: str
     task: str
-    """Its name; '' in pre-training."""
-    arm: str
+    """Name of the task; '' in pre-training."""
+    student: str
+    """Key of STUDENTS, 'teacher', or the pre-training run 'stage1' or 'pretrain'."""
     runs: dict[str, ConfigDict]
-    """Name, which is the folder in the recipe's workdir -> configuration."""
+    """Run name -> configuration. The name is the run's folder inside the recipe's workdir."""
 
 
 @dataclasses.dataclass
-class Chain:
-    """The runs of a recipe, one step after the other, and what recipe.json says of them."""
+class Plan:
+    """The sweeps of a recipe in order, and the record of them that becomes recipe.json.
+
+    Only the first seed sweeps. Later seeds use the hyperparameters that it chose.
+    """
 
     c: ConfigDict
     tasks: dict[str, ConfigDict]
-    """Name -> configuration."""
-    picked: dict[tuple[str, str, str], tuple[float, float]] = dataclasses.field(
+    """Task name -> configuration of its fine-tuning."""
+    choose: Callable[[Sweep], str]
+    """Returns the name of the run to keep; it trains the runs first, if they are to be trained."""
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Content of recipe.json; `execute` adds 'tasks' and 'sweeps'."""
+    chosen: dict[tuple[str, str, str], tuple[float, float]] = dataclasses.field(
         default_factory=dict
     )
-    """(phase, task, arm) -> the learning rate and weight of the teacher that were taken."""
-    table: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """(phase, task, student) -> chosen peak learning rate and lambda."""
 
-    def steps(self) -> Generator[Step, str, None]:
-        """Yields steps; is sent the name of the run that is taken of each.
+    def execute(self) -> None:
+        """Calls `choose` on every sweep, in an order in which each run follows its dependencies.
 
-        A run's name is its folder. One teacher serves all seeds; the pre-training of a seed serves
-        all tasks. The first seed searches, the others take what it found.
+        One teacher serves all seeds. The pre-training runs of a seed serve all tasks.
         """
         c = self.c
-        self.table |= {'tasks': {}, 'search': []}
-        taught, before = {}, []
-        origin = c.teacher.path
-        if not origin:
-            r = self._pretraining('teacher_pretrain', c.teacher, c.seed)
-            name = yield from self._step('teacher_pretrain', 'teacher_pretrain', '', 'teacher', r)
-            before, origin = [name], f'{c.workdir}/{name}'
-        for task, t in self.tasks.items():
-            r = self._finetuning(t, 'teacher_finetune', c.teacher, c.seed)
-            _start(r, origin)
-            name = f'{self._inside(task)}teacher_finetune'
-            taught[task] = yield from self._step(name, 'teacher_finetune', task, 'teacher', r)
-            teacher = [*before, taught[task]]
-            self.table['tasks'][task] = {'teacher': teacher, 'arms': []}
+        self.record |= {'tasks': {}, 'sweeps': []}
+        pretraining, teacher_path = [], c.teacher.path
+        if not teacher_path:
+            run = self._pretraining('teacher_pretrain', c.teacher, c.seed)
+            name = self._sweep('teacher_pretrain', 'teacher_pretrain', '', 'teacher', run)
+            pretraining, teacher_path = [name], f'{c.workdir}/{name}'
+        for task in self.tasks:
+            run = self._finetuning(task, 'teacher_finetune', c.teacher, c.seed)
+            _initialize_from(run, teacher_path)
+            folder = f'{self._task_folder(task)}teacher_finetune'
+            name = self._sweep(folder, 'teacher_finetune', task, 'teacher', run)
+            self.record['tasks'][task] = {'teacher': [*pretraining, name], 'students': []}
         for seed in c.recipe.seeds:
-            first: dict[str, str] = {}
+            pretrained: dict[str, str] = {}
             for task in self.tasks:
-                for arm in self._arms(task):
-                    yield from self._arm(seed, task, arm, origin, taught[task], first)
+                for student in self._students(task):
+                    self._train_student(student, seed, task, teacher_path, pretrained)
 
-    def _arm(
-        self, seed: int, task: str, name: str, origin: str, taught: str, first: dict[str, str]
-    ) -> Generator[Step, str, None]:
-        """Both runs of an arm; `first` has the pre-training runs of this seed."""
-        c, arm, t = self.c, ARMS[name], self.tasks[task]
-        if arm.pretrain not in first:
-            longer = arm.pretrain == 'pretrain_equal_flops'
-            r = self._pretraining('student_pretrain', c.student, seed, longer)
-            teacher = origin if arm.pretrain == 'stage1' else ''
-            slot = 'stage1' if teacher else 'pretrain'
-            first[arm.pretrain] = yield from self._step(
-                f'seed{seed}/{arm.pretrain}', 'student_pretrain', '', slot, r, teacher
+    def _train_student(
+        self, name: str, seed: int, task: str, teacher_path: str, pretrained: dict[str, str]
+    ) -> None:
+        """Plans the two runs of a student.
+
+        Args:
+          name: key of STUDENTS.
+          seed: seed of both runs.
+          task: name of the task.
+          teacher_path: the pre-trained teacher.
+          pretrained: pre-training runs of this seed so far, by name; a missing one is added.
+        """
+        c, student = self.c, STUDENTS[name]
+        task_record = self.record['tasks'][task]
+        if student.pretrain not in pretrained:
+            equal_flops = student.pretrain == 'pretrain_equal_flops'
+            run = self._pretraining('student_pretrain', c.student, seed, equal_flops)
+            teacher = teacher_path if student.pretrain == 'stage1' else ''
+            pretrained[student.pretrain] = self._sweep(
+                f'seed{seed}/{student.pretrain}',
+                'student_pretrain',
+                '',
+                'stage1' if teacher else 'pretrain',  # equal FLOPs uses the choice of 'pretrain'
+                run,
+                teacher,
             )
-        longer = name == 'no_teacher_equal_flops'
-        r = self._finetuning(t, 'student_finetune', c.student, seed, longer)
-        _start(r, f'{c.workdir}/{first[arm.pretrain]}')
+        equal_flops = name == 'no_teacher_equal_flops'
+        run = self._finetuning(task, 'student_finetune', c.student, seed, equal_flops)
+        _initialize_from(run, f'{c.workdir}/{pretrained[student.pretrain]}')
         if name == 'two_stage_unlabelled':
-            r.data.unlabelled = _moved(c, t.data.unlabelled)
-        last = yield from self._step(
-            f'{self._inside(task)}seed{seed}/{name}', 'student_finetune', task, arm.like or name, r,
-            f'{c.workdir}/{taught}' if arm.with_teacher else '',
-        )  # fmt: skip
-        runs = [first[arm.pretrain], last]
-        self.table['tasks'][task]['arms'].append({'arm': name, 'seed': seed, 'runs': runs})
+            run.data.unlabelled = _relocate(c, self.tasks[task].data.unlabelled)
+        finetuned = self._sweep(
+            f'{self._task_folder(task)}seed{seed}/{name}',
+            'student_finetune',
+            task,
+            student.shares_sweep or name,
+            run,
+            f'{c.workdir}/{task_record["teacher"][-1]}' if student.with_teacher else '',
+        )
+        runs = [pretrained[student.pretrain], finetuned]
+        task_record['students'].append({'student': name, 'seed': seed, 'runs': runs})
 
-    def _arms(self, task: str) -> list[str]:
-        wanted = self.c.recipe.equal_flops
-        absent = [] if not wanted or task in wanted else ['no_teacher_equal_flops']
+    def _students(self, task: str) -> list[str]:
+        equal_flops = self.c.recipe.equal_flops
+        absent = [] if not equal_flops or task in equal_flops else ['no_teacher_equal_flops']
         if not self.tasks[task].data.unlabelled:
             absent.append('two_stage_unlabelled')
-        return [arm for arm in ARMS if arm not in absent]
+        return [student for student in STUDENTS if student not in absent]
 
-    def _inside(self, task: str) -> str:
+    def _task_folder(self, task: str) -> str:
+        """Returns the prefix of a task's run names; '' if the recipe has one task."""
         return f'{slug(task)}/' if len(self.tasks) > 1 else ''
 
-    def _step(
-        self, name: str, phase: str, task: str, arm: str, r: ConfigDict, teacher: str = ''
-    ) -> Generator[Step, str, str]:
-        """The run `r` with every learning rate and weight of the teacher to choose from."""
-        p, slot = self._phase(phase, task), (phase, task, arm)
+    def _sweep(
+        self, folder: str, phase: str, task: str, student: str, run: ConfigDict, teacher: str = ''
+    ) -> str:
+        """Sweeps over peak learning rates and, with a teacher, lambdas; returns the chosen run."""
+        p, key = self._phase(phase, task), (phase, task, student)
         rates = p.sweep_peak_lr or (p.peak_lr,)
-        weights = (p.sweep_lambda or (p.lambda_,)) if teacher else (0.0,)
-        grid = [*itertools.product(rates, weights)]
-        if slot in self.picked:
-            grid = [self.picked[slot]]
+        lambdas = (p.sweep_lambda or (p.lambda_,)) if teacher else (0.0,)
+        settings = [*itertools.product(rates, lambdas)]
+        if key in self.chosen:
+            settings = [self.chosen[key]]
         runs = {}
-        for rate, weight in grid:
-            one = config.copy(r)
-            one.optim.peak_lr = rate
-            one.teacher.path = teacher
-            one.loss.lambda_ = weight
-            one.loss.temperature = p.temperature if teacher else 1.0
-            folder = name
-            if len(grid) > 1:
-                folder += f'/lr{_short(rate)}'
-                folder += f'_lambda{_short(weight)}' if len(weights) > 1 else ''
-            one.workdir = f'{self.c.workdir}/{folder}'
-            runs[folder] = one
-        chosen = yield Step(phase, task, arm, runs)
-        self.picked[slot] = grid[[*runs].index(chosen)]
-        return chosen
+        for peak_lr, lambda_ in settings:
+            candidate = config.copy(run)
+            candidate.optim.peak_lr = peak_lr
+            candidate.teacher.path = teacher
+            candidate.loss.lambda_ = lambda_
+            candidate.loss.temperature = p.temperature if teacher else 1.0
+            name = folder
+            if len(settings) > 1:
+                name += f'/lr{_format_number(peak_lr)}'
+                name += f'_lambda{_format_number(lambda_)}' if len(lambdas) > 1 else ''
+            candidate.workdir = f'{self.c.workdir}/{name}'
+            runs[name] = candidate
+        best = self.choose(Sweep(phase, task, student, runs))
+        self.chosen[key] = settings[[*runs].index(best)]
+        return best
 
     def _phase(self, phase: str, task: str) -> ConfigDict:
-        """The recipe's, or the task's own where the recipe has none."""
-        ours = self.c.recipe[phase]
-        return ours if ours.updates or not task else self.tasks[task].recipe[phase]
+        """Returns the recipe's settings of a phase, or the task's own if the recipe has none."""
+        settings = self.c.recipe[phase]
+        return settings if settings.updates or not task else self.tasks[task].recipe[phase]
 
-    def _pretraining(self, phase: str, network: ConfigDict, seed: int, longer: bool = False):
-        r = config.copy(self.c)
-        r.data.path, r.data.mixture = _moved(r, r.data.path), _moved(r, r.data.mixture)
-        r.data.decontaminate = _moved(r, r.data.decontaminate)
-        return self._run(r, phase, '', network, seed, longer)
+    def _pretraining(
+        self, phase: str, network: ConfigDict, seed: int, equal_flops: bool = False
+    ) -> ConfigDict:
+        run = config.copy(self.c)
+        data = run.data
+        data.path, data.mixture = _relocate(run, data.path), _relocate(run, data.mixture)
+        data.decontaminate = _relocate(run, data.decontaminate)
+        return self._configure(run, phase, '', network, seed, equal_flops)
 
     def _finetuning(
-        self, t: ConfigDict, phase: str, network: ConfigDict, seed: int, longer: bool = False
-    ):
-        """What is learnt and how it is scored is the task's; the machine's keys are the recipe's."""
-        r = config.copy(self.c)
-        r.task, r.objective = t.task, t.objective
-        r.student.head, r.student.classes = t.student.head, t.student.classes
-        kept = {key: r.data[key] for key in ('cache', 'workers', 'prefetch', 'tfds_dir')}
-        size, batches = r.eval.batch_size, r.eval.batches
-        for section in ('data', 'eval', 'generate', 'optim'):
-            r[section].update(t[section].to_dict())
-        r.data.update(kept)
-        r.eval.batch_size = size
-        r.eval.batches = min(t.eval.batches, batches or t.eval.batches)  # 0 reads all
-        r.data.path, r.data.decontaminate = _moved(r, t.data.path), _moved(r, t.data.decontaminate)
-        r.data.unlabelled = ()
-        r = self._run(r, phase, t.task, network, seed, longer)
-        if phase == 'student_finetune':
-            r.student.dropout = t.student.dropout or r.student.dropout
-        return r
+        self, task: str, phase: str, network: ConfigDict, seed: int, equal_flops: bool = False
+    ) -> ConfigDict:
+        """Returns a fine-tuning run, which combines the task's and the recipe's settings.
 
-    def _run(self, r, phase: str, task: str, network: ConfigDict, seed: int, longer: bool):
-        """A run without a teacher; `longer`: as many FLOPs as distilling takes, by more updates."""
+        The task defines the data, the objective and the scores. The recipe defines the keys that
+        belong to the machine, such as the cache and the number of workers.
+        """
+        run, t = config.copy(self.c), self.tasks[task]
+        run.task, run.objective = t.task, t.objective
+        run.student.head, run.student.classes = t.student.head, t.student.classes
+        machine = {key: run.data[key] for key in ('cache', 'workers', 'prefetch', 'tfds_dir')}
+        batch_size, batches = run.eval.batch_size, run.eval.batches
+        for section in ('data', 'eval', 'generate', 'optim'):
+            run[section].update(t[section].to_dict())
+        run.data.update(machine)
+        run.eval.batch_size = batch_size
+        # The smaller limit holds. A task's 0 means all batches, which no limit of the recipe cuts.
+        run.eval.batches = min(t.eval.batches, batches or t.eval.batches)
+        run.data.path = _relocate(run, t.data.path)
+        run.data.decontaminate = _relocate(run, t.data.decontaminate)
+        run.data.unlabelled = ()
+        run = self._configure(run, phase, task, network, seed, equal_flops)
+        if phase == 'student_finetune':
+            run.student.dropout = t.student.dropout or run.student.dropout
+        return run
+
+    def _configure(
+        self,
+        run: ConfigDict,
+        phase: str,
+        task: str,
+        network: ConfigDict,
+        seed: int,
+        equal_flops: bool,
+    ) -> ConfigDict:
+        """Sets the network and the phase of a run without a teacher.
+
+        With `equal_flops` the run has more updates, so that it costs as much as distillation.
+        """
         p = self._phase(phase, task)
         for key in config.network():
             if key not in ('head', 'classes'):
-                r.student[key] = network[key]
-        r.student.init, r.seed = 'scratch', seed
-        cost = _cost_of_teacher(self.c.teacher, r) if longer else 1.0
-        r.teacher.update(config.network(layers=0).to_dict())
-        config.use_phase(r, p)
-        r.train.updates, r.optim.warmup = round(p.updates * cost), round(p.warmup * cost)
-        return r
+                run.student[key] = network[key]
+        run.student.init, run.seed = 'scratch', seed
+        cost = _relative_cost(self.c.teacher, run) if equal_flops else 1.0
+        run.teacher.update(config.network(layers=0).to_dict())
+        config.use_phase(run, p)
+        run.train.updates, run.optim.warmup = round(p.updates * cost), round(p.warmup * cost)
+        return run
 
 
-def _short(number: float) -> str:
-    """0.001 and 1e-05, and every digit of what needs more than six."""
+def _format_number(number: float) -> str:
+    """Formats 0.001 and 1e-05 briefly, and all digits of a number that needs more than six."""
     return f'{number:g}' if float(f'{number:g}') == number else repr(number)
 
 
 def slug(task: str) -> str:
-    """A task's name as a folder."""
+    """Returns a task's name as a folder name."""
     return re.sub(r'[^a-z0-9]+', '-', task.lower()).strip('-')
 
 
-def _moved(c: ConfigDict, paths: Any) -> Any:
-    """A path, or entries with one, below the folder that stands for `data`."""
+def _relocate(c: ConfigDict, paths: Any) -> Any:
+    """Replaces the leading folder `data` of a path, or of each path, by `config.recipe.data`."""
     if not c.recipe.data:
         return paths
     if isinstance(paths, str):
         return re.sub(r'^(\w+:)?data(?=[/?#=]|$)', lambda m: (m[1] or '') + c.recipe.data, paths)
-    return tuple(_moved(c, path) for path in paths)
+    return tuple(_relocate(c, path) for path in paths)
 
 
-def _start(r: ConfigDict, path: str) -> None:
-    r.student.init = path
-    r.student.init_new_head = r.student.head == 'classify'
+def _initialize_from(run: ConfigDict, path: str) -> None:
+    run.student.init = path
+    run.student.init_new_head = run.student.head == 'classify'
 
 
-def _cost_of_teacher(teacher: ConfigDict, r: ConfigDict) -> float:
-    """FLOPs of a distilled update of run `r` over those of one without a teacher."""
+def _relative_cost(teacher: ConfigDict, run: ConfigDict) -> float:
+    """Returns the FLOPs of a distilled update divided by those of an update without a teacher.
+
+    A training update of the student costs three forward passes, distillation adds one forward pass
+    of the teacher.
+    """
     from lightpaff_jax import models
     from lightpaff_jax.data import objectives
 
-    shape = objectives.OBJECTIVES[r.objective].shape(r)
+    shape = objectives.OBJECTIVES[run.objective].shape(run)
     network = config.network(**{key: teacher[key] for key in config.network()})
-    network.update({'head': r.student.head, 'classes': r.student.classes})
-    student = 3 * models.build(r.student).flops(shape)
+    network.update({'head': run.student.head, 'classes': run.student.classes})
+    student = 3 * models.build(run.student).flops(shape)
     return 1 + models.build(network).flops(shape) / student
 
 
 def load_tasks(c: ConfigDict) -> dict[str, ConfigDict]:
-    """Name -> configuration of each of `config.recipe.tasks`.
+    """Loads the configurations named by `config.recipe.tasks`.
+
+    Returns:
+      task name -> configuration.
 
     Raises:
-      UserError: none, one of another family, or without a name of its own; an unknown task in
+      UserError: no task, a task of another family or without a unique name, or an unknown task in
         `config.recipe.equal_flops`.
     """
     if not c.recipe.tasks:
-        raise UserError('config.recipe.tasks = (): must name a FILE[:PRESET] at least')
+        raise UserError('config.recipe.tasks = (): must name at least one FILE[:PRESET]')
     tasks: dict[str, ConfigDict] = {}
     for spec in c.recipe.tasks:
         t, where = flags.load(spec), f'config.recipe.tasks = {spec}'
         if t.student.family != c.student.family:
             raise UserError(
-                f'{where}: is of family {t.student.family!r}, the recipe of {c.student.family!r}'
+                f'{where}: family {t.student.family!r} must be that of the recipe, '
+                f'{c.student.family!r}'
             )
         if not slug(t.task) or slug(t.task) in map(slug, tasks):
-            raise UserError(f'{where}: config.task = {t.task!r}: must be a name of its own')
+            raise UserError(f'{where}: config.task = {t.task!r}: must be a unique name')
         tasks[t.task] = t
     for name in c.recipe.equal_flops:
         if name not in tasks:
@@ -264,15 +317,17 @@ def load_tasks(c: ConfigDict) -> dict[str, ConfigDict]:
     return tasks
 
 
-def plan(c: ConfigDict) -> tuple[dict[str, ConfigDict], dict]:
-    """Every run that there may be, in its order, and recipe.json were the first of each taken."""
-    chain = Chain(c, load_tasks(c))
+def expand(c: ConfigDict) -> tuple[dict[str, ConfigDict], dict[str, Any]]:
+    """Returns every run a recipe may train, in order, and recipe.json if each first run is chosen.
+
+    Nothing is trained.
+    """
     runs: dict[str, ConfigDict] = {}
-    steps = chain.steps()
-    try:
-        step = next(steps)
-        while True:
-            runs |= step.runs
-            step = steps.send(next(iter(step.runs)))
-    except StopIteration:
-        return runs, chain.table
+
+    def choose_first(sweep: Sweep) -> str:
+        runs.update(sweep.runs)
+        return next(iter(sweep.runs))
+
+    plan = Plan(c, load_tasks(c), choose_first)
+    plan.execute()
+    return runs, plan.record

@@ -275,15 +275,16 @@ def read(workdir: pathlib.Path) -> tuple[dict, dict[str, dict[str, Row]], list[s
 def _chains(workdir: pathlib.Path, name: str, task: dict) -> list[tuple[str, int | None, list]]:
     """Row, seed (None: the teacher's own) and runs of each chain of a task."""
     where = f'{workdir}/recipe.json: task {name!r}'
-    if not isinstance(task, dict) or not {'teacher', 'arms'} <= set(task) or not task['teacher']:
-        raise UserError(f'{where}: must have teacher, its runs, and arms')
+    if not isinstance(task, dict) or not {'teacher', 'students'} <= set(task) or not task['teacher']:
+        raise UserError(f'{where}: must have teacher, its runs, and students')
     chains: list = [('teacher', None, task['teacher'])]
-    for arm in task['arms']:
-        if not {'arm', 'seed', 'runs'} <= set(arm) or not arm['runs']:
-            raise UserError(f'{where}: {arm}: must have arm, seed and runs')
-        if arm['arm'] not in ROWS or arm['arm'] == 'teacher':
-            raise UserError(f'{where}: arm {arm["arm"]!r}: must be one of {[*ROWS][1:]}')
-        chains.append((arm['arm'], arm['seed'], arm['runs']))
+    for entry in task['students']:
+        if not {'student', 'seed', 'runs'} <= set(entry) or not entry['runs']:
+            raise UserError(f'{where}: {entry}: must have student, seed and runs')
+        student = entry['student']
+        if student not in ROWS or student == 'teacher':
+            raise UserError(f'{where}: student = {student!r}: must be one of {[*ROWS][1:]}')
+        chains.append((student, entry['seed'], entry['runs']))
     return chains
 
 

@@ -8,14 +8,14 @@ from lightpaff_jax.report.results import METRICS, ROWS
 from lightpaff_jax.report.tables import Table
 
 PRETRAINED = {'stage1': 'stage 1', 'pretrain': 'no teacher'}
-_ENTRY = ('phase', 'task', 'arm', 'metric', 'candidates', 'chosen')
+_ENTRY = ('phase', 'task', 'student', 'metric', 'candidates', 'chosen')
 _CANDIDATE = ('run', 'peak_lr', 'lambda_', 'score')
 
 
 def check(where: str, recipe: dict) -> None:
     """Raises UserError for a search of recipe.json that cannot be read; names it."""
     for number, entry in enumerate(searches(recipe)):
-        place = f'{where}: search {number}'
+        place = f'{where}: sweep {number}'
         for key in _ENTRY:
             if not isinstance(entry, dict) or key not in entry:
                 raise UserError(f'{place}: must have the key {key!r}')
@@ -40,13 +40,13 @@ def check(where: str, recipe: dict) -> None:
 
 def searches(recipe: dict) -> list[dict]:
     """Those of recipe.json; none where it does not speak of them."""
-    return recipe.get('search', [])
+    return recipe.get('sweeps', [])
 
 
 def title(entry: dict) -> str:
     """'SST-2, two-stage', or 'pre-training, stage 1'."""
     names = {key: label for key, (label, _) in ROWS.items()} | PRETRAINED
-    return f'{entry["task"] or "pre-training"}, {names.get(entry["arm"], entry["arm"])}'
+    return f'{entry["task"] or "pre-training"}, {names.get(entry["student"], entry["student"])}'
 
 
 def rate(candidate: dict) -> str:
@@ -105,9 +105,9 @@ def sentences(recipe: dict) -> list[str]:
     missing = [
         f'{ROWS[arm][0]} of {task}'
         for task in dict.fromkeys(e['task'] for e in found if e['task'])
-        if all(e['arm'] in ROWS for e in found if e['task'] == task)
+        if all(e['student'] in ROWS for e in found if e['task'] == task)
         for arm in _arms(recipe, task)
-        if arm not in [e['arm'] for e in found if e['task'] == task]
+        if arm not in [e['student'] for e in found if e['task'] == task]
     ]
     if missing:
         said.append(f'Warning: no search for {", ".join(missing)}.')
@@ -125,12 +125,12 @@ def sentences(recipe: dict) -> list[str]:
 
 def _arms(recipe: dict, task: str) -> list[str]:
     """The arms with equal updates that a task has."""
-    has = {arm['arm'] for arm in recipe['tasks'].get(task, {'arms': ()})['arms']}
+    has = {s['student'] for s in recipe['tasks'].get(task, {'students': ()})['students']}
     return [arm for arm in EQUAL_UPDATES if arm in has]
 
 
 def _alike(found: list[dict]) -> list[str]:
-    students = [entry for entry in found if entry['arm'] != 'teacher']
+    students = [entry for entry in found if entry['student'] != 'teacher']
     unlike, grids = [], set()
     for task in dict.fromkeys(entry['task'] for entry in students):
         entries = [entry for entry in students if entry['task'] == task]

@@ -1,4 +1,4 @@
-"""The files of configs/, and each with every preset of it."""
+"""The recipe files of configs/ with their presets, and the outputs of a finished recipe."""
 
 import json
 import pathlib
@@ -19,9 +19,12 @@ def name_of(spec):
     return flags.config_name(spec)
 
 
-def tables_of(workdir):
-    """What the report is made of, but times and the commit, which a developer may make meanwhile."""
-    recipe_json = json.loads((workdir / 'recipe.json').read_text())
+def outputs_of(workdir):
+    """Returns recipe.json and every result.json, without times and the git commit.
+
+    A developer may commit while the tests run, so the commits of two runs may differ.
+    """
+    record = json.loads((workdir / 'recipe.json').read_text())
     results = {
         str(path.parent.relative_to(workdir)): {
             key: value
@@ -30,4 +33,4 @@ def tables_of(workdir):
         }
         for path in workdir.rglob('result.json')
     }
-    return recipe_json, results
+    return record, results

@@ -92,7 +92,7 @@ def make_recipe(workdir, tasks, seeds=3, name='quickstart'):
         for seed in range(seeds):
             for arm, (first, last, _) in ARMS.items():
                 runs = [f'seed{seed}/{first}', f'{inside}seed{seed}/{last}']
-                arms.append({'arm': arm, 'seed': seed, 'runs': runs})
+                arms.append({'student': arm, 'seed': seed, 'runs': runs})
                 updates = 560 if arm == 'no_teacher_equal_flops' else 400
                 costs = [1.4 if run.endswith(DISTILLED) else 1.0 for run in runs]
                 spread = SPREAD[seed] / (100 if objective == 'classify' else 1)
@@ -101,7 +101,7 @@ def make_recipe(workdir, tasks, seeds=3, name='quickstart'):
                 make_run(
                     workdir / runs[1], value, seed, updates, cost=costs[1], objective=objective
                 )
-        recipe['tasks'][task] = {'teacher': teacher, 'arms': arms}
+        recipe['tasks'][task] = {'teacher': teacher, 'students': arms}
     (workdir / 'recipe.json').write_text(json.dumps(recipe))
     first = next(iter(tasks.values()))[0]
     _make_speed(workdir, 'classifies a text' if first == 'classify' else 'scores a sequence')
@@ -169,7 +169,7 @@ def make_family(workdir, family='bert', scale='small', seeds=2, examples=60):
         'name': f'{family}_{scale}', 'family': family, 'scale': scale,
         'command': f'python -m lightpaff_jax.recipe --config=configs/{family}.py:{scale}',
         'notes': ['Learning rates are searched alike for every arm.'], 'tasks': {},
-        'search': [_search(workdir, 'student_pretrain', '', arm, 'perplexity') for arm in ('stage1', 'pretrain')],
+        'sweeps': [_search(workdir, 'student_pretrain', '', arm, 'perplexity') for arm in ('stage1', 'pretrain')],
     }  # fmt: skip
     size = {'objective': before, 'size': 5_000_000}
     make_run(workdir / 'teacher_pretrain', 29.0, 0, **size)
@@ -189,9 +189,9 @@ def make_family(workdir, family='bert', scale='small', seeds=2, examples=60):
                 costs = [1.4 if run.endswith(DISTILLED) else 1.0 for run in runs]
                 make_run(workdir / runs[0], 35.0, seed, cost=costs[0], objective=before, **long)
                 _make_end(workdir / runs[1], value, arm, seed, of, examples, cost=costs[1], **long)
-                arms.append({'arm': arm, 'seed': seed, 'runs': runs})
-        recipe['tasks'][task] = {'teacher': teacher, 'arms': arms}
-        recipe['search'] += [
+                arms.append({'student': arm, 'seed': seed, 'runs': runs})
+        recipe['tasks'][task] = {'teacher': teacher, 'students': arms}
+        recipe['sweeps'] += [
             _search(workdir, 'student_finetune', task, arm, metric)
             for arm in ('two_stage', 'stage1_only', 'stage2_only', 'no_teacher')
         ]
@@ -213,7 +213,7 @@ def _search(workdir, phase, task, arm, metric):
         make_run(workdir / candidate['run'], 30.0, 0, 100)
     best = (max if higher else min)(candidates, key=lambda c: c['score'])
     return {
-        'phase': phase, 'task': task, 'arm': arm, 'metric': metric, 'candidates': candidates,
+        'phase': phase, 'task': task, 'student': arm, 'metric': metric, 'candidates': candidates,
         'chosen': best['run'],
     }  # fmt: skip
 

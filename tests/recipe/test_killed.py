@@ -1,4 +1,4 @@
-"""A recipe whose process is killed, at moments that nothing chose, ends as one that was not."""
+"""A recipe whose process is killed at random moments gives the results of an undisturbed one."""
 
 import os
 import pathlib
@@ -8,45 +8,47 @@ import subprocess
 import sys
 
 import pytest
-from helpers.recipes import tables_of
+from helpers.recipes import outputs_of
 
 CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'mass.py'
 
 
-def start(place, name):
+def start(folder, name):
+    command = [sys.executable, '-m', 'lightpaff_jax.recipe', f'--config={CONFIG}:ci']
+    command += [f'--config.workdir={name}/recipe', '--config.data.cache=cache']
+    command += ['--config.train.save_every=3', '--config.train.compilation_cache=xla']
     return subprocess.Popen(
-        [
-            sys.executable, '-m', 'lightpaff_jax.recipe', f'--config={CONFIG}:ci',
-            f'--config.workdir={name}/recipe', '--config.data.cache=cache', '--config.train.save_every=3',
-            '--config.train.compilation_cache=xla',
-        ],
-        cwd=place, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        command,
+        cwd=folder,
+        env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 1])
-def test_a_recipe_killed_at_random_moments_ends_with_the_same_table(seed, tmp_path):
+def test_recipe_after_random_sigkills_has_equal_results(seed, tmp_path):
     undisturbed = start(tmp_path, 'undisturbed')
     _, err = undisturbed.communicate(timeout=1800)
     assert undisturbed.returncode == 0, err
-    draw, kills = random.Random(seed), 0
+    moments, kills = random.Random(seed), 0
     while True:
         process = start(tmp_path, 'killed')
         try:
-            _, err = process.communicate(timeout=draw.uniform(5, 40))
+            _, err = process.communicate(timeout=moments.uniform(5, 40))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
             kills += 1
-            assert kills < 50, 'it does not get on'
+            assert kills < 50, 'the recipe makes no progress'
             continue
         assert process.returncode == 0, err
         break
     assert kills > 2
-    expected = tables_of(tmp_path / 'undisturbed' / 'recipe')
-    found = tables_of(tmp_path / 'killed' / 'recipe')
-    for recipe_json, _ in (expected, found):
-        recipe_json.pop('command')  # has the folder's name
-    assert found == expected
+    expected = outputs_of(tmp_path / 'undisturbed' / 'recipe')
+    outputs = outputs_of(tmp_path / 'killed' / 'recipe')
+    for record, _ in (expected, outputs):
+        record.pop('command')  # it names the workdir
+    assert outputs == expected

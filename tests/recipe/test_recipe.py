@@ -1,4 +1,4 @@
-"""A recipe that runs: what it chooses, that it may be stopped anywhere, where its teacher comes from."""
+"""Runs of a small recipe: sweeps, interruption at any point, and an imported teacher."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 from helpers import corpus
-from helpers.recipes import tables_of
+from helpers.recipes import outputs_of
 
 from lightpaff_jax import config, speed, train
 from lightpaff_jax.errors import UserError
@@ -27,11 +27,11 @@ def get_config(preset=''):
 
 @pytest.fixture(scope='module')
 def shared(data_cache, tmp_path_factory):
-    """A recipe of a few updates on one device, with a choice of learning rates."""
-    c, place = corpus.tiny_config(data_cache), tmp_path_factory.mktemp('shared')
-    c.workdir = str(place / 'recipe')
-    (place / 'chex.py').write_text(TASK)
-    c.recipe.tasks = (str(place / 'chex.py'),)
+    """A recipe of a few updates on one device, with a sweep of the learning rate."""
+    c, folder = corpus.tiny_config(data_cache), tmp_path_factory.mktemp('shared')
+    c.workdir = str(folder / 'recipe')
+    (folder / 'chex.py').write_text(TASK)
+    c.recipe.tasks = (str(folder / 'chex.py'),)
     c.data.packages, c.data.batch_size, c.train.grad_accum_steps = ('ml_collections',), 8, 1
     c.mesh.data, c.eval.batches = 1, 1
     c.train.updates = 100
@@ -53,74 +53,74 @@ def micro(shared, tmp_path):
 
 @pytest.fixture(scope='module')
 def undisturbed(shared):
-    """Its workdir, when it has run through."""
+    """Workdir of the recipe `shared` after an uninterrupted run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, '_SECONDS', 0.01)  # how fast the networks are is not looked at
+        patch.setattr(speed, '_SECONDS', 0.01)  # no test reads the measured times
         recipe.run(shared)
     return pathlib.Path(shared.workdir)
 
 
 @pytest.mark.e2e
-def test_a_recipe_that_was_stopped_ends_as_one_that_was_not(
-    micro, undisturbed, capsys, monkeypatch
-):
-    expected = tables_of(undisturbed)
-    real, calls = train.train, []
-    inside = train._updates
+def test_interrupted_recipe_equals_an_uninterrupted_one(micro, undisturbed, capsys, monkeypatch):
+    expected = outputs_of(undisturbed)
+    train_run, updates, calls = train.train, train._updates, []
 
-    def stopping(c):
+    def interrupt_between_runs(c):
         calls.append(c.workdir)
-        if len(calls) in (5, 9):  # before the second learning rate; before what was taken is tested
+        if len(calls) in (5, 9):  # before the second learning rate; before the best run is tested
             raise KeyboardInterrupt
-        return real(c)
+        return train_run(c)
 
-    def breaking(*arguments):
+    def interrupt_inside_a_run(*arguments):
         if len(calls) == 14:
-            calls.append('inside of a run')
+            calls.append('inside a run')
             raise KeyboardInterrupt
-        return inside(*arguments)
+        return updates(*arguments)
 
-    monkeypatch.setattr(train, 'train', stopping)
-    monkeypatch.setattr(train, '_updates', breaking)
+    monkeypatch.setattr(train, 'train', interrupt_between_runs)
+    monkeypatch.setattr(train, '_updates', interrupt_inside_a_run)
     monkeypatch.setattr(speed, '_SECONDS', 0.01)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             recipe.run(micro)
     recipe.run(micro)
     workdir = pathlib.Path(micro.workdir)
-    assert tables_of(workdir) == expected
-    table = capsys.readouterr().out
-    assert 'two-stage' in table
-    assert len(expected[1]) == 14
-    found = expected[0]
-    for step in found['search']:
-        scored = {one['run']: expected[1][one['run']]['scores'] for one in step['candidates']}
-        validation = {run: scores['validation']['perplexity'] for run, scores in scored.items()}
-        assert step['chosen'] == min(validation, key=validation.__getitem__)
-        assert [run for run, scores in scored.items() if 'test' in scores] == [step['chosen']]
-    arms = {arm['arm']: arm['runs'][-1] for arm in found['tasks']['chex']['arms']}
-    assert arms['two_stage'] == found['search'][0]['chosen']
-    tested = expected[1][arms['two_stage']]['scores']['test']['perplexity']
-    assert f'{tested:.2f}' in table
+    assert outputs_of(workdir) == expected
+    assert_best_runs_are_tested(*expected, capsys.readouterr().out)
     files = [workdir / 'report.md', workdir / 'speed.json', workdir / 'recipe.json']
     before = [path.read_text() for path in files]
     recipe.run(micro)
     assert [path.read_text() for path in files] == before
 
 
-def test_a_key_that_the_recipe_sets_itself_is_refused(micro):
+def assert_best_runs_are_tested(record, results, table):
+    """Checks the choice of every sweep, its test scores, and that the table prints them."""
+    assert len(results) == 14
+    for sweep in record['sweeps']:
+        runs = [candidate['run'] for candidate in sweep['candidates']]
+        scores = {run: results[run]['scores']['validation']['perplexity'] for run in runs}
+        assert sweep['chosen'] == min(scores, key=scores.__getitem__)
+        assert [run for run in runs if 'test' in results[run]['scores']] == [sweep['chosen']]
+    students = {s['student']: s['runs'][-1] for s in record['tasks']['chex']['students']}
+    assert students['two_stage'] == record['sweeps'][0]['chosen']
+    assert 'two-stage' in table
+    test = results[students['two_stage']]['scores']['test']['perplexity']
+    assert f'{test:.2f}' in table
+
+
+def test_keys_that_the_recipe_sets_are_rejected(micro):
     micro.train.updates = 7
-    with pytest.raises(UserError, match='a recipe sets it for each of its runs'):
+    with pytest.raises(UserError, match='is set by the recipe for each of its runs'):
         recipe.run(micro)
 
 
-def test_a_key_of_a_phase_that_each_task_has_itself_is_refused(micro):
+def test_settings_of_a_phase_without_updates_are_rejected(micro):
     micro.recipe.student_finetune.updates = 0
-    with pytest.raises(UserError, match=r'student_finetune\.\w+ = \d+: is not read where'):
+    with pytest.raises(UserError, match=r'student_finetune\.\w+ = \d+: is not read if'):
         recipe.run(micro)
 
 
-def test_runs_before_are_not_a_recipe_s(micro):
+def test_recipe_rejects_the_key_requires(micro):
     micro.requires = ('configs/bert.py',)
     with pytest.raises(
         UserError, match=r'^config.requires = configs/bert.py: is not read by a recipe$'
@@ -128,53 +128,52 @@ def test_runs_before_are_not_a_recipe_s(micro):
         recipe.run(micro)
 
 
-def test_a_run_that_diverged_is_not_the_best_of_its_grid(monkeypatch):
-    """Of NaN logits the first class is the answer, which may be right more often than a healthy run's."""
-    found = {'high': (float('nan'), 0.63), 'low': (0.7, 0.54), 'none': (float('nan'), 0.9)}
+def test_diverged_run_is_never_the_best_of_a_sweep(monkeypatch):
+    """NaN logits predict the first class, which can be right more often than a healthy run."""
+    scores = {'high': (float('nan'), 0.63), 'low': (0.7, 0.54), 'none': (float('nan'), 0.9)}
 
-    def trained(r):
-        ce, accuracy = found[r.task]
+    def train_run(r):
+        ce, accuracy = scores[r.task]
         return {'metric': 'accuracy', 'scores': {'validation': {'ce': ce, 'accuracy': accuracy}}}
 
-    monkeypatch.setattr(train, 'train', trained)
-    runs = {name: config.default() for name in found}
+    monkeypatch.setattr(train, 'train', train_run)
+    runs = {name: config.default() for name in scores}
     for name, c in runs.items():
         c.task = name
-    search = []
-    step = plan.Step('student_finetune', '', 'two_stage', runs)
-    assert recipe._choose(step, 0, 3, search) == 'low'
-    scores = {c['run']: c['score'] for c in search[0]['candidates']}
-    assert scores['low'] == 0.54
-    assert math.isnan(scores['high'])
+    records = []
+    sweep = plan.Sweep('student_finetune', '', 'two_stage', runs)
+    assert recipe._run_sweep(sweep, 0, 3, records) == 'low'
+    recorded = {candidate['run']: candidate['score'] for candidate in records[0]['candidates']}
+    assert recorded['low'] == 0.54
+    assert math.isnan(recorded['high'])
 
 
-def test_rates_that_differ_a_little_are_two_runs(micro):
+def test_learning_rates_that_differ_in_digit_8_are_two_runs(micro):
     micro.recipe.student_finetune.sweep_peak_lr = (0.001, 0.0010000001)
-    runs, _ = plan.plan(micro)
+    runs, _ = plan.expand(micro)
     names = [name for name in runs if name.startswith('seed0/two_stage/')]
     assert names == ['seed0/two_stage/lr0.001', 'seed0/two_stage/lr0.0010000001']
 
 
 @pytest.mark.e2e
-def test_speed_is_measured_again_where_it_is_of_other_networks(undisturbed, shared, monkeypatch):
+def test_speed_is_measured_again_for_other_networks(undisturbed, shared, monkeypatch):
     path = undisturbed / 'speed.json'
-    before = path.read_text()
-    known = json.loads(before)
-    assert known['runs'].keys() == {'teacher', 'student'}
+    stored = json.loads(path.read_text())
+    assert stored['runs'].keys() == {'teacher', 'student'}
     monkeypatch.setattr(speed, '_SECONDS', 0.01)
-    known['student']['parameters'] = 777
-    path.write_text(json.dumps(known))
+    stored['student']['parameters'] = 777
+    path.write_text(json.dumps(stored))
     recipe.run(config.copy(shared))
     assert json.loads(path.read_text())['student']['parameters'] != 777
-    again = path.read_text()
+    current = path.read_text()
     recipe.run(config.copy(shared))
-    assert path.read_text() == again, 'of the same ones it is kept'
+    assert path.read_text() == current, 'a file about the same networks is kept'
 
 
 @pytest.mark.e2e
-def test_a_finished_teacher_can_be_imported(micro, undisturbed):
+def test_imported_teacher_replaces_pretraining(micro, undisturbed):
     micro.teacher.path, micro.teacher.layers = f'{undisturbed}/teacher_pretrain', 0
-    micro.data.packages = ('etils',)  # of which another vocabulary would be trained
+    micro.data.packages = ('etils',)  # a vocabulary trained on it would differ
     micro.recipe.student_finetune.sweep_peak_lr = ()
     recipe.run(micro)
     workdir = pathlib.Path(micro.workdir)
@@ -185,7 +184,7 @@ def test_a_finished_teacher_can_be_imported(micro, undisturbed):
     ]
     assert len({result['tokenizer_hash'] for result in results}) == 1
     assert not (workdir / 'teacher_pretrain').exists()
-    found = json.loads((workdir / 'recipe.json').read_text())['tasks']['chex']
-    assert found['teacher'] == ['teacher_finetune']
+    task = json.loads((workdir / 'recipe.json').read_text())['tasks']['chex']
+    assert task['teacher'] == ['teacher_finetune']
     stage1 = [folder / 'seed0/stage1/result.json' for folder in (workdir, undisturbed)]
     assert len({json.loads(path.read_text())['teacher_hash'] for path in stage1}) == 1

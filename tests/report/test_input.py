@@ -30,7 +30,7 @@ def break_key(workdir):
 def break_arm(workdir):
     path = workdir / 'recipe.json'
     path.write_text(path.read_text().replace('"no_teacher"', '"no_techer"'))
-    return "arm 'no_techer': must be one of"
+    return "student = 'no_techer': must be one of"
 
 
 def break_metrics(workdir):
@@ -184,7 +184,7 @@ def test_bad_input_is_one_line_that_names_it_and_exit_code_2(tmp_path, capsys, b
         ('"family": "bert"', '"family": "bret"', "family = 'bret': must be one of 'bert'"),
         ('"scale": "small"', '"scale": "smal"', "scale = 'smal': must be one of '', 'paper'"),
         ('"family": "bert", ', '', "must have family, where scale is 'small'"),
-        ('"phase": ', '"face": ', "search 0: must have the key 'phase'"),
+        ('"phase": ', '"face": ', "sweep 0: must have the key 'phase'"),
         ('"peak_lr": ', '"peak": ', "must have the key 'peak_lr'"),
         ('"metric": "perplexity"', '"metric": "perplex"', 'did you mean perplexity?'),
         ('"chosen": "search', '"chosen": "sarch', "lambda0.9': must be one of its candidates"),

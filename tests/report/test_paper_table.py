@@ -160,8 +160,8 @@ def test_a_task_with_missing_runs_is_not_counted_and_its_column_is_empty(tmp_pat
 
 
 def search_of(entries, arms=()):
-    tasks = {'T': {'arms': [{'arm': arm} for arm in arms]}}
-    return {'tasks': tasks, 'search': entries}
+    tasks = {'T': {'students': [{'student': arm} for arm in arms]}}
+    return {'tasks': tasks, 'sweeps': entries}
 
 
 def entry(arm, scores, chosen, metric='accuracy', weights=(0.0,), task='T'):
@@ -173,7 +173,7 @@ def entry(arm, scores, chosen, metric='accuracy', weights=(0.0,), task='T'):
         for n, ((rate, weight), score) in enumerate(zip(settings, scores, strict=True))
     ]
     return {
-        'phase': 'student_finetune', 'task': task, 'arm': arm, 'metric': metric,
+        'phase': 'student_finetune', 'task': task, 'student': arm, 'metric': metric,
         'candidates': candidates, 'chosen': f'{arm}{chosen}',
     }  # fmt: skip
 
@@ -250,7 +250,7 @@ def test_the_page_of_a_family_refers_to_nothing_outside_and_its_ids_are_unique(w
 def test_curves_of_candidates_that_were_removed_are_left_out(tmp_path):
     workdir = make_family(tmp_path, 'bert', seeds=1)
     recipe = json.loads((workdir / 'recipe.json').read_text())
-    recipe['search'] = recipe['search'][2:4]
+    recipe['sweeps'] = recipe['sweeps'][2:4]
     (workdir / 'recipe.json').write_text(json.dumps(recipe))
     for path in (workdir / 'search/SST-2/two_stage').rglob('metrics.jsonl'):
         path.unlink()

@@ -209,13 +209,13 @@ def test_times_that_disagree_are_a_warning_and_no_reason_to_have_no_report(tmp_p
     assert 'Warning: something else ran while speed was measured: throughput differ' in text
 
 
-@pytest.mark.parametrize('arms', [(), ('stage1_only',)])
-def test_a_recipe_with_little_done_still_gives_a_page(tmp_path, arms):
+@pytest.mark.parametrize('students', [(), ('stage1_only',)])
+def test_a_recipe_with_little_done_still_gives_a_page(tmp_path, students):
     workdir = make_workdir(tmp_path, seeds=1)
     recipe = json.loads((workdir / 'recipe.json').read_text())
     task = recipe['tasks']['text']
-    task['arms'] = [arm for arm in task['arms'] if arm['arm'] in arms]
-    task['teacher'] = task['teacher'][: 1 + len(arms)]
+    task['students'] = [s for s in task['students'] if s['student'] in students]
+    task['teacher'] = task['teacher'][: 1 + len(students)]
     (workdir / 'recipe.json').write_text(json.dumps(recipe))
     report.write(workdir)
     assert '<svg' in (workdir / 'report.html').read_text('utf-8')

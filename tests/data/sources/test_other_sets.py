@@ -372,7 +372,7 @@ def test_no_evaluation_sentence_of_a_family_is_in_its_pre_training_text(family, 
     configs = pathlib.Path(__file__).parents[3] / 'configs'
     c = flags.load(f'{configs}/{family}.py:small')
     c.recipe.data, c.workdir, c.data.cache = DATA, 'work', data_cache
-    runs, table = plan.plan(c)
+    runs, table = plan.expand(c)
     pretraining = [e.first for e in sources.examples(runs['teacher_pretrain'], 'train')]
     assert len(pretraining) > 1000
     text = ' | '.join(' '.join(decontaminate._words(document)) for document in pretraining)
