@@ -275,7 +275,11 @@ def read(workdir: pathlib.Path) -> tuple[dict, dict[str, dict[str, Row]], list[s
 def _chains(workdir: pathlib.Path, name: str, task: dict) -> list[tuple[str, int | None, list]]:
     """Row, seed (None: the teacher's own) and runs of each chain of a task."""
     where = f'{workdir}/recipe.json: task {name!r}'
-    if not isinstance(task, dict) or not {'teacher', 'students'} <= set(task) or not task['teacher']:
+    if (
+        not isinstance(task, dict)
+        or not {'teacher', 'students'} <= set(task)
+        or not task['teacher']
+    ):
         raise UserError(f'{where}: must have teacher, its runs, and students')
     chains: list = [('teacher', None, task['teacher'])]
     for entry in task['students']:
