@@ -64,20 +64,20 @@ def ours(c, dense: bool):
     state = jax.device_put(distill_step.init_state(student, rule, 0), places)
     dtype = networks.teacher_dtype(c)
     params = jax.tree.map(lambda x: x.astype(dtype), teacher.init(jax.random.key(1)))
-    params = jax.device_put(params, sharding.of_params(mesh, params))
+    params = jax.device_put(params, sharding.param_shardings(mesh, params))
     batch = sharding.put_batch(mesh, batch_of(c), micro=True)
     loss = distill_step.distillation_loss
     distill_step.distillation_loss = dense_loss if dense else loss
     try:
         step = distill_step.make_step(c, mesh, student, teacher, rule)
         with jax.set_mesh(mesh):
-            program = step.lower(state, params, batch, optimizer.knobs(c)).compile()
+            program = step.lower(state, params, batch, optimizer.hyperparameters(c)).compile()
     finally:
         distill_step.distillation_loss = loss
 
     def call() -> float:
         nonlocal state
-        state, sums = program(state, params, batch, optimizer.knobs(c))
+        state, sums = program(state, params, batch, optimizer.hyperparameters(c))
         return float(sums['loss'] / sums['count'])
 
     m = program.memory_analysis()
@@ -89,7 +89,7 @@ def _transformer(net, activation: str):
     import transformers
 
     shape = transformers.GPT2Config(
-        vocab_size=models.padded(net.vocab_size), n_positions=net.positions, n_embd=net.width,
+        vocab_size=models.pad_vocab(net.vocab_size), n_positions=net.positions, n_embd=net.width,
         n_layer=net.layers, n_head=net.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         attn_implementation='sdpa', use_cache=False, activation_function=activation,
     )  # fmt: skip
@@ -226,7 +226,7 @@ def of_tunix(c):
     strategy = strategies.LogitStrategy(
         forward(student), forward(teacher),
         lambda input_tokens, input_mask: jax.nn.one_hot(
-            input_tokens[:, 1:], models.outputs(c.student)
+            input_tokens[:, 1:], models.head_rows(c.student)
         ),
         temperature=c.loss.temperature, alpha=c.loss.lambda_,
     )  # fmt: skip

@@ -81,7 +81,7 @@ def ours(network, ids, size: int, beams: int):
     else:
         prompt = Batch(ids, blank, blank)
     s = generate.Settings(max_length=size, beams=beams)
-    call = jax.jit(generate.make(model, s, start_id=START, eos_id=-1, pad_id=PAD))
+    call = jax.jit(generate.make_generate(model, s, start_id=START, eos_id=-1, pad_id=PAD))
     compiled = call.lower(params, prompt).compile()
     return lambda: np.asarray(compiled(params, prompt).ids)
 

@@ -85,7 +85,7 @@ def parts(c) -> dict:
 
     body, head = {}, {}
     for name, net in (('student', c.student), ('teacher', c.teacher)):
-        head[name] = 2.0 * c.data.length * net.width * models.outputs(net)
+        head[name] = 2.0 * c.data.length * net.width * models.head_rows(net)
         body[name] = models.build(net).flops(shape) - head[name]
     pair = predictor(student, state.params), predictor(teacher, frozen)
     n = c.data.batch_size

@@ -1,6 +1,6 @@
 """THE step: one jitted function trains every network of this project.
 
-    step(state, teacher_params, batch, knobs) -> state, sums
+    step(state, teacher_params, batch, hyperparameters) -> state, sums
 
 The teacher's outputs are computed in it, on the device. Pure: randomness is a function of
 the seed and the step. Each device adds up the gradient of its own examples over all
@@ -49,12 +49,12 @@ def init_state(student: Model, rule: optax.GradientTransformation, seed: int) ->
 
 def state_shardings(c: ConfigDict, mesh: Mesh, student: Model, rule: optax.GradientTransformation):
     """A TrainState of NamedShardings: parameters by rule, their moments like them."""
-    params = sharding.of_params(mesh, student.abstract, c.mesh.student)
+    params = sharding.param_shardings(mesh, student.abstract_params, c.mesh.student)
     whole: Any = sharding.replicated(mesh)
     moments = optax.tree_map_params(
         rule,
         lambda _, place: place,
-        jax.eval_shape(rule.init, student.abstract),
+        jax.eval_shape(rule.init, student.abstract_params),
         params,
         transform_non_params=lambda _: whole,
     )
@@ -65,8 +65,10 @@ def abstract_state(
     c: ConfigDict, mesh: Mesh, student: Model, rule: optax.GradientTransformation
 ) -> TrainState:
     """ShapeDtypeStructs of a state, placed as `state_shardings` says."""
-    return sharding.placed(
-        jax.eval_shape(lambda seed: init_state(student, rule, seed), optimizer.knobs(c).seed),
+    return sharding.abstract_arrays(
+        jax.eval_shape(
+            lambda seed: init_state(student, rule, seed), optimizer.hyperparameters(c).seed
+        ),
         state_shardings(c, mesh, student, rule),
     )
 
@@ -78,19 +80,19 @@ def make_step(
     teacher: Model | None,
     rule: optax.GradientTransformation,
 ) -> jax.stages.Wrapped:
-    """The jitted step `(state, teacher_params, batch, knobs) -> state, sums`.
+    """The jitted step `(state, teacher_params, batch, hyperparameters) -> state, sums`.
 
-    Donates the state, never the teacher. Its batch has micro-batches [M, B/M, ...]; knobs are
+    Donates the state, never the teacher. Its batch has micro-batches [M, B/M, ...]; hyperparameters are
     those of `c` where none are given. It returns the sums of `distillation_loss` over the whole
     batch, `grad_norm` of the mean gradient and `learning_rate`.
     """
     gradient = functools.partial(_gradient, c, mesh, student, teacher)
-    ours = optimizer.knobs(c)
+    defaults = optimizer.hyperparameters(c)
 
     def step(state: TrainState, teacher_params: Params | None, batch: Batch,
-             knobs: optimizer.Knobs = ours):  # fmt: skip
-        key = jax.random.fold_in(jax.random.key(knobs.seed), state.step)
-        rate = optimizer.learning_rate(c, knobs, state.step)
+             hyperparameters: optimizer.Hyperparameters = defaults):  # fmt: skip
+        key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)
+        rate = optimizer.learning_rate(c, hyperparameters, state.step)
         sums, grads = gradient(state.params, teacher_params, batch, key)
         with jax.named_scope('update'):
             grads = jax.tree.map(lambda g: g / jnp.maximum(sums['count'], 1), grads)
@@ -206,12 +208,12 @@ def _of_shards(mesh, x):
 
 
 def _gather(c, mesh, params):
-    places = sharding.of_params(mesh, params, {'tensor'} & {*c.mesh.student})
+    places = sharding.param_shardings(mesh, params, {'tensor'} & {*c.mesh.student})
     return jax.tree.map(jax.lax.with_sharding_constraint, params, places)
 
 
 def _gather_head(mesh, head):
-    place = sharding.of_head(mesh, head[0].shape)
+    place = sharding.head_sharding(mesh, head[0].shape)
     return Head(
         jax.lax.with_sharding_constraint(head[0], place),
         jax.lax.with_sharding_constraint(head[1], sharding.replicated(mesh)),

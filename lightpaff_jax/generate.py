@@ -14,9 +14,9 @@ from lightpaff_jax import models, pretrained
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.models.decoding import Generated, Settings, make
+from lightpaff_jax.models.decoding import Generated, Settings, make_generate
 
-__all__ = ['Generated', 'Settings', 'make', 'texts']
+__all__ = ['Generated', 'Settings', 'make_generate', 'texts']
 
 USAGE = """
 python -m lightpaff_jax.generate --model=DIR (--prompt=TEXT | --file=FILE) [--max-length=N] ...
@@ -96,7 +96,9 @@ def texts(
         has positions for.
     """
     eos = tokenizer.eos_id
-    write = jax.jit(make(model, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id))
+    write = jax.jit(
+        make_generate(model, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id)
+    )
     source = model.network.family == 'mass'
     rows = [[*ids, eos] if source else ids or [eos] for ids in tokenizer.encode(prompts)]
     length = max(map(len, rows))

@@ -54,8 +54,8 @@ def kernel(c: ConfigDict, name: str, net: Any, platform: str | None, dropout: fl
     asked = c.train.attention
     about = platform, net, shapes(c), c.train.compute_dtype, c.mesh.tensor, dropout
     if asked == 'auto':
-        return attention.choose(*about)
-    rule = attention.obstacle(asked, *about)
+        return attention.choose_kernel(*about)
+    rule = attention.unmet_requirement(asked, *about)
     if rule:
         raise UserError(f'config.train.attention = {asked!r}: of the {name}: {rule}')
     return asked

@@ -1,7 +1,5 @@
 """AdamW with warm-up, decay of the learning rate, clipping, and a decay mask."""
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,7 +10,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 
-class Knobs(NamedTuple):
+class Hyperparameters(NamedTuple):
     """Arguments of a step that differ between the runs of a recipe: these share one program."""
 
     seed: np.int32
@@ -21,20 +19,15 @@ class Knobs(NamedTuple):
     updates: np.int32
 
 
-def knobs(c: ConfigDict) -> Knobs:
+def hyperparameters(c: ConfigDict) -> Hyperparameters:
     """Those of a run."""
     o = c.optim
-    return Knobs(
+    return Hyperparameters(
         np.int32(c.seed), np.float32(o.peak_lr), np.int32(o.warmup), np.int32(c.train.updates)
     )
 
 
-def schedule(c: ConfigDict) -> Callable[[int], Float[Array, '']]:
-    """Learning rate of an update, counted from 0."""
-    return functools.partial(learning_rate, c, knobs(c))
-
-
-def learning_rate(c: ConfigDict, k: Knobs, step) -> Float[Array, '']:
+def learning_rate(c: ConfigDict, k: Hyperparameters, step) -> Float[Array, '']:
     """Linear warm-up to the peak, then `optim.schedule` down to `optim.final_lr` of it."""
     step = jnp.asarray(step, jnp.float32)
     done = jnp.clip((step - k.warmup) / jnp.maximum(1, k.updates - k.warmup), 0, 1)
@@ -52,11 +45,13 @@ def learning_rate(c: ConfigDict, k: Knobs, step) -> Float[Array, '']:
 def make(c: ConfigDict) -> optax.GradientTransformation:
     """The update rule of `config.optim` at a learning rate of 1; its state is float32."""
     o = c.optim
-    adamw = optax.adamw(1.0, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=decayed)
+    adamw = optax.adamw(
+        1.0, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=decay_mask
+    )
     return optax.chain(optax.clip_by_global_norm(o.clip_norm), adamw) if o.clip_norm else adamw
 
 
-def decayed(params):
+def decay_mask(params):
     """True for matrices; biases and norms do not decay. Stacked biases are known by name."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key in ('kernel', 'table'), params

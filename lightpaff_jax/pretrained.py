@@ -136,7 +136,7 @@ def read_params(key: str, path: str, model: models.Model, mesh: Mesh,
     Raises:
       UserError: parameters are missing, or have another shape.
     """
-    places = sharding.of_params(mesh, model.abstract)
+    places = sharding.param_shardings(mesh, model.abstract_params)
     if is_run(path):
         params = _read_run(key, path, model, mesh, fresh)
     else:
@@ -146,10 +146,12 @@ def read_params(key: str, path: str, model: models.Model, mesh: Mesh,
 
 def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> models.Params:
     theirs = models.build(read_network(key, path))
-    abstract = sharding.placed(theirs.abstract, sharding.of_params(mesh, theirs.abstract))
+    abstract = sharding.abstract_arrays(
+        theirs.abstract_params, sharding.param_shardings(mesh, theirs.abstract_params)
+    )
     saved = storage.to_path(path) / 'checkpoints'
     found = fingerprint.flatten(checkpoint.load_params(saved, abstract))
-    wanted = fingerprint.flatten(model.abstract)
+    wanted = fingerprint.flatten(model.abstract_params)
     lacking = [
         name for name, x in wanted.items() if name not in found or found[name].shape != x.shape
     ]

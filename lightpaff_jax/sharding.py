@@ -84,12 +84,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def of_batch(mesh: Mesh, micro: bool) -> NamedSharding:
+def batch_sharding(mesh: Mesh, micro: bool) -> NamedSharding:
     """Examples over `data` and `fsdp`; a batch of micro-batches [M, B/M, ...] on axis 1."""
     return NamedSharding(mesh, P(None, ('data', 'fsdp')) if micro else P(('data', 'fsdp')))
 
 
-def of_params(mesh: Mesh, params, split: Collection[str] = SPLIT):
+def param_shardings(mesh: Mesh, params, split: Collection[str] = SPLIT):
     """A NamedSharding for each parameter (of arrays or ShapeDtypeStructs), by RULES.
 
     Mesh axes that `split` does not name hold whole copies.
@@ -101,14 +101,14 @@ def of_params(mesh: Mesh, params, split: Collection[str] = SPLIT):
     return jax.tree_util.tree_map_with_path(place, params)
 
 
-def placed(tree, places):
+def abstract_arrays(tree, places):
     """ShapeDtypeStructs of a tree of arrays, or of their likes, on the devices of `places`."""
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
     )
 
 
-def of_head(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+def head_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """An output matrix [V, D] gathered for the loss: split over `tensor` alone."""
     return NamedSharding(mesh, P('tensor' if shape[0] % mesh.shape['tensor'] == 0 else None))
 
@@ -126,7 +126,7 @@ def _spec(mesh: Mesh, names: tuple, shape: tuple[int, ...], split: Collection[st
     return P()
 
 
-def rows(mesh: Mesh, size: int) -> np.ndarray:
+def local_rows(mesh: Mesh, size: int) -> np.ndarray:
     """Which rows of `size`, of a global batch or micro-batch, this process's devices hold; rising.
 
     A mesh follows the wires between chips, not the order of the processes: a process may hold rows
@@ -144,7 +144,7 @@ def _blocks(mesh: Mesh) -> list[int]:
 
 def put_batch(mesh: Mesh, batch, micro: bool):
     """This process's `rows` of a global batch -> one array over all devices."""
-    sharding, blocks, axis = of_batch(mesh, micro), _blocks(mesh), int(micro)
+    sharding, blocks, axis = batch_sharding(mesh, micro), _blocks(mesh), int(micro)
     shards = mesh.shape['data'] * mesh.shape['fsdp']
 
     def put(x):
@@ -161,7 +161,7 @@ def put_batch(mesh: Mesh, batch, micro: bool):
     return jax.tree.map(put, batch)
 
 
-def put_ahead(mesh: Mesh, batches):
+def prefetch(mesh: Mesh, batches):
     """Batches of micro-batches on all devices: the copy of one begins before the last is used."""
     ahead: list = []
     for batch in batches:

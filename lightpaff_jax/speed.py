@@ -59,8 +59,8 @@ def compare(c: ConfigDict) -> dict:
             pretrained.check_tokenizer(key, path, tokenizer, c.tokenizer.lowercase)
             params = pretrained.read_params(key, path, model, mesh)
             sides[name] = {
-                'parameters': model.parameters,
-                'bytes': 4 * model.parameters,
+                'parameters': model.parameter_count,
+                'bytes': 4 * model.parameter_count,
                 'flops': model.flops(shape),
             }
             if distributed.is_primary():

@@ -39,7 +39,7 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
     identity = fingerprint.fingerprint(params)
     dtype = networks.teacher_dtype(c)
     params = jax.tree.map(lambda x: _narrowed(x, dtype), params)
-    places = sharding.of_params(mesh, model.abstract, c.mesh.teacher)
+    places = sharding.param_shardings(mesh, model.abstract_params, c.mesh.teacher)
     return Teacher(model, jax.device_put(params, places), identity)
 
 

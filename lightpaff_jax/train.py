@@ -100,7 +100,7 @@ def train(c: ConfigDict) -> dict:
             of_teacher = 0 if network is None else network.flops(shape)
             return c.data.batch_size * (3 * student.flops(shape) + of_teacher)
 
-        take = _compiled(step, teacher_params, optimizer.knobs(c))
+        take = _compiled(step, teacher_params, optimizer.hyperparameters(c))
         state, last = _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved)
         # Without an update the parameters are those that were scored before.
         scores = {} if last is not None else known
@@ -120,10 +120,10 @@ def _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved):
     folder, found, in_flight = workdir.folder(c), None, None
     start = progress.updates
     with metrics.Writer(folder, c.train.updates, start, progress.tokens) as writer:
-        rows = sharding.rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
+        rows = sharding.local_rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
         stream = batches.training(c, inputs.prepared, inputs.tokenizer, start, rows)
         began = time.perf_counter()
-        for batch in sharding.put_ahead(mesh, itertools.islice(stream, c.train.updates - start)):
+        for batch in sharding.prefetch(mesh, itertools.islice(stream, c.train.updates - start)):
             state, sums, compiling = take(state, batch, in_flight)
             began += compiling
             jax.block_until_ready(in_flight)  # at most one step in flight
@@ -159,7 +159,7 @@ def _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved):
     return state, found
 
 
-def _compiled(step: jax.stages.Wrapped, teacher_params, knobs: optimizer.Knobs):
+def _compiled(step: jax.stages.Wrapped, teacher_params, hyperparameters: optimizer.Hyperparameters):
     """`(state, batch, in flight) -> state, sums, seconds of compiling`: one program a shape."""
     programs: dict[Shape, jax.stages.Compiled] = {}
 
@@ -168,10 +168,12 @@ def _compiled(step: jax.stages.Wrapped, teacher_params, knobs: optimizer.Knobs):
         if batch.shape not in programs:
             jax.block_until_ready(in_flight)
             began = time.perf_counter()
-            programs[batch.shape] = step.lower(state, teacher_params, batch, knobs).compile()
+            programs[batch.shape] = step.lower(
+                state, teacher_params, batch, hyperparameters
+            ).compile()
             distributed.all_gather(None)  # on CPUs devices that meet first wait 30 s for each other
         compiling = time.perf_counter() - began
-        return *programs[batch.shape](state, teacher_params, batch, knobs), compiling
+        return *programs[batch.shape](state, teacher_params, batch, hyperparameters), compiling
 
     return take
 
@@ -252,7 +254,7 @@ def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule,
         more updates than `c.train.updates`.
     """
     places = distill_step.state_shardings(c, mesh, student, rule)
-    seed = optimizer.knobs(c).seed
+    seed = optimizer.hyperparameters(c).seed
 
     def fresh(seed):
         return distill_step.init_state(student, rule, seed)
@@ -289,8 +291,8 @@ def summary(c: ConfigDict, student: models.Model, progress: Progress, scores: di
         'seconds': progress.seconds,
         'flops': progress.flops,
         'tokens_per_second': progress.tokens / progress.seconds,
-        'parameters': student.parameters,
-        'bytes': 4 * student.parameters,
+        'parameters': student.parameter_count,
+        'bytes': 4 * student.parameter_count,
         'scores': scores,
         'protocol': workdir.protocol(c),
         'seed': c.seed,

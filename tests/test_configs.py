@@ -75,4 +75,4 @@ def test_no_recipe_imports_another(path):
 )
 def test_students_have_the_sizes_of_the_paper(stage, parameters):
     c = flags.load(str(ROOT / f'configs/{stage}.py'))
-    assert models.build(c.student).parameters == parameters
+    assert models.build(c.student).parameter_count == parameters

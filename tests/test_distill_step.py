@@ -87,7 +87,9 @@ class Run:
             # softmaxes of post-LayerNorm networks saturate, and rounding grows a thousandfold.
             scale = 4 if kind == 'gpt2' else 2
             params = jax.tree.map(lambda x: scale * x, params)
-            self.teacher_params = jax.device_put(params, sharding.of_params(self.mesh, params))
+            self.teacher_params = jax.device_put(
+                params, sharding.param_shardings(self.mesh, params)
+            )
         batch = padded_batch(c.train.grad_accum_steps, kind)
         self.batch = sharding.put_batch(self.mesh, batch, micro=True)
 
@@ -205,9 +207,9 @@ def test_dropout_is_a_function_of_the_seed_and_the_step():
     for seed, updates in ((0, 0), (0, 0), (1, 0), (0, 1)):
         state = distill_step.init_state(run.student, run.rule, 0)
         state = dataclasses.replace(state, step=jnp.array(updates, jnp.int32))
-        knobs = optimizer.knobs(run.c)._replace(seed=np.int32(seed))
+        hyperparameters = optimizer.hyperparameters(run.c)._replace(seed=np.int32(seed))
         with jax.set_mesh(run.mesh):
-            losses.append(float(step(state, None, run.batch, knobs)[1]['loss']))
+            losses.append(float(step(state, None, run.batch, hyperparameters)[1]['loss']))
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
 

@@ -47,7 +47,7 @@ def prompt_of(case: str, rows: int = 4, length: int = 6) -> Batch:
 def written(case: str, eos_id: int = -1, **settings):
     model, params = made(case)
     s = generate.Settings(**{'max_length': SIZE} | settings)
-    make = generate.make(model, s, start_id=START, eos_id=eos_id, pad_id=PAD)
+    make = generate.make_generate(model, s, start_id=START, eos_id=eos_id, pad_id=PAD)
     key = jax.random.key(3) if s.sample else None
     return jax.device_get(jax.jit(make)(params, prompt_of(case), key))
 
@@ -94,7 +94,7 @@ def test_a_beam_of_the_whole_vocabulary_finds_the_best_of_all_texts(case):
     model, params = made(case)
     vocab = network_cases.VOCABULARY
     s = generate.Settings(max_length=2, beams=vocab)
-    make = generate.make(model, s, start_id=START, eos_id=-1, pad_id=PAD)
+    make = generate.make_generate(model, s, start_id=START, eos_id=-1, pad_id=PAD)
     found = jax.device_get(jax.jit(make)(params, prompt_of(case)))
     first_BV = log_p(case, np.zeros((4, 1), np.int32))[:, 0, :vocab]
     best = np.full(4, -np.inf)
@@ -128,7 +128,7 @@ def test_rows_alone_and_on_several_devices_write_what_they_write_together(case, 
     together = written(case, beams=beams)
     model, params = made(case)
     s = generate.Settings(max_length=SIZE, beams=beams)
-    call = jax.jit(generate.make(model, s, start_id=START, eos_id=-1, pad_id=PAD))
+    call = jax.jit(generate.make_generate(model, s, start_id=START, eos_id=-1, pad_id=PAD))
     prompt = prompt_of(case)
     for row in range(4):
         alone = call(params, jax.tree.map(lambda x, r=row: x[r : r + 1], prompt))
@@ -144,7 +144,7 @@ def test_draws_have_the_probabilities_of_the_network():
     model, params = made(case)
     ids = np.tile(network_cases.random_ids(1, 5), (rows, 1)).astype(np.int32)
     s = generate.Settings(max_length=1, sample=True, top_k=4)
-    make = jax.jit(generate.make(model, s, start_id=START, eos_id=-1, pad_id=PAD))
+    make = jax.jit(generate.make_generate(model, s, start_id=START, eos_id=-1, pad_id=PAD))
     found = jax.device_get(make(params, Batch(ids, ids, ids), jax.random.key(0)))
     logits = np.asarray(model.logits(params, Batch(ids[:1], ids, ids)))[0, -1]
     best = np.argsort(logits)[-4:]
@@ -170,7 +170,7 @@ def test_the_largest_of_long_rows_are_those_of_top_k_ties_included(count):
     for values in (rng.normal(size=(3, 2560)), rng.integers(0, 9, (3, 2560)), np.zeros((3, 2560))):
         x = jnp.asarray(values, jnp.float32)
         for found, expected in zip(
-            decoding.largest(x, count), jax.lax.top_k(x, count), strict=True
+            decoding.blocked_top_k(x, count), jax.lax.top_k(x, count), strict=True
         ):
             assert (found == expected).all()
 
@@ -179,7 +179,7 @@ def test_nothing_of_the_memory_moves_when_beams_change_places():
     """Keys and values are only written, a token at a time: no gather or copy of a whole memory."""
     model, params = made('mass all')
     s = generate.Settings(max_length=SIZE, beams=3)
-    make = generate.make(model, s, start_id=START, eos_id=-1, pad_id=PAD)
+    make = generate.make_generate(model, s, start_id=START, eos_id=-1, pad_id=PAD)
     jaxpr = jax.make_jaxpr(make)(params, prompt_of('mass all'))
     (loop,) = [e for e in jaxpr.eqns if e.primitive.name == 'while']
     body = loop.params['body_jaxpr'].jaxpr
@@ -209,13 +209,15 @@ def test_settings_out_of_range_are_named(change, message):
 
 def test_an_encoder_is_refused_and_so_are_more_tokens_than_positions():
     with pytest.raises(UserError, match="family 'bert' writes no texts"):
-        generate.make(made('bert lm')[0], generate.Settings(4), start_id=2, eos_id=3, pad_id=0)
+        generate.make_generate(
+            made('bert lm')[0], generate.Settings(4), start_id=2, eos_id=3, pad_id=0
+        )
     for case, most in (('gpt2', 34), ('mass all', 40)):
         with pytest.raises(ValueError, match='41 tokens, must be at most the 40 positions'):
             written(case, max_length=most + 1)
     model, params = made('gpt2')
     s = generate.Settings(3, sample=True)
-    drawing = generate.make(model, s, start_id=2, eos_id=3, pad_id=0)
+    drawing = generate.make_generate(model, s, start_id=2, eos_id=3, pad_id=0)
     with pytest.raises(ValueError, match='key = None'):
         drawing(params, prompt_of('gpt2'))
 

@@ -66,7 +66,7 @@ def reference(network, ids, **settings):
 def ours(model, params, ids, real, eos, **settings):
     """The same of ours, all in one padded batch."""
     s = generate.Settings(max_length=LONGEST, **settings)
-    call = jax.jit(generate.make(model, s, start_id=START, eos_id=eos, pad_id=PAD))
+    call = jax.jit(generate.make_generate(model, s, start_id=START, eos_id=eos, pad_id=PAD))
     if model.network.family == 'mass':
         blank = np.zeros((len(ids), 1), np.int32)
         prompt = Batch(blank, blank, blank, source=ids, source_segments=real)
@@ -136,5 +136,5 @@ def test_tokens_are_drawn_from_the_distribution_of_the_reference(options):
     expected = torch.tensor(logits)
     for name, value in options.items():
         expected = warpers[name](value)(None, expected)
-    found = decoding.kept(logits, generate.Settings(1, sample=True, **options))
+    found = decoding.filter_logits(logits, generate.Settings(1, sample=True, **options))
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)

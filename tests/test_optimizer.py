@@ -1,11 +1,18 @@
 """The update rule: schedule, decay mask, clipping."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lightpaff_jax import config, models, optimizer
+
+
+def schedule(c):
+    """The learning rate of an update, counted from 0."""
+    return functools.partial(optimizer.learning_rate, c, optimizer.hyperparameters(c))
 
 
 def configured(**changes):
@@ -17,7 +24,7 @@ def configured(**changes):
 
 @pytest.mark.parametrize('kind', ['linear', 'cosine', 'constant'])
 def test_learning_rate_rises_to_its_peak_and_falls_to_its_end(kind):
-    rate = optimizer.schedule(configured(schedule=kind))
+    rate = schedule(configured(schedule=kind))
     values = np.array([float(rate(n)) for n in range(101)])
     np.testing.assert_allclose(values[:10], np.arange(1, 11) / 10, rtol=1e-6)
     assert values.max() == pytest.approx(1)
@@ -26,12 +33,12 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_its_end(kind):
 
 
 def test_linear_schedule_is_half_way_at_half_of_its_time():
-    rate = optimizer.schedule(configured(schedule='linear'))
+    rate = schedule(configured(schedule='linear'))
     assert float(rate(55)) == pytest.approx(0.55)
 
 
 def test_no_warmup_begins_at_the_peak():
-    assert float(optimizer.schedule(configured(warmup=0))(0)) == pytest.approx(1)
+    assert float(schedule(configured(warmup=0))(0)) == pytest.approx(1)
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():

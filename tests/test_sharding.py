@@ -22,8 +22,8 @@ def test_data_takes_the_devices_that_are_left():
 
 
 def test_every_matrix_is_split_over_fsdp_and_tensor_where_they_divide_it():
-    params = models.build(config.network()).abstract
-    places = sharding.of_params(mesh_of(2, 2, 2), params)
+    params = models.build(config.network()).abstract_params
+    places = sharding.param_shardings(mesh_of(2, 2, 2), params)
     for path, place in jax.tree_util.tree_leaves_with_path(places):
         axes = {axis for axis in place.spec if axis}
         matrix = path[-1].key in ('kernel', 'table')
@@ -33,8 +33,8 @@ def test_every_matrix_is_split_over_fsdp_and_tensor_where_they_divide_it():
 
 
 def test_what_an_axis_does_not_divide_is_whole():
-    params = models.build(config.network(width=30, heads=3, ffn=50)).abstract
-    places = sharding.of_params(mesh_of(1, 2, 4), params)
+    params = models.build(config.network(width=30, heads=3, ffn=50)).abstract_params
+    places = sharding.param_shardings(mesh_of(1, 2, 4), params)
     assert places['blocks']['attention']['qkv']['kernel'].spec == P(None, 'fsdp', None, None, None)
     assert places['blocks']['ffn']['up']['kernel'].spec == P(None, 'fsdp', None)
 
@@ -90,4 +90,4 @@ def test_each_device_holds_its_rows_of_every_micro_batch(micro):
     np.testing.assert_array_equal(placed, rows)
     sizes = {shard.data.shape for shard in placed.addressable_shards}
     assert sizes == ({(2, 2)} if micro else {(2,)})
-    np.testing.assert_array_equal(sharding.rows(mesh, 16), np.arange(16))
+    np.testing.assert_array_equal(sharding.local_rows(mesh, 16), np.arange(16))

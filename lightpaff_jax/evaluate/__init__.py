@@ -165,7 +165,7 @@ class Evaluation:
         """The numbers of the examples of a split, and what `call(*arguments, batch)` finds of them."""
         parts: dict[str, list[np.ndarray]] = {}
         numbers_nB = batches.evaluation_indices(self.c, self.prepared, split)
-        rows = sharding.rows(self.mesh, self.c.eval.batch_size)
+        rows = sharding.local_rows(self.mesh, self.c.eval.batch_size)
         passed = batches.evaluation(self.c, self.prepared, self.tokenizer, split, rows)
         for numbers_B, batch in zip(numbers_nB, passed, strict=True):
             found = call(*arguments, sharding.put_batch(self.mesh, batch, micro=False))
@@ -213,7 +213,9 @@ def _writer(c: ConfigDict, mesh: Mesh, student: models.Model, tokenizer: Tokeniz
         early_stop=c.generate.early_stop,
     )
     eos = tokenizer.eos_id
-    made = generate.make(student, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id)
+    made = generate.make_generate(
+        student, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id
+    )
 
     def local(params, batch):
         found = made(params, batch)
@@ -346,7 +348,7 @@ def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:
         }
     return workdir.task_keys(c) | {
         'model': path,
-        'parameters': student.parameters,
+        'parameters': student.parameter_count,
         'scores': made,
         'protocol': workdir.protocol(c),
         'tokenizer_hash': tokenizer.fingerprint,

@@ -84,16 +84,16 @@ class Model:
         return self.network.vocab_size
 
     @functools.cached_property
-    def abstract(self) -> Params:
+    def abstract_params(self) -> Params:
         """ShapeDtypeStructs of the parameters."""
         return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         """Parameters in use: padding of the vocabulary is not counted."""
         padded_rows = {row.path for row in self.table if row.vocab}
         total = 0
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract_params):
             rows, *rest = leaf.shape
             if '/'.join(k.key for k in path) in padded_rows:
                 rows = self.vocab_size
@@ -108,14 +108,14 @@ class Model:
         return product + bias
 
 
-def padded(vocab_size: int) -> int:
+def pad_vocab(vocab_size: int) -> int:
     """The vocabulary's size in memory: the next multiple of 128."""
     return -(-vocab_size // 128) * 128
 
 
-def outputs(c: ConfigDict) -> int:
+def head_rows(c: ConfigDict) -> int:
     """Rows of a network's head: classes, or ids with padding."""
-    return c.classes if c.head == 'classify' else padded(c.vocab_size)
+    return c.classes if c.head == 'classify' else pad_vocab(c.vocab_size)
 
 
 def build(
@@ -139,9 +139,9 @@ def build(
 @functools.lru_cache(maxsize=64)
 def _built(c: FrozenConfigDict, compute_dtype: str, remat: str, attention: str) -> Model:
     module, network = MODELS[c.family]
-    vocab, dtype = padded(c.vocab_size), jnp.dtype(compute_dtype)
+    vocab, dtype = pad_vocab(c.vocab_size), jnp.dtype(compute_dtype)
     how = Compute(dtype, remat, attention)
-    rows, used = outputs(c), c.classes if c.head == 'classify' else c.vocab_size
+    rows, used = head_rows(c), c.classes if c.head == 'classify' else c.vocab_size
     make = functools.partial(network, c, vocab)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 

@@ -25,7 +25,7 @@ _ROWS, _HEADS = ('data', 'fsdp'), 'tensor'
 _BLOCKS = (512, 256, 128)
 
 
-class Sight(NamedTuple):
+class AttentionMask(NamedTuple):
     """Which keys a query sees: those of its own segment and, where causal, none after it."""
 
     causal: bool
@@ -44,13 +44,15 @@ class Sight(NamedTuple):
         return self.queries[:, :, None] == self.keys[:, None, :]
 
 
-def within(segments_BT: Int[Array, 'B T'] | None, causal: bool, kernel: str = 'xla') -> Sight:
+def self_mask(
+    segments_BT: Int[Array, 'B T'] | None, causal: bool, kernel: str = 'xla'
+) -> AttentionMask:
     """Of positions that see those of their own segment; padding sees padding."""
-    return Sight(causal, segments_BT, segments_BT, kernel)
+    return AttentionMask(causal, segments_BT, segments_BT, kernel)
 
 
-def across(segments_BT: Int[Array, 'B T'] | None, source_segments_BS: Int[Array, 'B S'] | None,
-           targets: Int[Array, 'B T'], kernel: str = 'xla') -> Sight:  # fmt: skip
+def cross_mask(segments_BT: Int[Array, 'B T'] | None, source_segments_BS: Int[Array, 'B S'] | None,
+           targets: Int[Array, 'B T'], kernel: str = 'xla') -> AttentionMask:  # fmt: skip
     """Of target positions that see their own segment of the source; of one segment, all of it.
 
     Args:
@@ -60,14 +62,14 @@ def across(segments_BT: Int[Array, 'B T'] | None, source_segments_BS: Int[Array,
       kernel: one of KERNELS.
     """
     if source_segments_BS is None:
-        return Sight(False, kernel=kernel)
+        return AttentionMask(False, kernel=kernel)
     if segments_BT is None:
         ones = jnp.ones(targets.shape, jnp.int32)
-        return Sight(False, ones, (source_segments_BS != 0).astype(jnp.int32), kernel)
-    return Sight(False, segments_BT, source_segments_BS, kernel)
+        return AttentionMask(False, ones, (source_segments_BS != 0).astype(jnp.int32), kernel)
+    return AttentionMask(False, segments_BT, source_segments_BS, kernel)
 
 
-def attend(q_BTHK, k_BSHK, v_BSHK, sight: Sight, key=None, rate: float = 0.0):
+def attention(q_BTHK, k_BSHK, v_BSHK, sight: AttentionMask, key=None, rate: float = 0.0):
     """Softmax attention; of its weights, `rate` are dropped where a key is given.
 
     A query that sees nothing gets an average that depends on the kernel; it is padding.
@@ -155,17 +157,17 @@ def _block_sizes(T: int, S: int):
     )
 
 
-def choose(
+def choose_kernel(
     platform: str, net: Any, shapes: Sequence[Shape], dtype: str, tensor: int, dropout: float = 0.0
 ) -> str:
     """The kernel of 'auto': the first of splash, cudnn and xla that nothing stands in the way of."""
     for kernel in ('splash', 'cudnn'):
-        if not obstacle(kernel, platform, net, shapes, dtype, tensor, dropout):
+        if not unmet_requirement(kernel, platform, net, shapes, dtype, tensor, dropout):
             return kernel
     return 'xla'
 
 
-def obstacle(
+def unmet_requirement(
     kernel: str, platform: str, net: Any, shapes: Sequence[Shape], dtype: str, tensor: int,
     dropout: float = 0.0,
 ) -> str:  # fmt: skip

@@ -48,21 +48,21 @@ class BERT(nnx.Module):
 
     def __call__(self, batch, *, how: layers.Compute, key=None):
         """Ids [B, T] -> features [B, P, D]; the head's transform sees predicted positions only."""
-        embedded, blocks, pooled = layers.split(key, 3)
+        embedded, blocks, pooled = layers.split_key(key, 3)
         x_BTD = self.token_embedding(batch.tokens, how.dtype)
-        x_BTD += layers.positions(
+        x_BTD += layers.position_embeddings(
             self.position_embedding, batch.tokens, batch.position_ids, how.dtype
         )
         types = jnp.zeros_like(batch.tokens) if batch.type_ids is None else batch.type_ids
         x_BTD += self.type_embedding(types, how.dtype)
-        x_BTD = layers.drop(self.embedding_norm(x_BTD), embedded, self.dropout)
-        sight = attention.within(batch.segments, False, how.attention)
+        x_BTD = layers.dropout(self.embedding_norm(x_BTD), embedded, self.dropout)
+        sight = attention.self_mask(batch.segments, False, how.attention)
         x_BTD = layers.scan(self.blocks, x_BTD, blocks, how.remat, sight)
-        x_BPD = layers.at(x_BTD, batch.positions)
+        x_BPD = layers.gather_positions(x_BTD, batch.positions)
         if self.kind == 'none':
             return x_BPD
         if self.kind == 'classify':
-            return layers.drop(jnp.tanh(self.pooler(x_BPD)), pooled, self.dropout)
+            return layers.dropout(jnp.tanh(self.pooler(x_BPD)), pooled, self.dropout)
         return self.transform_norm(_gelu(self.transform(x_BPD)))
 
     def head(self):

@@ -52,7 +52,7 @@ class Generated(NamedTuple):
     divided by length ** length_penalty."""
 
 
-def make(
+def make_generate(
     model: models.Model, settings: Settings, *, start_id: int, eos_id: int, pad_id: int
 ) -> Callable[..., Generated]:
     """A pure function (params, prompt, key=None) -> Generated, to be jitted by the caller.
@@ -149,7 +149,7 @@ def _single(s: Settings, step, tokens_B, memory, eos_id: int, pad_id: int, key) 
         logits_BV = logits_BWV[:, 0]
         allowed_BV = _without_end(logits_BV, i, eos_id, s.min_length)
         if s.sample:
-            chosen_B = draw(allowed_BV, jax.random.fold_in(key, i), s)
+            chosen_B = sample(allowed_BV, jax.random.fold_in(key, i), s)
         else:
             chosen_B = _first_largest(allowed_BV)
         log_p_B = jnp.take_along_axis(logits_BV, chosen_B[:, None], axis=-1)[:, 0]
@@ -181,12 +181,12 @@ def _lengths(ids_BN, eos_id: int):
     return jnp.where(jnp.any(end_BN, axis=-1), first_B, ids_BN.shape[-1])
 
 
-def draw(logits_BV: Float[Array, 'B V'], key, s: Settings) -> Int[Array, ' B']:
+def sample(logits_BV: Float[Array, 'B V'], key, s: Settings) -> Int[Array, ' B']:
     """One id a row, by temperature, top-k and top-p in this order."""
-    return jax.random.categorical(key, kept(logits_BV, s)).astype(jnp.int32)
+    return jax.random.categorical(key, filter_logits(logits_BV, s)).astype(jnp.int32)
 
 
-def kept(logits_BV: Float[Array, 'B V'], s: Settings) -> Float[Array, 'B V']:
+def filter_logits(logits_BV: Float[Array, 'B V'], s: Settings) -> Float[Array, 'B V']:
     """Logits as tokens are drawn by; -inf of those that cannot be. Equal ones all stay, or none."""
     logits_BV = logits_BV / s.temperature
     if s.top_k and s.top_k < logits_BV.shape[-1]:
@@ -283,11 +283,13 @@ def _candidates(logits_BWV, offsets_BW) -> _Best:
     """
     rows, beams, vocab = logits_BWV.shape
     sums_BS = (logits_BWV + offsets_BW[..., None]).reshape(rows, -1)
-    scores_BC, places_BC = largest(sums_BS, 2 * beams)
+    scores_BC, places_BC = blocked_top_k(sums_BS, 2 * beams)
     return _Best(scores_BC, places_BC // vocab, places_BC % vocab)
 
 
-def largest(x_BS: Float[Array, 'B S'], count: int) -> tuple[Float[Array, 'B C'], Int[Array, 'B C']]:
+def blocked_top_k(
+    x_BS: Float[Array, 'B S'], count: int
+) -> tuple[Float[Array, 'B C'], Int[Array, 'B C']]:
     """As jax.lax.top_k, ties included, of long rows (S a multiple of 128): ten times faster on a CPU.
 
     The `count` largest are in the `count` blocks with the largest maxima.

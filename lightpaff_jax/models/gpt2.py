@@ -29,10 +29,10 @@ class Block(nnx.Module):
         self.dropout = c.dropout
 
     def __call__(self, x_BTD, key, sight):
-        inner, outer, ffn = layers.split(key, 3)
+        inner, outer, ffn = layers.split_key(key, 3)
         mixed_BTD = self.attention(self.norm1(x_BTD), sight, inner, self.dropout)
-        x_BTD += layers.drop(mixed_BTD, outer, self.dropout)
-        return x_BTD + layers.drop(self.ffn(self.norm2(x_BTD)), ffn, self.dropout)
+        x_BTD += layers.dropout(mixed_BTD, outer, self.dropout)
+        return x_BTD + layers.dropout(self.ffn(self.norm2(x_BTD)), ffn, self.dropout)
 
     def keys(self, x_BTD):
         """What later tokens attend to."""
@@ -59,15 +59,15 @@ class GPT2(nnx.Module):
 
     def __call__(self, batch, *, how: layers.Compute, key=None):
         """Ids [B, T] -> features [B, P, D]."""
-        embedded, blocks = layers.split(key, 2)
+        embedded, blocks = layers.split_key(key, 2)
         x_BTD = self.token_embedding(batch.tokens, how.dtype)
-        x_BTD += layers.positions(
+        x_BTD += layers.position_embeddings(
             self.position_embedding, batch.tokens, batch.position_ids, how.dtype
         )
-        x_BTD = layers.drop(x_BTD, embedded, self.dropout)
-        sight = attention.within(batch.segments, True, how.attention)
+        x_BTD = layers.dropout(x_BTD, embedded, self.dropout)
+        sight = attention.self_mask(batch.segments, True, how.attention)
         x_BTD = layers.scan(self.blocks, x_BTD, blocks, how.remat, sight)
-        return self.norm(layers.at(x_BTD, batch.positions))
+        return self.norm(layers.gather_positions(x_BTD, batch.positions))
 
     def begin(self, batch, start_id: int, steps: int, beams: int, *, dtype):
         """The first token to step from, [B], and the memory of those before it.
@@ -75,15 +75,15 @@ class GPT2(nnx.Module):
         That is the last of the prompt (`start_id` is for decoders that have none).
         """
         del start_id
-        layers.room(self.position_embedding, batch.tokens.shape[1] + steps)
+        layers.check_positions(self.position_embedding, batch.tokens.shape[1] + steps)
         real_BT = jnp.ones_like(batch.tokens) if batch.segments is None else batch.segments != 0
         last_B = jnp.maximum(jnp.sum(real_BT, axis=1, dtype=jnp.int32) - 1, 0)
         x_BTD = self.token_embedding(batch.tokens, dtype)
-        x_BTD += layers.positions(self.position_embedding, batch.tokens, None, dtype)
-        prompt = layers.collect(self.blocks, x_BTD, Block.keys, attention.within(None, True))
+        x_BTD += layers.position_embeddings(self.position_embedding, batch.tokens, None, dtype)
+        prompt = layers.scan_caches(self.blocks, x_BTD, Block.keys, attention.self_mask(None, True))
         memory = {
             'layers': [
-                {'prompt': one, 'own': layers.empty(one, beams * steps)}
+                {'prompt': one, 'own': layers.empty_cache(one, beams * steps)}
                 for one in layers.unstack(prompt)
             ],
             'seen': jnp.arange(batch.tokens.shape[1]) < last_B[:, None],
@@ -94,7 +94,7 @@ class GPT2(nnx.Module):
 
     def single(self, dtype):
         """Parameters of each layer that a token goes through."""
-        return layers.single(self.blocks, dtype)
+        return layers.unstack_params(self.blocks, dtype)
 
     def step(self, blocks, memory, tokens_BW, step, seen_BWS, *, dtype):
         """One token of each hypothesis: features [B, W, D], and the memory with it."""
@@ -102,7 +102,7 @@ class GPT2(nnx.Module):
         x_BWD += self.position_embedding(memory['position'] + step, dtype)[:, None]
         seen, new = (memory['seen'][:, None], seen_BWS), []
         for params, old in zip(blocks, memory['layers'], strict=True):
-            x_BWD, one = layers.layer(self.blocks, params).step(x_BWD, old, step, seen)
+            x_BWD, one = layers.bind_layer(self.blocks, params).step(x_BWD, old, step, seen)
             new.append(one)
         return self.norm(x_BWD), memory | {'layers': new}
 

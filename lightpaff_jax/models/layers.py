@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lightpaff_jax.models.attention import Sight, attend
+from lightpaff_jax.models.attention import AttentionMask, attention
 
-Memory = dict[str, Array]
+KVCache = dict[str, Array]
 """Keys and values of one attention, 'key' and 'value', each [B H S K]."""
 
 
@@ -107,16 +107,16 @@ class SelfAttention(nnx.Module):
         self.out = Linear((heads, width // heads, width), 2, out_std, rngs)
 
     def __call__(
-        self, x_BTD: Float[Array, 'B T D'], sight: Sight, key=None, dropout: float = 0.0
+        self, x_BTD: Float[Array, 'B T D'], sight: AttentionMask, key=None, dropout: float = 0.0
     ) -> Float[Array, 'B T D']:
         q_BTHK, k_BTHK, v_BTHK = self.qkv.parts(x_BTD)
-        return self.out(attend(q_BTHK, k_BTHK, v_BTHK, sight, key, dropout))
+        return self.out(attention(q_BTHK, k_BTHK, v_BTHK, sight, key, dropout))
 
-    def keys(self, x_BTD: Float[Array, 'B T D']) -> Memory:
+    def keys(self, x_BTD: Float[Array, 'B T D']) -> KVCache:
         """What later tokens attend to."""
-        return memory(*self.qkv.parts(x_BTD)[1:])
+        return kv_cache(*self.qkv.parts(x_BTD)[1:])
 
-    def step(self, x_BWD: Float[Array, 'B W D'], own: Memory, step, seen, prompt=None):
+    def step(self, x_BWD: Float[Array, 'B W D'], own: KVCache, step, seen, prompt=None):
         """One token of each hypothesis; returns the mixed features and the longer memory.
 
         Args:
@@ -129,10 +129,10 @@ class SelfAttention(nnx.Module):
         q_BWHK, *new = jnp.moveaxis(self.qkv(x_BWD), -3, 0)
         start = (0, 0, step * x_BWD.shape[1], 0)
         own = jax.tree.map(
-            lambda x, y: jax.lax.dynamic_update_slice(x, y, start), own, memory(*new)
+            lambda x, y: jax.lax.dynamic_update_slice(x, y, start), own, kv_cache(*new)
         )
         memories = [own] if prompt is None else [prompt, own]
-        return self.out(recall(q_BWHK, memories, seen)), own
+        return self.out(cached_attention(q_BWHK, memories, seen)), own
 
 
 class CrossAttention(nnx.Module):
@@ -144,32 +144,32 @@ class CrossAttention(nnx.Module):
         self.out = Linear((heads, width // heads, width), 2, std, rngs)
 
     def __call__(
-        self, x_BTD: Float[Array, 'B T D'], source_BSD: Float[Array, 'B S D'], sight: Sight,
+        self, x_BTD: Float[Array, 'B T D'], source_BSD: Float[Array, 'B S D'], sight: AttentionMask,
         key=None, dropout: float = 0.0,
     ) -> Float[Array, 'B T D']:  # fmt: skip
         k_BSHK, v_BSHK = self.kv.parts(source_BSD)
-        return self.out(attend(self.query(x_BTD), k_BSHK, v_BSHK, sight, key, dropout))
+        return self.out(attention(self.query(x_BTD), k_BSHK, v_BSHK, sight, key, dropout))
 
-    def keys(self, source_BSD: Float[Array, 'B S D']) -> Memory:
+    def keys(self, source_BSD: Float[Array, 'B S D']) -> KVCache:
         """What target tokens attend to."""
-        return memory(*self.kv.parts(source_BSD))
+        return kv_cache(*self.kv.parts(source_BSD))
 
-    def step(self, x_BWD: Float[Array, 'B W D'], source: Memory, seen) -> Float[Array, 'B W D']:
+    def step(self, x_BWD: Float[Array, 'B W D'], source: KVCache, seen) -> Float[Array, 'B W D']:
         """One token of each hypothesis attends to the source; `seen` [B 1 S]."""
-        return self.out(recall(self.query(x_BWD), [source], [seen]))
+        return self.out(cached_attention(self.query(x_BWD), [source], [seen]))
 
 
-def memory(k_BSHK, v_BSHK) -> Memory:
+def kv_cache(k_BSHK, v_BSHK) -> KVCache:
     """Keys and values, each as [B H S K]."""
     return {'key': k_BSHK.swapaxes(1, 2), 'value': v_BSHK.swapaxes(1, 2)}
 
 
-def empty(like: Memory, size: int) -> Memory:
+def empty_cache(like: KVCache, size: int) -> KVCache:
     """A memory for `size` tokens, of a layer with a memory `like` this."""
     return {name: jnp.zeros((*x.shape[:2], size, x.shape[3]), x.dtype) for name, x in like.items()}
 
 
-def recall(q_BWHK, memories: Sequence[Memory], seen) -> Float[Array, 'B W H K']:
+def cached_attention(q_BWHK, memories: Sequence[KVCache], seen) -> Float[Array, 'B W H K']:
     """Softmax attention of single tokens to all memories together.
 
     Args:
@@ -195,25 +195,27 @@ def recall(q_BWHK, memories: Sequence[Memory], seen) -> Float[Array, 'B W H K']:
     return sum(mixed[1:], mixed[0]).swapaxes(1, 2)
 
 
-def at(x_BTD, positions_BP) -> Float[Array, 'B P D']:
+def gather_positions(x_BTD, positions_BP) -> Float[Array, 'B P D']:
     """Features at the given positions; None takes all."""
     if positions_BP is None:
         return x_BTD
     return jnp.take_along_axis(x_BTD, positions_BP[..., None], axis=1)
 
 
-def positions(table: Embedding, ids_BT, position_ids_BT, dtype) -> Float[Array, '... T D']:
+def position_embeddings(
+    table: Embedding, ids_BT, position_ids_BT, dtype
+) -> Float[Array, '... T D']:
     """Embeddings of the positions of ids: those given, or 0 ... T-1.
 
     Raises:
       ValueError: the table has fewer than T rows.
     """
     length = ids_BT.shape[1]
-    room(table, length)
+    check_positions(table, length)
     return table(jnp.arange(length) if position_ids_BT is None else position_ids_BT, dtype)
 
 
-def room(table: Embedding, length: int) -> None:
+def check_positions(table: Embedding, length: int) -> None:
     """Raises ValueError where a table of positions has fewer than `length` rows."""
     rows = table.table[...].shape[0]
     if length > rows:
@@ -236,11 +238,13 @@ class PostNormBlock(nnx.Module):
         self.ffn_norm = LayerNorm(c.width, epsilon)
         self.dropout = c.dropout
 
-    def __call__(self, x_BTD: Float[Array, 'B T D'], key, sight: Sight) -> Float[Array, 'B T D']:
-        inner, outer, ffn = split(key, 3)
+    def __call__(
+        self, x_BTD: Float[Array, 'B T D'], key, sight: AttentionMask
+    ) -> Float[Array, 'B T D']:
+        inner, outer, ffn = split_key(key, 3)
         mixed_BTD = self.attention(x_BTD, sight, inner, self.dropout)
-        x_BTD = self.attention_norm(x_BTD + drop(mixed_BTD, outer, self.dropout))
-        return self.ffn_norm(x_BTD + drop(self.ffn(x_BTD), ffn, self.dropout))
+        x_BTD = self.attention_norm(x_BTD + dropout(mixed_BTD, outer, self.dropout))
+        return self.ffn_norm(x_BTD + dropout(self.ffn(x_BTD), ffn, self.dropout))
 
 
 class FeedForward(nnx.Module):
@@ -281,7 +285,7 @@ class Linear(nnx.Module):
         return [jnp.tensordot(x, kernel[:, i], 1) + bias[i] for i in range(len(bias))]
 
 
-def drop(x, key, rate: float):
+def dropout(x, key, rate: float):
     """Dropout: zeroes a share `rate` of x and scales the rest; none without a key."""
     if key is None or not rate:
         return x
@@ -289,7 +293,7 @@ def drop(x, key, rate: float):
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def split(key, count: int):
+def split_key(key, count: int):
     """`count` keys, or as many times None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
@@ -327,7 +331,7 @@ def scan(blocks: nnx.Module, x, key, remat: str, *constants):
     return x
 
 
-def collect(blocks: nnx.Module, x, keys: Callable, *constants):
+def scan_caches(blocks: nnx.Module, x, keys: Callable, *constants):
     """As `scan` without dropout; returns `keys(block, x)` of every layer, stacked, and no features."""
     graph, params = nnx.split(blocks)
 
@@ -344,12 +348,12 @@ def unstack(tree) -> list:
     return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]
 
 
-def layer(blocks: nnx.Module, params: nnx.State) -> Any:
+def bind_layer(blocks: nnx.Module, params: nnx.State) -> Any:
     """One of stacked blocks, with its own parameters."""
     return nnx.merge(nnx.split(blocks)[0], params)
 
 
-def single(blocks: nnx.Module, dtype) -> list[nnx.State]:
+def unstack_params(blocks: nnx.Module, dtype) -> list[nnx.State]:
     """Parameters of each of stacked blocks; kernels as they are multiplied.
 
     A loop over tokens reads them in place, where slices of a stack would be copied for each.

@@ -40,12 +40,12 @@ class DecoderBlock(nnx.Module):
 
     def __call__(self, x_BTD, key, sight, source_BSD, source_sight):
         rate = self.dropout
-        inner, outer, cross_inner, cross_outer, ffn = layers.split(key, 5)
+        inner, outer, cross_inner, cross_outer, ffn = layers.split_key(key, 5)
         mixed_BTD = self.attention(x_BTD, sight, inner, rate)
-        x_BTD = self.attention_norm(x_BTD + layers.drop(mixed_BTD, outer, rate))
+        x_BTD = self.attention_norm(x_BTD + layers.dropout(mixed_BTD, outer, rate))
         mixed_BTD = self.cross(x_BTD, source_BSD, source_sight, cross_inner, rate)
-        x_BTD = self.cross_norm(x_BTD + layers.drop(mixed_BTD, cross_outer, rate))
-        return self.ffn_norm(x_BTD + layers.drop(self.ffn(x_BTD), ffn, rate))
+        x_BTD = self.cross_norm(x_BTD + layers.dropout(mixed_BTD, cross_outer, rate))
+        return self.ffn_norm(x_BTD + layers.dropout(self.ffn(x_BTD), ffn, rate))
 
     def step(self, x_BWD, memory, step, seen, source_seen):
         """One token of each hypothesis: features, and the layer's memory with it."""
@@ -90,19 +90,19 @@ class MASS(nnx.Module):
 
     def __call__(self, batch, *, how: layers.Compute, key=None):
         """Source ids [B, S] and decoder inputs [B, T] -> the decoder's features [B, P, D]."""
-        encoder, embedded, blocks = layers.split(key, 3)
+        encoder, embedded, blocks = layers.split_key(key, 3)
         x_BSD = self.encode(batch, how=how, key=encoder)
         y_BTD = self.embedded(batch.tokens, how.dtype)
-        y_BTD += layers.positions(
+        y_BTD += layers.position_embeddings(
             self.decoder_position, batch.tokens, batch.position_ids, how.dtype
         )
-        y_BTD = layers.drop(self.decoder_norm(y_BTD), embedded, self.dropout)
-        sight = attention.within(batch.segments, True, how.attention)
-        source_sight = attention.across(
+        y_BTD = layers.dropout(self.decoder_norm(y_BTD), embedded, self.dropout)
+        sight = attention.self_mask(batch.segments, True, how.attention)
+        source_sight = attention.cross_mask(
             batch.segments, batch.source_segments, batch.tokens, how.attention
         )
         y_BTD = layers.scan(self.decoder, y_BTD, blocks, how.remat, sight, x_BSD, source_sight)
-        return layers.at(y_BTD, batch.positions)
+        return layers.gather_positions(y_BTD, batch.positions)
 
     def embedded(self, ids, dtype):
         """Embeddings of the decoder's ids, scaled."""
@@ -111,13 +111,13 @@ class MASS(nnx.Module):
 
     def encode(self, batch, *, how: layers.Compute, key=None):
         """Source ids [B, S] -> the encoder's features [B, S, D]."""
-        embedded, blocks = layers.split(key, 2)
+        embedded, blocks = layers.split_key(key, 2)
         x_BSD = self.token_embedding(batch.source, how.dtype) * self.scale
-        x_BSD += layers.positions(
+        x_BSD += layers.position_embeddings(
             self.encoder_position, batch.source, batch.source_position_ids, how.dtype
         )
-        x_BSD = layers.drop(self.encoder_norm(x_BSD), embedded, self.dropout)
-        sight = attention.within(batch.source_segments, False, how.attention)
+        x_BSD = layers.dropout(self.encoder_norm(x_BSD), embedded, self.dropout)
+        sight = attention.self_mask(batch.source_segments, False, how.attention)
         return layers.scan(self.encoder, x_BSD, blocks, how.remat, sight)
 
     def begin(self, batch, start_id: int, steps: int, beams: int, *, dtype):
@@ -125,16 +125,16 @@ class MASS(nnx.Module):
 
         The source goes through the encoder, and is projected for every decoder layer, once.
         """
-        layers.room(self.decoder_position, steps)
+        layers.check_positions(self.decoder_position, steps)
         x_BSD = self.encode(batch, how=layers.Compute(dtype))
         source = jax.lax.map(
-            lambda one: layers.layer(self.decoder, one).cross.keys(x_BSD),
+            lambda one: layers.bind_layer(self.decoder, one).cross.keys(x_BSD),
             nnx.split(self.decoder)[1],
         )
         real = batch.source_segments
         memory = {
             'layers': [
-                {'source': one, 'own': layers.empty(one, beams * steps)}
+                {'source': one, 'own': layers.empty_cache(one, beams * steps)}
                 for one in layers.unstack(source)
             ],
             'seen': jnp.ones((1, batch.source.shape[1]), bool) if real is None else real != 0,
@@ -143,7 +143,7 @@ class MASS(nnx.Module):
 
     def single(self, dtype):
         """Parameters of each layer that a token goes through."""
-        return layers.single(self.decoder, dtype)
+        return layers.unstack_params(self.decoder, dtype)
 
     def step(self, blocks, memory, tokens_BW, step, seen_BWS, *, dtype):
         """One token of each hypothesis: features [B, W, D], and the memory with it."""
@@ -151,7 +151,7 @@ class MASS(nnx.Module):
         x_BWD = self.decoder_norm(x_BWD)
         source_seen, new = memory['seen'][:, None], []
         for params, old in zip(blocks, memory['layers'], strict=True):
-            x_BWD, one = layers.layer(self.decoder, params).step(
+            x_BWD, one = layers.bind_layer(self.decoder, params).step(
                 x_BWD, old, step, seen_BWS, source_seen
             )
             new.append(one)

@@ -165,13 +165,13 @@ def compiled(c: ConfigDict, mesh: Mesh, net: Any) -> Plan:
     rule = optimizer.make(c)
     state = distill_step.abstract_state(c, mesh, student, rule)
     batch = batches.abstract_batches(c)[-1]
-    place = sharding.of_batch(mesh, micro=True)
-    batch = sharding.placed(batch, jax.tree.map(lambda _: place, batch))
+    place = sharding.batch_sharding(mesh, micro=True)
+    batch = sharding.abstract_arrays(batch, jax.tree.map(lambda _: place, batch))
     step = distill_step.make_step(c, mesh, student, teacher_model, rule)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = step.lower(
-            state, _teacher_params(c, mesh, teacher_model), batch, optimizer.knobs(c)
+            state, _teacher_params(c, mesh, teacher_model), batch, optimizer.hyperparameters(c)
         )
     try:
         program = lowered.compile()
@@ -217,8 +217,10 @@ def _teacher_params(c: ConfigDict, mesh: Mesh, teacher_model: models.Model | Non
     if teacher_model is None:
         return None
     dtype = networks.teacher_dtype(c, 'tpu')
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), teacher_model.abstract)
-    return sharding.placed(params, sharding.of_params(mesh, params, c.mesh.teacher))
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, dtype), teacher_model.abstract_params
+    )
+    return sharding.abstract_arrays(params, sharding.param_shardings(mesh, params, c.mesh.teacher))
 
 
 def _held(c: ConfigDict, mesh: Mesh, net: Any) -> dict[str, float]:
@@ -247,7 +249,7 @@ def _flops(c: ConfigDict, net: Any) -> dict[str, float]:
 
     def both(net) -> tuple[float, float]:
         model = models.build(net)
-        head = 2.0 * shape.predicted * net.width * models.outputs(net)
+        head = 2.0 * shape.predicted * net.width * models.head_rows(net)
         return size * (model.flops(shape) - head), size * head
 
     body, head = both(c.student)

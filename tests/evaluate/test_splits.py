@@ -29,7 +29,7 @@ def scored(c, folder, split='test', teacher_seed=None):
         other = jax.tree.map(lambda x: 5 * x, student.init(jax.random.key(teacher_seed)))
         teacher = Teacher(student, other, '')
     with jax.set_mesh(mesh):
-        params = jax.tree.map(jax.device_put, params, sharding.of_params(mesh, params))
+        params = jax.tree.map(jax.device_put, params, sharding.param_shardings(mesh, params))
         evaluation = evaluate.make(c, mesh, student, teacher, prepared, tokenizer)
         found = evaluation.finish(evaluation.find(split, params), params, folder)
     return found, [json.loads(x) for x in (folder / f'{split}.jsonl').read_text().splitlines()]
@@ -175,7 +175,7 @@ def test_texts_are_those_that_generate_writes(summaries, tmp_path, beams, mesh):
     settings = generate.Settings(max_length=12, min_length=2, beams=beams)
     eos = tokenizer.eos_id
     write = jax.jit(
-        generate.make(student, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id)
+        generate.make_generate(student, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id)
     )
     records = prepare.prepare(c, tokenizer).records('test')
     for line in lines[:4] + lines[-1:]:

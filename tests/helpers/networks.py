@@ -51,7 +51,7 @@ def noisy(model: models.Model, seed: int = 0) -> models.Params:
             x[VOCABULARY:] = 0
         return jnp.asarray(x)
 
-    return jax.tree_util.tree_map_with_path(noise, model.abstract)
+    return jax.tree_util.tree_map_with_path(noise, model.abstract_params)
 
 
 def batch_of(ids, **more) -> Batch:

@@ -12,7 +12,6 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from lightpaff_jax import config, models, sharding
 from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.models import attention
-from lightpaff_jax.models.attention import Sight, attend
 
 # Rounding of sums of some hundred float32 terms.
 CLOSE = 1e-5
@@ -42,9 +41,9 @@ def inputs(S=128):
 @pytest.mark.parametrize('causal', [False, True])
 @pytest.mark.parametrize('masked', [False, True])
 def test_attention_with_dropout_equals_the_library_where_nothing_is_dropped(causal, masked):
-    sight = attention.within(jnp.asarray(SEGMENTS) if masked else None, causal)
-    ours = attend(*inputs(), sight, jax.random.key(1), 1e-9)
-    np.testing.assert_allclose(ours, attend(*inputs(), sight), atol=CLOSE)
+    sight = attention.self_mask(jnp.asarray(SEGMENTS) if masked else None, causal)
+    ours = attention.attention(*inputs(), sight, jax.random.key(1), 1e-9)
+    np.testing.assert_allclose(ours, attention.attention(*inputs(), sight), atol=CLOSE)
 
 
 @pytest.mark.usefixtures('interpreted')
@@ -62,7 +61,10 @@ def test_splash_equals_xla_in_value_and_gradient(causal, S, segments):
     real = 1.0 if queries is None else (queries > 0)[:, :, None, None]
 
     def loss(kernel, *qkv):
-        return jnp.sum(real * attend(*qkv, Sight(causal, queries, keys, kernel)) ** 3)
+        return jnp.sum(
+            real
+            * attention.attention(*qkv, attention.AttentionMask(causal, queries, keys, kernel)) ** 3
+        )
 
     def both(kernel):
         return jax.value_and_grad(lambda qkv: loss(kernel, *qkv))(inputs(S))
@@ -93,7 +95,7 @@ def test_a_network_with_splash_has_the_gradient_of_one_with_xla_on_a_mesh_of_thr
     def gradient(kernel):
         model = models.build(net, attention=kernel)
         params = model.init(jax.random.key(0))
-        params = jax.device_put(params, sharding.of_params(mesh, params))
+        params = jax.device_put(params, sharding.param_shardings(mesh, params))
 
         def loss(params):
             return jnp.sum(batch.weights[..., None] * model.features(params, batch) ** 3)
@@ -134,7 +136,9 @@ def test_what_stands_in_a_kernels_way_is_said(kernel, platform, changes, said):
         config.network(width=c['width'], heads=c['heads']),
         [Shape(128, 1, 128), Shape(128, 1, c['length'])],
     )
-    found = attention.obstacle(kernel, platform, net, shapes, c['dtype'], c['tensor'], c['dropout'])
+    found = attention.unmet_requirement(
+        kernel, platform, net, shapes, c['dtype'], c['tensor'], c['dropout']
+    )
     assert found == said
 
 
@@ -144,4 +148,4 @@ def test_what_stands_in_a_kernels_way_is_said(kernel, platform, changes, said):
 )
 def test_auto_takes_the_first_kernel_that_can(platform, length, kernel):
     net, shape = config.network(width=128, heads=2), Shape(length, length)
-    assert attention.choose(platform, net, [shape], 'bfloat16', 1) == kernel
+    assert attention.choose_kernel(platform, net, [shape], 'bfloat16', 1) == kernel

@@ -60,7 +60,7 @@ SIZES = {
     ],
 )
 def test_parameter_counts_are_those_of_the_paper(name, count):
-    assert models.build(config.network(**SIZES[name])).parameters == count
+    assert models.build(config.network(**SIZES[name])).parameter_count == count
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_parameter_counts_of_mass_are_those_of_the_paper_as_it_rounds(name, mill
     is not trained.
     """
     c = config.network(**SIZES[name])
-    trained = models.build(c).parameters - c.vocab_size
+    trained = models.build(c).parameter_count - c.vocab_size
     assert abs(trained / 1e6 - millions) < rounding
 
 
@@ -273,7 +273,7 @@ def test_dropout_needs_a_key_and_is_that_of_the_key(case):
 
 
 def test_dropout_keeps_the_mean():
-    kept = layers.drop(jnp.ones(100_000), jax.random.key(0), 0.3)
+    kept = layers.dropout(jnp.ones(100_000), jax.random.key(0), 0.3)
     # The mean of 1e5 of them has standard error sqrt(0.3 / 0.7 / 1e5) = 0.002.
     assert abs(float(kept.mean()) - 1) < 0.01
 
@@ -288,7 +288,7 @@ def test_forward_flops_count_every_matrix_product_of_the_compiled_program(case):
     model, one = models.build(c), jnp.zeros((1, 1), jnp.int32)
     ids, source = jnp.zeros((1, 64), jnp.int32), jnp.zeros((1, 48), jnp.int32)
     batch = batch_of(ids, source=source, positions=one if case == 'bert classify' else None)
-    compiled = jax.jit(model.logits).lower(model.abstract, batch).compile()
+    compiled = jax.jit(model.logits).lower(model.abstract_params, batch).compile()
     shape = Shape(64, 1 if case == 'bert classify' else 64, 48)
     # The compiler also counts softmax, norms and GELU, here under a tenth.
     assert 0.9 < model.flops(shape) / compiled.cost_analysis()['flops'] < 1.0

@@ -61,7 +61,7 @@ def test_every_objective_compiles_without_data(of_cpu, family, objective, keys):
     assert {one['kind'] for one in result['collectives']} == {'all-reduce'}
     student = models.build(c.student)
     held = result['held']
-    exact = sum(np.prod(x.shape) for x in jax.tree.leaves(student.abstract)) * 4
+    exact = sum(np.prod(x.shape) for x in jax.tree.leaves(student.abstract_params)) * 4
     assert held['parameters'] == exact
     assert held['optimizer'] == 2 * exact + 4  # two moments, and a count
     assert 'not measured' in preflight.said(result)

@@ -251,7 +251,7 @@ def test_small_recipe_has_three_tasks_and_every_student(family):
     c.workdir, c.recipe.data = 'work', '/elsewhere'
     runs, record = plan.expand(c)
     assert tuple(record['tasks']) == FAMILIES[family]
-    assert models.build(c.student).parameters * 4.5 <= models.build(c.teacher).parameters
+    assert models.build(c.student).parameter_count * 4.5 <= models.build(c.teacher).parameter_count
     assert len(c.recipe.seeds) >= 2
     names = [student['student'] for student in students_of(record)]
     assert set(list(plan.STUDENTS)[:4]) <= set(names)
@@ -303,7 +303,7 @@ def test_report_accepts_the_scale_of_every_recipe(name, preset):
 
 def test_student_is_at_least_4_5_times_smaller_than_teacher():
     c, _, _ = expand('gpt2')
-    assert models.build(c.student).parameters * 4.5 <= models.build(c.teacher).parameters
+    assert models.build(c.student).parameter_count * 4.5 <= models.build(c.teacher).parameter_count
 
 
 def test_pretraining_and_finetuning_read_different_packages():

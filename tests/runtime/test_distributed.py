@@ -81,7 +81,7 @@ devices = numpy.array(sorted(jax.devices(), key=lambda x: x.process_index))[[0, 
 whole = numpy.arange(16).reshape(2, 8)
 for shape in ((4, 1, 1), (2, 2, 1), (2, 1, 2)):
     mesh = jax.sharding.Mesh(devices.reshape(shape), sharding.AXES)
-    rows = sharding.rows(mesh, 8)
+    rows = sharding.local_rows(mesh, 8)
     placed = sharding.put_batch(mesh, whole[:, rows], micro=True)
     parts = placed.addressable_shards
     right = all(numpy.array_equal(part.data, whole[part.index]) for part in parts)

@@ -57,7 +57,7 @@ def read_params(
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(where, _places(where, folder, stack))
         return weights.from_huggingface(
-            where, tensors, model.table, names, model.abstract, model.vocab_size, fresh
+            where, tensors, model.table, names, model.abstract_params, model.vocab_size, fresh
         )
 
 

@@ -118,9 +118,9 @@ def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(
         def __init__(self, step):
             self.step = step
 
-        def lower(self, state, teacher_params, batch, knobs):
+        def lower(self, state, teacher_params, batch, hyperparameters):
             compiled.append(batch.shape)
-            return self.step.lower(state, teacher_params, batch, knobs)
+            return self.step.lower(state, teacher_params, batch, hyperparameters)
 
     make = distill_step.make_step
     monkeypatch.setattr(distill_step, 'make_step', lambda *args: Counted(make(*args)))

@@ -176,7 +176,7 @@ def test_heads_that_are_not_wanted_are_left_out_with_their_names_in_the_log(tmp_
     model = other_head('bert pretraining', 'lm')
     with caplog.at_level(logging.INFO, 'lightpaff_jax'):
         found = checkpoint_dir.read_params('teacher.path', tmp_path, model)
-    chex.assert_trees_all_equal(found, {name: params[name] for name in model.abstract})
+    chex.assert_trees_all_equal(found, {name: params[name] for name in model.abstract_params})
     (line,) = caplog.messages
     left = ('bert.pooler.dense.weight', 'bert.pooler.dense.bias', 'cls.seq_relationship.weight',
             'cls.seq_relationship.bias')  # fmt: skip
@@ -194,7 +194,7 @@ def test_a_head_that_is_not_there_begins_fresh_only_where_it_may(tmp_path, caplo
     with caplog.at_level(logging.INFO, 'lightpaff_jax'):
         found = checkpoint_dir.read_params('student.init', tmp_path, model, fresh)
     heads = ('pooler', 'classifier')
-    expected = {name: (fresh if name in heads else params)[name] for name in model.abstract}
+    expected = {name: (fresh if name in heads else params)[name] for name in model.abstract_params}
     chex.assert_trees_all_equal(found, expected)
     assert [line for line in caplog.messages if 'begins fresh: ' in line]
 
