@@ -29,3 +29,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
     lower = {known.lower(): known for known in reversed(names)}
     matches = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
     return f'; did you mean {lower[matches[0]]}?' if matches else ''
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the message of an error with each run of white space as one space."""
+    return ' '.join(str(error).split())

@@ -1,7 +1,7 @@
-"""Undoes the spaces that WikiText and Penn Treebank files put around punctuation.
+"""Removes the spaces that WikiText and Penn Treebank files have around punctuation.
 
-Rules of regular expressions, line by line; `<unk>` and the N of numbers stay as they are. What a
-tokenizer took apart cannot always be told, so this is close to the original text, not equal to it.
+The rules are regular expressions, applied line by line; `<unk>` and the N of numbers stay as they
+are. Tokenization loses information, so the result is close to the original text, not equal to it.
 """
 
 import re
@@ -10,7 +10,7 @@ _CONTRACTION = r'(?:s|t|re|ve|ll|d|m|S|T|RE|VE|LL|D|M)\b'
 
 
 def _rules(*pairs: tuple[str, str]) -> list[tuple[re.Pattern[str], str]]:
-    return [(re.compile(pattern), to) for pattern, to in pairs]
+    return [(re.compile(pattern), replacement) for pattern, replacement in pairs]
 
 
 _WIKITEXT = _rules(
@@ -42,21 +42,21 @@ _PTB = _rules(
 
 
 def wikitext(text: str) -> str:
-    """Text of WikiText-2 or WikiText-103 as Wikipedia has it."""
+    """Returns a text of WikiText-2 or WikiText-103 as Wikipedia has it."""
     return '\n'.join(_apply(_WIKITEXT, line) for line in text.split('\n'))
 
 
 def ptb(text: str) -> str:
-    """Text of the Penn Treebank, of Mikolov's files or with their punctuation."""
+    """Returns a text of the Penn Treebank, as in Mikolov's files or with its punctuation."""
     return '\n'.join(_apply(_PTB, line) for line in text.split('\n'))
 
 
 def _apply(rules: list[tuple[re.Pattern[str], str]], line: str) -> str:
     line = line.strip(' ')
-    for pattern, to in rules:
-        line = pattern.sub(to, line)
+    for pattern, replacement in rules:
+        line = pattern.sub(replacement, line)
     return line
 
 
-# Of DETOKENIZERS in config.py, which has 'none' too.
+# The functions of config.DETOKENIZERS.
 DETOKENIZERS = {'none': lambda text: text, 'wikitext': wikitext, 'ptb': ptb}

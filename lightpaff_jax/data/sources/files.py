@@ -1,4 +1,4 @@
-"""Files of a data set: found by name, opened here or in a bucket, read line by line."""
+"""Finds the files of a dataset by their names and reads them, locally or from a bucket."""
 
 import codecs
 import contextlib
@@ -18,108 +18,121 @@ from typing import IO, cast
 from ml_collections import ConfigDict
 
 from lightpaff_jax.data.sources.splits import SPLITS, OnError
-from lightpaff_jax.errors import Unreadable, UserError, nearest
+from lightpaff_jax.errors import Unreadable, UserError, nearest, one_line
 from lightpaff_jax.runtime import storage
 
-Path = pathlib.Path  # or one of etils.epath in a bucket, which can do the same
+Path = pathlib.Path  # or an etils.epath of a bucket, which has the same methods
 SplitFiles = dict[str, list[Path]]
 
-# Split -> the names for it, of which a file's name or a folder has one.
+# Split -> the names for it. A file belongs to a split if its name or its folder contains one.
 ALIASES = {
     'train': ('train',),
     'validation': ('validation', 'valid', 'val', 'dev'),
     'test': ('test',),
 }
 SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
-DIGESTS_FILE = 'digests.json'  # path -> size, time of change in ns, digest
-_RECENT = 2  # seconds; no file system has coarser times
-_BLOCK = 1 << 20  # bytes read at once from a bucket
+DIGESTS_FILE = 'digests.json'  # path -> [size, modification time in ns, digest]
+_CLOCK_STEP = 2  # seconds; no common file system stores coarser modification times
+_READ_SIZE = 1 << 20  # bytes read from a bucket in one request
 
 
 def name_parts(name: str) -> list[str]:
-    """Wiki.train.tokens.gz -> wiki, train, tokens."""
+    """Splits a file name: Wiki.train.tokens.gz -> ['wiki', 'train', 'tokens']."""
     return re.split('[._-]', strip_gz(name).lower())
 
 
 def strip_gz(name: str) -> str:
-    """A file's name without .gz."""
+    """Removes the suffix .gz of a file name, if any."""
     return name.removesuffix('.gz')
 
 
 def extension(name: str) -> str:
-    """Wiki.train.tokens.gz -> .tokens; '' where there is none."""
+    """Returns the extension of a file name: Wiki.train.tokens.gz -> .tokens; '' if it has none."""
     dot = strip_gz(name).rfind('.')
     return strip_gz(name)[dot:].lower() if dot > 0 else ''
 
 
-def find(c: ConfigDict, kind: Callable[[str], str | None]) -> SplitFiles:
-    """Split -> its files in `config.data.path`, sorted; a split without files is missing.
+def expected(split: str, extensions: Sequence[str]) -> str:
+    """Describes the files that `find` looks for, for messages."""
+    return (
+        f'looked for files that have {" or ".join(ALIASES[split])} in their names and end in '
+        f'{", ".join(extensions)}, or .gz of these'
+    )
 
-    They are those that `config.data.files` says. Where it is () a file belongs to the split that
-    its name, or the name of its folder below the path, has a part of (ALIASES).
+
+def find(c: ConfigDict, group_of: Callable[[str], str | None]) -> SplitFiles:
+    """Finds the files of each split.
+
+    They are the files that `config.data.files` names. If it is empty, a file belongs to the split
+    whose alias (see ALIASES) is a part of the file's name or is the name of its folder.
 
     Args:
       c: the configuration.
-      kind: name of a file -> what files of one split must have in common, as their extension; None
-        leaves the file out.
+      group_of: maps a file name to a group, such as its extension, or to None if the source does
+        not read the file. The files of a split must be in one group.
+
+    Returns:
+      Split -> its files, sorted by name. A split without files is absent.
 
     Raises:
-      UserError: there is no such folder; a glob that is malformed or matches nothing; it is not
-        clear which files are meant.
+      UserError: the folder does not exist, a pattern is malformed or matches nothing, or a split
+        has files of several groups or aliases.
     """
     if c.data.files:
-        return _chosen(c)
-    # Split -> (alias or folder, kind) -> files.
+        return _match_patterns(c)
+    # Split -> (alias or folder, group) -> files.
     groups: dict[str, dict[tuple[str, str | None], list[Path]]] = {}
-    for alias, file in _named(folder(c), kind):
-        group = groups.setdefault(SPLIT_OF[alias.rstrip('/')], {})
-        group.setdefault((alias, kind(file.name)), []).append(file)
+    for alias, file in _aliased_files(folder(c), group_of):
+        split_groups = groups.setdefault(SPLIT_OF[alias.rstrip('/')], {})
+        split_groups.setdefault((alias, group_of(file.name)), []).append(file)
     files = {}
     for split in filter(groups.get, SPLITS):
-        one, *others = groups[split].values()
+        group, *others = groups[split].values()
         if others:
             raise UserError(
-                f'config.data.path = {c.data.path}: split {split!r} has {one[0].name} and '
-                f'{others[0][0].name}, config.data.files must say which files are meant'
+                f'config.data.path = {c.data.path}: split {split!r} has {group[0].name} and '
+                f'{others[0][0].name}, config.data.files must name the files to read'
             )
-        files[split] = one
-    return _checked(files)
+        files[split] = group
+    return _check_duplicates(files)
 
 
-def _named(root: Path, kind: Callable[[str], str | None]) -> Iterator[tuple[str, Path]]:
-    """(alias, file) of the files whose name has one, (alias/, file) of those in a folder of that name."""
-    for path in _listed(root):
+def _aliased_files(root: Path, group_of: Callable[[str], str | None]) -> Iterator[tuple[str, Path]]:
+    """Yields (alias, file) for aliases in file names and (alias/, file) for folders of that name."""
+    for path in _list_folder(root):
         name = path.name.lower()
-        if kind(path.name) is not None:
+        if group_of(path.name) is not None:
             aliases = {SPLIT_OF[part]: part for part in name_parts(name) if part in SPLIT_OF}
             if len(aliases) > 1:
                 raise UserError(
                     f'{path}: its name has {" and ".join(aliases.values())}, '
-                    'config.data.files must say which files are meant'
+                    'config.data.files must name the files to read'
                 )
             yield from ((alias, path) for alias in aliases.values())
         elif name in SPLIT_OF and path.is_dir():
-            yield from ((f'{name}/', file) for file in _listed(path) if kind(file.name) is not None)
+            members = (file for file in _list_folder(path) if group_of(file.name) is not None)
+            yield from ((f'{name}/', file) for file in members)
 
 
-def _listed(place: Path) -> list[Path]:
-    with translate_errors(place):
-        found = [path for path in place.iterdir() if not path.name.startswith('.')]
-    return sorted(found, key=lambda path: path.name)
+def _list_folder(path: Path) -> list[Path]:
+    with translate_errors(path):
+        visible = [member for member in path.iterdir() if not member.name.startswith('.')]
+    return sorted(visible, key=lambda member: member.name)
 
 
-def _checked(files: SplitFiles) -> SplitFiles:
-    for group in files.values():
+def _check_duplicates(files: SplitFiles) -> SplitFiles:
+    """Raises UserError if a file is present both plain and compressed."""
+    for paths in files.values():
         seen: dict[str, Path] = {}
-        for path in group:
+        for path in paths:
             twin = seen.setdefault(strip_gz(str(path)), path)
             if twin is not path:
-                raise UserError(f'{path}: must not stand beside {twin.name}, its other form')
+                raise UserError(f'{path}: must not exist next to {twin.name}, its other form')
     return files
 
 
-def _chosen(c: ConfigDict) -> SplitFiles:
-    """The files of `config.data.files`."""
+def _match_patterns(c: ConfigDict) -> SplitFiles:
+    """Returns the files of `config.data.files`, in the order of its patterns."""
     files: SplitFiles = {}
     owner: dict[str, str] = {}
     for entry in c.data.files:
@@ -130,18 +143,18 @@ def _chosen(c: ConfigDict) -> SplitFiles:
             raise UserError(
                 f'{where}: must be SPLIT=GLOB with a SPLIT of {", ".join(SPLITS)}{near}'
             )
-        matched = _matches(c, pattern, where)
-        if not matched:
+        matches = _glob(c, pattern, where)
+        if not matches:
             raise UserError(f'{where}: matches no file in {c.data.path}')
-        for path in matched:
+        for path in matches:
             if owner.setdefault(str(path), split) != split:
                 raise UserError(f'{where}: {path} is in split {owner[str(path)]!r} already')
             if path not in files.setdefault(split, []):
                 files[split].append(path)
-    return _checked(files)
+    return _check_duplicates(files)
 
 
-def _matches(c: ConfigDict, pattern: str, where: str) -> list[Path]:
+def _glob(c: ConfigDict, pattern: str, where: str) -> list[Path]:
     pattern = os.path.expanduser(pattern)
     absolute = pattern.startswith('/') or storage.is_remote(pattern)
     root = storage.to_path('/') if absolute else folder(c)
@@ -150,25 +163,25 @@ def _matches(c: ConfigDict, pattern: str, where: str) -> list[Path]:
         names = glob_lib.glob(pattern, root_dir=root, recursive=True)
         return [root / name for name in sorted(names) if (root / name).is_file()]
     if '**' in pattern:
-        raise UserError(f'{where}: ** is of local folders alone')
+        raise UserError(f'{where}: ** is only supported in local folders')
     storage.check_reachable(str(whole))
     with translate_errors(whole):
         return sorted(whole.parent.glob(whole.name), key=str)
 
 
 def folder(c: ConfigDict) -> Path:
-    """`config.data.path`.
+    """Returns the folder `config.data.path`.
 
     Raises:
-      Unreadable: it is no folder, or its bucket cannot be reached.
+      Unreadable: it is not a folder, or its bucket cannot be reached.
     """
     storage.check_reachable(c.data.path)
     root = storage.to_path(c.data.path)
     with translate_errors(root):
         if not c.data.path or not root.is_dir():
-            what = 'is a file' if c.data.path and root.exists() else 'no such folder'
+            problem = 'is a file' if c.data.path and root.exists() else 'no such folder'
             raise Unreadable(
-                f'config.data.path = {c.data.path or repr("")}: {what}, must be a folder; '
+                f'config.data.path = {c.data.path or repr("")}: {problem}, must be a folder; '
                 'config.data.files names files in it'
             )
     return root
@@ -176,125 +189,138 @@ def folder(c: ConfigDict) -> Path:
 
 @contextlib.contextmanager
 def translate_errors(path: str | Path) -> Iterator[None]:
-    """Makes one line of what reading a path raises.
+    """Turns the errors of reading a path into errors of one line.
 
     Raises:
-      UserError: what is there is no whole .gz file, or no whole file of another format.
-      Unreadable: it cannot be read now, whatever it holds.
+      UserError: the content is malformed, such as a truncated .gz file.
+      Unreadable: the path cannot be read at the moment; its content may be intact.
     """
     try:
         with storage.translate_errors(path):
             try:
                 yield
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                must = 'must be a whole .gz file'
-                raise UserError(f'{path}: {must}: {one_line(error)}') from error
+                rule = 'must be a whole .gz file'
+                raise UserError(f'{path}: {rule}: {one_line(error)}') from error
     except OSError as error:
-        system = error.errno or storage.is_remote(
-            path
-        )  # else a library's word for a malformed file
-        kind = Unreadable if system else UserError
+        # Without an errno the error comes from a library, which reports a malformed file this way.
+        kind = Unreadable if error.errno or storage.is_remote(path) else UserError
         raise kind(f'{path}: {error.strerror or one_line(error)}') from error
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says."""
-    return ' '.join(str(error).split())
 
 
 @contextlib.contextmanager
 def open_binary(file: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, of a .gz what was packed; raises UserError where they cannot be read."""
-    with translate_errors(file), _raw(file) as raw:
+    """Opens a file and decompresses .gz; raises UserError if it cannot be read."""
+    with translate_errors(file), _open_stored(file) as stored:
         if file.suffix == '.gz':
-            with gzip.open(raw) as unpacked:
+            with gzip.open(stored) as unpacked:
                 yield cast(IO[bytes], unpacked)
         else:
-            yield raw
+            yield stored
 
 
 @contextlib.contextmanager
-def _raw(file: Path) -> Iterator[IO[bytes]]:
+def _open_stored(file: Path) -> Iterator[IO[bytes]]:
+    """Opens a file without decompressing it."""
     with file.open('rb') as raw:
-        if storage.is_remote(file):  # reads lines one call a byte otherwise
-            with io.BufferedReader(cast(io.RawIOBase, raw), _BLOCK) as buffered:
+        if storage.is_remote(file):  # without a buffer it reads lines byte by byte
+            with io.BufferedReader(cast(io.RawIOBase, raw), _READ_SIZE) as buffered:
                 yield buffered
         else:
             yield cast(IO[bytes], raw)
 
 
-def read_lines(file: Path, fault: OnError | None) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of each line, with its end; a byte order mark is dropped.
+def read_lines(file: Path, on_error: OnError | None) -> Iterator[tuple[int, str]]:
+    """Yields the number, from 1, and the text of each line, without a byte order mark.
 
     Args:
-      file: the file.
-      fault: is told of a line that is no UTF-8, which is left out. None keeps it, its bytes that
-        are no UTF-8 as surrogates.
+      file: the file, local or in a bucket, compressed or not.
+      on_error: called with a message for each line that is not UTF-8; the line is skipped. None
+        keeps such lines, with surrogates for the invalid bytes (see `is_utf8`).
 
     Raises:
       UserError: the file is empty or cannot be read.
     """
     number = 0
-    with open_binary(file) as read:
-        for number, line in enumerate(read, 1):
+    with open_binary(file) as content:
+        for number, line in enumerate(content, 1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
-                text = line.decode(errors='strict' if fault else 'surrogateescape')
+                text = line.decode(errors='strict' if on_error else 'surrogateescape')
             except UnicodeDecodeError as error:
-                assert fault is not None, 'else nothing is wrong'
+                assert on_error is not None, 'surrogateescape decodes every line'
                 byte = line[error.start]
-                fault(f'{file}:{number}: must be UTF-8, has byte 0x{byte:02x}: {error.reason}')
+                on_error(f'{file}:{number}: must be UTF-8, has byte 0x{byte:02x}: {error.reason}')
                 continue
             yield number, text
     if not number:
         raise UserError(f'{file}: empty corpus, must hold a line')
 
 
-def digests(cache: str, found: Sequence[Path]) -> list[str]:
-    """16 hex digits of the content of each file, as it is stored.
+def strip_newline(line: str) -> str:
+    """Removes the line end of Unix or Windows, if any."""
+    return line.removesuffix('\n').removesuffix('\r')
 
-    A local file is read once: DIGESTS in the folder `cache` says what it had, for as long as its
-    size and its time of change stay. A file that changed in the last _RECENT seconds is read again,
-    since another change could leave the time as it is.
+
+def is_utf8(text: str) -> bool:
+    """Returns whether a text can be written as UTF-8, that is, has no unpaired surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def digests(cache: str, paths: Sequence[Path]) -> list[str]:
+    """Computes 16 hex digits of a SHA-256 over the stored bytes of each file.
+
+    The digest of a local file is kept in DIGESTS_FILE and reused while the file's size and
+    modification time stay the same. A file that changed within the last _CLOCK_STEP seconds is not
+    kept: a second change could leave its modification time as it is.
+
+    Args:
+      cache: the folder of DIGESTS_FILE.
+      paths: the files.
 
     Raises:
-      UserError: a file cannot be read; the cache is in a bucket.
+      UserError: a file cannot be read, or the cache is in a bucket.
     """
     store = storage.local_folder('config.data.cache = ', cache) / DIGESTS_FILE
-    known, new = _stored(store), {}
-    digests = []
-    for file in found:
+    cached, new = _read_digests(store), {}
+    result = []
+    for path in paths:
         name, state = '', []
-        if not storage.is_remote(file):
-            with translate_errors(file):
-                stat = os.stat(file)
-            name, state = os.path.abspath(file), [stat.st_size, stat.st_mtime_ns]
-            entry = known.get(name)
+        if not storage.is_remote(path):
+            with translate_errors(path):
+                stat = os.stat(path)
+            name, state = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns]
+            entry = cached.get(name)
             if isinstance(entry, list) and entry[:-1] == state:
-                digests.append(entry[-1])
+                result.append(entry[-1])
                 continue
-        with translate_errors(file), _raw(file) as raw:
-            digest = hashlib.file_digest(raw, 'sha256').hexdigest()[:16]  # type: ignore[arg-type]
-        digests.append(digest)
-        if name and time.time_ns() - state[1] > _RECENT * 10**9:
+        with translate_errors(path), _open_stored(path) as stored:
+            digest = hashlib.file_digest(stored, 'sha256').hexdigest()[:16]  # type: ignore[arg-type]
+        result.append(digest)
+        if name and time.time_ns() - state[1] > _CLOCK_STEP * 10**9:
             new[name] = [*state, digest]
     if new:
-        _store(store, known | new)
-    return digests
+        _write_digests(store, cached | new)
+    return result
 
 
-def _stored(store: pathlib.Path) -> dict[str, list]:
+def _read_digests(store: pathlib.Path) -> dict[str, list]:
+    """Reads the stored digests; returns none if the file is missing or damaged."""
     try:
-        found = json.loads(store.read_text(encoding='utf-8'))
+        content = json.loads(store.read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _store(store: pathlib.Path, content: dict[str, list]) -> None:
+def _write_digests(store: pathlib.Path, content: dict[str, list]) -> None:
     part = store.with_name(f'{store.name}.{os.getpid()}.part')
-    with contextlib.suppress(OSError):  # the files are read again then, and nothing is lost
+    with contextlib.suppress(OSError):  # without the store, files are only read again
         store.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(content, indent=1, sort_keys=True), encoding='utf-8')
         part.replace(store)

@@ -1,8 +1,9 @@
-"""`pydocs`: the documentation inside the installed Python packages, as a TFDS data set.
+"""The source `pydocs`, the built-in corpus: the documentation in the installed Python packages.
 
-The project ships no text; this one is on every machine that can run it. Docstrings of a fixed
-list of packages are read with `ast`; no package is imported. Deterministic for given versions
-of Python and of the packages, which the built set names in its metadata.
+The project ships no text, but every machine that can run it has this one. The docstrings of a
+fixed list of packages are read with `ast`; no package is imported. They are built into a TFDS
+dataset, which is deterministic for given versions of Python and of the packages. Its metadata
+names these versions.
 """
 
 import ast
@@ -18,18 +19,20 @@ import pathlib
 import platform
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
-from lightpaff_jax.data.sources import pydocs_views
-from lightpaff_jax.data.sources.pydocs_views import Document
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.data.sources import files, pydocs_views
+from lightpaff_jax.data.sources.pydocs_views import Document, SplitDocuments
+from lightpaff_jax.data.sources.splits import SPLITS, Example, OnError
+from lightpaff_jax.errors import UserError, nearest
 from lightpaff_jax.runtime import storage
 
-# Name in `data.packages` -> (module that is looked for, distribution that has its version).
-# Default dependencies only, so that an extra never changes the corpus.
+# Name in `config.data.packages` -> (module, distribution that has its version).
+# Only default dependencies, so that installing an extra never changes the corpus.
 PACKAGES = {
     'chex': ('chex', 'chex'),
     'etils': ('etils', 'etils'),
@@ -44,27 +47,86 @@ PACKAGES = {
     'stdlib': ('', ''),
     'tensorflow_datasets': ('tensorflow_datasets', 'tensorflow-datasets'),
 }
-SPLITS = ('train', 'validation', 'test')
+_CLASSES = {'text': 0, 'topic': len(PACKAGES), 'pairs': 2, 'summary': 0}
 
-_TOPICS = 'pydoc_data/topics.py'
+_TOPICS_FILE = 'pydoc_data/topics.py'  # the language reference
 _SKIPPED_FOLDERS = frozenset(
     ('test', 'tests', 'site-packages', 'dist-packages', 'idlelib', 'lib2to3', 'turtledemo')
 )
-_FEWEST_WORDS = 5  # a shorter docstring is dropped
-_HELD_OUT = 20  # one document in so many is for validation, another for test
+_MIN_WORDS = 5  # shorter docstrings are dropped
+_HELD_OUT = 20  # one in so many documents is for validation, and one for test
+
+
+def examples(c: ConfigDict, split: str, on_error: OnError) -> Iterator[Example]:
+    """Reads the examples of `config.data.view`, in the order of package and path.
+
+    Args:
+      c: the configuration; `config.data.packages` restricts the packages unless it is empty.
+      split: one of SPLITS.
+      on_error: unused, as no row is malformed.
+
+    Raises:
+      UserError: a package is unknown, or the packages have no example.
+    """
+    del on_error
+    packages = _packages(c)
+    empty = True
+    for row in load(c.data.cache, c.data.view).as_data_source(split):
+        if not packages or row['package'].decode() in packages:
+            empty = False
+            if c.data.view == 'text':
+                yield Example(row['text'].decode())
+            else:
+                yield Example(row['first'].decode(), row['second'].decode(), int(row['label']))
+    if empty:
+        raise UserError(
+            f'config.data.packages = {tuple(c.data.packages)}: empty corpus, '
+            f'no {c.data.view!r} of pydocs in split {split!r}'
+        )
+
+
+def identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
+    """Returns the values on which the examples depend, as JSON values."""
+    del wanted  # the digest is over all splits
+    metadata = load(c.data.cache, c.data.view).info.metadata
+    return {
+        'packages': _packages(c),
+        'digest': metadata['digest'],
+        'versions': dict(metadata['versions']),
+    }
+
+
+def check(c: ConfigDict) -> None:
+    """Raises UserError if a package is unknown."""
+    _packages(c)
+
+
+def classes(c: ConfigDict) -> int:
+    """Returns the number of classes of the view; 0 if it has none."""
+    return _CLASSES[c.data.view]
+
+
+def _packages(c: ConfigDict) -> list[str]:
+    for name in c.data.packages:
+        if name not in PACKAGES:
+            raise UserError(
+                f'config.data.packages = {tuple(c.data.packages)}: {name!r} must be one of '
+                f'{", ".join(PACKAGES)}{nearest(name, list(PACKAGES))}'
+            )
+    return sorted(set(c.data.packages))
 
 
 class Pydocs(tfds.core.GeneratorBasedBuilder):
-    """Builder of `pydocs`, one config a form; call `opened`, which also makes it safe and silent."""
+    """TFDS builder of the corpus, one config for each view. Use `load` to build and open it."""
 
     VERSION = tfds.core.Version('1.1.0')
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS reads a list)
-        tfds.core.BuilderConfig(name=name, description=(make.__doc__ or '').partition('\n')[0])
-        for name, make in pydocs_views.VIEWS.items()
+        tfds.core.BuilderConfig(name=name, description=(view.__doc__ or '').partition('\n')[0])
+        for name, view in pydocs_views.VIEWS.items()
     ]
-    code_path = None  # no checksums, citations or tags in files beside this one
+    code_path = None  # else TFDS looks for checksums, citations and tags next to this file
     pkg_dir_path = pathlib.Path(__file__).parent
-    parts: pydocs_views.Parts  # what it is built from; read once for all forms
+    documents: SplitDocuments  # set by `_build`, which reads them once for all views
 
     def _info(self) -> tfds.core.DatasetInfo:
         texts = ('text',) if self.builder_config.name == 'text' else ('first', 'second')
@@ -81,73 +143,78 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
-        rows = pydocs_views.VIEWS[self.builder_config.name](self.parts, list(PACKAGES))
+        rows = pydocs_views.VIEWS[self.builder_config.name](self.documents, list(PACKAGES))
         self.info.metadata['digest'] = digest(rows)
-        return {name: self._generate_examples(rows[name]) for name in SPLITS}
+        return {split: self._generate_examples(rows[split]) for split in SPLITS}
 
     def _generate_examples(self, rows):
         yield from enumerate(rows)
 
 
-def load(cache: str, form: str = 'text') -> Pydocs:
-    """The built data set below the folder `cache`; builds every form there the first time.
+def load(cache: str, view: str = 'text') -> Pydocs:
+    """Opens a view of the corpus, and builds all views if the cache does not have them.
 
-    Its `info.metadata` holds `versions` and `digest` (16 hex digits of the content),
-    `as_data_source(split)` the examples of a split, in the order of package and path.
+    Args:
+      cache: the folder below which the corpus is kept.
+      view: one of `pydocs_views.VIEWS`.
+
+    Returns:
+      The builder. Its `info.metadata` holds `versions` and `digest` (16 hex digits of the content),
+      `as_data_source(split)` the rows of a split, in the order of package and path.
 
     Raises:
       UserError: no document was found, or the folder is in a bucket or cannot be written.
     """
-    made_from = json.dumps([str(Pydocs.VERSION), versions()], sort_keys=True)
-    identity = hashlib.sha256(made_from.encode()).hexdigest()[:16]
-    folder = storage.local_folder('config.data.cache = ', cache) / 'tfds' / identity
+    inputs = json.dumps([str(Pydocs.VERSION), versions()], sort_keys=True)
+    name = hashlib.sha256(inputs.encode()).hexdigest()[:16]
+    folder = storage.local_folder('config.data.cache = ', cache) / 'tfds' / name
     if not folder.exists():
         storage.publish(folder, _build)
-    return Pydocs(data_dir=str(folder), config=form)
+    return Pydocs(data_dir=str(folder), config=view)
 
 
 def _build(folder: pathlib.Path) -> None:
     tfds.disable_progress_bar()
-    collects = gc.isenabled()
-    gc.disable()  # a third of the time otherwise: syntax trees are large and have no cycles
+    gc_was_enabled = gc.isenabled()
+    gc.disable()  # saves a third of the time: syntax trees are large and have no cycles
     try:
-        parts = split(documents())
-        for form in pydocs_views.VIEWS:
-            builder = Pydocs(data_dir=str(folder), config=form)
-            builder.parts = parts
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it makes, and where
+        documents = split_documents(read_documents())
+        for view in pydocs_views.VIEWS:
+            builder = Pydocs(data_dir=str(folder), config=view)
+            builder.documents = documents
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the folders it creates
                 builder.download_and_prepare(file_format='array_record')
     finally:
-        if collects:
+        if gc_was_enabled:
             gc.enable()
 
 
 def versions() -> dict[str, str]:
-    """Version of every package of the corpus that is installed."""
-    found = {}
+    """Returns the version of each installed package of the corpus."""
+    result = {}
     for name, (_, distribution) in PACKAGES.items():
         if name == 'stdlib':
-            found[name] = platform.python_version()
+            result[name] = platform.python_version()
             continue
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(distribution)
-    return found
+            result[name] = importlib.metadata.version(distribution)
+    return result
 
 
-def digest(rows: pydocs_views.Rows) -> str:
-    """16 hex digits that name the content of the corpus in one form."""
+def digest(rows: pydocs_views.SplitRows) -> str:
+    """Computes 16 hex digits over the content of a view."""
     hasher = hashlib.sha256()
-    for name in SPLITS:
-        for row in rows[name]:
-            hasher.update(json.dumps([name, *row.values()]).encode())
+    for split in SPLITS:
+        for row in rows[split]:
+            hasher.update(json.dumps([split, *row.values()]).encode())
     return hasher.hexdigest()[:16]
 
 
-def split(documents: Sequence[Document]) -> pydocs_views.Parts:
-    """Parts the documents into SPLITS by a hash of their path, package by package.
+def split_documents(documents: Sequence[Document]) -> SplitDocuments:
+    """Divides documents into SPLITS by a hash of their path, package by package.
 
-    Of the n >= 3 documents of a package, ordered by the hash, the first max(1, n // 20)
-    are the test split and as many the validation split: so neither is empty.
+    If a package has n >= 3 documents, the first max(1, n // 20) of them in the order of the hash
+    are the test split and as many the validation split, so that neither is empty.
     """
     held_out: dict[str, str] = {}
     for package in PACKAGES:
@@ -157,40 +224,41 @@ def split(documents: Sequence[Document]) -> pydocs_views.Parts:
         held_out |= dict.fromkeys(paths[:share], 'test')
         held_out |= dict.fromkeys(paths[share : 2 * share], 'validation')
     return {
-        name: [d for d in documents if held_out.get(d.path, 'train') == name] for name in SPLITS
+        split: [d for d in documents if held_out.get(d.path, 'train') == split] for split in SPLITS
     }
 
 
-def documents() -> list[Document]:
-    """Every document, ordered by package and path, without repeated docstrings.
+def read_documents() -> list[Document]:
+    """Reads all documents, ordered by package and path, each docstring once.
 
     Raises:
-      UserError: there is none.
+      UserError: no document was found.
     """
-    found, seen = [], set()
+    documents, seen = [], set()
     for package, (module, _) in PACKAGES.items():
-        root = _stdlib() if package == 'stdlib' else _folder(module)
+        root = _stdlib() if package == 'stdlib' else _module_folder(module)
         if root is None:
             continue
         base = root.parents[module.count('.')] if module else root
-        for file in _files(root):
+        for file in _list_files(root):
             path = file.relative_to(base).as_posix()
-            for suffix, texts in _read(file, topics=package == 'stdlib' and path == _TOPICS):
-                new = [t for t in dict.fromkeys(texts) if t not in seen]
+            is_reference = package == 'stdlib' and path == _TOPICS_FILE
+            for suffix, texts in _read_file(file, is_reference):
+                new = [text for text in dict.fromkeys(texts) if text not in seen]
                 seen.update(new)
                 if new:
-                    found.append(Document(package, path + suffix, tuple(new)))
-    if not found:
+                    documents.append(Document(package, path + suffix, tuple(new)))
+    if not documents:
         raise UserError(f'empty corpus: no documentation found in {", ".join(PACKAGES)}')
-    return found
+    return documents
 
 
 def _stdlib() -> pathlib.Path:
     return pathlib.Path(sysconfig.get_path('stdlib'))
 
 
-def _folder(module: str) -> pathlib.Path | None:
-    """Where a package is installed; only the parents of a dotted name are imported."""
+def _module_folder(module: str) -> pathlib.Path | None:
+    """Returns the folder of an installed package; imports only the parents of a dotted name."""
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
@@ -200,24 +268,26 @@ def _folder(module: str) -> pathlib.Path | None:
     return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 
-def _files(root: pathlib.Path) -> list[pathlib.Path]:
-    def wanted(file: pathlib.Path) -> bool:
+def _list_files(root: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the Python files below a folder, except tests, in a fixed order."""
+
+    def is_source(file: pathlib.Path) -> bool:
         *folders, name = file.relative_to(root).parts
         is_test = name.startswith('test_') or name.endswith('_test.py') or name == 'conftest.py'
         return not is_test and _SKIPPED_FOLDERS.isdisjoint(folders)
 
-    return sorted(filter(wanted, root.rglob('*.py')), key=lambda file: file.as_posix())
+    return sorted(filter(is_source, root.rglob('*.py')), key=lambda file: file.as_posix())
 
 
-def _read(file: pathlib.Path, topics: bool) -> Iterator[tuple[str, list[str]]]:
-    """(suffix of the path, its texts) for each document of a file."""
+def _read_file(file: pathlib.Path, is_reference: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yields (suffix of the path, texts) for each document of a file; none if it is not Python."""
     try:
-        with warnings.catch_warnings():  # of the parser, about the escapes of others
+        with warnings.catch_warnings():  # the parser warns about escapes in other people's strings
             warnings.simplefilter('ignore')
             tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return
-    if topics:
+    if is_reference:
         for name, text in sorted(_dict_literal(tree).items()):
             yield f'#{name}', _clean([text])
     else:
@@ -225,7 +295,7 @@ def _read(file: pathlib.Path, topics: bool) -> Iterator[tuple[str, list[str]]]:
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    """The docstrings below a node, in the order of the file."""
+    """Yields the docstrings below a node, in the order of the file."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node, clean=False)
         if text:
@@ -236,13 +306,14 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def _dict_literal(tree: ast.Module) -> dict[str, str]:
-    """The value of the module's one assignment, {name: text}."""
+    """Returns the value of the first assignment of a dictionary: topic -> text."""
     for node in tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
             return ast.literal_eval(node.value)
     return {}
 
 
-def _clean(texts: Iterator[str] | list[str]) -> list[str]:
+def _clean(texts: Iterable[str]) -> list[str]:
+    """Removes indentation, and drops short and malformed texts."""
     cleaned = [inspect.cleandoc(text).strip() for text in texts]
-    return [t for t in cleaned if len(t.split()) >= _FEWEST_WORDS and pydocs_views.is_unicode(t)]
+    return [text for text in cleaned if len(text.split()) >= _MIN_WORDS and files.is_utf8(text)]

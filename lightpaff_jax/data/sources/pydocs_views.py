@@ -1,8 +1,7 @@
-"""VIEWS: what one example of `pydocs` is. Documents of each split -> rows of each split.
+"""VIEWS: turns the documents of the built-in corpus into the examples of each view.
 
-A form makes the examples of a file from that file's docstrings alone, or from others of its split,
-so no example is in another split than its file. What a split repeats of itself or of one before it
-is left out.
+A view makes the examples of a file from docstrings of the same split only, so no example is in
+another split than its file. Texts that the same or an earlier split has already are dropped.
 """
 
 import dataclasses
@@ -11,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-_LONGEST_TOPIC = 60  # words of a docstring that are kept to tell its package by
-_LARGEST_TOPIC = 0.3  # no package is a greater share of a split, where there are enough packages
-_FEWEST_WORDS = {'summary': 4, 'body': 8}  # shorter ones are left out
+_MAX_TOPIC_WORDS = 60  # words of a docstring that are kept to classify its package by
+_MAX_TOPIC_SHARE = 0.3  # largest share of a package in a split, if there are enough packages
+_MIN_WORDS = {'summary': 4, 'body': 8}  # shorter texts are dropped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,16 +20,18 @@ class Document:
     """The docstrings of one file, or one topic of the language reference."""
 
     package: str
-    path: str  # below the folder that holds the package: numpy/linalg/_linalg.py
+    path: str
+    """Relative to the folder that holds the package: numpy/linalg/_linalg.py."""
     texts: tuple[str, ...]
 
     @property
     def text(self) -> str:
+        """The docstrings as one text."""
         return '\n\n'.join(self.texts)
 
 
 class Docstring(NamedTuple):
-    """One with a first line of its own and more below."""
+    """A docstring of a summary line and a body."""
 
     package: str
     path: str
@@ -38,55 +39,57 @@ class Docstring(NamedTuple):
     body: str
 
 
-Parts = dict[str, list[Document]]  # split -> its documents
-Rows = dict[str, list[dict[str, Any]]]  # split -> its examples, with equal keys
+SplitDocuments = dict[str, list[Document]]
+SplitRows = dict[str, list[dict[str, Any]]]  # rows of one view have the same keys
 
 
-def text(parts: Parts, packages: Sequence[str]) -> Rows:
-    """One row for each document: `package`, `path`, `text`."""
+def text(documents: SplitDocuments, packages: Sequence[str]) -> SplitRows:
+    """Makes one row of each document: `package`, `path`, `text`."""
     del packages
     return {
-        name: [{'package': d.package, 'path': d.path, 'text': d.text} for d in documents]
-        for name, documents in parts.items()
+        split: [{'package': d.package, 'path': d.path, 'text': d.text} for d in split_documents]
+        for split, split_documents in documents.items()
     }
 
 
-def topic(parts: Parts, packages: Sequence[str]) -> Rows:
-    """Which package is a docstring from? `first` has its first words, `label` is the package.
+def topic(documents: SplitDocuments, packages: Sequence[str]) -> SplitRows:
+    """Makes rows that ask for the package of a docstring.
 
-    The label is an index of `packages`. Large packages are thinned out, by a hash of the text, so
-    that none is more than 30 % of a split (or its fair share, of three packages and fewer).
+    `first` has the first words of the docstring, `label` is the index of the package in `packages`.
+    Large packages are subsampled, by a hash of the text, so that none is more than 30 % of a split
+    (or its fair share, if there are three packages or fewer).
     """
     seen: set[str] = set()
     rows = {}
-    for name, documents in parts.items():
-        found = []
-        for d in documents:
-            for words in (text.split() for text in d.texts):
-                first = ' '.join(words[:_LONGEST_TOPIC])
+    for split, split_documents in documents.items():
+        split_rows = []
+        for d in split_documents:
+            for words in (docstring.split() for docstring in d.texts):
+                first = ' '.join(words[:_MAX_TOPIC_WORDS])
                 if first not in seen:
                     seen.add(first)
-                    found.append(_row(d, first, '', packages.index(d.package)))
-        rows[name] = _thinned(found)
+                    split_rows.append(_row(d, first, '', packages.index(d.package)))
+        rows[split] = _balance(split_rows)
     return rows
 
 
-def pairs(parts: Parts, packages: Sequence[str]) -> Rows:
-    """Does this body belong to this summary? `label` 1 if so, else 0.
+def pairs(documents: SplitDocuments, packages: Sequence[str]) -> SplitRows:
+    """Makes rows that ask whether a body belongs to a summary: `label` is 1 if so, else 0.
 
-    Every docstring makes two rows, its summary with its own body and with that of another
-    docstring of the same package and split. So each summary and each body occurs once with
-    either label, and neither alone says anything.
+    Each docstring makes two rows: its summary with its own body, and with the body of another
+    docstring of the same package and split. Each summary and each body thus occurs once with either
+    label, so neither of them predicts the label without the other.
     """
     del packages
-    rows: Rows = {}
-    for name, docstrings in _summarised(parts).items():
+    rows: SplitRows = {}
+    for split, docstrings in _summarized(documents).items():
         other: dict[Docstring, Docstring] = {}
         for package in dict.fromkeys(d.package for d in docstrings):
-            own = sorted((d for d in docstrings if d.package == package), key=_drawn)
-            if len(own) > 1:
-                other |= dict(zip(own, own[1:] + own[:1], strict=True))
-        rows[name] = [
+            members = [d for d in docstrings if d.package == package]
+            shuffled = sorted(members, key=lambda d: _hash(d.summary))
+            if len(shuffled) > 1:
+                other |= dict(zip(shuffled, shuffled[1:] + shuffled[:1], strict=True))
+        rows[split] = [
             _row(d, d.summary, body, label)
             for d in docstrings
             if d in other
@@ -95,82 +98,71 @@ def pairs(parts: Parts, packages: Sequence[str]) -> Rows:
     return rows
 
 
-def summary(parts: Parts, packages: Sequence[str]) -> Rows:
-    """`first` is the body of a docstring, `second` its first line; `label` is -1."""
+def summary(documents: SplitDocuments, packages: Sequence[str]) -> SplitRows:
+    """Makes rows whose `first` is the body of a docstring and `second` its summary line."""
     del packages
     return {
-        name: [_row(d, d.body, d.summary, -1) for d in docstrings]
-        for name, docstrings in _summarised(parts).items()
+        split: [_row(d, d.body, d.summary, -1) for d in docstrings]
+        for split, docstrings in _summarized(documents).items()
     }
 
 
-def _summarised(parts: Parts) -> dict[str, list[Docstring]]:
-    """Docstrings with a first line, an empty one, and a body; of equal summaries or bodies one."""
+def _summarized(documents: SplitDocuments) -> dict[str, list[Docstring]]:
+    """Returns the docstrings of a summary and a body, each of which is kept once."""
     summaries: set[str] = set()
     bodies: set[str] = set()
-    found: dict[str, list[Docstring]] = {}
-    for name, documents in parts.items():
-        found[name] = []
-        for d in (d for document in documents for d in _halves(document)):
+    docstrings: dict[str, list[Docstring]] = {}
+    for split, split_documents in documents.items():
+        docstrings[split] = []
+        for d in (d for document in split_documents for d in _split_docstrings(document)):
             if d.summary not in summaries and d.body not in bodies:
                 summaries.add(d.summary)
                 bodies.add(d.body)
-                found[name].append(d)
-    return found
+                docstrings[split].append(d)
+    return docstrings
 
 
-def _halves(document: Document) -> Iterator[Docstring]:
-    for text in document.texts:
-        first, _, rest = text.partition('\n')
-        between, _, body = rest.partition('\n')
-        halves = {'summary': first.strip(), 'body': body.strip()}
-        enough = all(len(halves[k].split()) >= n for k, n in _FEWEST_WORDS.items())
-        if enough and not between.strip():
-            yield Docstring(document.package, document.path, **halves)
+def _split_docstrings(document: Document) -> Iterator[Docstring]:
+    """Yields the docstrings that have a first line, an empty line and a body of enough words."""
+    for docstring in document.texts:
+        first, _, rest = docstring.partition('\n')
+        second, _, body = rest.partition('\n')
+        fields = {'summary': first.strip(), 'body': body.strip()}
+        long_enough = all(len(fields[k].split()) >= n for k, n in _MIN_WORDS.items())
+        if long_enough and not second.strip():
+            yield Docstring(document.package, document.path, **fields)
 
 
-def _thinned(rows: list[dict]) -> list[dict]:
-    """Rows in their order, of which no label has more than a share of _LARGEST_TOPIC."""
+def _balance(rows: list[dict]) -> list[dict]:
+    """Subsamples rows so that no label exceeds a share of _MAX_TOPIC_SHARE; keeps their order."""
     counts = Counter(row['label'] for row in rows)
-    share = max(_LARGEST_TOPIC, 1 / max(1, len(counts)))
-    most = max(counts.values(), default=0)
-    while most > 1 and most > share * sum(min(n, most) for n in counts.values()):
-        most -= 1
-    kept: Counter[int] = Counter()
+    share = max(_MAX_TOPIC_SHARE, 1 / max(1, len(counts)))
+    limit = max(counts.values(), default=0)
+    # A lower limit also lowers the total, so the largest limit that fits is searched for.
+    while limit > 1 and limit > share * sum(min(n, limit) for n in counts.values()):
+        limit -= 1
+    used: Counter[int] = Counter()
     chosen = set()
     for i in sorted(range(len(rows)), key=lambda i: _hash(rows[i]['first'])):
-        if kept[rows[i]['label']] < most:
-            kept[rows[i]['label']] += 1
+        if used[rows[i]['label']] < limit:
+            used[rows[i]['label']] += 1
             chosen.add(i)
     return [row for i, row in enumerate(rows) if i in chosen]
 
 
 def _row(d: Document | Docstring, first: str, second: str, label: int) -> dict[str, Any]:
-    return {
-        'package': d.package, 'path': d.path, 'first': first, 'second': second, 'label': label,
-    }  # fmt: skip
-
-
-def _drawn(d: Docstring) -> str:
-    return _hash(d.summary)
+    row = {'package': d.package, 'path': d.path}
+    return {**row, 'first': first, 'second': second, 'label': label}
 
 
 def _hash(text: str) -> str:
+    """Returns a hash to sort by: an order that looks random and is the same everywhere."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-VIEWS: dict[str, Callable[[Parts, Sequence[str]], Rows]] = {
+VIEWS: dict[str, Callable[[SplitDocuments, Sequence[str]], SplitRows]] = {
     'text': text,
     'topic': topic,
     'pairs': pairs,
     'summary': summary,
 }
-
-
-def is_unicode(text: str) -> bool:
-    """False where a byte was no UTF-8, or one half of a pair of surrogates stands alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

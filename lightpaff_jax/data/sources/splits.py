@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax.data.sources import pydocs
 from lightpaff_jax.errors import UserError
 
-SPLITS = pydocs.SPLITS
+SPLITS = ('train', 'validation', 'test')
 
 # What is called with one line for each row that is at fault: it raises, or takes note of it.
 OnError = Callable[[str], None]

@@ -70,11 +70,11 @@ def test_gz_is_read_as_what_it_packs(tmp_path):
 @pytest.mark.parametrize(
     ('names', 'said'),
     [
-        (['train.txt', 'train.txt.gz'], 'train.txt.gz: must not stand beside train.txt, its other form'),
-        (['dev.txt', 'valid.txt'], "split 'validation' has dev.txt and valid.txt, config.data.files must say which files are meant"),
-        (['train.txt', 'train.raw'], "split 'train' has train.raw and train.txt, config.data.files must say which files are meant"),
-        (['train.txt', 'train/a.txt'], "split 'train' has a.txt and train.txt, config.data.files must say which files are meant"),
-        (['train.dev.txt'], 'train.dev.txt: its name has train and dev, config.data.files must say which files are meant'),
+        (['train.txt', 'train.txt.gz'], 'train.txt.gz: must not exist next to train.txt, its other form'),
+        (['dev.txt', 'valid.txt'], "split 'validation' has dev.txt and valid.txt, config.data.files must name the files to read"),
+        (['train.txt', 'train.raw'], "split 'train' has train.raw and train.txt, config.data.files must name the files to read"),
+        (['train.txt', 'train/a.txt'], "split 'train' has a.txt and train.txt, config.data.files must name the files to read"),
+        (['train.dev.txt'], 'train.dev.txt: its name has train and dev, config.data.files must name the files to read'),
     ],
 )  # fmt: skip
 def test_what_is_not_clear_is_named(tmp_path, names, said):
@@ -180,9 +180,9 @@ def test_whatever_a_bucket_raises_it_cannot_be_read_now(error):
 
 def hashed(tmp_path, monkeypatch, names):
     """Digests of files of a folder, and the names of those that were read for it."""
-    read, raw = [], files._raw
+    read, raw = [], files._open_stored
     with monkeypatch.context() as patch:
-        patch.setattr(files, '_raw', lambda file: read.append(file.name) or raw(file))
+        patch.setattr(files, '_open_stored', lambda file: read.append(file.name) or raw(file))
         found = files.digests(str(tmp_path / 'cache'), [tmp_path / name for name in names])
     return found, read
 

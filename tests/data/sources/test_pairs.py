@@ -47,7 +47,7 @@ def test_shards_of_both_sides_are_pairs_in_their_order(tmp_path):
 
 
 SIDES = 'config.data.suffixes = en,de: '
-SHARDS = SIDES + 'must have a file of one side for each of the other, there are '
+SHARDS = SIDES + 'must have one file of each side for every shard, the files are '
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ SHARDS = SIDES + 'must have a file of one side for each of the other, there are 
     [
         ({'train.en': 'a\nb\nc\n', 'train.de': 'a\n'}, '{0}/train.en: has 3 lines, {0}/train.de has 1, must be as many'),
         ({'train.en': 'a\nb\n', 'train.de': 'a\nb\nc\nd\ne'}, '{0}/train.en: has 2 lines, {0}/train.de has 5, must be as many'),
-        ({'train.en': 'a\n'}, SIDES + "no file of split 'train' has 'de' in its name, there are train.en"),
+        ({'train.en': 'a\n'}, SIDES + "no file of split 'train' has 'de' in its name, its files are train.en"),
         ({'train.1.en': 'a\n', 'train.2.en': 'a\n', 'train.1.de': 'a\n'}, SHARDS + 'train.1.en, train.2.en, train.1.de'),
         ({'train.1.en': 'a\n', 'train.2.en': 'a\n', 'train.1.de': 'a\n', 'train.3.de': 'a\n'}, SHARDS + 'train.1.en, train.2.en, train.1.de, train.3.de'),
         ({'train.en': 'a\n \n', 'train.de': 'a\nb\n'}, "{0}/train.en:2: 'train.en' is empty" + HINT),

@@ -86,15 +86,15 @@ def test_a_repeated_docstring_is_kept_once(tmp_path, monkeypatch):
     monkeypatch.setattr(pydocs, 'PACKAGES', {'stdlib': ('', '')})
     monkeypatch.setattr(pydocs, '_stdlib', lambda: tmp_path)
     found = [pydocs_views.Document('stdlib', 'a.py', ('The very same five words.',))]
-    assert pydocs.documents() == found
+    assert pydocs.read_documents() == found
 
 
 def test_a_package_of_three_documents_is_in_every_split():
     documents = [pydocs_views.Document('chex', f'chex/{i}.py', ('text',)) for i in range(3)]
-    assert {name: len(ds) for name, ds in pydocs.split(documents).items()} == {
+    assert {name: len(ds) for name, ds in pydocs.split_documents(documents).items()} == {
         'train': 1, 'validation': 1, 'test': 1,
     }  # fmt: skip
-    assert len(pydocs.split(documents[:2])['train']) == 2
+    assert len(pydocs.split_documents(documents[:2])['train']) == 2
 
 
 def test_built_set_names_the_versions_it_saw(data_cache):

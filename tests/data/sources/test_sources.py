@@ -55,7 +55,7 @@ LINES = ['', ' ', 'a', 'b c', '\t', ' d  e ', '<unk> , x']
 def test_words_of_the_documents_are_those_and_the_lines_of_the_file(parted):
     for lines in itertools.product(LINES, repeat=4):
         text = '\n'.join(lines) + '\n'
-        found = list(texts_lib.documents(text.splitlines(keepends=True), parted))
+        found = list(texts_lib.split_documents(text.splitlines(keepends=True), parted))
         if text.strip():
             assert sum(document.words for document in found) == len(text.split()) + len(lines)
         else:
@@ -63,7 +63,7 @@ def test_words_of_the_documents_are_those_and_the_lines_of_the_file(parted):
 
 
 def test_a_last_line_without_an_end_counts_as_one():
-    assert [d.words for d in texts_lib.documents(['a b\n', 'c'], 'blank')] == [5]
+    assert [d.words for d in texts_lib.split_documents(['a b\n', 'c'], 'blank')] == [5]
 
 
 @pytest.mark.parametrize('extension', ['txt', 'jsonl'])

@@ -105,7 +105,7 @@ BAD = [
     ('.tsv', b'caf\xe9\tyes', 'must be UTF-8, has byte 0xe9: invalid continuation byte'),
     ('.csv', 'a b,yess', LABEL),
     ('.csv', 'a b', 'has 1 column, must have 2 as the first line has'),
-    ('.csv', '"a" b,yes', "must be CSV as RFC 4180 says: ',' expected after '\"'"),
+    ('.csv', '"a" b,yes', "must be CSV as defined by RFC 4180: ',' expected after '\"'"),
     ('.csv', '"",yes', "'text' is empty"),
     ('.csv', b'caf\xe9,yes', "'text' must be UTF-8"),
     ('.jsonl', '{"text": "a b", "mark": "yess"}', LABEL),
@@ -248,7 +248,7 @@ def test_a_quote_that_is_not_closed_says_how_many_lines_it_takes_and_each_counts
     put(tmp_path / 'train.csv', 'text,mark\nfine,no\n"open,no\n' + 5 * 'fine,no\n')
     c = table(tmp_path, columns=('text', '', 'mark'))
     line = (
-        f'{tmp_path}/train.csv:3: must be CSV as RFC 4180 says: unexpected end of data; '
+        f'{tmp_path}/train.csv:3: must be CSV as defined by RFC 4180: unexpected end of data; '
         'its quote that is not closed takes 6 lines'
     )
     assert source_cases.mistake(c) == line + HINT
@@ -269,10 +269,10 @@ def test_a_number_above_the_columns_is_named(tmp_path):
 @pytest.mark.parametrize(
     ('keys', 'said'),
     [
-        ({'columns': ('', 'b')}, "config.data.columns = ('', 'b'): must be the names of the first text, the second and the class, or of the first of these"),
+        ({'columns': ('', 'b')}, "config.data.columns = ('', 'b'): must name the first text, the second text and the class, or the first one or two of them"),
         ({'columns': ('0', 'b')}, "config.data.columns = ('0', 'b'): must be all names, or all numbers from 0"),
-        ({'labels': ()}, 'config.data.labels = (): must name the classes, or config.data.classes = 0 say how many there are, where labels are 0, 1, ...'),
-        ({'classes': 2}, "config.data.labels = ('no', 'yes'): must name the classes, or config.data.classes = 2 say how many there are, where labels are 0, 1, ..."),
+        ({'labels': ()}, 'config.data.labels = (): must name the classes, or config.data.classes = 0 must be their number if labels are 0, 1, ...'),
+        ({'classes': 2}, "config.data.labels = ('no', 'yes'): must name the classes, or config.data.classes = 2 must be their number if labels are 0, 1, ..."),
         ({'labels': ('no', 'no')}, "config.data.labels = ('no', 'no'): must name no class twice"),
         ({'files': ('train=train.txt',)}, '{}/train.txt: must end in .tsv, .csv, .jsonl, .parquet, or .gz of these'),
     ],

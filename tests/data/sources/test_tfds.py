@@ -211,7 +211,7 @@ def test_a_set_whose_file_is_gone_is_named(damaged):
 def test_a_set_whose_description_is_damaged_is_named(damaged):
     c, place = damaged
     (place / 'dataset_info.json').write_text('{"name":')
-    assert source_cases.mistake(c).startswith(f'{place}: must be a set that TFDS prepared: ')
+    assert source_cases.mistake(c).startswith(f'{place}: must be a dataset that TFDS prepared: ')
 
 
 def test_a_set_in_another_format_is_told_how_to_build_it(damaged):
@@ -235,9 +235,9 @@ def test_a_bucket_of_sets_must_be_mounted():
 
 def test_the_sets_of_the_paper_are_known_with_their_columns():
     paper = {'glue', 'gigaword', 'wmt16_translate', 'yelp_polarity_reviews', 'wikipedia', 'lm1b'}
-    assert paper <= {*tfds.names()}
-    assert {name.split('/')[0] for name in tfds.COLUMNS} <= {*tfds.names()}
-    assert all(name in tfds._variants('glue') for name in ('sst2', 'qqp', 'mrpc'))
+    assert paper <= {*tfds.builder_names()}
+    assert {name.split('/')[0] for name in tfds.COLUMNS} <= {*tfds.builder_names()}
+    assert all(name in tfds._builder_configs('glue') for name in ('sst2', 'qqp', 'mrpc'))
 
 
 @pytest.mark.e2e
