@@ -22,7 +22,7 @@ from arguments import file_to_write, whole
 from lightpaff_jax import config
 from lightpaff_jax.data import batches, records, tokenizers
 from lightpaff_jax.data.prepared import build, shards
-from lightpaff_jax.data.records import Prepared, Record
+from lightpaff_jax.data.records import Dataset, Record
 
 VOCABULARY = 30_522
 SIZE = 100_000_000  # bytes of ids
@@ -88,9 +88,7 @@ def _side(folder: pathlib.Path, name: str, length: int, tokenizer: tokenizers.To
             writer.end()
     writer.end()
     stats = {'records': count, **writer.entry()}
-    return c, Prepared(
-        str(made), {'splits': {'train': stats}, 'kind': 'blocks', 'dtype': dtype.str}
-    )
+    return c, Dataset(str(made), {'splits': {'train': stats}, 'kind': 'blocks', 'dtype': dtype.str})
 
 
 def _rates(sides: dict, tokenizer, pairs: int) -> dict[str, list[float]]:

@@ -43,13 +43,13 @@ except ImportError as error:
 
 def ours(
     tokenizer: tokenizers.Tokenizer, folder: str, workers: int, length: int, cache: str
-) -> records.Prepared:
+) -> records.Dataset:
     """The set of a folder of text."""
     c = config.default()
     c.data.source, c.data.path, c.data.documents = 'text', folder, 'line'
     c.data.workers, c.data.length, c.data.cache = workers, length, cache
     prepared = prepare.prepare(c, tokenizer)
-    assert isinstance(prepared, records.Prepared), 'it is no mixture'
+    assert isinstance(prepared, records.Dataset), 'it is no mixture'
     return prepared
 
 
@@ -70,7 +70,7 @@ def theirs(
     )
 
 
-def stream(prepared: records.Prepared) -> np.ndarray:
+def stream(prepared: records.Dataset) -> np.ndarray:
     """All ids of train but the first, which stands before the first document."""
     found = prepared.records('train')
     return np.concatenate([record.first[1:] for record in found.read(range(len(found)))])

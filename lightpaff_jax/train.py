@@ -29,7 +29,7 @@ from lightpaff_jax.batch import Shape
 from lightpaff_jax.config import needed, validate
 from lightpaff_jax.data import batches, prepare, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
-from lightpaff_jax.data.records import Prepared
+from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import distributed, fingerprint, storage
@@ -56,7 +56,7 @@ class Inputs(NamedTuple):
     teacher: teacher_lib.Teacher | None
     initial: models.Params | None
     """Parameters to start from; None: fresh ones."""
-    prepared: Prepared | Mixture
+    prepared: Dataset | Mixture
     identities: dict[str, str | None]
 
 

@@ -15,7 +15,7 @@ from lightpaff_jax import batch as batch_lib
 from lightpaff_jax.data import objectives, sampler
 from lightpaff_jax.data.mixture import MixedRecords, Mixture
 from lightpaff_jax.data.objectives.collate import Arrays
-from lightpaff_jax.data.records import PADDING, Prepared, Record, Records
+from lightpaff_jax.data.records import PADDING, Dataset, Record, Records
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import UserError
 
@@ -23,7 +23,7 @@ _EVALUATION_SEED = 0  # of what is masked in every run's evaluation
 
 
 def training(
-    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, start: int = 0,
+    c: ConfigDict, prepared: Dataset | Mixture, tokenizer: Tokenizer, start: int = 0,
     rows: Int[np.ndarray, ' R'] | None = None,
 ) -> Iterator[batch_lib.Batch]:  # fmt: skip
     """Global batches start, start + 1, ... without end: arrays [M, R, T].
@@ -46,7 +46,7 @@ def training(
 
 
 def evaluation(
-    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, split: str,
+    c: ConfigDict, prepared: Dataset | Mixture, tokenizer: Tokenizer, split: str,
     rows: Int[np.ndarray, ' R'] | None = None,
 ) -> Iterator[batch_lib.Batch]:  # fmt: skip
     """One pass over a split: `rows` of each batch, [R, T]; None: all.
@@ -82,7 +82,7 @@ def evaluation(
 
 
 def evaluation_indices(
-    c: ConfigDict, prepared: Prepared | Mixture, split: str
+    c: ConfigDict, prepared: Dataset | Mixture, split: str
 ) -> Int[np.ndarray, 'n B']:
     """What is in each row of each batch of `evaluation`: the number of its block, window or
     example in the split; -1 in a row that only fills up the last batch.
@@ -92,14 +92,14 @@ def evaluation_indices(
     if c.eval.batches:
         batches = min(batches, c.eval.batches)
     # Examples come class by class, mixtures set by set: a part must not be one of them.
-    drawn = prepared.kind == 'examples' or isinstance(prepared, Mixture)
+    drawn = prepared.record_type == 'examples' or isinstance(prepared, Mixture)
     place = sampler.evaluation_order(len(records)) if drawn else int
     read = min(batches * size, len(records))
     numbers = [place(i) for i in range(read)] + [-1] * (batches * size - read)
     return np.array(numbers, np.int64).reshape(batches, size)
 
 
-def _evaluated(c: ConfigDict, prepared: Prepared | Mixture, split: str) -> '_Readable':
+def _evaluated(c: ConfigDict, prepared: Dataset | Mixture, split: str) -> '_Readable':
     """The records, or windows, of a split that is evaluated."""
     stored = prepared.records(split)
     if not len(stored):
@@ -145,7 +145,7 @@ _Readable = Records | MixedRecords | _Windows
 
 
 def batch_function(
-    c: ConfigDict, prepared: Prepared | Mixture, tokenizer: Tokenizer, rows: np.ndarray | None
+    c: ConfigDict, prepared: Dataset | Mixture, tokenizer: Tokenizer, rows: np.ndarray | None
 ) -> Callable[[int], batch_lib.Batch]:
     """index -> `rows` of each micro-batch of a global batch."""
     size, micro = c.data.batch_size, c.train.grad_accum_steps
@@ -164,8 +164,8 @@ def batch_function(
     def make(index: int) -> batch_lib.Batch:
         rows = rows_of(index)
         mine = rows_MR.ravel().tolist()
-        numbers = [rows.numbers[row] for row in mine]
-        keys = [(c.seed, rows.epochs[row], rows.numbers[row]) for row in mine]
+        numbers = [rows.indices[row] for row in mine]
+        keys = [(c.seed, rows.epochs[row], rows.indices[row]) for row in mine]
         found = objective.arrays(shapes[rows.bucket], tokenizer, records.read(numbers), keys)
         return _batch(found, rows_MR.shape)
 

@@ -1,4 +1,4 @@
-"""Several prepared sets as one: each gives its share of the rows of training."""
+"""A mixture of prepared datasets: each contributes its share of the training rows."""
 
 import dataclasses
 import hashlib
@@ -8,49 +8,52 @@ from typing import Any
 
 import numpy as np
 
-from lightpaff_jax.data.records import Prepared, Record, Records
+from lightpaff_jax.data.records import PADDING, Dataset, Record, Records
 
-_SUMS = ('records', 'tokens', 'words', 'documents', 'skipped')
+_SUMMED = ('records', 'tokens', 'words', 'documents', 'skipped')
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """What `Prepared` is, of several sets; their records are numbered one set after the other."""
+    """Has the interface of `Dataset`; the records of the parts are numbered consecutively."""
 
-    parts: tuple[Prepared, ...]
+    parts: tuple[Dataset, ...]
     weights: tuple[float, ...]
-    """Shares of the rows of training, of any sum; evaluation reads each part once."""
+    """Relative shares of the training rows; evaluation reads each part once."""
 
     @property
     def path(self) -> str:
+        """The paths of the parts, for messages."""
         return ' + '.join(part.path for part in self.parts)
 
     @property
-    def kind(self) -> str:
-        return self.parts[0].kind
+    def record_type(self) -> str:
+        """The type of the records, the same in all parts."""
+        return self.parts[0].record_type
 
     @property
     def classes(self) -> int:
+        """0: a mixture has no labels."""
         return 0
 
     @property
     def hash(self) -> str:
-        """16 hex digits of what a run reads here."""
-        read = [[part.hash for part in self.parts], list(self.weights)]
-        return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:16]
+        """16 hex digits that change with the parts and their weights."""
+        content = [[part.hash for part in self.parts], list(self.weights)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def split(self, split: str) -> dict[str, Any]:
-        """The sums of what `Prepared.split` says of the parts."""
+        """Returns the counts of a split, summed over the parts."""
         stats = [part.split(split) for part in self.parts]
-        return {name: sum(s.get(name, 0) for s in stats) for name in _SUMS}
+        return {name: sum(s.get(name, 0) for s in stats) for name in _SUMMED}
 
     def records(self, split: str) -> 'MixedRecords':
-        """Random access to the records of a split; may be read by several threads."""
+        """Returns random access to the records of a split. Threads may share it."""
         return MixedRecords([part.records(split) for part in self.parts])
 
 
 class MixedRecords:
-    """Records of several sets, one set after the other."""
+    """Reads the records of several datasets by one consecutive index."""
 
     def __init__(self, parts: Sequence[Records]):
         self._parts = parts
@@ -60,16 +63,15 @@ class MixedRecords:
         return int(self._ends[-1])
 
     def read(self, indices: Sequence[int]) -> list[Record]:
-        """The records of these numbers, in this order."""
-        found: list[Record | None] = [None] * len(indices)
-        numbers = np.asarray(indices)
-        owner = np.searchsorted(self._ends, numbers, side='right')
-        for k, part in enumerate(self._parts):
-            places = np.flatnonzero(owner == k)
-            if len(places):
-                first = self._ends[k] - len(part)
-                records = part.read((numbers[places] - first).tolist())
-                for place, record in zip(places.tolist(), records, strict=True):
-                    found[place] = record
-        assert all(record is not None for record in found), 'numbers are below the length'
-        return [record for record in found if record is not None]
+        """Returns the records at `indices`, in that order."""
+        numbers = np.asarray(indices, np.int64)
+        assert not numbers.size or numbers.max() < len(self), 'record index out of range'
+        records: list[Record] = [PADDING] * len(numbers)
+        owners = np.searchsorted(self._ends, numbers, side='right')
+        for owner, part in enumerate(self._parts):
+            slots = np.flatnonzero(owners == owner)
+            if len(slots):
+                offsets = numbers[slots] - (self._ends[owner] - len(part))
+                for slot, record in zip(slots.tolist(), part.read(offsets.tolist()), strict=True):
+                    records[slot] = record
+        return records

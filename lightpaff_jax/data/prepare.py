@@ -18,7 +18,7 @@ from lightpaff_jax.config import flags, needed, validate
 from lightpaff_jax.data import records, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.prepared import build, compatibility, shards
-from lightpaff_jax.data.records import Prepared
+from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import Tokenizer, selection
 from lightpaff_jax.errors import Unfinished, UserError, nearest
 from lightpaff_jax.runtime import storage
@@ -26,7 +26,7 @@ from lightpaff_jax.runtime import storage
 _LOG = logging.getLogger('lightpaff_jax')
 
 
-def prepare(c: ConfigDict, tokenizer: Tokenizer) -> Prepared | Mixture:
+def prepare(c: ConfigDict, tokenizer: Tokenizer) -> Dataset | Mixture:
     """The records of `config.data`, made once in `config.data.cache` and then found there.
 
     For clm, mlm and mass a split's documents make one stream, which is cut into blocks, or rows
@@ -56,13 +56,13 @@ def _mixture(c: ConfigDict, tokenizer: Tokenizer) -> Mixture:
     parts, weights = [], []
     for part, weight in sources.parts(c):
         prepared = prepare(part, tokenizer)
-        assert isinstance(prepared, Prepared), 'a part is no mixture'
+        assert isinstance(prepared, Dataset), 'a part is no mixture'
         parts.append(prepared)
         weights.append(weight)
     return Mixture(tuple(parts), tuple(weights))
 
 
-def _found(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
+def _found(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
     """The set in the cache; made if it is not there."""
     cache = storage.local_folder('config.data.cache = ', c.data.cache)
     made_from = identity(c, tokenizer)
@@ -270,7 +270,7 @@ def _is_made(out: pathlib.Path, wanted: dict[str, Any]) -> bool:
     """Whether the set is there, whole; raises UserError if another one is, or a part of it."""
     if not (out / records.MANIFEST).is_file():
         return False
-    made = records.manifest(out)
+    made = records.read_manifest(out)
     found = shards.differences(
         {key: made.get(key) for key in wanted}, json.loads(json.dumps(wanted))
     )
@@ -281,7 +281,7 @@ def _is_made(out: pathlib.Path, wanted: dict[str, Any]) -> bool:
     prepared = compatibility.opened(out)
     for split in prepared.manifest['splits']:
         whole = prepared.records(split)
-        if prepared.kind == 'examples':
+        if prepared.record_type == 'examples':
             whole.lengths()
     (out / records.STATE).unlink(missing_ok=True)  # killed between the last two steps
     print(f'{out}: is prepared already')
@@ -313,16 +313,16 @@ def _keep(tokenizer: Tokenizer, out: pathlib.Path, family: str) -> None:
     part.rename(place)
 
 
-def _print(prepared: Prepared) -> None:
+def _print(prepared: Dataset) -> None:
     for split in sources.SPLITS:
         stats = prepared.split(split)
-        many = 'examples' if prepared.kind == 'examples' else 'documents'
+        many = 'examples' if prepared.record_type == 'examples' else 'documents'
         parts = [
             f'{split}: {stats[many]:,} {many}', f'{stats["words"]:,} words',
             f'{stats["tokens"]:,} tokens', f'{stats["records"]:,} records',
             f'{len(stats["shards"])} shards',
         ]  # fmt: skip
-        if prepared.kind == 'packed':
+        if prepared.record_type == 'packed':
             parts.append(f'rows {stats["fill"]:.1%} full')
         if stats['skipped']:
             parts.append(f'{stats["skipped"]:,} malformed rows left out')

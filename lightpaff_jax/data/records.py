@@ -1,4 +1,4 @@
-"""Records on disk: what prepare.py writes and batches are made of."""
+"""Records of token ids on disk, and the folder of a prepared dataset that holds them."""
 
 import dataclasses
 import hashlib
@@ -14,25 +14,34 @@ from jaxtyping import Int32
 
 from lightpaff_jax.errors import UserError, nearest
 
-FORMAT = 3  # of the folder; another one is prepared again
+FORMAT = 3  # version of the folder; a dataset of another version must be prepared again
 MANIFEST = 'manifest.json'
-STATE = 'state.json'  # is there as long as the set is not finished
-_INT = np.dtype('<i4')  # of what stands before the ids of a record
-_MANIFEST: dict[str, type] = {
-    'classes': int, 'dtype': str, 'kind': str, 'lengths': list, 'objective': str, 'packing': str,
-    'source': str, 'splits': dict, 'vocabulary': dict,
-}  # fmt: skip
-SPLIT: dict[str, type] = {'hash': str, 'shards': list}
-"""Keys that a split has in a manifest and in STATE, and their types."""
-_COUNTS = dict.fromkeys(('records', 'tokens', 'words', 'skipped'), int)
-_SHARD: dict[str, type] = {'file': str, 'records': int, 'bytes': int, 'sha256': str}
+STATE = 'state.json'  # exists only while the dataset is unfinished
+_INT = np.dtype('<i4')  # type of the header before the ids of a record
+_MANIFEST_FIELDS: dict[str, type] = {
+    'classes': int,
+    'dtype': str,
+    'kind': str,
+    'lengths': list,
+    'objective': str,
+    'packing': str,
+    'source': str,
+    'splits': dict,
+    'vocabulary': dict,
+}
+SPLIT_FIELDS: dict[str, type] = {'hash': str, 'shards': list}
+"""Fields that a split has in the manifest and in STATE, and their types."""
+_COUNT_FIELDS = dict.fromkeys(('records', 'tokens', 'words', 'skipped'), int)
+_SHARD_FIELDS: dict[str, type] = {'file': str, 'records': int, 'bytes': int, 'sha256': str}
 
 
 class Record(NamedTuple):
-    """A block of a stream (`first` alone), whole documents, or an example.
+    """A block of the token stream, a row of whole documents, or an example.
 
-    Of whole documents `first` is their ids, one document after the other, `second` how many are
-    of each. There are no special ids but a stream's own.
+    A block has only `first`. A row of documents has the ids of all documents in `first` and the
+    length of each document in `second`. An example has the ids of its two texts in `first` and
+    `second`. Special ids are added when a batch is made; only blocks contain the separators of
+    their stream.
     """
 
     first: Int32[np.ndarray, ' N']
@@ -41,60 +50,62 @@ class Record(NamedTuple):
 
 
 PADDING = Record(np.zeros(0, np.int32))
-"""Fills up the last batch of a pass; its row has weight 0 everywhere."""
+"""Fills the last batch of a pass; the weights of its row are 0."""
 
 
 def is_padding(record: Record) -> bool:
-    """Whether it holds nothing, as PADDING."""
+    """Returns whether a record is empty, as PADDING is."""
     return not len(record.first) and not len(record.second) and record.label < 0
 
 
-def to_bytes(record: Record, kind: str, dtype: np.dtype) -> bytes:
-    """A record on disk, where its ids are of type `dtype`.
+def to_bytes(record: Record, record_type: str, dtype: np.dtype) -> bytes:
+    """Encodes a record; ids have type `dtype`, the numbers before them are int32.
 
-    blocks: the ids. packed: how many documents, ids of each, the ids. examples: the label, ids of
-    the first text, all ids. Numbers before the ids are int32.
+    A record of type 'blocks' is stored as its ids; 'packed' as the number of documents, their
+    lengths and the ids; 'examples' as the label, the length of the first text and the ids of both.
     """
     ids = record.first.astype(dtype).tobytes()
-    if kind == 'blocks':
+    if record_type == 'blocks':
         return ids
-    if kind == 'packed':
+    if record_type == 'packed':
         return np.array([len(record.second), *record.second], _INT).tobytes() + ids
     header = np.array([record.label, len(record.first)], _INT).tobytes()
     return header + ids + record.second.astype(dtype).tobytes()
 
 
-def from_bytes(data: bytes, kind: str, dtype: np.dtype) -> Record:
-    """What `to_bytes` wrote."""
-    if kind == 'blocks':
+def from_bytes(data: bytes, record_type: str, dtype: np.dtype) -> Record:
+    """Decodes a record that `to_bytes` encoded."""
+    if record_type == 'blocks':
         return Record(np.frombuffer(data, dtype).astype(np.int32))
-    if kind == 'packed':
+    if record_type == 'packed':
         documents = int(np.frombuffer(data, _INT, 1)[0])
-        second = np.frombuffer(data, _INT, documents, offset=_INT.itemsize)
+        lengths = np.frombuffer(data, _INT, documents, offset=_INT.itemsize)
         ids = np.frombuffer(data, dtype, offset=_INT.itemsize * (1 + documents))
-        return Record(ids.astype(np.int32), second.astype(np.int32))
+        return Record(ids.astype(np.int32), lengths.astype(np.int32))
     label, first = np.frombuffer(data, _INT, 2).tolist()
     ids = np.frombuffer(data, dtype, offset=2 * _INT.itemsize).astype(np.int32)
     return Record(ids[:first], ids[first:], label)
 
 
 class Records:
-    """The records of one split, by number. May be read by several threads."""
+    """Reads the records of a split by index. Threads may share an instance."""
 
-    def __init__(self, shards: Sequence[tuple[pathlib.Path, int]], kind: str, dtype: np.dtype):
-        """Opens no file yet.
+    def __init__(
+        self, shards: Sequence[tuple[pathlib.Path, int]], record_type: str, dtype: np.dtype
+    ):
+        """Stores the layout of the split; a file is opened when it is first read.
 
         Args:
-          shards: files in their order, and how many records are in each.
-          kind: of the set.
-          dtype: of an id on disk.
+          shards: path and number of records of each file, in order.
+          record_type: 'blocks', 'packed' or 'examples'.
+          dtype: type of an id on disk.
         """
         self._files = [file for file, _ in shards]
         self._counts = [count for _, count in shards]
         self._ends = np.cumsum(self._counts)
         self._readers: list[Any] = [None] * len(self._files)
         self._lock = threading.Lock()
-        self._kind = kind
+        self._record_type = record_type
         self._dtype = dtype
 
     def __len__(self) -> int:
@@ -104,194 +115,213 @@ class Records:
         return self.read([index])[0]
 
     def read(self, indices: Sequence[int]) -> list[Record]:
-        """The records of these numbers, in this order.
+        """Returns the records at `indices`, in that order.
 
-        One call of a reader for each shard: ArrayRecordDataSource starts a thread for each, which
-        takes longer than reading a batch.
+        Each shard is read by one call of its reader. ArrayRecordDataSource would start one thread
+        per shard, which takes longer than reading a batch.
 
         Raises:
-          IndexError: there is no such record.
+          IndexError: an index is out of range.
           UserError: a file is damaged.
         """
         numbers = np.asarray(indices, np.int64)
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
-            raise IndexError(f'numbers must be at least 0 and below {len(self)}')
-        found: list[Record] = [PADDING] * len(numbers)
-        owners = np.searchsorted(self._ends, numbers, side='right')
-        for owner in np.unique(owners).tolist():
-            places = np.flatnonzero(owners == owner)
-            within = numbers[places] - (self._ends[owner] - self._counts[owner])
-            for place, data in zip(places.tolist(), self._data(owner, within), strict=True):
-                found[place] = from_bytes(data, self._kind, self._dtype)
-        return found
+            raise IndexError(f'record indices must be at least 0 and below {len(self)}')
+        records: list[Record] = [PADDING] * len(numbers)
+        shards = np.searchsorted(self._ends, numbers, side='right')
+        for shard in np.unique(shards).tolist():
+            slots = np.flatnonzero(shards == shard)
+            offsets = numbers[slots] - (self._ends[shard] - self._counts[shard])
+            for slot, data in zip(slots.tolist(), self._read_shard(shard, offsets), strict=True):
+                records[slot] = from_bytes(data, self._record_type, self._dtype)
+        return records
 
     def lengths(self) -> Int32[np.ndarray, 'n 2']:
-        """Of examples: ids in the first and the second text of each.
+        """Returns the number of ids in the first and the second text of each example.
 
         Raises:
-          UserError: a file of them is missing or damaged.
+          UserError: a file of lengths is missing or damaged.
         """
         parts = []
         for shard, count in zip(self._files, self._counts, strict=True):
-            file = lengths_file(shard)
+            file = lengths_path(shard)
             try:
                 part = np.load(file, allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
-                raise UserError(f'{file}: {_again(file, "cannot be read")}') from error
+                raise _damage(file, 'cannot be read') from error
             if part.shape != (count, 2):
-                has = f'has lengths of {len(part)} records, {MANIFEST} says {count}'
-                raise UserError(f'{file}: {_again(file, has)}')
+                raise _damage(file, f'has lengths of {len(part)} records, {MANIFEST} lists {count}')
             parts.append(part.astype(np.int32))
         return np.concatenate(parts)
 
-    def _data(self, shard: int, numbers: np.ndarray) -> list[bytes]:
+    def _read_shard(self, shard: int, offsets: np.ndarray) -> list[bytes]:
         file = self._files[shard]
         try:
             with self._lock:
-                reader = self._readers[shard] = self._readers[shard] or opened(file)
+                reader = self._readers[shard] = self._readers[shard] or open_reader(file)
             if reader.num_records() == self._counts[shard]:
-                return reader.read(numbers.tolist())
-        except RuntimeError as error:  # the block that a record is in has another checksum
-            reason = ' '.join(str(error).split())
-            raise UserError(f'{file}: {_again(file, f"is damaged: {reason}")}') from error
-        has = f'has {reader.num_records()} records, {MANIFEST} says {self._counts[shard]}'
-        raise UserError(f'{file}: {_again(file, has)}')
+                return reader.read(offsets.tolist())
+        except RuntimeError as error:  # the checksum of a record's block differs
+            raise _damage(file, f'is damaged: {" ".join(str(error).split())}') from error
+        raise _damage(
+            file, f'has {reader.num_records()} records, {MANIFEST} lists {self._counts[shard]}'
+        )
 
     def __repr__(self) -> str:
-        return f'Records({len(self)} {self._kind})'
+        return f'Records({len(self)} {self._record_type})'
 
 
-def opened(file: pathlib.Path):
-    """A reader of single records anywhere in the file."""
+def open_reader(file: pathlib.Path):
+    """Opens an ArrayRecord file for random access to single records."""
     return array_record_module.ArrayRecordReader(
         str(file), 'readahead_buffer_size:0', file_reader_buffer_size=1 << 15
     )
 
 
-def _again(file: pathlib.Path, what: str) -> str:
-    return f'{what}; remove {file.parent}, and prepare makes it again'
+def _damage(file: pathlib.Path, problem: str) -> UserError:
+    return UserError(f'{file}: {problem}; remove {file.parent} and prepare it again')
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A folder of records: `blocks`, `packed` or `examples`."""
+class Dataset:
+    """A prepared dataset: a folder of records and its manifest."""
 
     path: str
     manifest: dict[str, Any]
 
+    @classmethod
+    def open(cls, folder: pathlib.Path) -> 'Dataset':
+        """Opens a folder.
+
+        Raises:
+          UserError: as `read_manifest`.
+        """
+        return cls(str(folder), read_manifest(folder))
+
     @property
-    def kind(self) -> str:
-        """'blocks': pieces of one stream of documents. 'packed': whole documents. 'examples'."""
+    def record_type(self) -> str:
+        """'blocks' of one stream of documents, 'packed' rows of whole documents, or 'examples'."""
         return self.manifest['kind']
 
     @property
     def classes(self) -> int:
-        """Of the labels; 0 where there are none."""
+        """The number of classes of the labels; 0 without labels."""
         return self.manifest['classes']
 
     @property
     def hash(self) -> str:
-        """16 hex digits of what a run reads here: the ids, their vocabulary, how they were cut."""
+        """16 hex digits that change with the ids, their vocabulary and how they were cut."""
         splits = {
             name: {key: value for key, value in stats.items() if key != 'shards'}
             for name, stats in self.manifest['splits'].items()
         }
-        read = [splits, *(self.manifest[key] for key in ('objective', 'vocabulary', 'lengths'))]
-        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
+        content = [splits, *(self.manifest[key] for key in ('objective', 'vocabulary', 'lengths'))]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def split(self, split: str) -> dict[str, Any]:
-        """What is in a split, counted by prepare.py.
+        """Returns the manifest's entry of a split.
 
-        `records`; `hash`, 16 hex digits of their bytes, whatever shards they are in; `shards`, of
-        each its `file`, `records`, `bytes` and `sha256`; `skipped`, malformed rows that were left
-        out; `tokens`, ids that one pass predicts (clm, seq2seq), may predict (mlm, mass) or reads
-        (classify). Of blocks and packed also `documents`, and `words`: white-space words, and one
-        for the end of every line of the original text. Of packed also `pieces`, those documents
-        after the long ones were cut, and `fill`, the share of the rows that they take. Of examples
-        also `examples`; `pairs`, how many have a second text; `words`, those of the targets as
-        they were cut, for classify of all texts; `truncated`, how many were too long; `too_long`,
-        of the first of these its number, ids and limit, or None; `labels`, the lowest and the
-        highest.
+        All types of records have:
+          records: number of records.
+          hash: 16 hex digits of their bytes; it does not depend on the shard size.
+          shards: `file`, `records`, `bytes` and `sha256` of each shard.
+          skipped: number of malformed rows that were skipped.
+          tokens: ids that one pass predicts (clm, seq2seq), may predict (mlm, mass) or reads
+            (classify).
+          words: white-space words, plus one for the end of each line, of the original text. For
+            examples: of the targets after truncation (seq2seq) or of all texts (classify).
+        Blocks and packed rows also have:
+          documents: number of documents.
+        Packed rows also have:
+          pieces: number of documents after the long ones were cut.
+          fill: share of the capacity of the rows that is used.
+        Examples also have:
+          examples: number of examples.
+          pairs: examples with a second text.
+          truncated: examples that were too long.
+          too_long: index, ids and limit of the first of these, or None.
+          labels: the lowest and the highest label.
 
         Raises:
-          UserError: no such split.
+          UserError: the split does not exist.
         """
-        known = list(self.manifest['splits'])
-        if split not in known:
-            near = nearest(split, known)
-            raise UserError(f'split {split!r}: must be one of {", ".join(known)}{near}')
+        splits = list(self.manifest['splits'])
+        if split not in splits:
+            near = nearest(split, splits)
+            raise UserError(f'split {split!r}: must be one of {", ".join(splits)}{near}')
         return self.manifest['splits'][split]
 
     def records(self, split: str) -> Records:
-        """Random access to the records of a split; may be read by several threads.
+        """Returns random access to the records of a split. Threads may share it.
 
         Raises:
-          UserError: no such split, or a file of it is missing or cut short.
+          UserError: the split does not exist, or one of its files is missing or truncated.
         """
         shards = []
         for shard in self.split(split)['shards']:
             file = pathlib.Path(self.path) / shard['file']
             size = file.stat().st_size if file.is_file() else None
             if size != shard['bytes']:
-                has = 'no such file' if size is None else f'has {size} bytes'
-                says = f'{has}, {MANIFEST} says {shard["bytes"]} bytes'
-                raise UserError(f'{file}: {_again(file, says)}')
+                problem = 'no such file' if size is None else f'has {size} bytes'
+                raise _damage(file, f'{problem}, {MANIFEST} lists {shard["bytes"]} bytes')
             shards.append((file, shard['records']))
-        return Records(shards, self.kind, np.dtype(self.manifest['dtype']))
+        return Records(shards, self.record_type, np.dtype(self.manifest['dtype']))
 
 
 def id_type(vocab_size: int) -> np.dtype:
-    """The type of an id on disk."""
+    """Returns the type of an id on disk: 2 bytes if the vocabulary allows it, else 4."""
     return np.dtype('<u2' if vocab_size <= 1 << 16 else '<i4')
 
 
-def shard_file(folder: pathlib.Path, split: str, number: int) -> pathlib.Path:
-    """Where a shard of a split is."""
+def shard_path(folder: pathlib.Path, split: str, number: int) -> pathlib.Path:
+    """Returns the path of a shard."""
     return folder / f'{split}-{number:05}.array_record'
 
 
-def lengths_file(shard: pathlib.Path) -> pathlib.Path:
-    """Of a shard of examples: [n, 2], how many ids are of each text of a record."""
+def lengths_path(shard: pathlib.Path) -> pathlib.Path:
+    """Returns the path of the lengths [n, 2] of a shard of examples: ids in each of the two texts."""
     return shard.with_suffix('.npy')
 
 
-def manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """The manifest of a prepared set.
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads the manifest of a prepared dataset.
 
     Raises:
-      UserError: there is none, or it is malformed, or not of this FORMAT.
+      UserError: the manifest is missing, malformed, or of another FORMAT.
     """
     file = folder / MANIFEST
     if not file.is_file():
-        must = 'must be a prepared data set'
+        rule = 'must be a prepared dataset'
         if (folder / STATE).is_file():
-            must = 'preparing it was not finished; the same command goes on where it stopped'
-        raise UserError(f'{folder}: has no {MANIFEST}, {must}')
+            rule = 'its preparation is unfinished; run the same command to resume it'
+        raise UserError(f'{folder}: has no {MANIFEST}, {rule}')
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
-        form = content['format']
-        if form == FORMAT:
-            check(content, _MANIFEST)
-            check(content['vocabulary'], {'hash': str, 'size': int})
-            check(dict(enumerate(content['lengths'])), {0: int, 1: int})
+        version = content['format']
+        if version == FORMAT:
+            check_fields(content, _MANIFEST_FIELDS)
+            check_fields(content['vocabulary'], {'hash': str, 'size': int})
+            check_fields(dict(enumerate(content['lengths'])), {0: int, 1: int})
             for stats in content['splits'].values():
-                check(stats, SPLIT | _COUNTS)
+                check_fields(stats, SPLIT_FIELDS | _COUNT_FIELDS)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f'{file}: must be the manifest of a prepared data set') from error
-    if form != FORMAT:
+        raise UserError(f'{file}: must be the manifest of a prepared dataset') from error
+    if version != FORMAT:
         raise UserError(
-            f'{file}: has format {form}, this version reads {FORMAT}: prepare the set again'
+            f'{file}: has format {version}, this version reads {FORMAT}: prepare the dataset again'
         )
     return content
 
 
-def check(content: Any, keys: Mapping[Any, type]) -> None:
-    """Raises KeyError or TypeError unless it has these keys and values of these types.
+def check_fields(content: Any, fields: Mapping[Any, type]) -> None:
+    """Checks the fields of `content` and their types; with `shards`, the fields of each shard too.
 
-    Of `shards` each is checked too.
+    Raises:
+      KeyError: a field is missing.
+      TypeError: a field has another type.
     """
-    for key, kind in keys.items():
-        if not isinstance(content[key], kind):
-            raise TypeError(f'{key} must be {kind.__name__}')
-    for shard in content['shards'] if 'shards' in keys else ():
-        check(shard, _SHARD)
+    for name, field_type in fields.items():
+        if not isinstance(content[name], field_type):
+            raise TypeError(f'{name} must be {field_type.__name__}')
+    for shard in content['shards'] if 'shards' in fields else ():
+        check_fields(shard, _SHARD_FIELDS)

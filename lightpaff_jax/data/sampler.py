@@ -1,9 +1,10 @@
-"""Which records are in which batch: a pure function of (seed, index).
+"""Maps a batch to its records: a pure function of (seed, batch index).
 
-Training reads a stream of rows without end; batch i holds rows i*B ... i*B + B - 1 of it. The
-stream is every record once, in an order drawn from (seed, epoch 0), then every record once in an
-order drawn from (seed, epoch 1), and so on. Of a mixture each part is such a stream, and the rows
-come from the parts in proportion to their weights.
+Training reads an endless stream of rows; batch i of B rows holds rows i*B, ..., i*B + B - 1.
+Each epoch of the stream has every record once, in an order drawn from (seed, epoch). In a mixture,
+every part has such a stream of its own, and the rows come from the parts in proportion to their
+weights. Data-parallel processes read disjoint rows of the same batch, so the stream does not depend
+on the number of processes, and resuming needs only the batch index.
 """
 
 import functools
@@ -17,115 +18,126 @@ import numpy as np
 from jaxtyping import Int
 
 from lightpaff_jax.data.mixture import Mixture
-from lightpaff_jax.data.records import Prepared
+from lightpaff_jax.data.records import Dataset
 
-_MANY = (
-    1 << 16
-)  # Grain shuffles by a cipher of at least so many places, and walks to one that is used
+# Grain permutes by a block cipher over at least this many values and repeats it until the result is
+# a valid index, which is slow for smaller datasets. Those are permuted by argsort instead.
+_CIPHER_SIZE = 1 << 16
 
 
 class Rows(NamedTuple):
     """The records of one global batch, row by row."""
 
-    numbers: list[int]
+    indices: list[int]
     epochs: list[int]
-    """How often the record was in the stream before."""
+    """How many times the stream had returned the record before."""
     bucket: int = 0
-    """The smallest that all of them fit in."""
+    """Index of the smallest bucket that fits all rows."""
 
 
-def make(prepared: Prepared | Mixture, seed: int, size: int) -> Callable[[int], Rows]:
-    """Index of a batch of `size` rows -> its rows, of the train split."""
-    if isinstance(prepared, Mixture):
-        lengths = [part.split('train')['records'] for part in prepared.parts]
-        starts = np.cumsum([0, *lengths[:-1]]).tolist()
+def make(dataset: Dataset | Mixture, seed: int, batch_size: int) -> Callable[[int], Rows]:
+    """Returns a function from a batch index to the rows of that batch of the train split."""
+    if isinstance(dataset, Mixture):
+        sizes = [part.split('train')['records'] for part in dataset.parts]
+        starts = np.cumsum([0, *sizes[:-1]]).tolist()
         streams = [
-            _stream(n, _spread(f'{seed} part {k}' if k else seed), start)
-            for k, (n, start) in enumerate(zip(lengths, starts, strict=True))
+            _stream(n, _hash_seed(f'{seed} part {k}' if k else seed), start)
+            for k, (n, start) in enumerate(zip(sizes, starts, strict=True))
         ]
-        stream = grain.MapDataset.mix(streams, prepared.weights)
+        stream = grain.MapDataset.mix(streams, dataset.weights)
     else:
-        stream = _stream(prepared.split('train')['records'], _spread(seed))
+        stream = _stream(dataset.split('train')['records'], _hash_seed(seed))
 
     def rows(index: int) -> Rows:
-        found = [stream[place] for place in range(index * size, index * size + size)]
-        return Rows([number for number, _ in found], [epoch for _, epoch in found])
+        first = index * batch_size
+        pairs = [stream[position] for position in range(first, first + batch_size)]
+        return Rows([record for record, _ in pairs], [epoch for _, epoch in pairs])
 
     return rows
 
 
 def _stream(n: int, seed: int, start: int = 0) -> grain.MapDataset:
-    """Place -> (number of the record, epoch)."""
-    if n >= _MANY:
+    """Maps a position in the stream to (index of the record, epoch); indices begin at `start`."""
+    if n >= _CIPHER_SIZE:
         shuffled = grain.MapDataset.range(start, start + n).shuffle(seed).repeat()
-        return shuffled.map_with_index(lambda place, number: (int(number), place // n))
-    epochs = _kept(lambda epoch: np.argsort(_philox(seed, epoch).random_raw(n), kind='stable'))
+        return shuffled.map_with_index(lambda position, record: (int(record), position // n))
+    permutation = _cache_epochs(
+        lambda epoch: np.argsort(_philox(seed, epoch).random_raw(n), kind='stable')
+    )
 
-    def row(place: int, _) -> tuple[int, int]:
-        epoch, at = divmod(place, n)
-        return start + int(epochs(epoch)[at]), epoch
+    def row(position: int, _) -> tuple[int, int]:
+        epoch, offset = divmod(position, n)
+        return start + int(permutation(epoch)[offset]), epoch
 
     return grain.MapDataset.range(n).repeat().map_with_index(row)
 
 
-def _kept(make: Callable[[int], np.ndarray]) -> Callable[[int], np.ndarray]:
-    """`make(epoch)`, made once by one thread while the others wait."""
-    lock, cached = threading.Lock(), functools.lru_cache(maxsize=4)(make)
+def _cache_epochs(permute: Callable[[int], np.ndarray]) -> Callable[[int], np.ndarray]:
+    """Caches `permute(epoch)`; one thread computes it while the others wait."""
+    lock, cached = threading.Lock(), functools.lru_cache(maxsize=4)(permute)
 
-    def get(epoch: int) -> np.ndarray:
+    def permutation(epoch: int) -> np.ndarray:
         with lock:
             return cached(epoch)
 
-    return get
+    return permutation
 
 
 def _philox(seed: int, epoch: int) -> np.random.Philox:
+    # Raw Philox output is fixed by its definition; NumPy may change Generator.permutation.
     return np.random.Philox(key=seed, counter=np.array([0, 0, 0, epoch], np.uint64))
 
 
-def make_bucketed(fits: Int[np.ndarray, ' n'], seed: int, size: int) -> Callable[[int], Rows]:
-    """Index of a batch of `size` rows -> its rows, records of like lengths together.
+def make_bucketed(
+    buckets: Int[np.ndarray, ' n'], seed: int, batch_size: int
+) -> Callable[[int], Rows]:
+    """Returns a function from a batch index to its rows, which groups records of similar length.
 
-    An epoch is every record once. Of its batches all have records of one bucket, but those in which
-    two buckets or two epochs meet; their order is drawn from (seed, epoch) too.
+    Each epoch has every record once. All records of a batch are of one bucket, except in batches
+    at the border of two buckets or two epochs. The order of the batches is drawn from
+    (seed, epoch) too.
 
     Args:
-      fits: the smallest bucket that each record fits in.
-      seed: of the order.
-      size: B.
+      buckets: index of the smallest bucket that each record fits in.
+      seed: seed of the order.
+      batch_size: B.
     """
-    n = len(fits)
-
-    epoch_of = _kept(lambda epoch: _epoch(fits, seed, epoch, size))
+    n = len(buckets)
+    order = _cache_epochs(lambda epoch: _bucketed_epoch(buckets, seed, epoch, batch_size))
 
     def rows(index: int) -> Rows:
-        places = [divmod(place, n) for place in range(index * size, index * size + size)]
-        numbers = [int(epoch_of(epoch)[at]) for epoch, at in places]
-        return Rows(numbers, [epoch for epoch, _ in places], int(fits[numbers].max()))
+        first = index * batch_size
+        positions = [divmod(position, n) for position in range(first, first + batch_size)]
+        records = [int(order(epoch)[offset]) for epoch, offset in positions]
+        return Rows(records, [epoch for epoch, _ in positions], int(buckets[records].max()))
 
     return rows
 
 
-def _epoch(fits: np.ndarray, seed: int, epoch: int, size: int) -> Int[np.ndarray, ' n']:
-    """The records of one epoch in the order of the stream."""
-    n = len(fits)
-    key = _philox(_spread(seed), epoch)
-    drawn = np.argsort(key.random_raw(n), kind='stable')
-    first = min(n, -epoch * n % size)  # they fill up the batch that the epoch before began
-    head, rest = drawn[:first], drawn[first:]
-    rest = rest[np.argsort(fits[rest], kind='stable')]
-    whole = len(rest) // size
-    batches, tail = rest[: whole * size].reshape(whole, size), rest[whole * size :]
-    batches = batches[np.argsort(key.random_raw(whole), kind='stable')] if whole else batches
+def _bucketed_epoch(
+    buckets: np.ndarray, seed: int, epoch: int, batch_size: int
+) -> Int[np.ndarray, ' n']:
+    """Returns the records of one epoch in the order of the stream."""
+    n = len(buckets)
+    philox = _philox(_hash_seed(seed), epoch)
+    records = np.argsort(philox.random_raw(n), kind='stable')
+    # The first records complete the batch that the previous epoch began.
+    first = min(n, -epoch * n % batch_size)
+    head, rest = records[:first], records[first:]
+    rest = rest[np.argsort(buckets[rest], kind='stable')]
+    full = len(rest) // batch_size
+    batches = rest[: full * batch_size].reshape(full, batch_size)
+    tail = rest[full * batch_size :]
+    batches = batches[np.argsort(philox.random_raw(full), kind='stable')] if full else batches
     return np.concatenate([head, batches.ravel(), tail])
 
 
-def _spread(seed: int | str) -> int:
-    """Grain orders epoch e of seed s as epoch e - 1 of seed s + 1: so draw seeds far apart."""
+def _hash_seed(seed: int | str) -> int:
+    """Spreads seeds: Grain shuffles epoch e of seed s as it does epoch e - 1 of seed s + 1."""
     return int.from_bytes(hashlib.sha256(f'order of the data {seed}'.encode()).digest()[:4])
 
 
 def evaluation_order(n: int) -> Callable[[int], int]:
-    """Place -> number: every record once, in one order for all runs."""
-    stream = _stream(n, _spread(0))
-    return lambda place: stream[place][0]
+    """Returns a permutation of n records, the same for all runs."""
+    stream = _stream(n, _hash_seed(0))
+    return lambda position: stream[position][0]

@@ -28,7 +28,7 @@ from lightpaff_jax import teacher as teacher_lib
 from lightpaff_jax.config import flags, needed, validate
 from lightpaff_jax.data import batches, prepare, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
-from lightpaff_jax.data.records import Prepared
+from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import Tokenizer, selection
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.evaluate import predictions, scores
@@ -123,7 +123,7 @@ class Evaluation:
 
     c: ConfigDict
     mesh: Mesh
-    prepared: Prepared | Mixture
+    prepared: Dataset | Mixture
     tokenizer: Tokenizer
     teacher_params: models.Params | None
     evaluate: Callable[..., dict[str, jax.Array]]
@@ -181,7 +181,7 @@ class Evaluation:
 
 
 def make(c: ConfigDict, mesh: Mesh, student: models.Model, teacher: teacher_lib.Teacher | None,
-         prepared: Prepared | Mixture, tokenizer: Tokenizer) -> Evaluation:  # fmt: skip
+         prepared: Dataset | Mixture, tokenizer: Tokenizer) -> Evaluation:  # fmt: skip
     """What scores `student`; to be used under `jax.set_mesh(mesh)`.
 
     Args:

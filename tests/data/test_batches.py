@@ -11,7 +11,7 @@ import pytest
 from helpers import corpus
 
 from lightpaff_jax.data import batches, objectives, prepare
-from lightpaff_jax.data.records import Prepared
+from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import UserError
 
@@ -164,7 +164,7 @@ def test_evaluation_of_an_unknown_split_is_a_user_error(c, prepared, tokenizer):
 
 
 def test_evaluation_of_a_split_without_records_is_a_user_error(c, prepared, tokenizer, monkeypatch):
-    monkeypatch.setattr(Prepared, 'records', lambda self, split: ())
+    monkeypatch.setattr(Dataset, 'records', lambda self, split: ())
     with pytest.raises(UserError, match='empty corpus'):
         batches.evaluation(c, prepared, tokenizer, 'test')
 

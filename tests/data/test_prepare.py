@@ -228,7 +228,7 @@ def test_documents_that_are_packed_whole_are_counted_by_hand(tmp_path, vocabular
     # 3, 2, 8 and 1 ids; 6 fit in a row beside [CLS] and [SEP]
     give(monkeypatch, [Example(text) for text in ('a b c', 'a\nb', 'a b c d e g h i', 'dog', '')])
     prepared = prepare.prepare(c, vocabulary)
-    assert prepared.kind == 'packed'
+    assert prepared.record_type == 'packed'
     assert [r.second.tolist() for r in read(prepared)] == [[3, 1], [2, 2], [6]]
     stats = {k: v for k, v in prepared.split('train').items() if k not in ('hash', 'shards')}
     assert stats == {

@@ -112,7 +112,7 @@ def test_a_finished_set_that_lacks_a_part_of_a_shard_is_an_error(capsys, given, 
         shard.unlink()
     line = mistake(capsys, *given)
     assert line.startswith(f'{shard}: ')
-    assert line.endswith(f'; remove {tmp_path}/set, and prepare makes it again')
+    assert line.endswith(f'; remove {tmp_path}/set and prepare it again')
 
 
 def test_a_finished_set_that_lacks_its_tokenizer_has_it_again(capsys, given, tmp_path):
@@ -139,7 +139,7 @@ def test_a_run_finds_in_the_cache_what_the_command_would_make(capsys, given, pla
     c = _text(given)
     c.data.length, c.data.cache = 64, str(tmp_path / 'cache')
     found = prepare.prepare(c, tokenizers.read(str(place / 'vocabulary')))
-    made = records.Prepared(str(tmp_path / 'set'), records.manifest(tmp_path / 'set'))
+    made = records.Dataset(str(tmp_path / 'set'), records.read_manifest(tmp_path / 'set'))
     assert made.hash == found.hash
 
 
@@ -177,7 +177,7 @@ def test_any_key_makes_a_set_that_a_run_with_it_reads(
 ):
     code, _, err = call(capsys, *given, *argv)
     assert (code, err) == (0, '')
-    made = records.manifest(tmp_path / 'set')
+    made = records.read_manifest(tmp_path / 'set')
     assert (made['objective'], made['kind'], made['dtype']) == (objective, kind, dtype)
 
 
@@ -197,13 +197,13 @@ def test_examples_of_every_kind_are_prepared(capsys, given, tmp_path):
     assert code == 0
     assert err.count('left out: ') == 3
     assert out.count('3 examples, ') == out.count(', 1 malformed rows left out') == 3
-    made = records.manifest(tmp_path / 'pairs')
+    made = records.read_manifest(tmp_path / 'pairs')
     assert (made['classes'], made['splits']['train']['pairs']) == (2, 3)
     targets = ('--config.objective=seq2seq', '--config.data.columns=first,second',
                '--config.data.target_length=8', '--on-error=skip')  # fmt: skip
     code, out, _ = call(capsys, *table, *targets, f'--out={tmp_path}/targets')
     assert code == 0
-    found = records.Prepared(f'{tmp_path}/targets', records.manifest(tmp_path / 'targets'))
+    found = records.Dataset(f'{tmp_path}/targets', records.read_manifest(tmp_path / 'targets'))
     assert found.records('train').lengths().tolist() == [[2, 2], [1, 3], [3, 5]]
 
 
@@ -213,7 +213,7 @@ def test_a_vocabulary_is_trained_once_and_kept(capsys, given, tmp_path, monkeypa
     assert (code, err) == (0, '')
     kept = tokenizers.read(str(tmp_path / 'set/tokenizer'))
     assert (kept.vocab_size, kept.mask_id is None) == (300, False)
-    assert records.manifest(tmp_path / 'set')['vocabulary']['hash'] == kept.fingerprint
+    assert records.read_manifest(tmp_path / 'set')['vocabulary']['hash'] == kept.fingerprint
     monkeypatch.setattr(tokenizers, 'train', None)
     code, out, _ = call(capsys, *argv, '--config.objective=mlm')
     assert (code, 'is prepared already' in out) == (0, True)
@@ -230,7 +230,7 @@ def test_a_recipe_file_says_the_rest(capsys, given, tmp_path):
     )
     code, _, err = call(capsys, *given, f'--config={recipe}')
     assert (code, err) == (0, '')
-    assert records.manifest(tmp_path / 'set')['lengths'] == [48, 0]
+    assert records.read_manifest(tmp_path / 'set')['lengths'] == [48, 0]
 
 
 MISTAKES = [
@@ -291,7 +291,7 @@ def test_wikitext_has_the_tokens_of_a_direct_encoding(capsys, tmp_path):
     direct.pre_tokenizer = reference.pre_tokenizers.ByteLevel(add_prefix_space=False)
     c = _text(argv)
     c.data.held_out = 0.05
-    made = records.manifest(tmp_path / 'set')['splits']
+    made = records.read_manifest(tmp_path / 'set')['splits']
     for split in sources.SPLITS:
         texts = [example.first for example in sources.examples(c, split)]
         ids = sum(len(one.ids) for one in direct.encode_batch(texts))

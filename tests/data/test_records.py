@@ -51,7 +51,7 @@ def written(folder, kind, parts, size=1 << 16):
         'splits': {'train': writer.entry() | dict.fromkeys(_COUNTS, 9)},
     }  # fmt: skip
     shards.write(folder / records.MANIFEST, content)
-    return records.Prepared(str(folder), records.manifest(folder))
+    return records.Dataset(str(folder), records.read_manifest(folder))
 
 
 def same(a, b):
@@ -140,8 +140,8 @@ def test_a_shard_that_is_cut_short_is_an_error_that_says_what_it_has(tmp_path, k
     with pytest.raises(UserError) as raised:
         prepared.records('train')
     assert str(raised.value) == (
-        f'{file}: has {len(cut)} bytes, manifest.json says {len(data)} bytes; remove {tmp_path}, '
-        'and prepare makes it again'
+        f'{file}: has {len(cut)} bytes, manifest.json lists {len(data)} bytes; remove {tmp_path} '
+        'and prepare it again'
     )
 
 
@@ -176,7 +176,7 @@ def test_lengths_that_are_damaged_are_an_error(tmp_path, damage):
         file.write_bytes(file.read_bytes()[:-7])
     else:
         np.save(file, np.zeros((29, 2), np.uint16))
-    with pytest.raises(UserError, match=r'train-00000\.npy: .* prepare makes it again'):
+    with pytest.raises(UserError, match=r'train-00000\.npy: .* prepare it again'):
         prepared.records('train').lengths()
 
 
@@ -184,9 +184,9 @@ def test_lengths_that_are_damaged_are_an_error(tmp_path, damage):
 def test_another_manifest_is_an_error(tmp_path, text):
     (tmp_path / 'manifest.json').write_text(text)
     with pytest.raises(UserError, match=r'manifest\.json') as raised:
-        records.manifest(tmp_path)
+        records.read_manifest(tmp_path)
     if 'format' in text:
-        assert 'has format 2, this version reads 3: prepare the set again' in str(raised.value)
+        assert 'has format 2, this version reads 3: prepare the dataset again' in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_manifest_without_a_key_is_an_error(tmp_path, key):
         content.pop(key) if value else content.update({key: None})
         (tmp_path / 'manifest.json').write_text(json.dumps(content))
         with pytest.raises(UserError, match=r'manifest\.json: must be the manifest of a pre'):
-            records.manifest(tmp_path)
+            records.read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_manifest_whose_parts_lack_a_key_is_an_error(tmp_path, place, key):
     del (content['splits'] | content)[place][key]
     (tmp_path / 'manifest.json').write_text(json.dumps(content))
     with pytest.raises(UserError, match=r'manifest\.json: must be the manifest of a prepare'):
-        records.manifest(tmp_path)
+        records.read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize('key', ['file', 'records', 'bytes', 'sha256'])
@@ -220,7 +220,7 @@ def test_a_manifest_whose_shards_lack_a_key_is_an_error(tmp_path, key):
     del content['splits']['train']['shards'][0][key]
     (tmp_path / 'manifest.json').write_text(json.dumps(content))
     with pytest.raises(UserError, match=r'manifest\.json: must be the manifest of a prepare'):
-        records.manifest(tmp_path)
+        records.read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,8 @@ def test_a_malformed_state_is_an_error_of_one_line(tmp_path, text):
 
 def test_a_set_that_is_not_finished_is_an_error_that_says_so(tmp_path):
     shards.State(tmp_path, {})
-    with pytest.raises(UserError, match=r'has no manifest\.json, preparing .* not finished'):
-        records.manifest(tmp_path)
+    with pytest.raises(UserError, match=r'has no manifest\.json, its preparation is unfinished'):
+        records.read_manifest(tmp_path)
 
 
 def test_a_record_of_zero_ids_can_be_kept(tmp_path):

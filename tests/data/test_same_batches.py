@@ -13,7 +13,7 @@ from helpers import corpus
 from lightpaff_jax import config
 from lightpaff_jax.data import records
 from lightpaff_jax.data.prepared import shards
-from lightpaff_jax.data.records import Prepared, Record
+from lightpaff_jax.data.records import Dataset, Record
 
 PINNED = {
     'clm': '802748110d261e20',
@@ -55,7 +55,7 @@ def made(folder, name, vocabulary):
     writer.end()
     stats = {'records': 90, **writer.entry()}
     manifest = {'splits': {'train': stats}, 'kind': kind, 'dtype': records.id_type(61).str}
-    return c, Prepared(str(folder), manifest)
+    return c, Dataset(str(folder), manifest)
 
 
 def digest(c, prepared, vocabulary):

@@ -9,11 +9,11 @@ import pytest
 
 from lightpaff_jax.data import sampler
 from lightpaff_jax.data.mixture import Mixture
-from lightpaff_jax.data.records import Prepared
+from lightpaff_jax.data.records import Dataset
 
 
 def prepared(n, name='a'):
-    return Prepared(name, {'splits': {'train': {'records': n}}, 'kind': 'blocks'})
+    return Dataset(name, {'splits': {'train': {'records': n}}, 'kind': 'blocks'})
 
 
 def stream(rows_of, count, start=0):
@@ -21,7 +21,7 @@ def stream(rows_of, count, start=0):
     rows = (
         pair
         for i in itertools.count(start)
-        for pair in zip(rows_of(i).numbers, rows_of(i).epochs, strict=True)
+        for pair in zip(rows_of(i).indices, rows_of(i).epochs, strict=True)
     )
     return list(itertools.islice(rows, count))
 
@@ -62,7 +62,7 @@ def test_a_batch_is_a_function_of_its_index_alone(make):
 
 
 def test_large_sets_are_shuffled_like_small_ones():
-    n = sampler._MANY + 3
+    n = sampler._CIPHER_SIZE + 3
     rows = stream(sampler.make(prepared(n), 0, 64), 2 * n)
     for epoch in range(2):
         part = rows[epoch * n : (epoch + 1) * n]
@@ -86,8 +86,8 @@ def test_most_batches_are_of_one_bucket_and_all_fit():
     mixed = 0
     for i in range(5 * 101 // 8):
         rows = rows_of(i)
-        assert rows.bucket == max(FITS[rows.numbers])
-        mixed += len(set(FITS[rows.numbers])) > 1
+        assert rows.bucket == max(FITS[rows.indices])
+        mixed += len(set(FITS[rows.indices])) > 1
     assert mixed <= 5 * 3  # an epoch has two borders of buckets and one with the next epoch
 
 
@@ -101,7 +101,7 @@ def test_buckets_save_padding_and_keep_the_order_of_batches_random():
 
 def test_records_of_one_bucket_meet_others_in_another_epoch():
     rows_of = sampler.make_bucketed(np.zeros(64, int), 0, 8)
-    batches = [frozenset(rows_of(i).numbers) for i in range(16)]
+    batches = [frozenset(rows_of(i).indices) for i in range(16)]
     assert len({*batches[:8]} & {*batches[8:]}) == 0
 
 

@@ -15,7 +15,7 @@ from lightpaff_jax import config
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.data import batches, prepare, tokenizers
 from lightpaff_jax.data.mixture import Mixture
-from lightpaff_jax.data.records import Prepared
+from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.sources import pydocs
 from lightpaff_jax.data.tokenizers import selection
 
@@ -56,14 +56,14 @@ def examples_config(cache: str, view: str) -> ConfigDict:
     return c
 
 
-def prepare_dataset(c: ConfigDict) -> Prepared:
+def prepare_dataset(c: ConfigDict) -> Dataset:
     """Prepares the dataset of `c` with its own tokenizer."""
     return prepare.prepare(c, selection.load(c))
 
 
 def batch_at(
     c: ConfigDict,
-    prepared: Prepared | Mixture,
+    prepared: Dataset | Mixture,
     tokenizer: tokenizers.Tokenizer,
     index: int,
     process_index: int = 0,

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.data import objectives, records, sources
-from lightpaff_jax.data.records import Prepared
+from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import storage
@@ -27,7 +27,7 @@ def cut(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def given(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
+def given(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
     """The set of the source 'prepared'.
 
     Raises:
@@ -58,9 +58,9 @@ def given(c: ConfigDict, tokenizer: Tokenizer) -> Prepared:
     return prepared
 
 
-def opened(folder: pathlib.Path) -> Prepared:
+def opened(folder: pathlib.Path) -> Dataset:
     """The set in a folder; raises UserError where there is none that this version reads."""
-    return Prepared(str(folder), records.manifest(folder))
+    return Dataset(str(folder), records.read_manifest(folder))
 
 
 def check_tokenizer(c: ConfigDict, tokenizer: Tokenizer) -> None:
@@ -74,19 +74,19 @@ def check_tokenizer(c: ConfigDict, tokenizer: Tokenizer) -> None:
             )
 
 
-def check(c: ConfigDict, prepared: Prepared) -> None:
+def check(c: ConfigDict, prepared: Dataset) -> None:
     """Raises UserError for examples that the network, or `config.data.long_text`, refuses.
 
     Says in the log how many were cut.
     """
-    if prepared.kind == 'examples':
+    if prepared.record_type == 'examples':
         for split in sources.SPLITS:
             _check_pairs(c, prepared, split)
             _check_labels(c, prepared, split)
             _check_lengths(c, prepared, split)
 
 
-def _check_pairs(c: ConfigDict, prepared: Prepared, split: str) -> None:
+def _check_pairs(c: ConfigDict, prepared: Dataset, split: str) -> None:
     pairs = prepared.split(split)['pairs']
     if c.objective == 'classify' and pairs and c.student.type_vocab_size < 2:
         raise UserError(
@@ -95,7 +95,7 @@ def _check_pairs(c: ConfigDict, prepared: Prepared, split: str) -> None:
         )
 
 
-def _check_labels(c: ConfigDict, prepared: Prepared, split: str) -> None:
+def _check_labels(c: ConfigDict, prepared: Dataset, split: str) -> None:
     """Only classes have labels; validation sees to it that there are some for classify alone."""
     low, high = prepared.split(split)['labels']
     classes, least = c.student.classes, -1 if c.data.unlabelled and split == 'train' else 0
@@ -110,7 +110,7 @@ def _check_labels(c: ConfigDict, prepared: Prepared, split: str) -> None:
     )
 
 
-def _check_lengths(c: ConfigDict, prepared: Prepared, split: str) -> None:
+def _check_lengths(c: ConfigDict, prepared: Dataset, split: str) -> None:
     stats = prepared.split(split)
     if not stats['truncated']:
         return

@@ -89,9 +89,9 @@ def read_state(folder: pathlib.Path) -> dict[str, Any] | None:
     """
     try:
         content = json.loads((folder / STATE).read_text(encoding='utf-8'))
-        records.check(content, {'identity': dict, 'splits': dict})
+        records.check_fields(content, {'identity': dict, 'splits': dict})
         for saved in content['splits'].values():
-            records.check(saved, {'counts': dict} | records.SPLIT)
+            records.check_fields(saved, {'counts': dict} | records.SPLIT_FIELDS)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -180,7 +180,7 @@ class Writer:
                 digest = hashlib.file_digest(file, 'sha256').hexdigest()
                 os.fsync(file.fileno())
             if self._kind == 'examples':
-                lengths = records.lengths_file(self._file)
+                lengths = records.lengths_path(self._file)
                 with _replacing(lengths) as part:
                     np.save(part, np.array(self._lengths, self._length_type))
             self._part.replace(self._file)
@@ -190,7 +190,7 @@ class Writer:
         self._begin()
 
     def _begin(self) -> None:
-        self._file = records.shard_file(self._folder, self._split, len(self.done))
+        self._file = records.shard_path(self._folder, self._split, len(self.done))
         self._part = self._file.with_name(self._file.name + _PART)
         self._lengths: list[tuple[int, int]] = []
         self._content = hashlib.sha256()
@@ -198,7 +198,7 @@ class Writer:
 
     def _verify(self) -> None:
         """A writer may have failed in silence."""
-        reader, found = records.opened(self._part), hashlib.sha256()
+        reader, found = records.open_reader(self._part), hashlib.sha256()
         with contextlib.suppress(RuntimeError):  # it is another file then
             for data in reader.read_all() if reader.num_records() else ():
                 found.update(len(data).to_bytes(4) + data)

@@ -205,7 +205,9 @@ def classes(c: ConfigDict) -> int:
       UserError: for the source 'prepared', a folder that is no prepared set.
     """
     if c.data.source == 'prepared':
-        return records.manifest(storage.local_folder('config.data.path = ', c.data.path))['classes']
+        return records.read_manifest(storage.local_folder('config.data.path = ', c.data.path))[
+            'classes'
+        ]
     return _source(c).classes(c)
 
 

@@ -52,7 +52,7 @@ def _given(c: ConfigDict) -> Tokenizer | None:
         if found:
             return tokenizers.read(found, c.tokenizer.lowercase, key)
     if prepared:
-        records.manifest(pathlib.Path(prepared[1]).expanduser())  # else it is no such folder
+        records.read_manifest(pathlib.Path(prepared[1]).expanduser())  # else it is no such folder
         raise UserError(
             f"config.tokenizer.path = '': must be the tokenizer that {prepared[1]} was prepared "
             'with'
