@@ -258,7 +258,7 @@ MISTAKES = [
     (('--source=text:{text}', '--out={v}/vocab.txt', '--tokenizer={v}'), 'vocab.txt: must be a folder'),
     (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--workers=0'), '--workers=0: must be a'),
     (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--shard-tokens=many'), 'must be a whole'),
-    (('--source=text:{text}', '--out={out}', '--train-tokenizer=9'), 'no such vocabulary can be trained'),
+    (('--source=text:{text}', '--out={out}', '--train-tokenizer=9'), 'such a vocabulary cannot be trained'),
     (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--on-error=skp'), 'did you mean skip?'),
     (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--config.data.lengt=9'), 'did you mean'),
     (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--config.objective=cml'), 'did you mean clm'),

@@ -1,4 +1,8 @@
-"""Text to ids and back: SentencePiece models, ours or given, and Hugging Face's formats."""
+"""Turns text into ids and back: SentencePiece models and the formats of Hugging Face.
+
+This package stays light to import, because each tokenizing process unpickles a tokenizer. The
+module `selection`, which also trains tokenizers, is therefore not imported here.
+"""
 
 import dataclasses
 import hashlib
@@ -14,123 +18,132 @@ from lightpaff_jax.data.tokenizers import huggingface, sentencepiece
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import storage
 
+# Family -> special tokens of a vocabulary that is trained for it; their ids start at 3.
 SYMBOLS = {
     'gpt2': (),
     'bert': ('[CLS]', '[SEP]', '[MASK]'),
     'mass': ('[MASK]',),
-}  # family -> special tokens of a vocabulary trained for it, with ids from 3
+}
 FILES = (
-    'tokenizer.model', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
-    'added_tokens.json', 'vocab.txt', *(name for pair in huggingface.BYTE_LEVEL for name in pair),
-)  # fmt: skip
-"""Names that a tokenizer may have in a folder."""
-_LONGEST_LINE = 4192  # bytes; SentencePiece drops longer ones from training
+    'tokenizer.model',
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'vocab.txt',
+    *(name for pair in huggingface.BYTE_LEVEL for name in pair),
+)
+"""The files of a tokenizer in a folder."""
+_MAX_LINE = 4192  # bytes; SentencePiece drops longer lines from training
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A vocabulary. Threads may share one."""
+    """A tokenizer; threads may share it."""
 
     path: str
-    """The file or folder that `read` was given."""
+    """The file or folder that `read` opened."""
     fingerprint: str
-    """First 16 hex digits of a SHA-256: of a SentencePiece file, or of what the ids depend on."""
+    """First 16 hex digits of a SHA-256, over a SentencePiece file or over all that decides ids."""
     model: sentencepiece.SentencePiece | huggingface.HuggingFace = dataclasses.field(
         compare=False, repr=False
     )
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below it."""
+        """The largest id plus 1."""
         return self.model.vocab_size
 
     @property
     def eos_id(self) -> int:
-        """Stands before the first document, between two, and after the last."""
+        """The id before the first document, between documents and after the last."""
         return self.model.ids['eos']
 
     @property
     def pad_id(self) -> int:
-        """Fills a short sequence, where weights are 0; eos where there is no padding."""
+        """The id that fills short sequences, where weights are 0; eos if there is no padding."""
         return self.model.ids.get('pad', self.eos_id)
 
     @property
     def cls_id(self) -> int | None:
-        """Stands before a sentence or a pair."""
+        """The id before a text or a pair of texts."""
         return self._id('cls')
 
     @property
     def sep_id(self) -> int | None:
-        """Stands after each sentence of a pair."""
+        """The id after each text of a pair."""
         return self._id('sep')
 
     @property
     def mask_id(self) -> int | None:
-        """Stands where a token is hidden."""
+        """The id that replaces a masked token."""
         return self._id('mask')
 
     @property
     def unk_id(self) -> int | None:
-        """Stands for what the vocabulary cannot write."""
+        """The id of characters that are not in the vocabulary."""
         return self._id('unk')
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids that are no text: neither hidden by a mask nor put in place of a token."""
+        """The ids that are not text: masking neither hides them nor inserts them."""
         return self.model.special_ids
 
     @property
     def word_starts(self) -> Bool[np.ndarray, ' V']:
-        """Whether an id begins a word; special tokens, tabs and line ends do too."""
+        """Whether an id starts a word; true for special tokens, tabs and line ends too."""
         return self.model.word_starts
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text; none is added to them.
+        """Returns the ids of each text, without special tokens around it.
 
-        A text that spells a special token has its id, unless it is a control piece (</s>, <pad>)
-        of a SentencePiece model.
+        If a text spells a special token, it has the id of that token, except for control pieces
+        (</s>, <pad>) of a SentencePiece model, which are ordinary text.
         """
         return self.model.encode(texts)
 
     def encode_pair(self, first: str, second: str, length: int) -> tuple[list[int], list[int]]:
-        """Ids and token types of [CLS] first [SEP] second [SEP], or of [CLS] first [SEP].
+        """Encodes [CLS] first [SEP] second [SEP], or [CLS] first [SEP], as BERT reads them.
 
         Args:
           first: a text.
-          second: another, or '' for none.
-          length: the most ids there may be; the longer text is cut first.
+          second: a text, or '' for none.
+          length: the maximum number of ids; the longer text is truncated first.
+
+        Returns:
+          The ids and the token types, of the same length.
         """
         cls, sep = self.cls_id, self.sep_id
-        assert cls is not None, 'prepare() refuses such a tokenizer'
-        assert sep is not None, 'prepare() refuses such a tokenizer'
+        assert cls is not None, 'prepare() refuses a tokenizer without [CLS]'
+        assert sep is not None, 'prepare() refuses a tokenizer without [SEP]'
         if not second:
             ids = [cls, *self.encode([first])[0][: length - 2], sep]
             return ids, [0] * len(ids)
         a, b = self.encode([first, second])
-        kept_a, kept_b = truncated_lengths(len(a), len(b), length - 3)
-        ids = [cls, *a[:kept_a], sep, *b[:kept_b], sep]
-        return ids, [0] * (kept_a + 2) + [1] * (kept_b + 1)
+        length_a, length_b = truncated_lengths(len(a), len(b), length - 3)
+        ids = [cls, *a[:length_a], sep, *b[:length_b], sep]
+        return ids, [0] * (length_a + 2) + [1] * (length_b + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text; without control pieces of SentencePiece and special tokens of the others."""
+        """Returns the text, without SentencePiece's control pieces and others' special tokens."""
         return self.model.decode(ids)
 
     def decode_valid(self, ids: np.ndarray) -> str:
-        """Decodes the ids that the vocabulary has: a network may have more, and padding is -1."""
+        """Decodes only the ids of the vocabulary: a network may have more, and padding is -1."""
         return self.decode(ids[(ids >= 0) & (ids < self.vocab_size)].tolist())
 
     def save(self, folder: str | pathlib.Path, family: str = '') -> None:
-        """Writes a folder that `read` and transformers read, to the same ids.
+        """Writes a folder that `read` and transformers open as the same tokenizer.
 
-        It holds tokenizer.json and tokenizer_config.json, and tokenizer.model of SentencePiece.
+        It holds tokenizer.json, tokenizer_config.json and, for SentencePiece, tokenizer.model.
 
         Args:
-          folder: made where it is missing.
-          family: of the network that reads the ids; decides the special tokens that transformers
-            adds around a text. '' goes by those there are.
+          folder: the folder; created if it is missing.
+          family: the family of the network, which decides the special tokens that transformers adds
+            around a text. The default '' decides by the special tokens of the vocabulary.
 
         Raises:
-          UserError: no tokenizer.json can give the ids of this SentencePiece model.
+          UserError: a tokenizer.json cannot express this SentencePiece model.
         """
         self.model.save(pathlib.Path(folder), family)
 
@@ -138,42 +151,48 @@ class Tokenizer:
         return self.model.ids.get(name)
 
 
-def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many ids of two texts are kept so that both fit in `room`, the longer cut first.
+def truncated_lengths(first: int, second: int, capacity: int) -> tuple[int, int]:
+    """Returns the lengths of two texts that are truncated to `capacity` ids, longest first.
 
-    Of an odd room the longer one keeps more, of equal ones the second, as in `tokenizers`.
+    If the capacity is odd, the longer text keeps one id more; of equal texts the second does. This
+    is the rule of the `tokenizers` library.
     """
-    if first + second <= room:
+    if first + second <= capacity:
         return first, second
-    less = min(first, second, room // 2)
-    return (room - less, less) if first > second else (less, room - less)
+    less = min(first, second, capacity // 2)
+    return (capacity - less, less) if first > second else (less, capacity - less)
 
 
 def find(path: str) -> str | None:
-    """The tokenizer of a workdir (its folder `tokenizer`) or of a Hugging Face folder, if any."""
-    folder = pathlib.Path(path).expanduser()
-    places = (folder / 'tokenizer', folder)
-    for place in (
-        [storage.download_folder(f'{path}/tokenizer')] if storage.is_remote(path) else places
-    ):
-        if huggingface.find_file(place):
-            return str(place)
-    return None
+    """Returns the tokenizer of a workdir (its folder `tokenizer`) or a Hugging Face folder.
+
+    Args:
+      path: the folder. If it is in a bucket, the folder `tokenizer` in it is downloaded.
+
+    Returns:
+      A local path for `read`, or None if the folder has no tokenizer.
+    """
+    if storage.is_remote(path):
+        folders = [storage.download_folder(f'{path}/tokenizer')]
+    else:
+        workdir = pathlib.Path(path).expanduser()
+        folders = [workdir / 'tokenizer', workdir]
+    return next((str(folder) for folder in folders if huggingface.find_file(folder)), None)
 
 
 def read(path: str, lowercase: bool = True, key: str = 'tokenizer.path') -> Tokenizer:
     """Opens a tokenizer.
 
     Args:
-      path: a SentencePiece model, tokenizer.json, vocab.txt (WordPiece), vocab.json or
-        encoder.json (byte-level BPE, with merges.txt or vocab.bpe beside it), or a folder with
-        one: what comes first of tokenizer.model, tokenizer.json, vocab.json and merges.txt,
-        encoder.json and vocab.bpe, vocab.txt, one other *.model.
-      lowercase: whether a vocab.txt is lower case, where no tokenizer_config.json says so.
-      key: the configuration's key that named it, for messages.
+      path: a SentencePiece model, a tokenizer.json, a vocab.txt (WordPiece), a vocab.json or
+        encoder.json (byte-level BPE, next to merges.txt or vocab.bpe), or a folder. In a folder the
+        first of these is read: tokenizer.model, tokenizer.json, vocab.json with merges.txt,
+        encoder.json with vocab.bpe, vocab.txt, the only *.model.
+      lowercase: whether a vocab.txt is lower case, unless a tokenizer_config.json decides it.
+      key: the configuration key of the path, for messages.
 
     Raises:
-      UserError: there is none, or it is malformed, or has no token that ends a text.
+      UserError: the path does not exist, is malformed, or has no token that ends a text.
     """
     where, place = f'config.{key} = {path}', pathlib.Path(path).expanduser()
     if not place.exists():
@@ -195,13 +214,19 @@ def read(path: str, lowercase: bool = True, key: str = 'tokenizer.path') -> Toke
 def train(
     texts: Iterable[str], vocab_size: int, path: str | pathlib.Path, symbols: Sequence[str] = ()
 ) -> None:
-    """Writes a SentencePiece BPE model of exactly `vocab_size` pieces to `path`.
+    """Trains a SentencePiece BPE model of exactly `vocab_size` pieces.
 
-    Text is taken as it is: no normalisation, spaces kept, bytes for unknown characters
-    and line ends. Ids: padding 0, end 1, unknown 2, then `symbols`. Equal texts give an equal file.
+    The model takes text as it is: no normalization, spaces kept, bytes for unknown characters and
+    line ends. Ids: padding 0, end 1, unknown 2, then `symbols`. Equal texts give an equal file.
+
+    Args:
+      texts: the training texts.
+      vocab_size: the number of pieces.
+      path: the file to write.
+      symbols: special tokens.
 
     Raises:
-      UserError: the texts cannot fill, or their characters do not fit, the vocabulary.
+      UserError: the texts are too small for the vocabulary, or have too many characters for it.
     """
     lines = (line for text in texts for line in text.split('\n') if line)
     model = io.BytesIO()
@@ -222,13 +247,13 @@ def train(
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
-            max_sentence_length=_LONGEST_LINE,
+            max_sentence_length=_MAX_LINE,
             num_threads=1,
             minloglevel=2,
         )
     except RuntimeError as error:
         reason = str(error).rpartition(']')[2].strip() or str(error)
         raise UserError(
-            f'config.student.vocab_size = {vocab_size}: no such vocabulary can be trained: {reason}'
+            f'config.student.vocab_size = {vocab_size}: such a vocabulary cannot be trained: {reason}'
         ) from error
     pathlib.Path(path).write_bytes(model.getvalue())

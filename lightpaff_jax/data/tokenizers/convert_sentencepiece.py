@@ -1,20 +1,22 @@
-"""A SentencePiece model as a tokenizer of the `tokenizers` library that gives equal ids.
+"""Converts a SentencePiece model to a tokenizer of the `tokenizers` library with equal ids.
 
-SentencePiece writes a space as U+2581, so a real U+2581 looks like one. Here a space is a space:
-what is not to be told apart by the model is mapped before it, what is (a vocabulary of ours) stays
-apart.
+SentencePiece writes a space as U+2581, so a real U+2581 in a text looks like a space. The converted
+tokenizer uses real spaces. If the model does not distinguish the two, U+2581 is mapped to a space
+first; if it does (a vocabulary trained by this project), they stay distinct.
 
-Why the merges of a BPE model can be listed. SentencePiece merges any two neighbours that make a
-piece, best score first, then leftmost; `tokenizers` merges the pairs of a list, first pair first,
-then leftmost. No merge that makes a piece crosses its borders, so inside them all goes as it does
-for the piece alone, and its last merge is always of the same two parts. One pair a piece, in the
-order of the scores, is therefore the same algorithm.
+Why the merges of a BPE model can be listed: SentencePiece merges any two neighbours that form a
+piece, best score first, then leftmost. `tokenizers` merges the pairs of a list, first pair first,
+then leftmost. No merge that contributes to a piece crosses its borders, so inside of the piece
+merges happen as they would for the piece without context, and its last merge always joins the same
+two parts. A list of one pair for each piece, in the order of the scores, is therefore the same
+algorithm.
 """
 
 import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -22,33 +24,36 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from lightpaff_jax.errors import UserError
 
 SPACE = '\u2581'
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # types of a piece
-SPECIAL = (_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED)
-_UNIGRAM, _BPE = 1, 2  # types of a model
-_NONE = 'which no tokenizer.json can do'
+# Types of a piece, as in sentencepiece_model.proto.
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+SPECIAL_TYPES = (_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED)
+_UNIGRAM, _BPE = 1, 2  # types of a model, likewise
+_RULE = 'which a tokenizer.json cannot express'
 Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
-def convert(proto, encode: Encode, keeps_mark: bool, where: str) -> tokenizers.Tokenizer:
-    """A SentencePiece model -> a tokenizer without added tokens or post-processor.
+def convert(proto: Any, encode: Encode, keep_marks: bool, where: str) -> tokenizers.Tokenizer:
+    """Converts a model to a tokenizer without added tokens and without a post-processor.
 
-    Its ids are equal for every text, but for two things that are inside of `tokenizers`. A given
-    normalisation (`precompiled_charsmap`) is looked up by characters with their marks there, which
-    differs for some decomposed ones: Hangul in jamo, half-width kana with a voicing mark, letters
-    whose case is folded too. And scores of a unigram model are added in float64, which may decide
-    a tie otherwise. A vocabulary of ours has neither.
+    The ids are equal for every text, with two exceptions inside of `tokenizers`, neither of which
+    concerns a vocabulary trained by this project:
+
+    - It looks up a model's normalization rules (`precompiled_charsmap`) by characters with their
+      combining marks. The results differ for some decomposed characters: Hangul in jamo, half-width
+      kana with a voicing mark, letters whose case is folded too.
+    - It adds the scores of a unigram model in float64, which can decide a tie differently.
 
     Args:
       proto: the ModelProto.
-      encode: texts to ids, as the model does.
-      keeps_mark: whether a U+2581 in a text becomes its own bytes; else it is a space.
+      encode: maps texts to ids, as the model does.
+      keep_marks: whether a U+2581 in a text becomes its own bytes; if not, it is a space.
       where: the model's name in messages.
 
     Raises:
-      UserError: the model has a part that `tokenizers` lacks.
+      UserError: the model uses a feature that `tokenizers` lacks.
     """
     kind, rules = proto.trainer_spec.model_type, proto.normalizer_spec
-    for name, found in {
+    for feature, is_used in {
         f'model type {kind}': kind not in (_BPE, _UNIGRAM),
         'unused pieces': any(piece.type == _UNUSED for piece in proto.pieces),
         'treat_whitespace_as_suffix': proto.trainer_spec.treat_whitespace_as_suffix,
@@ -58,11 +63,11 @@ def convert(proto, encode: Encode, keeps_mark: bool, where: str) -> tokenizers.T
             len(text) == 1 for text in _texts(proto, _CONTROL, _UNKNOWN, _BYTE)
         ),
     }.items():
-        if found:
-            raise UserError(f'{where}: has {name}, {_NONE}')
+        if is_used:
+            raise UserError(f'{where}: has {feature}, {_RULE}')
     model = _bpe(proto, where) if kind == _BPE else _unigram(proto)
     fast = tokenizers.Tokenizer(model)
-    steps = _normalizers(rules, keeps_mark)
+    steps = _normalizers(rules, keep_marks)
     if steps:
         fast.normalizer = normalizers.Sequence(steps)
     splits = _bpe_splits(proto, encode, where) if kind == _BPE else _unigram_splits(proto, where)
@@ -70,30 +75,31 @@ def convert(proto, encode: Encode, keeps_mark: bool, where: str) -> tokenizers.T
         fast.pre_tokenizer = pre_tokenizers.Sequence(splits)
     fast.decoder = _decoder(rules)
     for symbol in _texts(proto, _USER_DEFINED):
-        # SentencePiece normalises around a symbol, never inside of one.
+        # SentencePiece normalizes the text around a symbol, never the symbol.
         plain = fast.normalizer.normalize_str(symbol) if steps else symbol
         if plain.removeprefix(' ' if rules.add_dummy_prefix else '') != symbol:
-            raise UserError(f'{where}: its normalisation changes its symbol {symbol!r}, {_NONE}')
+            raise UserError(f'{where}: its normalization changes its symbol {symbol!r}, {_RULE}')
     return fast
 
 
-def _texts(proto, *types: int) -> list[str]:
+def _texts(proto: Any, *types: int) -> list[str]:
+    """Returns the pieces of some types."""
     return [piece.piece for piece in proto.pieces if piece.type in types]
 
 
-def _spaced(piece: str) -> str:
+def _with_spaces(piece: str) -> str:
     return piece.replace(SPACE, ' ')
 
 
-def _normalizers(rules, keeps_mark: bool) -> list:
-    """What happens to a text, in SentencePiece's order."""
+def _normalizers(rules: Any, keep_marks: bool) -> list:
+    """Returns the normalization steps, in SentencePiece's order."""
     steps: list = []
     if rules.precompiled_charsmap:
         steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
     if rules.remove_extra_whitespaces:
         steps.append(normalizers.Replace(tokenizers.Regex(r'\A +'), ''))
         steps.append(normalizers.Replace(tokenizers.Regex(' {2,}'), ' '))
-    if not keeps_mark:
+    if not keep_marks:
         steps.append(normalizers.Replace(SPACE, ' '))
     if rules.remove_extra_whitespaces:
         steps.append(normalizers.Replace(tokenizers.Regex(r' +\z'), ''))
@@ -102,16 +108,16 @@ def _normalizers(rules, keeps_mark: bool) -> list:
     return steps
 
 
-def _decoder(rules):
+def _decoder(rules: Any) -> decoders.Sequence:
     steps = [decoders.ByteFallback(), decoders.Fuse()]
     if rules.add_dummy_prefix:
         steps.append(decoders.Strip(' ', 1, 0))
     return decoders.Sequence(steps)
 
 
-def _bpe(proto, where: str) -> models.BPE:
+def _bpe(proto: Any, where: str) -> models.BPE:
     return models.BPE(
-        {_spaced(piece.piece): i for i, piece in enumerate(proto.pieces)},
+        {_with_spaces(piece.piece): i for i, piece in enumerate(proto.pieces)},
         _merges(proto, where),
         unk_token=proto.trainer_spec.unk_piece,
         fuse_unk=True,
@@ -120,31 +126,33 @@ def _bpe(proto, where: str) -> models.BPE:
     )
 
 
-def _merges(proto, where: str) -> list[tuple[str, str]]:
-    """For each piece that can be made, best score first, the two that make it."""
-    normal = {_spaced(piece.piece): piece.score for piece in proto.pieces if piece.type == _NORMAL}
+def _merges(proto: Any, where: str) -> list[tuple[str, str]]:
+    """Returns the last merge of each piece that merges can form, best score first."""
+    normal = {
+        _with_spaces(piece.piece): piece.score for piece in proto.pieces if piece.type == _NORMAL
+    }
     scores = {piece: score for piece, score in normal.items() if len(piece) > 1}
     if len({*scores.values()}) != len(scores):
-        raise UserError(f'{where}: has pieces of equal score, {_NONE}')
+        raise UserError(f'{where}: has pieces of equal score, {_RULE}')
     merges = []
     for piece in sorted(scores, key=lambda piece: -scores[piece]):
         pair = _last_merge(piece, scores)
         unknown = [part for part in pair or () if part not in normal]
         if unknown:
-            raise UserError(f'{where}: has {piece!r} but no piece {unknown[0]!r}, {_NONE}')
+            raise UserError(f'{where}: has {piece!r} but no piece {unknown[0]!r}, {_RULE}')
         if pair:
             merges.append(pair)
-        elif _texts(proto, _USER_DEFINED):  # a segment that spells it would be looked up whole
-            raise UserError(f'{where}: has symbols, and {piece!r} that no merge makes, {_NONE}')
+        elif _texts(proto, _USER_DEFINED):  # ignore_merges would look up a segment that spells it
+            raise UserError(f'{where}: has symbols, and {piece!r} that no merge forms, {_RULE}')
     return merges
 
 
 def _last_merge(piece: str, scores: dict[str, float]) -> tuple[str, str] | None:
-    """The two parts that make `piece` in the end; None if they never meet."""
+    """Returns the two parts that the last merge of a piece joins; None if merges cannot form it."""
     parts = list(piece)
     while len(parts) > 2:
         pairs = [left + right for left, right in itertools.pairwise(parts)]
-        best = max(pairs, key=lambda pair: scores.get(pair, -math.inf))  # the leftmost of equals
+        best = max(pairs, key=lambda pair: scores.get(pair, -math.inf))  # max returns the leftmost
         if best not in scores:
             return None
         i = pairs.index(best)
@@ -152,59 +160,64 @@ def _last_merge(piece: str, scores: dict[str, float]) -> tuple[str, str] | None:
     return parts[0], parts[1]
 
 
-def _bpe_splits(proto, encode: Encode, where: str) -> list:
-    """Symbols become segments of their own, which the model looks up whole.
+def _bpe_splits(proto: Any, encode: Encode, where: str) -> list:
+    """Splits off symbols as segments of their own, which the model looks up as a whole.
 
-    So would a segment be that spells a control piece or a byte piece. It is cut after its first
-    piece, which changes nothing else: BPE merges on either side of the border of two pieces as if
-    the other was not there.
+    The model would also look up a segment that spells a control piece or a byte piece. Such a
+    segment is split after its first piece. This changes nothing else: BPE merges on either side of
+    the border of two pieces as if the other side were not there.
     """
     symbols = sorted(_texts(proto, _USER_DEFINED), key=len, reverse=True)
     if not symbols:
         return []
     cuts = []
     for text in _texts(proto, _CONTROL, _UNKNOWN, _BYTE):
-        found = [proto.pieces[i] for i in encode([symbols[0] + text])[0]]
-        after = found[1 + [piece.piece for piece in found].index(symbols[0])]
-        if after.type == _UNKNOWN:
-            raise UserError(f'{where}: has no piece for {text[0]!r}, {_NONE}')
-        cuts.append((text, len(after.piece) if after.type == _NORMAL else 1))
+        pieces = [proto.pieces[i] for i in encode([symbols[0] + text])[0]]
+        first = pieces[1 + [piece.piece for piece in pieces].index(symbols[0])]
+        if first.type == _UNKNOWN:
+            raise UserError(f'{where}: has no piece for {text[0]!r}, {_RULE}')
+        cuts.append((text, len(first.piece) if first.type == _NORMAL else 1))
     whole = [f'{re.escape(text[:cut])}(?={re.escape(text[cut:])}\\z)' for text, cut in cuts]
-    return [_split('|'.join(map(re.escape, symbols)), 'isolated'),
-            _split(rf'\A(?:{"|".join(whole)})', 'merged_with_previous')]  # fmt: skip
+    return [
+        _split('|'.join(map(re.escape, symbols)), 'isolated'),
+        _split(rf'\A(?:{"|".join(whole)})', 'merged_with_previous'),
+    ]
 
 
-def _unigram(proto) -> models.Unigram:
+def _unigram(proto: Any) -> models.Unigram:
     highest = max((piece.score for piece in proto.pieces if piece.type == _NORMAL), default=0.0)
 
-    def score(piece) -> float:
-        if piece.type == _USER_DEFINED:  # as SentencePiece's unigram_model.cc has it
+    def score(piece: Any) -> float:
+        if piece.type == _USER_DEFINED:  # as in SentencePiece's unigram_model.cc
             return len(piece.piece.encode()) * highest - 0.1
         return piece.score
 
-    vocabulary = [(_spaced(piece.piece), score(piece)) for piece in proto.pieces]
+    vocabulary = [(_with_spaces(piece.piece), score(piece)) for piece in proto.pieces]
     spec = proto.trainer_spec
     return models.Unigram(vocabulary, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
 
 
-def _unigram_splits(proto, where: str) -> list:
-    """Cuts a text that spells a control piece or a byte piece, which the model would take for one.
+def _unigram_splits(proto: Any, where: str) -> list:
+    """Splits a text that spells a control piece or a byte piece, which the model would look up.
 
-    The cut is between two characters that are neighbours in no piece, so it was there anyway.
+    The split is between two characters that are neighbours in no piece, so every segmentation has
+    a border there anyway.
     """
-    pieces = [_spaced(piece) for piece in _texts(proto, _NORMAL, _USER_DEFINED)]
+    pieces = [_with_spaces(piece) for piece in _texts(proto, _NORMAL, _USER_DEFINED)]
     joined = {piece[i : i + 2] for piece in pieces for i in range(len(piece) - 1)}
-    known = {piece for piece in pieces if len(piece) == 1}
+    characters = {piece for piece in pieces if len(piece) == 1}
 
-    def free(text: str, i: int) -> bool:
-        fused = not known & {*text[i - 1 : i + 1]} and not proto.trainer_spec.byte_fallback
-        return text[i - 1 : i + 1] not in joined and not fused
+    def can_split(text: str, i: int) -> bool:
+        neighbours = text[i - 1 : i + 1]
+        # Neighbours that are both unknown are fused to one unknown token.
+        fused = characters.isdisjoint(neighbours) and not proto.trainer_spec.byte_fallback
+        return neighbours not in joined and not fused
 
     patterns = []
     for text in _texts(proto, _CONTROL, _UNKNOWN, _BYTE):
-        cut = next((i for i in range(1, len(text)) if free(text, i)), 0)
+        cut = next((i for i in range(1, len(text)) if can_split(text, i)), 0)
         if not cut:
-            raise UserError(f'{where}: has pieces that spell {text!r} in a text, {_NONE}')
+            raise UserError(f'{where}: has pieces that spell {text!r} in a text, {_RULE}')
         patterns.append(f'{re.escape(text[:cut])}(?={re.escape(text[cut:])})')
     return [_split('|'.join(patterns), 'merged_with_previous')]
 

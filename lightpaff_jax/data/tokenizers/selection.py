@@ -1,4 +1,4 @@
-"""The tokenizer of a run: the one that its configuration names, or one trained on its text."""
+"""Chooses the tokenizer of a run, or trains one on the run's text."""
 
 import hashlib
 import json
@@ -14,21 +14,24 @@ from lightpaff_jax.runtime import storage
 
 
 def load(c: ConfigDict) -> Tokenizer:
-    """The tokenizer of a run.
+    """Opens the tokenizer of a run, and trains it if the run names none.
 
-    It is that of `config.tokenizer.path`, or else of the teacher's folder, or else of the folder
-    that the student starts from, or else that of a prepared set (of a mixture the first part that
-    is one), or else one trained on the train split of the text. The latter
-    has `config.student.vocab_size` pieces, SYMBOLS of the student's family among them, and is kept
-    in `config.data.cache`. Of pydocs it sees every package and no other form than `text`, so that
-    pre-training and all fine-tuning share it.
+    The first of these is used:
+
+    1. `config.tokenizer.path`;
+    2. the tokenizer of the teacher's folder;
+    3. the tokenizer of the folder from which the student starts;
+    4. the tokenizer of the prepared dataset, in a mixture that of its first prepared part;
+    5. a SentencePiece model trained on the train split of the text, with
+       `config.student.vocab_size` pieces that include the SYMBOLS of the student's family. It is
+       kept in `config.data.cache`. For pydocs it is trained on the view `text` of all packages, so
+       that pre-training and all fine-tuning runs share it.
 
     Raises:
-      UserError: the file is missing or malformed, or has more ids than
-        `config.student.vocab_size` (a network may have more rows than its tokenizer has ids), or no
-        such vocabulary can be trained.
+      UserError: the file is missing or malformed, it has more ids than `config.student.vocab_size`
+        (fewer are allowed), or such a vocabulary cannot be trained.
     """
-    tokenizer = _given(c) or _trained(c)
+    tokenizer = _configured(c) or _train(c)
     if tokenizer.vocab_size > c.student.vocab_size:
         raise UserError(
             f'config.student.vocab_size = {c.student.vocab_size}: must be at least the '
@@ -37,7 +40,8 @@ def load(c: ConfigDict) -> Tokenizer:
     return tokenizer
 
 
-def _given(c: ConfigDict) -> Tokenizer | None:
+def _configured(c: ConfigDict) -> Tokenizer | None:
+    """Opens the tokenizer that the configuration implies; None if it must be trained."""
     if c.tokenizer.path:
         return tokenizers.read(c.tokenizer.path, c.tokenizer.lowercase)
     init = '' if c.student.init in config.STARTS else c.student.init
@@ -48,11 +52,12 @@ def _given(c: ConfigDict) -> Tokenizer | None:
             (prepared[0], str(storage.local_folder(f'config.{prepared[0]} = ', prepared[1])))
         )
     for key, path in places:
-        found = tokenizers.find(path) if path else None
-        if found:
-            return tokenizers.read(found, c.tokenizer.lowercase, key)
+        tokenizer_path = tokenizers.find(path) if path else None
+        if tokenizer_path:
+            return tokenizers.read(tokenizer_path, c.tokenizer.lowercase, key)
     if prepared:
-        records.read_manifest(pathlib.Path(prepared[1]).expanduser())  # else it is no such folder
+        # Raises an error of its own if the folder is not a prepared dataset.
+        records.read_manifest(pathlib.Path(prepared[1]).expanduser())
         raise UserError(
             f"config.tokenizer.path = '': must be the tokenizer that {prepared[1]} was prepared "
             'with'
@@ -61,32 +66,29 @@ def _given(c: ConfigDict) -> Tokenizer | None:
 
 
 def _prepared(c: ConfigDict) -> tuple[str, str] | None:
-    """Key and folder of the prepared set, the first one of a mixture; None: all has text."""
+    """Returns the key and the folder of the first prepared dataset; None if all data is text."""
     if c.data.source == 'mixture':
         key, parts = 'data.mixture', [part for part, _ in sources.parts(c)]
     else:
         key, parts = 'data.path', [c]
-    found = (part.data.path for part in parts if part.data.source == 'prepared')
-    return next(((key, path) for path in found), None)
+    folders = (part.data.path for part in parts if part.data.source == 'prepared')
+    return next(((key, path) for path in folders), None)
 
 
-def _trained(c: ConfigDict) -> Tokenizer:
+def _train(c: ConfigDict) -> Tokenizer:
+    """Opens the tokenizer of the text, and trains it if the cache does not have it."""
     whole = config.copy(c)
     whole.data.packages = ()
     whole.data.view = 'text'
-    whole.objective = 'clm'  # of every kind of example the texts
+    whole.objective = 'clm'  # reads the texts of every example type
     if c.tokenizer.text:
         whole.data.path, whole.data.files = c.tokenizer.text, ()
-    size, source, symbols = (
-        c.student.vocab_size,
-        c.data.source,
-        tokenizers.SYMBOLS[c.student.family],
-    )
+    size, symbols = c.student.vocab_size, tokenizers.SYMBOLS[c.student.family]
     identity = json.dumps(sources.identity(whole, ('train',)), sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     kind = f'bpe-{c.student.family}' if symbols else 'bpe'
     folder = storage.local_folder('config.data.cache = ', c.data.cache) / 'tokenizers'
-    path = folder / f'{source}-{kind}-{size}-{digest}.model'
+    path = folder / f'{c.data.source}-{kind}-{size}-{digest}.model'
     if not path.is_file():
         texts = (example.first for example in sources.examples(whole, 'train'))
         storage.publish(path, lambda temporary: tokenizers.train(texts, size, temporary, symbols))

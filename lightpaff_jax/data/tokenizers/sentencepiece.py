@@ -1,4 +1,4 @@
-"""SentencePiece models behind the interface of tokenizers.py."""
+"""Reads SentencePiece models."""
 
 import functools
 import itertools
@@ -15,17 +15,20 @@ from lightpaff_jax.errors import UserError
 
 
 class SentencePiece:
-    """A model. With one of `tokenizers.train`, decode(encode([x])[0]) == x for all x."""
+    """A SentencePiece model as the model of a `Tokenizer`.
+
+    For a model that `tokenizers.train` made, decode(encode([x])[0]) == x for all texts x.
+    """
 
     def __init__(self, data: bytes, where: str):
         """Opens a model.
 
         Args:
           data: the content of its file.
-          where: its name in messages.
+          where: the model's name in messages.
 
         Raises:
-          UserError: this is no model, or one without an end-of-sentence id.
+          UserError: the content is not a model, or the model has no end-of-sentence id.
         """
         self._where = where
         self._processor = sentencepiece.SentencePieceProcessor()
@@ -39,22 +42,22 @@ class SentencePiece:
         self._proto = messages.ModelProto.FromString(data)  # type: ignore[attr-defined]
         self._pieces = [piece.piece for piece in self._proto.pieces]
         self.vocab_size = len(self._pieces)
-        types = convert_sentencepiece.SPECIAL
+        types = convert_sentencepiece.SPECIAL_TYPES
         special = {i for i, piece in enumerate(self._proto.pieces) if piece.type in types}
-        self.ids = self._named({self._pieces[i]: i for i in special})
+        self.ids = self._role_ids({self._pieces[i]: i for i in special})
         self.special_ids = frozenset(special)
 
     def __reduce__(self):
-        """A pickle holds the file's content."""
+        """Pickles only the content of the file: the processor cannot be pickled."""
         return SentencePiece, (self.identity, self._where)
 
-    def _named(self, special: dict[str, int]) -> dict[str, int]:
-        """Name -> id: as the model says, or else by what the piece is called."""
-        own = {
-            name: getattr(self._processor, f'{name}_id')() for name in ('eos', 'pad', 'bos', 'unk')
+    def _role_ids(self, special: dict[str, int]) -> dict[str, int]:
+        """Returns role -> id: as the model declares, or else by the usual spellings."""
+        declared = {
+            role: getattr(self._processor, f'{role}_id')() for role in ('eos', 'pad', 'bos', 'unk')
         }
-        found = huggingface.standard_ids(special)
-        return {name: i for name, i in (found | own).items() if i >= 0}
+        ids = huggingface.standard_ids(special) | declared
+        return {role: i for role, i in ids.items() if i >= 0}
 
     @functools.cached_property
     def word_starts(self) -> np.ndarray:
@@ -66,40 +69,43 @@ class SentencePiece:
         return starts
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text."""
         if not self._space_ids:
             return self._processor.encode(list(texts))
+        # SentencePiece would read U+2581 as a space, so it is written as its bytes.
         parts = [text.split(SPACE) for text in texts]
         encoded = iter(self._processor.encode(list(itertools.chain.from_iterable(parts))))
-        return [self._joined([next(encoded) for _ in part]) for part in parts]
+        return [self._join_parts([next(encoded) for _ in part]) for part in parts]
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids, without control pieces."""
         return self._processor.decode([int(i) for i in ids])
 
     def save(self, folder: pathlib.Path, family: str) -> None:
-        """Writes tokenizer.model, tokenizer.json and tokenizer_config.json.
+        """Writes tokenizer.model, tokenizer.json and tokenizer_config.json; see `Tokenizer.save`.
 
         Raises:
-          UserError: no tokenizer.json can give the same ids.
+          UserError: a tokenizer.json cannot give the same ids.
         """
         fast = convert_sentencepiece.convert(
             self._proto, self.encode, bool(self._space_ids), self._where
         )
-        tokens = {name: self._pieces[i] for name, i in self.ids.items()}
+        tokens = {role: self._pieces[i] for role, i in self.ids.items()}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'tokenizer.model').write_bytes(self.identity)
-        # Text that spells a control piece is text to SentencePiece.
         family = family or ('bert' if 'cls' in tokens else 'mass')
+        # A text that spells a control piece is ordinary text for SentencePiece.
         huggingface.save(folder, fast, tokens, family, split_special_tokens=True)
 
     @functools.cached_property
     def _space_ids(self) -> list[int]:
-        """The bytes of SPACE as pieces, for a model that then keeps a text as it is; else none."""
+        """The byte pieces of SPACE, if the model otherwise keeps texts as they are; else empty."""
         rules = self._proto.normalizer_spec
         if rules.add_dummy_prefix or rules.remove_extra_whitespaces:
             return []
         ids = [self._processor.piece_to_id(f'<0x{byte:02X}>') for byte in SPACE.encode()]
         return ids if all(self._processor.is_byte(i) for i in ids) else []
 
-    def _joined(self, parts: list[list[int]]) -> list[int]:
+    def _join_parts(self, parts: list[list[int]]) -> list[int]:
         first, *rest = parts
         return first + [i for part in rest for i in (*self._space_ids, *part)]

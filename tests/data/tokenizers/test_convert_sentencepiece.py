@@ -174,7 +174,7 @@ def unescaped(proto):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (unused, 'has unused pieces, which no tokenizer.json can do'),
+        (unused, 'has unused pieces, which a tokenizer.json cannot express'),
         (equal_scores, 'has pieces of equal score'),
         (missing_character, "but no piece 'e'"),
         (other_type, 'has model type 4'),

@@ -236,8 +236,8 @@ def test_one_model_of_another_name_is_found_and_two_are_not(tmp_path):
         ({'vocab.txt': ''}, '', r'vocab\.txt: must be a vocab\.txt: no line is \[UNK\]'),
         ({'vocab.txt': b'\xff[UNK]'}, 'vocab.txt', r'must be a vocab\.txt: '),
         ({'vocab.txt': '[UNK]\nword\n'}, '', r'must have a token that ends a text: one of \[SEP\]'),
-        ({'vocab.json': '{}'}, 'vocab.json', r'must have merges\.txt beside vocab\.json'),
-        ({'vocab.bpe': ''}, 'vocab.bpe', r'must have encoder\.json beside vocab\.bpe'),
+        ({'vocab.json': '{}'}, 'vocab.json', r'must have merges\.txt next to vocab\.json'),
+        ({'vocab.bpe': ''}, 'vocab.bpe', r'must have encoder\.json next to vocab\.bpe'),
         ({'vocab.json': '[', 'merges.txt': ''}, '', 'must be a byte-level BPE: '),
         ({'vocab.json': '{"a": 0}', 'merges.txt': 'b c\n'}, '', 'must be a byte-level BPE: '),
         ({'vocab.json': '{"a": 0}', 'merges.txt': ''}, '', 'must have a token that ends a text'),
@@ -292,14 +292,21 @@ def test_tokens_added_behind_the_vocabulary_are_read(tmp_path, where, kind):
     assert one.vocab_size == size + 2
     assert [i for i in one.encode(['a [NEW2] b'])[0] if i >= size] == [size + 1]
     (folder / where).write_text(text.replace(str(size + 1), str(size + 7)))
-    with pytest.raises(UserError, match=rf'has id {size + 7}, must have {size + 1}, behind'):
+    with pytest.raises(UserError, match=rf'has id {size + 7}, must have {size + 1}, the next'):
         read(folder)
 
 
-@pytest.mark.parametrize('text', ['["x"]', '{', '{"x": "y"}'])
-def test_added_tokens_that_cannot_be_read_are_named(bpe, text):
+@pytest.mark.parametrize(
+    ('text', 'rule'),
+    [
+        ('["x"]', 'must be a JSON object, is '),
+        ('{', 'must be a JSON object: '),
+        ('{"x": "y"}', 'must name added tokens: '),
+    ],
+)
+def test_malformed_added_tokens_are_named(bpe, text, rule):
     (bpe / 'added_tokens.json').write_text(text)
-    with pytest.raises(UserError, match=r'added_tokens\.json: must name added tokens: '):
+    with pytest.raises(UserError, match=rf'added_tokens\.json: {rule}'):
         read(bpe)
 
 

@@ -86,13 +86,13 @@ def test_ids_are_those_of_the_library(name):
     make, apart = CASES[name]
     fast = make()
     mine = ours(fast)
-    assert mine._apart == apart
+    assert mine._splits_words == apart
     texts = drawn(4000)
     wanted = direct(fast, texts)
     for first in range(0, len(texts), 400):  # what is known grows
         assert mine.encode(texts[first : first + 400]) == wanted[first : first + 400]
     assert mine.encode(texts) == wanted
-    assert (len(mine._known) > 1000) == apart
+    assert (len(mine._cache) > 1000) == apart
 
 
 def test_all_short_texts_around_a_space():
@@ -102,16 +102,16 @@ def test_all_short_texts_around_a_space():
 
 
 def test_what_is_known_is_bounded_and_forgotten_in_a_pickle(monkeypatch):
-    monkeypatch.setattr(huggingface, '_KNOWN', 2000)
+    monkeypatch.setattr(huggingface, '_MAX_CACHE', 2000)
     fast = byte_level()
     mine = ours(fast)
     texts = drawn(3000)
     wanted = direct(fast, texts)
     for first in range(0, len(texts), 10):
         assert mine.encode(texts[first : first + 10]) == wanted[first : first + 10]
-        assert sum(map(len, mine._known)) <= 2000 + sum(map(len, texts[first : first + 10]))
+        assert sum(map(len, mine._cache)) <= 2000 + sum(map(len, texts[first : first + 10]))
     again = pickle.loads(pickle.dumps(mine))
-    assert again._known == {}
+    assert again._cache == {}
     assert again.encode(texts) == wanted
 
 
@@ -122,7 +122,7 @@ def test_real_text_has_the_ids_of_the_library(name):
     file = huggingface.find_file(folder)
     mine = huggingface.read(file, True, 'a tokenizer')
     fast = reference.Tokenizer.from_str(mine._fast.to_str())
-    assert mine._apart
+    assert mine._splits_words
     for path in (
         'wikitext-2/wiki.valid.tokens',
         'multi30k/val.fr',
