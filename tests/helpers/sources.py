@@ -1,6 +1,10 @@
-"""What tests of the sources share: small configurations, and what they read."""
+"""Helpers for the tests of sources: small configurations, files, and error messages."""
+
+import pathlib
+from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.data import sources
@@ -9,8 +13,10 @@ from lightpaff_jax.errors import UserError
 OBJECTIVES = {'documents': 'clm', 'classes': 'classify', 'targets': 'seq2seq'}
 
 
-def configured(source, path='', kind=None, **keys):
-    """A configuration of a source whose objective learns from its kind, or from `kind`."""
+def make_config(
+    source: str, path: str | pathlib.Path = '', kind: str | None = None, **keys: Any
+) -> ConfigDict:
+    """Returns a configuration of a source, with an objective for its example type or for `kind`."""
     c = config.default()
     c.data.source, c.data.path = source, str(path)
     for key, value in keys.items():
@@ -19,27 +25,27 @@ def configured(source, path='', kind=None, **keys):
     return c
 
 
-def texts(c, split='train'):
-    """The first texts of a split."""
+def read_texts(c: ConfigDict, split: str = 'train') -> list[str]:
+    """Returns the first texts of a split."""
     return [example.first for example in sources.examples(c, split)]
 
 
-def write(folder, **contents):
-    """Files of a folder: name, with _ for its last dot, and text or bytes. Returns the folder."""
+def write_files(folder: pathlib.Path, **contents: str | bytes) -> pathlib.Path:
+    """Writes files of text or bytes, whose names have `_` for their last dot; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        put(folder / '.'.join(name.rsplit('_', 1)), content)
+        write_file(folder / '.'.join(name.rsplit('_', 1)), content)
     return folder
 
 
-def put(file, content):
-    """Writes text or bytes."""
+def write_file(file: pathlib.Path, content: str | bytes) -> None:
+    """Writes text or bytes, and creates the folder if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def mistake(c, split='train'):
-    """The line of the error that reading a split gives."""
+def read_error(c: ConfigDict, split: str = 'train') -> str:
+    """Returns the message, of one line, of the error that reading a split raises."""
     with pytest.raises(UserError) as caught:
         list(sources.examples(c, split))
     line = str(caught.value)
@@ -47,8 +53,8 @@ def mistake(c, split='train'):
     return line
 
 
-def mistake_of_check(c):
-    """The line of the error that `check` gives."""
+def check_error(c: ConfigDict) -> str:
+    """Returns the message, of one line, of the error that `sources.check` raises."""
     with pytest.raises(UserError) as caught:
         sources.check(c)
     line = str(caught.value)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from helpers import sources as source_cases
-from helpers.sources import configured, put, texts, write
+from helpers.sources import make_config, read_texts, write_file, write_files
 
 from lightpaff_jax.data import sources
 from lightpaff_jax.data.sources import files
@@ -28,8 +28,8 @@ OTHERS = ['training.txt', 'contest.txt', 'train.md', 'train', '.train.txt', 'REA
     ('split', 'name'), [(split, name) for split, names in NAMES.items() for name in names]
 )
 def test_a_file_belongs_to_the_split_that_its_name_has_a_part_of(tmp_path, split, name):
-    put(tmp_path / name, 'a text\n')
-    assert files.find(configured('text', tmp_path), _text) == {split: [tmp_path / name]}
+    write_file(tmp_path / name, 'a text\n')
+    assert files.find(make_config('text', tmp_path), _text) == {split: [tmp_path / name]}
 
 
 def _text(name):
@@ -42,29 +42,29 @@ def _text(name):
 
 @pytest.mark.parametrize('name', OTHERS)
 def test_other_files_belong_to_no_split(tmp_path, name):
-    put(tmp_path / name, 'a text\n')
-    assert files.find(configured('text', tmp_path), _text) == {}
+    write_file(tmp_path / name, 'a text\n')
+    assert files.find(make_config('text', tmp_path), _text) == {}
 
 
 def test_several_files_of_a_split_are_read_in_sorted_order(tmp_path):
     for i in (2, 0, 1):
-        put(tmp_path / f'train-{i}.txt', f'text {i}\n')
-    assert texts(configured('text', tmp_path)) == ['text 0', 'text 1', 'text 2']
+        write_file(tmp_path / f'train-{i}.txt', f'text {i}\n')
+    assert read_texts(make_config('text', tmp_path)) == ['text 0', 'text 1', 'text 2']
 
 
 def test_a_folder_of_the_name_of_a_split_holds_its_files(tmp_path):
-    put(tmp_path / 'train' / 'b.txt', 'second\n')
-    put(tmp_path / 'train' / 'a.txt', 'first\n')
-    put(tmp_path / 'train' / 'notes.md', 'no text')
-    put(tmp_path / 'dev' / 'x.txt', 'other\n')
-    c = configured('text', tmp_path)
-    assert texts(c) == ['first', 'second']
-    assert texts(c, 'validation') == ['other']
+    write_file(tmp_path / 'train' / 'b.txt', 'second\n')
+    write_file(tmp_path / 'train' / 'a.txt', 'first\n')
+    write_file(tmp_path / 'train' / 'notes.md', 'no text')
+    write_file(tmp_path / 'dev' / 'x.txt', 'other\n')
+    c = make_config('text', tmp_path)
+    assert read_texts(c) == ['first', 'second']
+    assert read_texts(c, 'validation') == ['other']
 
 
 def test_gz_is_read_as_what_it_packs(tmp_path):
-    put(tmp_path / 'train.txt.gz', gzip.compress(b'one\n\ntwo\n', mtime=0))
-    assert texts(configured('text', tmp_path)) == ['one', 'two']
+    write_file(tmp_path / 'train.txt.gz', gzip.compress(b'one\n\ntwo\n', mtime=0))
+    assert read_texts(make_config('text', tmp_path)) == ['one', 'two']
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_gz_is_read_as_what_it_packs(tmp_path):
 )  # fmt: skip
 def test_what_is_not_clear_is_named(tmp_path, names, said):
     for name in names:
-        put(tmp_path / name, 'text\n')
-    assert source_cases.mistake(configured('text', tmp_path)).endswith(said)
+        write_file(tmp_path / name, 'text\n')
+    assert source_cases.read_error(make_config('text', tmp_path)).endswith(said)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_what_is_not_clear_is_named(tmp_path, names, said):
 )
 def test_globs_choose_the_files_of_a_split_in_their_order(tmp_path, chosen, want):
     for name in ('a/1', 'a/2', 'b/3'):
-        put(tmp_path / f'{name}.txt', name[-1])
-    put(tmp_path / 'train.txt', 'not this one')
-    c = configured('text', tmp_path, files=tuple(one.format(tmp_path) for one in chosen))
-    assert texts(c) == want
+        write_file(tmp_path / f'{name}.txt', name[-1])
+    write_file(tmp_path / 'train.txt', 'not this one')
+    c = make_config('text', tmp_path, files=tuple(one.format(tmp_path) for one in chosen))
+    assert read_texts(c) == want
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ def test_globs_choose_the_files_of_a_split_in_their_order(tmp_path, chosen, want
     ],
 )  # fmt: skip
 def test_a_malformed_glob_is_named(tmp_path, chosen, said):
-    write(tmp_path, a_txt='1', b_txt='2')
-    c = configured('text', tmp_path, files=chosen)
-    assert source_cases.mistake(c) == said.format(tmp_path)
-    assert source_cases.mistake_of_check(c) == said.format(tmp_path)
+    write_files(tmp_path, a_txt='1', b_txt='2')
+    c = make_config('text', tmp_path, files=chosen)
+    assert source_cases.read_error(c) == said.format(tmp_path)
+    assert source_cases.check_error(c) == said.format(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ def test_a_malformed_glob_is_named(tmp_path, chosen, said):
     ],
 )
 def test_a_path_that_is_no_folder_is_named(tmp_path, name, said):
-    put(tmp_path / 'file.txt', 'text\n')
-    c = configured('text', tmp_path / name)
-    assert source_cases.mistake_of_check(c) == f'config.data.path = {tmp_path}/{name}: {said}'
+    write_file(tmp_path / 'file.txt', 'text\n')
+    c = make_config('text', tmp_path / name)
+    assert source_cases.check_error(c) == f'config.data.path = {tmp_path}/{name}: {said}'
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_a_path_that_is_no_folder_is_named(tmp_path, name, said):
     ],
 )  # fmt: skip
 def test_a_damaged_gz_is_named(tmp_path, content, said):
-    put(tmp_path / 'train.txt.gz', content)
-    line = source_cases.mistake(configured('text', tmp_path))
+    write_file(tmp_path / 'train.txt.gz', content)
+    line = source_cases.read_error(make_config('text', tmp_path))
     assert line.startswith(f'{tmp_path}/train.txt.gz: {said}')
 
 
 def test_a_file_that_may_not_be_opened_is_named(tmp_path):
     (tmp_path / 'train.txt').mkdir()  # root may open any file
-    line = source_cases.mistake(configured('text', tmp_path))
+    line = source_cases.read_error(make_config('text', tmp_path))
     assert line == f'{tmp_path}/train.txt: Is a directory'
 
 
@@ -188,7 +188,7 @@ def hashed(tmp_path, monkeypatch, names):
 
 
 def put_then(file, content, time):
-    put(file, content)
+    write_file(file, content)
     os.utime(file, ns=(time, time))
 
 
@@ -214,7 +214,7 @@ def test_a_file_is_hashed_once_until_its_size_or_its_time_changes(tmp_path, monk
 
 def test_a_file_that_has_just_changed_is_read_again(tmp_path, monkeypatch):
     """Another change may leave its size and its time as they are."""
-    put(tmp_path / 'a', 'one')
+    write_file(tmp_path / 'a', 'one')
     first, _ = hashed(tmp_path, monkeypatch, ['a'])
     assert hashed(tmp_path, monkeypatch, ['a']) == (first, ['a'])
 
@@ -223,23 +223,23 @@ def test_a_file_that_has_just_changed_is_read_again(tmp_path, monkeypatch):
 def test_malformed_digests_are_made_again(tmp_path, monkeypatch, content):
     put_then(tmp_path / 'a', 'one', LONG_AGO)
     first, _ = hashed(tmp_path, monkeypatch, ['a'])
-    put(tmp_path / 'cache' / files.DIGESTS_FILE, content.replace('%s', str(tmp_path / 'a')))
+    write_file(tmp_path / 'cache' / files.DIGESTS_FILE, content.replace('%s', str(tmp_path / 'a')))
     assert hashed(tmp_path, monkeypatch, ['a']) == (first, ['a'])
     assert hashed(tmp_path, monkeypatch, ['a']) == (first, [])
 
 
 def test_lines_have_numbers_and_ends_and_no_byte_order_mark(tmp_path):
-    put(tmp_path / 'x', '\ufeffone\ntwo\r\n\nlast\ufeff')
+    write_file(tmp_path / 'x', '\ufeffone\ntwo\r\n\nlast\ufeff')
     found = list(files.read_lines(tmp_path / 'x', pytest.fail))
     assert found == [(1, 'one\n'), (2, 'two\r\n'), (3, '\n'), (4, 'last\ufeff')]
 
 
 def test_a_byte_that_is_no_utf_8_is_named_with_its_line(tmp_path):
-    put(tmp_path / 'train.txt', b'good\n\nbad \xe9t\xe9\n\nlast\n')
-    c = configured('text', tmp_path)
+    write_file(tmp_path / 'train.txt', b'good\n\nbad \xe9t\xe9\n\nlast\n')
+    c = make_config('text', tmp_path)
     said = f'{tmp_path}/train.txt:3: must be UTF-8, has byte 0xe9: invalid continuation byte'
     hint = " (config.data.on_error = 'skip' leaves such rows out)"
-    assert source_cases.mistake(c) == said + hint
+    assert source_cases.read_error(c) == said + hint
     c.data.on_error, skipped = 'skip', []
     read = list(sources.examples(c, 'train', skipped.append))
     assert [example.first for example in read] == ['good', 'last']

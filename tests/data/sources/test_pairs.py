@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from helpers import sources as source_cases
-from helpers.sources import configured, put, texts, write
+from helpers.sources import make_config, read_texts, write_file, write_files
 
 from lightpaff_jax.data import sources
 from lightpaff_jax.data.sources import Example
@@ -16,7 +16,7 @@ HINT = " (config.data.on_error = 'skip' leaves such rows out)"
 
 
 def parallel(path, **keys):
-    return configured('parallel', path, **({'suffixes': ('en', 'de')} | keys))
+    return make_config('parallel', path, **({'suffixes': ('en', 'de')} | keys))
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,9 @@ def parallel(path, **keys):
     ],
 )
 def test_lines_of_two_files_are_pairs(tmp_path, names):
-    put(tmp_path / names[0], 'one\ntwo words \n')
-    put(tmp_path / names[1], 'eins\nzwei\n')
-    put(tmp_path / 'train.fr', 'un\n')
+    write_file(tmp_path / names[0], 'one\ntwo words \n')
+    write_file(tmp_path / names[1], 'eins\nzwei\n')
+    write_file(tmp_path / 'train.fr', 'un\n')
     want = [Example('one', 'eins'), Example('two words ', 'zwei')]
     assert list(sources.examples(parallel(tmp_path), 'train')) == want
     back = [Example(e.second, e.first) for e in want]
@@ -41,7 +41,7 @@ def test_lines_of_two_files_are_pairs(tmp_path, names):
 
 def test_shards_of_both_sides_are_pairs_in_their_order(tmp_path):
     for shard, side in itertools.product('21', ('en', 'de')):
-        put(tmp_path / f'train.{shard}.{side}', f'{side} {shard}\n')
+        write_file(tmp_path / f'train.{shard}.{side}', f'{side} {shard}\n')
     want = [Example('en 1', 'de 1'), Example('en 2', 'de 2')]
     assert list(sources.examples(parallel(tmp_path), 'train')) == want
 
@@ -66,12 +66,12 @@ SHARDS = SIDES + 'must have one file of each side for every shard, the files are
 )  # fmt: skip
 def test_files_that_are_no_pairs_are_named(tmp_path, contents, said):
     for name, content in contents.items():
-        put(tmp_path / name, content)
-    assert source_cases.mistake(parallel(tmp_path)) == said.format(tmp_path)
+        write_file(tmp_path / name, content)
+    assert source_cases.read_error(parallel(tmp_path)) == said.format(tmp_path)
 
 
 def test_a_pair_that_lacks_a_side_is_skipped_whole(tmp_path):
-    write(tmp_path, train_en='a\n\nc\n', train_de='x\ny\nz\n')
+    write_files(tmp_path, train_en='a\n\nc\n', train_de='x\ny\nz\n')
     c, skipped = parallel(tmp_path, on_error='skip'), []
     read = list(sources.examples(c, 'train', skipped.append))
     assert read == [Example('a', 'x'), Example('c', 'z')]
@@ -79,13 +79,13 @@ def test_a_pair_that_lacks_a_side_is_skipped_whole(tmp_path):
 
 
 def test_pairs_of_one_source_text_are_in_one_split(tmp_path):
-    write(
+    write_files(
         tmp_path,
         train_en='\n'.join(f'source {i % 300}' for i in range(900)),
         train_de='\n'.join(f'target {i}' for i in range(900)),
     )
     c = parallel(tmp_path, held_out=0.1)
-    found = [set(texts(c, split)) for split in sources.SPLITS]
+    found = [set(read_texts(c, split)) for split in sources.SPLITS]
     assert all(a.isdisjoint(b) for a, b in itertools.combinations(found, 2))
     assert sum(map(len, found)) == 300
 
@@ -94,22 +94,22 @@ def test_pairs_of_one_source_text_are_in_one_split(tmp_path):
 
 
 def test_polarity_of_reviews_is_the_name_of_their_file(tmp_path):
-    write(tmp_path, **{'rt-polarity_neg': 'bad \nworse\n', 'rt-polarity_pos': 'good\n'})
-    c = configured('mr', tmp_path)
+    write_files(tmp_path, **{'rt-polarity_neg': 'bad \nworse\n', 'rt-polarity_pos': 'good\n'})
+    c = make_config('mr', tmp_path)
     assert list(sources.examples(c, 'train')) == [
         Example('bad ', '', 0), Example('worse', '', 0), Example('good', '', 1),
     ]  # fmt: skip
     assert sources.classes(c) == 2
-    assert source_cases.mistake_of_check(c) == (
+    assert source_cases.check_error(c) == (
         f"config.data.path = {tmp_path}: has no split 'validation': rt-polarity.neg and "
         'rt-polarity.pos are all train; config.data.held_out = 0.05 would cut it from train'
     )
 
 
 def test_files_may_be_named_for_reviews_too(tmp_path):
-    write(tmp_path, a_neg='bad\n', a_pos='good\n', b_neg='no\n', b_pos='yes\n')
-    c = configured('mr', tmp_path, files=('train=a.*', 'test=b.*'))
-    assert texts(c, 'test') == ['no', 'yes']
+    write_files(tmp_path, a_neg='bad\n', a_pos='good\n', b_neg='no\n', b_pos='yes\n')
+    c = make_config('mr', tmp_path, files=('train=a.*', 'test=b.*'))
+    assert read_texts(c, 'test') == ['no', 'yes']
 
 
 @pytest.mark.parametrize(
@@ -123,5 +123,5 @@ def test_files_may_be_named_for_reviews_too(tmp_path):
 )  # fmt: skip
 def test_malformed_reviews_are_named(tmp_path, contents, said):
     for mark, content in contents.items():
-        put(tmp_path / f'rt-polarity.{mark}', content)
-    assert source_cases.mistake(configured('mr', tmp_path)) == said.format(tmp_path)
+        write_file(tmp_path / f'rt-polarity.{mark}', content)
+    assert source_cases.read_error(make_config('mr', tmp_path)) == said.format(tmp_path)

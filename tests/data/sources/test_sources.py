@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 from helpers import sources as source_cases
-from helpers.sources import configured, put, texts, write
+from helpers.sources import make_config, read_texts, write_file, write_files
 
 from lightpaff_jax import config
 from lightpaff_jax.data import sources
@@ -35,17 +35,17 @@ def test_every_source_of_the_configuration_is_here():
     ],
 )
 def test_blank_lines_or_lines_or_files_part_documents_and_the_text_is_kept(tmp_path, parted, want):
-    write(tmp_path, train_txt=TEXT)
-    c = configured('text', tmp_path, documents=parted)
-    assert texts(c) == want
-    put(tmp_path / 'train.txt', TEXT.rstrip())
-    assert texts(c) == [*want[:-1], want[-1].rstrip()]
+    write_files(tmp_path, train_txt=TEXT)
+    c = make_config('text', tmp_path, documents=parted)
+    assert read_texts(c) == want
+    write_file(tmp_path / 'train.txt', TEXT.rstrip())
+    assert read_texts(c) == [*want[:-1], want[-1].rstrip()]
 
 
 def test_a_line_may_end_as_on_windows(tmp_path):
-    put(tmp_path / 'train.txt', b'one\r\ntwo\r\n\r\nthree\r\n')
-    assert texts(configured('text', tmp_path)) == ['one\r\ntwo', 'three']
-    assert texts(configured('text', tmp_path, documents='line')) == ['one', 'two', 'three']
+    write_file(tmp_path / 'train.txt', b'one\r\ntwo\r\n\r\nthree\r\n')
+    assert read_texts(make_config('text', tmp_path)) == ['one\r\ntwo', 'three']
+    assert read_texts(make_config('text', tmp_path, documents='line')) == ['one', 'two', 'three']
 
 
 LINES = ['', ' ', 'a', 'b c', '\t', ' d  e ', '<unk> , x']
@@ -70,8 +70,8 @@ def test_a_last_line_without_an_end_counts_as_one():
 def test_words_are_counted_before_spaces_are_undone(tmp_path, extension):
     text = " it 's red @-@ hot , he said "
     content = text + '\n' if extension == 'txt' else json.dumps({'text': text}) + '\n'
-    put(tmp_path / f'train.{extension}', content)
-    c = configured('text', tmp_path, detokenize='wikitext')
+    write_file(tmp_path / f'train.{extension}', content)
+    c = make_config('text', tmp_path, detokenize='wikitext')
     want = Example("it's red-hot, he said", words=len(text.split()) + 1)
     assert list(sources.examples(c, 'train')) == [want]
 
@@ -79,8 +79,8 @@ def test_words_are_counted_before_spaces_are_undone(tmp_path, extension):
 @pytest.mark.parametrize(('columns', 'name'), [((), 'text'), (('body',), 'body')])
 def test_a_row_of_jsonl_is_a_document(tmp_path, columns, name):
     rows = [{name: 'one\n\nstill one', 'id': 1}, {name: 'two', 'id': 2}]
-    put(tmp_path / 'train.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
-    c = configured('text', tmp_path, columns=columns)
+    write_file(tmp_path / 'train.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
+    c = make_config('text', tmp_path, columns=columns)
     assert list(sources.examples(c, 'train')) == [
         Example('one\n\nstill one', words=6), Example('two', words=2),
     ]  # fmt: skip
@@ -89,21 +89,21 @@ def test_a_row_of_jsonl_is_a_document(tmp_path, columns, name):
 @pytest.mark.parametrize('content', ['\n \n\t\n', '\n'])
 @pytest.mark.parametrize('parted', config.DOCUMENTS)
 def test_a_file_of_blank_lines_is_an_empty_corpus(tmp_path, content, parted):
-    write(tmp_path, train_txt=content)
-    line = source_cases.mistake(configured('text', tmp_path, documents=parted))
+    write_files(tmp_path, train_txt=content)
+    line = source_cases.read_error(make_config('text', tmp_path, documents=parted))
     assert line == f'{tmp_path}/train.txt: empty corpus, must hold a document'
 
 
 def test_an_empty_file_is_named(tmp_path):
-    write(tmp_path, train_txt='')
-    line = source_cases.mistake(configured('text', tmp_path))
+    write_files(tmp_path, train_txt='')
+    line = source_cases.read_error(make_config('text', tmp_path))
     assert line == f'{tmp_path}/train.txt: empty corpus, must hold a line'
 
 
 def test_a_large_file_is_not_held_in_memory(tmp_path):
-    put(tmp_path / 'train.txt', 'a line of some words\n\n' * 250_000)
+    write_file(tmp_path / 'train.txt', 'a line of some words\n\n' * 250_000)
     tracemalloc.start()
-    for _ in itertools.islice(sources.examples(configured('text', tmp_path), 'train'), 20_000):
+    for _ in itertools.islice(sources.examples(make_config('text', tmp_path), 'train'), 20_000):
         pass
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -116,7 +116,7 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
 def numbered(folder, n=4000, **others):
     """A train.txt of n lines, a third of which are there twice, and other files of a line each."""
     lines = [f'line {i % (3 * n // 4)}' for i in range(n)]
-    write(folder, train_txt='\n'.join(lines), **others)
+    write_files(folder, train_txt='\n'.join(lines), **others)
     return lines
 
 
@@ -131,9 +131,9 @@ def numbered(folder, n=4000, **others):
 )
 def test_what_has_no_file_is_cut_from_train_and_nothing_is_lost(tmp_path, others, cut):
     lines = numbered(tmp_path, **others)
-    c = configured('text', tmp_path, documents='line', held_out=0.1)
+    c = make_config('text', tmp_path, documents='line', held_out=0.1)
     sources.check(c)
-    found = {split: texts(c, split) for split in sources.SPLITS}
+    found = {split: read_texts(c, split) for split in sources.SPLITS}
     assert sorted(itertools.chain(found['train'], *(found[split] for split in cut))) == sorted(
         lines
     )
@@ -147,8 +147,8 @@ def test_what_has_no_file_is_cut_from_train_and_nothing_is_lost(tmp_path, others
 
 def test_a_text_that_is_there_twice_is_in_one_split(tmp_path):
     numbered(tmp_path)
-    c = configured('text', tmp_path, documents='line', held_out=0.2)
-    found = [set(texts(c, split)) for split in sources.SPLITS]
+    c = make_config('text', tmp_path, documents='line', held_out=0.2)
+    found = [set(read_texts(c, split)) for split in sources.SPLITS]
     assert all(a.isdisjoint(b) for a, b in itertools.combinations(found, 2))
 
 
@@ -156,17 +156,17 @@ def test_the_cut_is_the_same_whatever_is_done_to_the_text_and_the_order(tmp_path
     lines = [f"it 's line {i}" for i in range(500)]
     cuts = []
     for name, undo, order in (('a', 'none', 1), ('b', 'ptb', 1), ('c', 'none', -1)):
-        write(tmp_path / name, train_txt='\n'.join(lines[::order]))
-        c = configured('text', tmp_path / name, documents='line', detokenize=undo, held_out=0.1)
-        cuts.append({text.replace(" '", "'") for text in texts(c, 'test')})
+        write_files(tmp_path / name, train_txt='\n'.join(lines[::order]))
+        c = make_config('text', tmp_path / name, documents='line', detokenize=undo, held_out=0.1)
+        cuts.append({text.replace(" '", "'") for text in read_texts(c, 'test')})
     assert cuts[0] == cuts[1] == cuts[2] != set()
 
 
 def test_the_same_lines_are_cut_on_every_machine(tmp_path):
-    write(tmp_path, train_txt='\n'.join(f'line {i}' for i in range(30)))
-    c = configured('text', tmp_path, documents='line', held_out=0.1)
-    assert texts(c, 'test') == ['line 4', 'line 8']
-    assert texts(c, 'validation') == [f'line {i}' for i in (2, 3, 13, 16, 25)]
+    write_files(tmp_path, train_txt='\n'.join(f'line {i}' for i in range(30)))
+    c = make_config('text', tmp_path, documents='line', held_out=0.1)
+    assert read_texts(c, 'test') == ['line 4', 'line 8']
+    assert read_texts(c, 'validation') == [f'line {i}' for i in (2, 3, 13, 16, 25)]
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ def test_the_same_lines_are_cut_on_every_machine(tmp_path):
 )
 def test_a_split_without_files_is_named_with_what_was_looked_for(tmp_path, split, names):
     others = {'train_txt', 'dev_txt', 'test_txt'} - {f'{split}_txt'.replace('validation', 'dev')}
-    write(tmp_path, **dict.fromkeys(others, 'a text'))
-    line = source_cases.mistake_of_check(configured('text', tmp_path))
+    write_files(tmp_path, **dict.fromkeys(others, 'a text'))
+    line = source_cases.check_error(make_config('text', tmp_path))
     share = '' if split == 'train' else '; config.data.held_out = 0.05 would cut it from train'
     assert line == (
         f'config.data.path = {tmp_path}: has no split {split!r}: looked for files that have {names} '
@@ -185,14 +185,14 @@ def test_a_split_without_files_is_named_with_what_was_looked_for(tmp_path, split
 
 
 def test_a_share_without_an_example_is_an_empty_corpus(tmp_path):
-    write(tmp_path, train_txt='one\n')
-    c = configured('text', tmp_path, held_out=0.01)
+    write_files(tmp_path, train_txt='one\n')
+    c = make_config('text', tmp_path, held_out=0.01)
     said = f"config.data.path = {tmp_path}: empty corpus, no example of split 'test'"
-    assert source_cases.mistake(c, 'test') == said
+    assert source_cases.read_error(c, 'test') == said
 
 
 def test_held_out_changes_nothing_where_every_split_has_files():
-    c = configured('text', held_out=0.1)
+    c = make_config('text', held_out=0.1)
     assert splits.parts(c, sources.SPLITS) == {s: splits.Part(s) for s in sources.SPLITS}
 
 
@@ -202,25 +202,25 @@ def test_held_out_changes_nothing_where_every_split_has_files():
 def test_identity_changes_with_what_the_examples_depend_on_and_nothing_else(tmp_path):
     numbered(tmp_path / 'a', dev_txt='x', test_txt='y')
     numbered(tmp_path / 'b', dev_txt='x', test_txt='y')
-    before = sources.identity(configured('text', tmp_path / 'a'))
+    before = sources.identity(make_config('text', tmp_path / 'a'))
     assert json.loads(json.dumps(before)) == before
-    assert sources.identity(configured('text', tmp_path / 'b')) == before
-    c = configured('text', tmp_path / 'a')
+    assert sources.identity(make_config('text', tmp_path / 'b')) == before
+    c = make_config('text', tmp_path / 'a')
     for key, value in (('documents', 'line'), ('held_out', 0.1), ('detokenize', 'ptb')):
         c.data[key], default = value, c.data[key]
         assert sources.identity(c) != before
         c.data[key] = default
-    put(tmp_path / 'b' / 'test.txt', 'z')
-    assert sources.identity(configured('text', tmp_path / 'b')) != before
-    train = sources.identity(configured('text', tmp_path / 'b'), ('train',))
+    write_file(tmp_path / 'b' / 'test.txt', 'z')
+    assert sources.identity(make_config('text', tmp_path / 'b')) != before
+    train = sources.identity(make_config('text', tmp_path / 'b'), ('train',))
     assert train == sources.identity(c, ('train',))
 
 
 def test_equal_bytes_of_another_extension_are_another_identity(tmp_path):
-    put(tmp_path / 'a/train.tsv', 'text\none\n')
-    put(tmp_path / 'b/train.csv', 'text\none\n')
+    write_file(tmp_path / 'a/train.tsv', 'text\none\n')
+    write_file(tmp_path / 'b/train.csv', 'text\none\n')
     found = [
-        sources.identity(configured('table', tmp_path / name, columns=('text',)), ('train',))
+        sources.identity(make_config('table', tmp_path / name, columns=('text',)), ('train',))
         for name in 'ab'
     ]
     assert found[0] != found[1]
@@ -230,8 +230,8 @@ def test_equal_bytes_of_another_extension_are_another_identity(tmp_path):
 
 
 def test_for_a_language_model_what_is_classified_together_is_a_document(tmp_path):
-    put(tmp_path / 'train.tsv', 'a\tb\tmark\none\ttwo\t1\nthree\t\t0\n')
-    c = configured('table', tmp_path, columns=('a', 'b', 'mark'), classes=2)
+    write_file(tmp_path / 'train.tsv', 'a\tb\tmark\none\ttwo\t1\nthree\t\t0\n')
+    c = make_config('table', tmp_path, columns=('a', 'b', 'mark'), classes=2)
     assert list(sources.examples(c, 'train')) == [
         Example('one', 'two', 1), Example('three', '', 0),
     ]  # fmt: skip
@@ -240,16 +240,16 @@ def test_for_a_language_model_what_is_classified_together_is_a_document(tmp_path
 
 
 def test_an_objective_that_cannot_learn_from_the_examples_is_told(tmp_path):
-    put(tmp_path / 'train.tsv', 'a\tb\none\ttwo\n')
-    c = configured('table', tmp_path, columns=('a', 'b'), held_out=0.1)
+    write_file(tmp_path / 'train.tsv', 'a\tb\none\ttwo\n')
+    c = make_config('table', tmp_path, columns=('a', 'b'), held_out=0.1)
     c.objective = 'classify'
     said = f"config.data.source = 'table': {tmp_path} has targets, which objective 'classify' does not learn from"
-    assert source_cases.mistake_of_check(c) == source_cases.mistake(c) == said
+    assert source_cases.check_error(c) == source_cases.read_error(c) == said
 
 
 def test_prepared_sets_have_no_text(tmp_path):
-    c = configured('prepared', tmp_path, kind='documents')
-    assert source_cases.mistake(c) == (
+    c = make_config('prepared', tmp_path, kind='documents')
+    assert source_cases.read_error(c) == (
         f"config.data.path = {tmp_path}: source 'prepared' has ids and no text, "
         'config.tokenizer.path must name its tokenizer'
     )
@@ -260,11 +260,11 @@ def test_prepared_sets_have_no_text(tmp_path):
 
 @pytest.fixture
 def mixed(tmp_path):
-    write(tmp_path / 'a', train_txt='one\n\ntwo\n', dev_txt='x\n', test_txt='y\n')
-    put(tmp_path / 'b' / 'train.tsv', 'sentence\tlabel\n' + 'three\t1\n' * 3)
-    put(tmp_path / 'b' / 'dev.tsv', 'sentence\tlabel\nfour\t0\n')
-    put(tmp_path / 'b' / 'test.tsv', 'sentence\tlabel\nfive\t0\n')
-    return configured('mixture', mixture=(f'text:{tmp_path}/a=3', f'sst2:{tmp_path}/b=0.5'))
+    write_files(tmp_path / 'a', train_txt='one\n\ntwo\n', dev_txt='x\n', test_txt='y\n')
+    write_file(tmp_path / 'b' / 'train.tsv', 'sentence\tlabel\n' + 'three\t1\n' * 3)
+    write_file(tmp_path / 'b' / 'dev.tsv', 'sentence\tlabel\nfour\t0\n')
+    write_file(tmp_path / 'b' / 'test.tsv', 'sentence\tlabel\nfive\t0\n')
+    return make_config('mixture', mixture=(f'text:{tmp_path}/a=3', f'sst2:{tmp_path}/b=0.5'))
 
 
 def test_parts_of_a_mixture_are_read_one_after_the_other(mixed):
@@ -272,15 +272,15 @@ def test_parts_of_a_mixture_are_read_one_after_the_other(mixed):
     assert [(p.data.source, weight) for p, weight in sources.parts(mixed)] == [
         ('text', 3.0), ('sst2', 0.5),
     ]  # fmt: skip
-    assert texts(mixed) == ['one', 'two', *['three'] * 3]
-    assert texts(mixed, 'test') == ['y', 'five']
+    assert read_texts(mixed) == ['one', 'two', *['three'] * 3]
+    assert read_texts(mixed, 'test') == ['y', 'five']
     assert sources.classes(mixed) == 0
 
 
 def test_identity_of_a_mixture_is_that_of_its_parts(mixed, tmp_path):
     before = sources.identity(mixed)
     assert json.loads(json.dumps(before)) == before
-    put(tmp_path / 'b' / 'dev.tsv', 'sentence\tlabel\nother\t0\n')
+    write_file(tmp_path / 'b' / 'dev.tsv', 'sentence\tlabel\nother\t0\n')
     assert sources.identity(mixed) != before
 
 
@@ -299,14 +299,14 @@ def test_identity_of_a_mixture_is_that_of_its_parts(mixed, tmp_path):
     ],
 )  # fmt: skip
 def test_a_malformed_part_is_named(entry, said):
-    c = configured('mixture', mixture=(entry,))
-    assert source_cases.mistake_of_check(c) == f'config.data.mixture = {entry!r}: {said}'
+    c = make_config('mixture', mixture=(entry,))
+    assert source_cases.check_error(c) == f'config.data.mixture = {entry!r}: {said}'
 
 
 def test_a_prepared_part_of_a_mixture_has_no_text(tmp_path):
-    c = configured('mixture', mixture=(f'prepared:{tmp_path}=1', 'pydocs=2'))
+    c = make_config('mixture', mixture=(f'prepared:{tmp_path}=1', 'pydocs=2'))
     assert sources.parts(c)[0][0].data.path == str(tmp_path)
-    assert "source 'prepared' has ids and no text" in source_cases.mistake(c)
+    assert "source 'prepared' has ids and no text" in source_cases.read_error(c)
 
 
 # Published figures.
@@ -321,6 +321,6 @@ def test_words_of_published_files_are_the_published_ones(parted, undo):
         'wikitext-2': {'train': 2_088_628, 'validation': 217_646},
     }
     for name, counts in known.items():
-        c = configured('text', pathlib.Path(DATA) / name, documents=parted, detokenize=undo)
+        c = make_config('text', pathlib.Path(DATA) / name, documents=parted, detokenize=undo)
         for split, words in counts.items():
             assert sum(e.words for e in sources.examples(c, split)) == words

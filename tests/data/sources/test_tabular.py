@@ -6,7 +6,7 @@ import json
 import pyarrow
 import pytest
 from helpers import sources as source_cases
-from helpers.sources import configured, put
+from helpers.sources import make_config, write_file
 from pyarrow import parquet
 
 from lightpaff_jax.data import sources
@@ -21,7 +21,7 @@ WANT = [
 
 
 def table(path, **keys):
-    return configured('table', path, **({'columns': COLUMNS, 'labels': ('no', 'yes')} | keys))
+    return make_config('table', path, **({'columns': COLUMNS, 'labels': ('no', 'yes')} | keys))
 
 
 def content(extension, rows=ROWS):
@@ -45,7 +45,7 @@ EXTENSIONS = pytest.mark.parametrize('extension', ['.tsv', '.csv', '.jsonl', '.p
 
 @EXTENSIONS
 def test_the_same_rows_are_read_from_every_kind_of_file(tmp_path, extension):
-    put(tmp_path / f'train{extension}', content(extension))
+    write_file(tmp_path / f'train{extension}', content(extension))
     want = (
         [e._replace(first=e.first.replace('\t', ' ')) for e in WANT]
         if extension == '.tsv'
@@ -56,7 +56,9 @@ def test_the_same_rows_are_read_from_every_kind_of_file(tmp_path, extension):
 
 @pytest.mark.parametrize('extension', ['.tsv', '.csv', '.jsonl'])
 def test_packed_tables_are_read(tmp_path, extension):
-    put(tmp_path / f'train{extension}.gz', gzip.compress(content(extension, ROWS[:1]).encode()))
+    write_file(
+        tmp_path / f'train{extension}.gz', gzip.compress(content(extension, ROWS[:1]).encode())
+    )
     assert list(sources.examples(table(tmp_path), 'train')) == WANT[:1]
 
 
@@ -70,7 +72,7 @@ def test_packed_tables_are_read(tmp_path, extension):
     ],
 )
 def test_the_columns_say_what_an_example_is(tmp_path, extension, columns, want):
-    put(tmp_path / f'train{extension}', content(extension, ROWS[:1]))
+    write_file(tmp_path / f'train{extension}', content(extension, ROWS[:1]))
     labels = ('no', 'yes') if len(columns) == 3 else ()
     c = table(tmp_path, columns=columns, labels=labels)
     assert list(sources.examples(c, 'train')) == [want]
@@ -79,19 +81,19 @@ def test_the_columns_say_what_an_example_is(tmp_path, extension, columns, want):
 
 @pytest.mark.parametrize(('extension', 'by'), [('.tsv', '\t'), ('.csv', ',')])
 def test_numbers_name_columns_where_there_is_no_header(tmp_path, extension, by):
-    put(tmp_path / f'train{extension}', f'0{by}a b{by}1\n1{by}c d{by}0\n')
+    write_file(tmp_path / f'train{extension}', f'0{by}a b{by}1\n1{by}c d{by}0\n')
     c = table(tmp_path, columns=('1', '', '0'), labels=(), classes=2)
     assert list(sources.examples(c, 'train')) == [Example('a b', '', 0), Example('c d', '', 1)]
     assert sources.classes(c) == 2
 
 
 def test_a_csv_field_may_hold_lines_and_errors_name_its_first(tmp_path):
-    put(tmp_path / 'train.csv', 'text\n"one\ntwo"\n"three\n\nfour",5\n')
-    line = source_cases.mistake(table(tmp_path, columns=('text',), labels=()))
+    write_file(tmp_path / 'train.csv', 'text\n"one\ntwo"\n"three\n\nfour",5\n')
+    line = source_cases.read_error(table(tmp_path, columns=('text',), labels=()))
     assert line == f'{tmp_path}/train.csv:4: has 2 columns, must have 1 as the first line has{HINT}'
-    put(tmp_path / 'train.csv', 'text\n"one\ntwo"\n')
+    write_file(tmp_path / 'train.csv', 'text\n"one\ntwo"\n')
     c = table(tmp_path, columns=('text',), labels=())
-    assert source_cases.texts(c) == ['one\ntwo']
+    assert source_cases.read_texts(c) == ['one\ntwo']
 
 
 # What a row holds, as .tsv (header text, mark) and as .jsonl, and what is said of it.
@@ -129,10 +131,10 @@ GOOD = {
 def test_a_malformed_row_is_named_or_skipped_and_told(tmp_path, extension, row, said):
     header, fine = GOOD[extension]
     row = row if isinstance(row, bytes) else row.encode()
-    put(tmp_path / f'train{extension}', header + fine + row + b'\n' + fine)
+    write_file(tmp_path / f'train{extension}', header + fine + row + b'\n' + fine)
     c = table(tmp_path, columns=('text', '', 'mark'))
     line = f'{tmp_path}/train{extension}:{2 + bool(header)}: {said}'
-    assert source_cases.mistake(c) == line + HINT
+    assert source_cases.read_error(c) == line + HINT
     c.data.on_error, skipped = 'skip', []
     read = list(sources.examples(c, 'train', skipped.append))
     assert read == [Example('fine', '', 0)] * 2
@@ -140,23 +142,23 @@ def test_a_malformed_row_is_named_or_skipped_and_told(tmp_path, extension, row, 
 
 
 def test_a_row_of_a_parquet_is_named_by_its_number(tmp_path):
-    put(tmp_path / 'train.parquet', content('.parquet', [*ROWS, ('', '', 'no')]))
-    line = source_cases.mistake(table(tmp_path))
+    write_file(tmp_path / 'train.parquet', content('.parquet', [*ROWS, ('', '', 'no')]))
+    line = source_cases.read_error(table(tmp_path))
     assert line == f"{tmp_path}/train.parquet:4: 'text' is empty{HINT}"
 
 
 def test_an_empty_target_is_an_error_and_an_empty_second_text_of_a_class_is_none(tmp_path):
-    put(tmp_path / 'train.tsv', 'text\tother\tmark\na\t\tyes\n')
+    write_file(tmp_path / 'train.tsv', 'text\tother\tmark\na\t\tyes\n')
     assert list(sources.examples(table(tmp_path), 'train')) == [Example('a', '', 1)]
-    line = source_cases.mistake(table(tmp_path, columns=('text', 'other'), labels=()))
+    line = source_cases.read_error(table(tmp_path, columns=('text', 'other'), labels=()))
     assert line == f"{tmp_path}/train.tsv:2: 'other' is empty{HINT}"
 
 
 def test_a_table_of_malformed_rows_alone_is_an_empty_corpus(tmp_path):
-    put(tmp_path / 'train.tsv', 'text\tmark\na\tb\n')
+    write_file(tmp_path / 'train.tsv', 'text\tmark\na\tb\n')
     c = table(tmp_path, columns=('text', '', 'mark'), on_error='skip')
     said = f"config.data.path = {tmp_path}: empty corpus, no example of split 'train'"
-    assert source_cases.mistake(c) == said
+    assert source_cases.read_error(c) == said
 
 
 @pytest.mark.parametrize(
@@ -174,21 +176,21 @@ def test_a_table_of_malformed_rows_alone_is_an_empty_corpus(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, extension, damage, said):
     data = content(extension)
     data = data.encode() if isinstance(data, str) else data
-    put(tmp_path / f'train{extension}', damage(data))
-    line = source_cases.mistake(table(tmp_path))
+    write_file(tmp_path / f'train{extension}', damage(data))
+    line = source_cases.read_error(table(tmp_path))
     assert line.startswith(f'{tmp_path}/train{extension}: {said}')
 
 
 @EXTENSIONS
 def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path, extension):
     for split in ('train', 'dev', 'test'):
-        put(tmp_path / f'{split}{extension}', content(extension))
+        write_file(tmp_path / f'{split}{extension}', content(extension))
     c = table(tmp_path, columns=('texts', '', 'mark'))
-    line = source_cases.mistake(c)
+    line = source_cases.read_error(c)
     assert line.startswith(f'{tmp_path}/train{extension}:')
     assert "no column 'texts' of config.data.columns: has " in line or extension == '.jsonl'
     assert '; did you mean text?' in line
-    assert source_cases.mistake_of_check(c) == line
+    assert source_cases.check_error(c) == line
 
 
 # What every row of a file is, and what its check says with the place where it is.
@@ -206,15 +208,15 @@ ALL_BAD = [
 def test_a_check_names_what_is_wrong_with_the_first_row(tmp_path, extension, columns, row, said):
     row = row if isinstance(row, bytes) else row.encode()
     for split in ('train', 'dev', 'test'):
-        put(tmp_path / f'{split}{extension}', GOOD[extension][0] + 9 * row)
+        write_file(tmp_path / f'{split}{extension}', GOOD[extension][0] + 9 * row)
     c = table(tmp_path, columns=columns)
-    assert source_cases.mistake_of_check(c) == f'{tmp_path}/train{extension}:{said}{HINT}'
+    assert source_cases.check_error(c) == f'{tmp_path}/train{extension}:{said}{HINT}'
     if extension == '.jsonl' and columns[0] != 'text':
-        text = configured('text', tmp_path, columns=columns[:1])
-        assert source_cases.mistake_of_check(text) == f'{tmp_path}/train{extension}:{said}{HINT}'
+        text = make_config('text', tmp_path, columns=columns[:1])
+        assert source_cases.check_error(text) == f'{tmp_path}/train{extension}:{said}{HINT}'
     c.data.on_error = 'skip'
     sources.check(c)
-    assert 'empty corpus, no example of' in source_cases.mistake(c)
+    assert 'empty corpus, no example of' in source_cases.read_error(c)
 
 
 @pytest.mark.parametrize(('extension', 'columns', 'row', 'said'), ALL_BAD)
@@ -222,7 +224,7 @@ def test_a_check_that_skips_rows_reads_no_more_than_the_first(
     tmp_path, monkeypatch, extension, columns, row, said
 ):
     row = row if isinstance(row, bytes) else row.encode()
-    put(tmp_path / f'train{extension}', GOOD[extension][0] + 9000 * row)
+    write_file(tmp_path / f'train{extension}', GOOD[extension][0] + 9000 * row)
     c = table(tmp_path, columns=columns, on_error='skip', held_out=0.1)
     lines, whole = [], files.read_lines
 
@@ -239,19 +241,19 @@ def test_a_check_that_skips_rows_reads_no_more_than_the_first(
 @pytest.mark.parametrize('extension', ['.csv', '.jsonl'])
 def test_blank_lines_are_no_rows(tmp_path, extension):
     header, fine = GOOD[extension]
-    put(tmp_path / f'train{extension}', b'\n' + header + fine + b'\n\r\n' + fine + b'\n')
+    write_file(tmp_path / f'train{extension}', b'\n' + header + fine + b'\n\r\n' + fine + b'\n')
     c = table(tmp_path, columns=('text', '', 'mark'))
     assert list(sources.examples(c, 'train')) == [Example('fine', '', 0)] * 2
 
 
 def test_a_quote_that_is_not_closed_says_how_many_lines_it_takes_and_each_counts(tmp_path):
-    put(tmp_path / 'train.csv', 'text,mark\nfine,no\n"open,no\n' + 5 * 'fine,no\n')
+    write_file(tmp_path / 'train.csv', 'text,mark\nfine,no\n"open,no\n' + 5 * 'fine,no\n')
     c = table(tmp_path, columns=('text', '', 'mark'))
     line = (
         f'{tmp_path}/train.csv:3: must be CSV as defined by RFC 4180: unexpected end of data; '
         'its quote that is not closed takes 6 lines'
     )
-    assert source_cases.mistake(c) == line + HINT
+    assert source_cases.read_error(c) == line + HINT
     c.data.on_error, skipped = 'skip', []
     assert list(sources.examples(c, 'train', skipped.append)) == [Example('fine', '', 0)]
     assert skipped[:2] == [line, f'{tmp_path}/train.csv:4: is lost in the malformed row of line 3']
@@ -259,8 +261,8 @@ def test_a_quote_that_is_not_closed_says_how_many_lines_it_takes_and_each_counts
 
 
 def test_a_number_above_the_columns_is_named(tmp_path):
-    put(tmp_path / 'train.tsv', 'a\tb\n')
-    line = source_cases.mistake(table(tmp_path, columns=('2',), labels=()))
+    write_file(tmp_path / 'train.tsv', 'a\tb\n')
+    line = source_cases.read_error(table(tmp_path, columns=('2',), labels=()))
     assert line == (
         f"{tmp_path}/train.tsv:1: no column '2' of config.data.columns: has 2 columns, numbered from 0"
     )
@@ -278,10 +280,10 @@ def test_a_number_above_the_columns_is_named(tmp_path):
     ],
 )  # fmt: skip
 def test_columns_and_classes_that_are_not_clear_are_named(tmp_path, keys, said):
-    put(tmp_path / 'train.tsv', content('.tsv'))
-    put(tmp_path / 'train.txt', content('.tsv'))
+    write_file(tmp_path / 'train.tsv', content('.tsv'))
+    write_file(tmp_path / 'train.txt', content('.tsv'))
     c = table(tmp_path, **keys)
-    assert source_cases.mistake(c, 'train') == said.format(tmp_path)
+    assert source_cases.read_error(c, 'train') == said.format(tmp_path)
 
 
 # GLUE
@@ -290,7 +292,7 @@ def test_columns_and_classes_that_are_not_clear_are_named(tmp_path, keys, said):
 def glue(folder, **contents):
     for name, text in contents.items():
         stem, _, extension = name.rpartition('_')
-        put(folder / f'{stem}.{extension}', text.replace('|', '\t'))
+        write_file(folder / f'{stem}.{extension}', text.replace('|', '\t'))
     return folder
 
 
@@ -316,10 +318,10 @@ def test_glue_is_read_without_quotes_and_its_test_without_labels_is_none(
     tmp_path, source, text, want
 ):
     glue(tmp_path, train_tsv=text, dev_tsv=text, test_tsv=UNLABELLED[source], dev_ids_tsv='1\n')
-    c = configured(source, tmp_path)
+    c = make_config(source, tmp_path)
     for split in ('train', 'validation'):
         assert list(sources.examples(c, split)) == want
-    line = source_cases.mistake_of_check(c)
+    line = source_cases.check_error(c)
     assert line.startswith(f"config.data.path = {tmp_path}: has no split 'test': looked for a .tsv")
     c.data.held_out = 0.01
     assert list(sources.examples(c, 'test')) == want
@@ -332,10 +334,10 @@ def test_glue_is_read_without_quotes_and_its_test_without_labels_is_none(
 def test_mrpc_is_read_from_the_files_of_its_release_too(tmp_path):
     other = MRPC.replace('He', 'It')
     glue(tmp_path, msr_paraphrase_train_txt=MRPC, msr_paraphrase_test_txt=other)
-    c = configured('mrpc', tmp_path)
-    assert source_cases.texts(c) == ['He said "no']
-    assert source_cases.texts(c, 'test') == ['It said "no']
-    assert "has no split 'validation'" in source_cases.mistake_of_check(c)
+    c = make_config('mrpc', tmp_path)
+    assert source_cases.read_texts(c) == ['He said "no']
+    assert source_cases.read_texts(c, 'test') == ['It said "no']
+    assert "has no split 'validation'" in source_cases.check_error(c)
 
 
 def test_rows_of_mrpc_that_are_for_validation_are_not_in_train(tmp_path):
@@ -345,22 +347,22 @@ def test_rows_of_mrpc_that_are_for_validation_are_not_in_train(tmp_path):
         tmp_path, train_tsv=texts['train'], dev_tsv=texts['dev'], test_tsv=UNLABELLED['mrpc'],
         msr_paraphrase_train_txt=texts['both'], msr_paraphrase_test_txt=texts['last'],
     )  # fmt: skip
-    c = configured('mrpc', tmp_path)
-    found = [source_cases.texts(c, split)[0].split()[0] for split in sources.SPLITS]
+    c = make_config('mrpc', tmp_path)
+    found = [source_cases.read_texts(c, split)[0].split()[0] for split in sources.SPLITS]
     assert found == ['train', 'dev', 'last']
     (tmp_path / 'train.tsv').unlink()
-    assert "has no split 'train'" in source_cases.mistake_of_check(c)
+    assert "has no split 'train'" in source_cases.check_error(c)
 
 
 def test_a_label_that_glue_does_not_have_is_named(tmp_path):
     glue(tmp_path, train_tsv='sentence|label\nfine|2\n')
-    line = source_cases.mistake(configured('sst2', tmp_path))
+    line = source_cases.read_error(make_config('sst2', tmp_path))
     assert line == f"{tmp_path}/train.tsv:2: 'label' is '2', must be one of 0, 1{HINT}"
 
 
 def test_a_header_of_another_set_is_named(tmp_path):
     glue(tmp_path, train_tsv=SST2, dev_tsv=SST2, test_tsv=SST2)
-    c = configured('qqp', tmp_path, held_out=0.1)
-    assert source_cases.mistake_of_check(c) == (
+    c = make_config('qqp', tmp_path, held_out=0.1)
+    assert source_cases.check_error(c) == (
         f"{tmp_path}/train.tsv:1: no column 'question1' of source 'qqp': has 'sentence', 'label'"
     )

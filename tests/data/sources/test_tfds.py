@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets
 from helpers import sources as source_cases
-from helpers.sources import configured, texts
+from helpers.sources import make_config, read_texts
 
 from lightpaff_jax import config
 from lightpaff_jax.data import sources
@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
 
 
 def tfds_set(folder, path, kind='classes', **keys):
-    return configured('tfds', path, kind, tfds_dir=str(folder), **keys)
+    return make_config('tfds', path, kind, tfds_dir=str(folder), **keys)
 
 
 def test_a_set_of_classes_is_read_with_its_known_columns(folder):
@@ -91,14 +91,14 @@ def test_a_set_of_classes_is_read_with_its_known_columns(folder):
 
 
 def test_a_split_without_labels_is_no_split_of_classes(folder):
-    line = source_cases.mistake_of_check(tfds_set(folder, 'glue/sst2'))
+    line = source_cases.check_error(tfds_set(folder, 'glue/sst2'))
     assert line == (
         "config.data.path = glue/sst2: has no split 'test': the set has train, validation; "
         'config.data.held_out = 0.05 would take the validation files for it, and cut validation '
         'from train'
     )
     c = tfds_set(folder, 'glue/sst2', 'documents', columns=('sentence',))
-    assert texts(c, 'test') == ['a test text'] * 3
+    assert read_texts(c, 'test') == ['a test text'] * 3
 
 
 def test_languages_of_a_translation_are_its_columns(folder):
@@ -110,12 +110,12 @@ def test_languages_of_a_translation_are_its_columns(folder):
 
 
 def test_the_newest_version_is_read_unless_one_is_named(folder):
-    assert texts(tfds_set(folder, 'lm1b', 'documents')) == ['version 10.0.0', 'b']
-    assert texts(tfds_set(folder, 'lm1b:2.0.0', 'documents')) == ['version 2.0.0', 'b']
+    assert read_texts(tfds_set(folder, 'lm1b', 'documents')) == ['version 10.0.0', 'b']
+    assert read_texts(tfds_set(folder, 'lm1b:2.0.0', 'documents')) == ['version 2.0.0', 'b']
 
 
 def test_a_set_that_tfds_has_no_builder_of_is_read_by_its_columns(folder):
-    assert texts(tfds_set(folder, 'mine', 'documents', columns=('body',))) == ['my text']
+    assert read_texts(tfds_set(folder, 'mine', 'documents', columns=('body',))) == ['my text']
 
 
 def test_texts_of_any_set_are_documents_for_a_language_model(folder):
@@ -124,10 +124,10 @@ def test_texts_of_any_set_are_documents_for_a_language_model(folder):
 
 
 def test_a_part_of_a_mixture_may_be_a_set(folder):
-    c = configured(
+    c = make_config(
         'mixture', mixture=('tfds:lm1b:2.0.0=1', 'tfds:glue/sst2=2'), tfds_dir=str(folder)
     )
-    assert texts(c)[:3] == ['version 2.0.0', 'b', 'text 0 ä']
+    assert read_texts(c)[:3] == ['version 2.0.0', 'b', 'text 0 ä']
 
 
 def test_identity_changes_with_version_and_columns(folder):
@@ -161,7 +161,7 @@ BUILD = (
     ],
 )  # fmt: skip
 def test_a_set_that_is_not_there_is_named_with_what_is_near_or_builds_it(folder, path, said):
-    line = source_cases.mistake_of_check(tfds_set(folder, path))
+    line = source_cases.check_error(tfds_set(folder, path))
     assert line == f'config.data.path = {path}: {said.format(folder)}'
 
 
@@ -177,13 +177,13 @@ def test_a_set_that_is_not_there_is_named_with_what_is_near_or_builds_it(folder,
 )  # fmt: skip
 def test_columns_that_do_not_fit_are_named(folder, path, columns, said):
     c = tfds_set(folder, path, 'documents', columns=columns)
-    assert source_cases.mistake_of_check(c) == said
+    assert source_cases.check_error(c) == said
 
 
 def test_a_set_of_another_kind_than_the_objective_learns_from_is_told(folder):
     c = tfds_set(folder, 'wmt16_translate/ro-en', 'classes')
     said = "config.data.source = 'tfds': wmt16_translate/ro-en has targets, which objective 'classify' does not learn from"
-    assert source_cases.mistake(c) == said
+    assert source_cases.read_error(c) == said
 
 
 @pytest.fixture
@@ -198,27 +198,27 @@ def test_a_set_that_is_cut_short_is_named(damaged, size):
     c, place = damaged
     file = next(place.glob('*-train*'))
     file.write_bytes(file.read_bytes()[:size])
-    line = source_cases.mistake(c)
+    line = source_cases.read_error(c)
     assert line.startswith(f"{place}: split 'train' cannot be read: ")
 
 
 def test_a_set_whose_file_is_gone_is_named(damaged):
     c, place = damaged
     next(place.glob('*-train*')).unlink()
-    assert source_cases.mistake(c).startswith(f"{place}: split 'train' cannot be read: ")
+    assert source_cases.read_error(c).startswith(f"{place}: split 'train' cannot be read: ")
 
 
 def test_a_set_whose_description_is_damaged_is_named(damaged):
     c, place = damaged
     (place / 'dataset_info.json').write_text('{"name":')
-    assert source_cases.mistake(c).startswith(f'{place}: must be a dataset that TFDS prepared: ')
+    assert source_cases.read_error(c).startswith(f'{place}: must be a dataset that TFDS prepared: ')
 
 
 def test_a_set_in_another_format_is_told_how_to_build_it(damaged):
     c, place = damaged
     info = place / 'dataset_info.json'
     info.write_text(info.read_text().replace('array_record', 'tfrecord'))
-    assert source_cases.mistake(c) == (
+    assert source_cases.read_error(c) == (
         f'{place}: is prepared as tfrecord, must be array_record; build it once, with the network '
         'and TensorFlow (./launch/environment.sh tf): tfds build glue/sst2 '
         f'--file_format=array_record --data_dir={place.parents[2]} --overwrite'
@@ -227,7 +227,7 @@ def test_a_set_in_another_format_is_told_how_to_build_it(damaged):
 
 def test_a_bucket_of_sets_must_be_mounted():
     c = tfds_set('gs://bucket/sets', 'lm1b', 'documents')
-    assert source_cases.mistake(c) == (
+    assert source_cases.read_error(c) == (
         'config.data.tfds_dir = gs://bucket/sets: ArrayRecord needs a folder, mount the bucket '
         'with gcsfuse and name that'
     )
