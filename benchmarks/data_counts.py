@@ -92,7 +92,7 @@ def counted(one: Set, folder: pathlib.Path, split: str) -> Split:
     c = config.default()
     c.data.source, c.data.path = one.source, str(folder)
     c.data.update(one.keys)
-    c.objective = OBJECTIVES[config.kind(c)]
+    c.objective = OBJECTIVES[config.example_type(c)]
     examples, words, labels = 0, 0, collections.Counter[int]()
     for example in sources.examples(c, split):
         examples += 1

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from lightpaff_jax import optimizer, sharding
+from lightpaff_jax import config, optimizer, sharding
 from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.losses import BATCH_AXES, Head, Predictor, distillation_loss
 from lightpaff_jax.models import Model, Params
@@ -223,20 +223,17 @@ def _gather_head(mesh, head):
 def make_evaluation(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None):
     """The jitted `(params, teacher_params, batch) -> found` over one batch [B, ...].
 
-    What is found is whole on every device and in every process:
+    What is found is whole on every device and in every process, by the `outputs` of the objective:
 
-        classify       logits [B, V], teacher_logits [B, V], label [B], ids [B, T] (-1: padding)
-        clm, seq2seq   sums of `distillation_loss` for each row, [B]; ids [B, T], those that are
-                       predicted (-1: none); source [B, S] alike
-        all others     sums of `distillation_loss` over the batch
+        'sums'    sums of `distillation_loss` over the batch
+        'rows'    sums of `distillation_loss` for each row, [B]; ids [B, T], those that are
+                  predicted (-1: none); source [B, S] alike
+        'logits'  logits [B, V], teacher_logits [B, V], label [B], ids [B, T] (-1: padding)
 
     As in training, `kl` is at `config.loss.temperature`.
     """
-    find = {
-        'classify': _classified,
-        'clm': _sums_of_rows,
-        'seq2seq': _sums_of_rows,
-    }.get(c.objective, _sums)
+    outputs = {'sums': _sums, 'rows': _sums_of_rows, 'logits': _classified}
+    find = outputs[config.OBJECTIVES[c.objective].outputs]
 
     def evaluate(params, teacher_params, batch):
         params = _gather(c, mesh, params)

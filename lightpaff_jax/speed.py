@@ -77,10 +77,12 @@ def compare(c: ConfigDict) -> dict:
     ratios = {key: sides['teacher'][key] / sides['student'][key] for key in sizes}
     ratios['latency'] = statistics.median(a / b for a, b in one)
     ratios['throughput'] = statistics.median(a / b for a, b in many)
+    classifies = config.OBJECTIVES[c.objective].outputs == 'logits'
+    task = 'classifies a text' if classifies else 'scores a sequence'
     device = jax.devices()[0]
     hardware = f'1 x {device.device_kind}, {os.cpu_count()} cores'
     return {
-        'task': 'classifies a text' if c.objective == 'classify' else 'scores a sequence',
+        'task': task,
         'batch_size': size, 'length': length, 'pairs': _PAIRS, **sides, 'ratios': ratios,
         'hardware': hardware,
     }  # fmt: skip

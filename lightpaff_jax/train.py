@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import (
     checkpoint,
+    config,
     distill_step,
     evaluate,
     metrics,
@@ -226,7 +227,8 @@ def check(c: ConfigDict, runs: bool = True) -> None:
             f'config.data.unlabelled = {",".join(c.data.unlabelled)}: needs a teacher, which alone '
             'speaks there'
         )
-    there = sources.classes(c) if c.objective == 'classify' else c.student.classes
+    learns_classes = config.OBJECTIVES[c.objective].example_type == 'classes'
+    there = sources.classes(c) if learns_classes else c.student.classes
     if there != c.student.classes:
         raise UserError(
             f'config.student.classes = {c.student.classes}: must be {there}, as many as the '

@@ -98,7 +98,7 @@ def splits(c: ConfigDict) -> tuple[str, ...]:
 
 def task_keys(c: ConfigDict) -> dict[str, str]:
     """What was learnt and what runs of it are compared by, as result.json says it."""
-    metric = c.eval.metric or config.METRICS[c.objective][0]
+    metric = c.eval.metric or config.OBJECTIVES[c.objective].metrics[0]
     return {'task': c.task, 'objective': c.objective, 'metric': metric}
 
 
@@ -106,27 +106,21 @@ def protocol(c: ConfigDict) -> str:
     """How the scores were measured."""
     part = f', at most {c.eval.batches} batches of {c.eval.batch_size}' if c.eval.batches else ''
     length = c.data.length
-    blocks, windows = f'disjoint blocks of {length} tokens', ''
+    blocks = f'disjoint blocks of {length} tokens'
     if c.data.packing == 'best_fit':
         blocks = f'whole documents, cut at {length} tokens'
     if 0 < c.eval.stride < length:
-        windows = f'windows of {length} tokens, one every {c.eval.stride}, each token scored once'
+        blocks = f'windows of {length} tokens, one every {c.eval.stride}, each token scored once'
     if c.data.detokenize != 'none':
         part = f', text as before the word tokenization of {c.data.detokenize}{part}'
-    how = {
-        'clm': windows or blocks,
-        'mlm': f'{c.data.mask_rate:.3g} of the tokens of {blocks}',
-        'mass': f'a fragment of {c.data.span_rate:.3g} of {blocks}',
-        'classify': f'every example once, at most {length} tokens of it',
-        'seq2seq': f'the right target before each token, at most {c.data.target_length} tokens',
-    }
-    return how[c.objective] + part + _writing(c)
+    how = config.OBJECTIVES[c.objective].protocol.format(blocks=blocks, **c.data)
+    return how + part + _writing(c)
 
 
 def _writing(c: ConfigDict) -> str:
     """How texts were written and compared, where the metric is one of these."""
     metric, g = task_keys(c)['metric'], c.generate
-    if metric not in config.GENERATED:
+    if metric not in config.GENERATION_METRICS:
         return ''
     how = 'the most probable token each'
     if g.beams > 1:
@@ -136,7 +130,7 @@ def _writing(c: ConfigDict) -> str:
     scored = 'BLEU of sacrebleu'
     if metric != 'bleu':
         scored = 'ROUGE F of rouge-score, words stemmed'
-    ids = ' that is decoded ids' if c.data.source == 'prepared' else ''
+    ids = '' if config.SOURCES[c.data.source].has_text else ' that is decoded ids'
     return (
         f'; texts written: {how}, {g.min_length} to {longest} tokens; {scored} against the whole '
         f'target{ids}'

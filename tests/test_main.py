@@ -159,8 +159,18 @@ def test_help_is_no_mistake(capsys):
     assert out.strip() == main.USAGE.strip()
 
 
+def recipe_defaults():
+    """Returns arguments that reset the keys which a recipe sets for each of its runs."""
+    default = config.flatten(config.default())
+    return [
+        f'--config.{key}={default[key] or ""}'
+        for key in recipe.SET_BY_RECIPE
+        if key != 'student.init_new_head'
+    ]
+
+
 def test_a_recipe_without_a_teacher_is_refused(here, capsys):
-    line = mistake(capsys, '--config=small.py:teacher', run=recipe.run)
+    line = mistake(capsys, '--config=small.py:teacher', *recipe_defaults(), run=recipe.run)
     assert line == (
         'config.teacher.layers = 0: must be the shape of the teacher to train; or set '
         'config.teacher.path to a trained teacher'
@@ -168,13 +178,8 @@ def test_a_recipe_without_a_teacher_is_refused(here, capsys):
 
 
 def test_a_batch_of_a_recipe_is_named_by_the_key_that_sets_it(here, capsys):
-    unset = [
-        f'--config.{key}={config.flatten(config.default())[key] or ""}'
-        for key in recipe.SET_BY_RECIPE
-        if key != 'student.init_new_head'
-    ]
     line = mistake(
-        capsys, '--config=small.py:teacher', *unset, '--config.teacher.layers=1',
+        capsys, '--config=small.py:teacher', *recipe_defaults(), '--config.teacher.layers=1',
         '--config.teacher.vocab_size=320', '--config.recipe.student_finetune.batch_size=16',
         '--config.recipe.student_pretrain.batch_size=100',
         f'--config.recipe.tasks={ROOT}/configs/quickstart.py:text', run=recipe.run,

@@ -9,6 +9,9 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from lightpaff_jax.config.objectives import GENERATION_METRICS as GENERATION_METRICS
+from lightpaff_jax.config.objectives import OBJECTIVES as OBJECTIVES
+from lightpaff_jax.config.objectives import objectives_of as objectives_of
 from lightpaff_jax.config.recipes import (
     PHASES as PHASES,
 )
@@ -39,74 +42,18 @@ from lightpaff_jax.config.recipes import (
 from lightpaff_jax.config.recipes import (
     use_phase as use_phase,
 )
+from lightpaff_jax.config.sources import COLUMN_TYPES as COLUMN_TYPES
+from lightpaff_jax.config.sources import SOURCES as SOURCES
+from lightpaff_jax.config.sources import VIEWS as VIEWS
 from lightpaff_jax.errors import UserError as UserError
 from lightpaff_jax.errors import nearest
 
 FAMILIES = ('bert', 'gpt2', 'mass')
-# Family -> what it learns, in pre-training and in fine-tuning.
-OBJECTIVES = {
-    'bert': ('mlm', 'classify'),
-    'gpt2': ('clm',),
-    'mass': ('mass', 'seq2seq'),
-}
-# Objective -> kind of the examples it learns from. Documents can be had of any kind: its texts.
-LEARNS_FROM = {
-    'clm': 'documents',
-    'mlm': 'documents',
-    'mass': 'documents',
-    'classify': 'classes',  # a text or two, and a class
-    'seq2seq': 'targets',  # a text, and what to make of it
-}
-# Form of pydocs -> kind of its examples.
-VIEWS = {'text': 'documents', 'topic': 'classes', 'pairs': 'classes', 'summary': 'targets'}
-# Source -> kind of its examples; '': the form, the columns or the set decide.
-SOURCES = {
-    'pydocs': '',
-    'text': 'documents',
-    'sst2': 'classes',
-    'qqp': 'classes',
-    'mrpc': 'classes',
-    'mr': 'classes',
-    'table': '',
-    'parallel': 'targets',
-    'tfds': '',
-    'mixture': 'documents',
-    'prepared': '',
-}
-# Source -> the keys of `data` that it reads, of those that only some sources read.
-_FILES = ('path', 'files', 'held_out', 'on_error')
-READS = {
-    'pydocs': ('packages', 'view'),
-    'text': (*_FILES, 'documents', 'columns', 'detokenize'),
-    **dict.fromkeys(('sst2', 'qqp', 'mrpc', 'mr'), _FILES),
-    'table': (*_FILES, 'columns', 'labels', 'classes'),
-    'parallel': (*_FILES, 'suffixes'),
-    'tfds': ('path', 'tfds_dir', 'columns', 'held_out'),
-    'mixture': (
-        'mixture',
-        'documents',
-        'columns',
-        'held_out',
-        'detokenize',
-        'on_error',
-        'tfds_dir',
-    ),
-    'prepared': ('path',),
-}
 # What parts the documents of a text file: blank lines, the end of each line, its own end.
 DOCUMENTS = ('blank', 'line', 'file')
 DETOKENIZERS = ('none', 'wikitext', 'ptb')
 PACKING = ('contiguous', 'best_fit')
 ON_ERROR = ('stop', 'skip')
-# Objective -> the scores that its runs can be compared by; the first is the default.
-METRICS = {
-    'clm': ('perplexity',),
-    'mlm': ('perplexity',),
-    'mass': ('perplexity',),
-    'classify': ('accuracy', 'f1'),
-    'seq2seq': ('perplexity', 'bleu', 'rouge1', 'rouge2', 'rougeL'),
-}
-GENERATED = ('bleu', 'rouge1', 'rouge2', 'rougeL')  # of texts that the network writes
 STARTS = ('scratch', 'teacher_layers')  # of student.init, which else is a path
 # What a network predicts: ids, classes, both (of a BertForPreTraining), nothing.
 HEADS = ('lm', 'classify', 'pretraining', 'none')
@@ -308,7 +255,7 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.batch_size = 16  # sequences a batch
     c.eval.batches = 0  # batches of each split; 0 reads it whole
-    c.eval.metric = ''  # what runs are compared by, one of METRICS of the objective; '' the first
+    c.eval.metric = ''  # what runs are compared by, one of the objective's metrics; '' the first
     c.eval.test = True  # whether the end of a run scores the test split too
     c.eval.stride = 0  # clm: tokens from one window of data.length to the next; 0 is data.length
 
@@ -325,14 +272,14 @@ def default() -> ConfigDict:
     return c.lock()
 
 
-def kind(c: ConfigDict) -> str:
-    """'documents', 'classes' or 'targets': what an example of `config.data` is; '' where only its files say."""
-    source = c.data.source
-    if source == 'pydocs':
+def example_type(c: ConfigDict) -> str:
+    """Returns the type of the examples of `config.data`: 'documents', 'classes' or 'targets'; '' if only its files say."""
+    source = SOURCES[c.data.source]
+    if 'view' in source.keys:
         return VIEWS[c.data.view]
-    if source in ('table', 'tfds') and c.data.columns:
-        return ('documents', 'targets', 'classes')[len(c.data.columns) - 1]
-    return SOURCES[source]
+    if c.data.columns and not source.example_type:
+        return COLUMN_TYPES[len(c.data.columns) - 1]
+    return source.example_type
 
 
 def flatten(c: ConfigDict | dict, prefix: str = '') -> dict:

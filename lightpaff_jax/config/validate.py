@@ -13,16 +13,13 @@ from lightpaff_jax.config import (
     DOCUMENTS,
     DTYPES,
     FAMILIES,
-    GENERATED,
+    GENERATION_METRICS,
     HEADS,
-    LEARNS_FROM,
     LONG_TEXT,
-    METRICS,
     OBJECTIVES,
     ON_ERROR,
     PACKING,
     PHASES,
-    READS,
     REMAT,
     SCHEDULES,
     SOURCES,
@@ -30,6 +27,7 @@ from lightpaff_jax.config import (
     STARTS,
     TIES,
     VIEWS,
+    objectives_of,
 )
 from lightpaff_jax.errors import UserError, nearest
 
@@ -137,39 +135,32 @@ def _validate_network(name: str, net: ConfigDict) -> None:
 
 def _validate_data(c: ConfigDict) -> None:
     family = c.student.family
-    allowed = OBJECTIVES[family]
+    allowed = objectives_of(family)
     rule = (
         f'must be one of {", ".join(allowed)} for family {family!r}{nearest(c.objective, allowed)}'
     )
     _rule('objective', repr(c.objective), c.objective in allowed, rule)
-    head = 'classify' if c.objective == 'classify' else 'lm'
-    _rule('student.head', repr(c.student.head), c.student.head == head,
-          f'must be {head!r} for objective {c.objective!r}')  # fmt: skip
+    _one_of('data.source', c.data.source, tuple(SOURCES))
+    objective, source = OBJECTIVES[c.objective], SOURCES[c.data.source]
+    _rule('student.head', repr(c.student.head), c.student.head == objective.head,
+          f'must be {objective.head!r} for objective {c.objective!r}')  # fmt: skip
     _validate_source(c)
     _one_of('data.long_text', c.data.long_text, LONG_TEXT)
     _one_of('data.packing', c.data.packing, PACKING)
-    blocks = c.data.packing == 'contiguous' or LEARNS_FROM[c.objective] == 'documents'
-    _rule('data.packing', repr(c.data.packing), blocks,
-          f'packs documents, of which objective {c.objective!r} has none')  # fmt: skip
     _validate_buckets(c)
-    stream = c.data.packing == 'contiguous' and c.data.source != 'mixture'
-    clm = not c.eval.stride or (c.objective == 'clm' and stream)
-    _rule('eval.stride', c.eval.stride, clm,
-          "is of objective 'clm' and the contiguous blocks of one set alone")  # fmt: skip
+    stream = c.data.packing == 'contiguous' and not source.has_parts
+    _rule('eval.stride', c.eval.stride, stream or not c.eval.stride,
+          "requires data.packing 'contiguous' and one source, not a mixture")  # fmt: skip
     _rule('eval.stride', c.eval.stride, 0 <= c.eval.stride <= c.data.length,
           f'must be at least 0 and at most data.length = {c.data.length}')  # fmt: skip
-    pairs = c.data.source in ('qqp', 'mrpc') or c.data.view == 'pairs'
+    pairs = source.has_pairs or c.data.view == 'pairs'
     types = c.student.type_vocab_size
     _rule('student.type_vocab_size', types, types >= 2 or not pairs, 'must be at least 2 for pairs')
     for key in ('mask_rate', 'span_rate'):
         _rule(f'data.{key}', c.data[key], 0 < c.data[key] < 1, 'must be above 0 and below 1')
-    shortest = 1 if c.objective == 'clm' else 4  # the others need room for special tokens
-    lengths = {'length': shortest}
-    if c.objective == 'seq2seq':
-        lengths['target_length'] = 2
-    else:
-        unread = not c.data.target_length or c.student.family == 'mass'
-        _rule('data.target_length', c.data.target_length, unread, 'is of MASS alone')  # fmt: skip
+    lengths = {'length': objective.min_length}
+    if objective.min_target_length:
+        lengths['target_length'] = objective.min_target_length
     nets = {'student': c.student} | ({'teacher': c.teacher} if c.teacher.layers else {})
     for key, least in lengths.items():
         for name, net in nets.items():
@@ -180,20 +171,22 @@ def _validate_data(c: ConfigDict) -> None:
 
 
 def _validate_source(c: ConfigDict) -> None:
-    source, objective = c.data.source, c.objective
-    _one_of('data.source', source, tuple(SOURCES))
+    source, wanted = SOURCES[c.data.source], OBJECTIVES[c.objective].example_type
     check_set(c)
-    wanted, kind = LEARNS_FROM[objective], config.kind(c)
-    if source == 'pydocs':
-        forms = [form for form, found in VIEWS.items() if found == wanted]
-        rule = f'must be one of {", ".join(forms)} for objective {objective!r}'
-        _rule('data.view', repr(c.data.view), c.data.view in forms, rule)
-    rule = f'has {kind}, which objective {objective!r} does not learn from'
-    _rule('data.source', repr(source), not kind or wanted in (kind, 'documents'), rule)
-    given = source != 'table' or c.data.columns
-    _rule('data.columns', '()', given, "must name the columns for source 'table'")
-    given = source != 'mixture' or c.data.mixture
-    _rule('data.mixture', '()', given, "must name the parts for source 'mixture'")
+    if 'view' in source.keys:
+        views = [view for view, example_type in VIEWS.items() if example_type == wanted]
+        rule = f'must be one of {", ".join(views)} for objective {c.objective!r}'
+        _rule('data.view', repr(c.data.view), c.data.view in views, rule)
+    example_type = config.example_type(c)
+    _rule(
+        'data.source',
+        repr(c.data.source),
+        not example_type or wanted in (example_type, 'documents'),
+        f'has {example_type}, which objective {c.objective!r} does not learn from',
+    )
+    if source.required:
+        rule = f'must not be empty for source {c.data.source!r}'
+        _rule(f'data.{source.required}', '()', len(c.data[source.required]) > 0, rule)
 
 
 def check_set(c: ConfigDict, keys: Sequence[str] = tuple(config.default().data)) -> None:
@@ -209,7 +202,7 @@ def check_set(c: ConfigDict, keys: Sequence[str] = tuple(config.default().data))
         share = data.held_out
         _rule('data.held_out', share, 0 <= share < 0.5, 'must be at least 0 and below 0.5')
     if 'columns' in keys:
-        few, names = 1 if source == 'text' else 3, ','.join(data.columns)
+        few, names = SOURCES[source].max_columns, ','.join(data.columns)
         _rule('data.columns', names, len(data.columns) <= few, f'must be at most {few}')
         _rule('data.columns', names, all(data.columns[2:]), 'must name the column of the class')
     if 'suffixes' in keys:
@@ -222,8 +215,6 @@ def check_set(c: ConfigDict, keys: Sequence[str] = tuple(config.default().data))
 
 def _validate_buckets(c: ConfigDict) -> None:
     buckets, text = c.data.buckets, ','.join(map(str, c.data.buckets))
-    examples = not buckets or LEARNS_FROM[c.objective] != 'documents'
-    _rule('data.buckets', text, examples, f'has no use for objective {c.objective!r}')
     rising = not buckets or (list(buckets) == sorted({*buckets}) and buckets[0] >= 4)
     _rule('data.buckets', text, rising, 'must rise from at least 4')
     last = not buckets or buckets[-1] == c.data.length
@@ -253,7 +244,7 @@ def _validate_recipe(c: ConfigDict) -> None:
 
 
 def _validate_scores(c: ConfigDict) -> None:
-    metrics, metric = METRICS[c.objective], c.eval.metric
+    metrics, metric = OBJECTIVES[c.objective].metrics, c.eval.metric
     rule = f'must be one of {", ".join(metrics)} for objective {c.objective!r}'
     _rule('eval.metric', repr(metric), metric in ('', *metrics), rule + nearest(metric, metrics))
     two = metric != 'f1' or c.student.classes == 2
@@ -263,7 +254,7 @@ def _validate_scores(c: ConfigDict) -> None:
         _rule(f'generate.{key}', g[key], g[key] >= minimum, f'must be at least {minimum}')
     penalty = g.length_penalty
     _rule('generate.length_penalty', penalty, math.isfinite(penalty), 'must be finite')
-    if metric in GENERATED or g.max_length:
+    if metric in GENERATION_METRICS or g.max_length:
         longest = g.max_length or c.data.target_length
         _rule('generate.min_length', g.min_length, g.min_length <= longest,
               f'must be at most the longest text, {longest}')  # fmt: skip
@@ -311,24 +302,21 @@ def check_batch(key: str, size: int, c: ConfigDict, devices: int) -> None:
 
 
 def _check_unread(c: ConfigDict) -> None:
-    """A key that the source does not read must be as it is by default: it would be ignored."""
-    source, plain = c.data.source, config.default().data
-    for key in dict.fromkeys(key for keys in READS.values() for key in keys):
-        value = c.data[key]
-        unread = key not in READS[source] and value != plain[key]
-        _rule(f'data.{key}', value, not unread, f'is not read from {source!r}')
-    for key, objective in (('mask_rate', 'mlm'), ('whole_words', 'mlm'), ('span_rate', 'mass')):
-        unread = c.objective != objective and c.data[key] != plain[key]
-        _rule(f'data.{key}', c.data[key], not unread, f'is read for objective {objective!r}')
-    for key in ('replace', 'decontaminate'):
-        _rule(f'data.{key}', ','.join(c.data[key]), source != 'prepared' or not c.data[key],
-              "is not read from 'prepared'")  # fmt: skip
-    more = ','.join(c.data.unlabelled)
-    _rule('data.unlabelled', more, not more or c.objective == 'classify',
-          "is of objective 'classify' alone")  # fmt: skip
-    _rule('data.unlabelled', more, not more or source != 'prepared',
-          f'is not read from {source!r}')  # fmt: skip
-    used = source == 'text' and not c.tokenizer.path
+    """A key that the source or the objective does not read must have its default: it would be ignored."""
+    name, plain = c.data.source, config.flatten(config.default())
+    source, values = SOURCES[name], config.flatten(c)
+    for key in dict.fromkeys(f'data.{key}' for record in SOURCES.values() for key in record.keys):
+        unread = key.removeprefix('data.') not in source.keys and values[key] != plain[key]
+        _rule(key, values[key], not unread, f'is not read from {name!r}')
+    for key in dict.fromkeys(key for record in OBJECTIVES.values() for key in record.keys):
+        readers = [reader for reader, record in OBJECTIVES.items() if key in record.keys]
+        unread = c.objective not in readers and values[key] != plain[key]
+        rule = f'is read for objective {" or ".join(map(repr, readers))}'
+        _rule(key, _text(values[key]), not unread, rule)
+    for key in ('replace', 'decontaminate', 'unlabelled'):
+        _rule(f'data.{key}', _text(c.data[key]), source.has_text or not c.data[key],
+              f'is not read from {name!r}')  # fmt: skip
+    used = name == 'text' and not c.tokenizer.path
     _rule('tokenizer.text', c.tokenizer.text, used or not c.tokenizer.text,
           "is read for data.source 'text' and no tokenizer.path")  # fmt: skip
 
@@ -356,6 +344,11 @@ def _seeds(key: str, seeds: Sequence[int]) -> None:
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     rule = f'must be one of {", ".join(allowed)}{nearest(value, allowed)}'
     _rule(key, repr(value), value in allowed, rule)
+
+
+def _text(value) -> str:
+    """A value as a command line has it: a list without brackets."""
+    return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _rule(key: str, value, holds: bool, rule: str) -> None:

@@ -43,11 +43,11 @@ def prepare(c: ConfigDict, tokenizer: Tokenizer) -> Dataset | Mixture:
         missing, or was made for something else.
       Unfinished: the set could not be written to its end.
     """
-    if c.data.source == 'mixture':
+    if config.SOURCES[c.data.source].has_parts:
         return _mixture(c, tokenizer)
     compatibility.check_tokenizer(c, tokenizer)
-    given = c.data.source == 'prepared'
-    prepared = compatibility.given(c, tokenizer) if given else _found(c, tokenizer)
+    has_text = config.SOURCES[c.data.source].has_text
+    prepared = _found(c, tokenizer) if has_text else compatibility.given(c, tokenizer)
     compatibility.check(c, prepared)
     return prepared
 
@@ -197,7 +197,8 @@ def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokeni
     c.data.workers = _number(options, 'workers', c.data.workers if told else _cores())
     c.data.on_error = options.get('on-error', c.data.on_error)
     c.tokenizer.path = options.get('tokenizer', '')
-    if c.data.source in ('prepared', 'mixture'):
+    record = config.SOURCES[source]
+    if record.has_parts or not record.has_text:
         must = "must have text; of a mixture, prepare each part and mix 'prepared:DIR=WEIGHT'"
         raise UserError(f'--source={c.data.source}: {must}')
     tokenizer = None
@@ -230,15 +231,16 @@ def _check_tokenizer(c: ConfigDict, options: dict[str, str], recipe: bool) -> No
 
 def _fit_network(c: ConfigDict) -> None:
     """Makes the default network one that could read the set, so that the configuration is valid."""
-    families = [name for name, learns in config.OBJECTIVES.items() if c.objective in learns]
-    if not families:
-        return  # validation says what there is
-    c.student.family = families[0]
+    if c.objective not in config.OBJECTIVES:
+        return  # validation reports it
+    objective = config.OBJECTIVES[c.objective]
+    c.student.family = objective.families[0]
     c.student.positions = max(c.student.positions, c.data.length, c.data.target_length)
-    c.student.decoder_layers = c.student.layers if families[0] == 'mass' else 0
-    if c.objective == 'classify':
+    c.student.decoder_layers = c.student.layers if c.student.family == 'mass' else 0
+    c.student.head = objective.head
+    if objective.example_type == 'classes':
         sources.check(c)
-        c.student.head, c.student.classes = 'classify', sources.classes(c)
+        c.student.classes = sources.classes(c)
 
 
 def _cores() -> int:

@@ -87,14 +87,12 @@ def classification(c: ConfigDict, found: Mapping[str, Any], stats: Mapping) -> S
     return {**made, 'examples': len(found['label'])}
 
 
-EVALS: dict[str, Callable[[ConfigDict, Mapping[str, Any], Mapping], Scores]] = {
-    'clm': language_model,
-    'mlm': masked,
-    'mass': masked,
-    'classify': classification,
-    'seq2seq': language_model,
+_SCORES: dict[str, Callable[[ConfigDict, Mapping[str, Any], Mapping], Scores]] = {
+    'sums': masked,
+    'rows': language_model,
+    'logits': classification,
 }
-"""Objective -> its scores."""
+"""`outputs` of an objective -> its scores."""
 
 
 def _total(found: Mapping[str, Any]) -> dict[str, float]:
@@ -133,7 +131,8 @@ class Evaluation:
     def find(self, split: str, params: models.Params) -> Found:
         """Scores a split, without generating."""
         numbers, values = self._look(split, self.evaluate, params, self.teacher_params)
-        made = EVALS[self.c.objective](self.c, values, self.prepared.split(split))
+        score = _SCORES[config.OBJECTIVES[self.c.objective].outputs]
+        made = score(self.c, values, self.prepared.split(split))
         return Found(split, numbers, values, made)
 
     def finish(self, found: Found, params: models.Params, folder: Any) -> Scores:
@@ -193,7 +192,7 @@ def make(c: ConfigDict, mesh: Mesh, student: models.Model, teacher: teacher_lib.
       tokenizer: the run's.
     """
     network, teacher_params = (None, None) if teacher is None else (teacher.model, teacher.params)
-    written = workdir.task_keys(c)['metric'] in config.GENERATED
+    written = workdir.task_keys(c)['metric'] in config.GENERATION_METRICS
     return Evaluation(
         c, mesh, prepared, tokenizer, teacher_params,
         distill_step.make_evaluation(c, mesh, student, network),
@@ -300,7 +299,7 @@ def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
             f'--model={path}: is of family {network.family!r}, the task of the configuration is '
             f'for {c.student.family!r}'
         )
-    needed = 'classify' if c.objective == 'classify' else 'lm'
+    needed = config.OBJECTIVES[c.objective].head
     if network.head == 'pretraining' and needed == 'lm':
         network.head = 'lm'  # the masked-LM half of it
     if network.head != needed:

@@ -1,8 +1,8 @@
 """Predictions as lines of JSON: one an example, by its number in the split, `index`.
 
-    classify    text (of a pair both, with ' [SEP] ' between), label, predicted, probabilities
-    clm         text (the tokens of the block that are predicted), nll (nats), tokens
-    seq2seq     source, reference; text, where `config.eval.metric` is of generated texts, else nll
+    documents   text (the tokens of the block that are predicted), nll (nats), tokens
+    classes     text (of a pair both, with ' [SEP] ' between), label, predicted, probabilities
+    targets     source, reference; text, where `config.eval.metric` is of generated texts, else nll
                 (nats, of the reference) and tokens
 
 Texts, sources and references are those of the data, before tokenization. The source 'prepared'
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from lightpaff_jax import config
 from lightpaff_jax.data import sources
 from lightpaff_jax.data.sources.splits import Example
 from lightpaff_jax.data.tokenizers import Tokenizer
@@ -33,10 +34,11 @@ def lines(c: ConfigDict, tokenizer: Tokenizer, split: str, numbers: Sequence[int
       tokenizer: the run's.
       split: where the examples are.
       numbers: of the examples, rising.
-      values: of each, what `distill_step.make_evaluation` finds; for seq2seq what `evaluate.py`
+      values: of each, what `distill_step.make_evaluation` finds; for targets what `evaluate.py`
         has written.
     """
-    made = LINES[c.objective](c, tokenizer, split, numbers, values)
+    example_type = config.OBJECTIVES[c.objective].example_type
+    made = LINES[example_type](c, tokenizer, split, numbers, values)
     return [{'index': n, **line} for n, line in zip(numbers, made, strict=True)]
 
 
@@ -95,16 +97,16 @@ def _targets(c, tokenizer, split, numbers, values) -> list[Line]:
 
 
 LINES: dict[str, Callable[..., list[Line]]] = {
-    'classify': _classified,
-    'clm': _blocks,
-    'seq2seq': _targets,
+    'documents': _blocks,
+    'classes': _classified,
+    'targets': _targets,
 }
-"""Objective -> what makes its lines."""
+"""Example type of an objective -> what makes its lines."""
 
 
 def _texts(c: ConfigDict, split: str, numbers: Sequence[int]) -> list[Example] | None:
     """The examples of these numbers as the source has them; None where it has only ids."""
-    if c.data.source == 'prepared':
+    if not config.SOURCES[c.data.source].has_text:
         return None
     read = itertools.islice(sources.examples(c, split), numbers[-1] + 1)
     wanted = set(numbers)

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 
 from sacrebleu.metrics.chrf import CHRF
 
+from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.report.results import Row
 
 EXAMPLES = 10
 LONGEST = 500  # characters of a text that are shown
 KEYS = {
-    'classify': ('index', 'text', 'label', 'predicted', 'probabilities'),
-    'seq2seq': ('index', 'source', 'reference', 'text'),
-    'answers': ('index', 'source', 'reference', 'nll', 'tokens'),
-    'clm': ('index', 'text', 'nll', 'tokens'),
+    'documents': ('index', 'text', 'nll', 'tokens'),
+    'classes': ('index', 'text', 'label', 'predicted', 'probabilities'),
+    'targets': ('index', 'source', 'reference', 'nll', 'tokens'),
+    'generated': ('index', 'source', 'reference', 'text'),
 }
-"""Objective -> what a line of predictions/test.jsonl must have; 'answers': of seq2seq by perplexity."""
+"""Example type -> keys of a line of predictions/test.jsonl; 'generated': targets, scored by a generation metric."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,25 +40,25 @@ def find(workdir: pathlib.Path, rows: dict[str, Row]) -> Differences | None:
     Raises:
       UserError: a file of predictions that cannot be read, or that is of other examples.
     """
-    if not {'teacher', 'two_stage'} <= set(rows) or rows['two_stage'].objective not in KEYS:
+    if not {'teacher', 'two_stage'} <= set(rows):
         return None
     student = rows['two_stage']
-    kind = student.objective
-    if kind == 'seq2seq' and student.metric.key == 'perplexity':
-        kind = 'answers'
+    objective = config.OBJECTIVES[student.objective]
+    if objective.outputs == 'sums':  # has no predictions
+        return None
+    generated = student.metric.key in config.GENERATION_METRICS
+    form = 'generated' if generated else objective.example_type
     paths = [
         workdir / row.runs[0][-1] / 'predictions' / 'test.jsonl'
         for row in (rows['teacher'], student)
     ]
     if not all(path.is_file() for path in paths):
         return None
-    taught, learnt = (_read(path, KEYS[kind]) for path in paths)
+    taught, learnt = (_read(path, KEYS[form]) for path in paths)
     if taught.keys() != learnt.keys():
         raise UserError(f'{paths[1]}: must be of the same examples as {paths[0]}')
     pairs = [(taught[index], learnt[index]) for index in sorted(taught)]
-    compare = {
-        'classify': _classes, 'seq2seq': _texts, 'answers': _blocks, 'clm': _blocks
-    }[kind]  # fmt: skip
+    compare = {'classes': _classes, 'generated': _texts}.get(form, _blocks)
     return compare(pairs, f'the two-stage student of seed {student.seeds[0]}')
 
 

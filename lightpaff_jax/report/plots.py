@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.report.results import GREY, ROWS, Row, kept, mean, values
 
@@ -46,7 +47,7 @@ def _draw_curves(ax: Axes, workdir: pathlib.Path, rows: Sequence[Row], phase: in
             if _has(runs, phase):
                 at = phase - len(PHASES)  # from the end: an imported teacher has the last alone
                 owners.setdefault(runs[at], []).append(row)
-                units.add('example' if chain[at]['objective'] == 'classify' else 'token')
+                units.add(config.OBJECTIVES[chain[at]['objective']].unit)
     late, labels = [], set()
     for run, of in owners.items():
         label = _joined([*dict.fromkeys(row.label for row in of)])  # tasks share their labels

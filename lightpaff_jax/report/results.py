@@ -84,32 +84,29 @@ METRICS = {
     'rougeL': Metric('rougeL', 'ROUGE-L', *_OF_TEXTS, ('rouge1', 'rouge2')),
 }
 """Name in result.json -> how a task is judged."""
-PREDICTED = {
-    'clm': 'token', 'mlm': 'predicted token', 'mass': 'predicted token', 'seq2seq': 'token',
-}  # fmt: skip
-"""Objective -> what its perplexity is of."""
-_WORDS = ('ce', 'perplexity', 'word_perplexity', 'accuracy', 'tokens', 'words')
-_TOKENS = ('ce', 'perplexity', 'accuracy', 'tokens')
 SCORES = {
-    'clm': _WORDS,
-    'mlm': _TOKENS,
-    'mass': _TOKENS,
-    'classify': ('ce', 'accuracy', 'examples'),
-    'seq2seq': _WORDS,
+    'sums': ('ce', 'perplexity', 'accuracy', 'tokens'),
+    'rows': ('ce', 'perplexity', 'word_perplexity', 'accuracy', 'tokens', 'words'),
+    'logits': ('ce', 'accuracy', 'examples'),
 }
-"""Objective -> numbers that scores.test must have, beside those of the metric."""
+"""`outputs` of an objective -> numbers that scores.test must have, beside those of the metric."""
 
 
 def metric_name(result: dict) -> str:
     """What a run is compared by; results of before there was a choice do not say it."""
-    return result['metric'] if 'metric' in result else config.METRICS[result['objective']][0]
+    return (
+        result['metric']
+        if 'metric' in result
+        else config.OBJECTIVES[result['objective']].metrics[0]
+    )
 
 
 def metric_of(name: str, objective: str) -> Metric:
     """The metric, its perplexity named by what the objective predicts."""
     metric = METRICS[name]
     if name == 'perplexity':
-        return dataclasses.replace(metric, name=f'perplexity per {PREDICTED[objective]}')
+        unit = config.OBJECTIVES[objective].perplexity_unit
+        return dataclasses.replace(metric, name=f'perplexity per {unit}')
     return metric
 
 
@@ -222,8 +219,9 @@ def _read_result(folder: pathlib.Path) -> dict | None:
     for key in NUMBERS:
         if not isinstance(result[key], int | float):
             raise UserError(f'{path}: {key} = {result[key]!r}: must be a number')
-    _check_name(path, 'objective', result['objective'], SCORES)
-    _check_name(path, 'metric', metric_name(result), config.METRICS[result['objective']])
+    _check_name(path, 'objective', result['objective'], config.OBJECTIVES)
+    metrics = config.OBJECTIVES[result['objective']].metrics
+    _check_name(path, 'metric', metric_name(result), metrics)
     if not isinstance(result['scores'], dict):
         raise UserError(f'{path}: scores: must be an object')
     if 'test' in result['scores']:
@@ -238,16 +236,20 @@ def _check_name(path: pathlib.Path, key: str, value: object, known: Sequence[str
 
 def _check_scores(path: pathlib.Path, result: dict, test: object) -> None:
     test = test if isinstance(test, dict) else {}
-    metric = metric_name(result)
-    for key in dict.fromkeys((*SCORES[result['objective']], metric, *METRICS[metric].companions)):
+    metric, objective = metric_name(result), config.OBJECTIVES[result['objective']]
+    for key in dict.fromkeys((*SCORES[objective.outputs], metric, *METRICS[metric].companions)):
         if not isinstance(test.get(key), int | float):
             raise UserError(f'{path}: scores.test.{key}: must be a number')
-        bounded = key in METRICS and not (key == 'accuracy' and result['objective'] != 'classify')
-        if bounded and math.isfinite(test[key]) and not 0 <= test[key] <= METRICS[key].most:
+        if (
+            key in objective.metrics
+            and math.isfinite(test[key])
+            and not 0 <= test[key] <= METRICS[key].most
+        ):
             rule = f'must be in [0, {METRICS[key].most}]'
             raise UserError(f'{path}: scores.test.{key} = {test[key]}: {rule}')
-    if result['objective'] == 'classify' and not test['examples'] >= 1:
-        raise UserError(f'{path}: scores.test.examples = {test["examples"]}: must be at least 1')
+    count = f'{objective.unit}s'
+    if not test[count] >= 1:
+        raise UserError(f'{path}: scores.test.{count} = {test[count]}: must be at least 1')
 
 
 def read(workdir: pathlib.Path) -> tuple[dict, dict[str, dict[str, Row]], list[str]]:

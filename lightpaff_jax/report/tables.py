@@ -5,6 +5,7 @@ import pathlib
 import statistics
 from collections.abc import Callable, Sequence
 
+from lightpaff_jax import config
 from lightpaff_jax.report.results import (
     METRICS,
     SPEED,
@@ -47,17 +48,15 @@ Column = tuple[str, Callable, Callable]
 _WORDS: Column = ('perplexity per word', score('word_perplexity'), lambda v: plus_minus(v, 2))
 _ACCURACY: Column = ('accuracy', score('accuracy'), lambda v: plus_minus(v, 3))
 _PERPLEXITY: Column = ('perplexity per token', score('perplexity'), lambda v: plus_minus(v, 2))
-# Objective -> columns beside the metric; a classifier's accuracy has its own, in %.
+# `outputs` of an objective -> columns beside the metric; a classifier's accuracy has its own, in %.
 SCORE_COLUMNS: dict[str, tuple[Column, ...]] = {
-    'clm': (_WORDS, _ACCURACY),
-    'mlm': (_ACCURACY,),
-    'mass': (_ACCURACY,),
-    'classify': (
+    'sums': (_ACCURACY,),
+    'rows': (_WORDS, _ACCURACY),
+    'logits': (
         ('binomial error, %', binomial_error, lambda v: f'{statistics.fmean(v):.2f}'),
         ('cross-entropy', score('ce'), lambda v: plus_minus(v, 3)),
         ('test examples', score('examples'), _count),
     ),
-    'seq2seq': (_WORDS, _ACCURACY),
 }
 COLUMNS: tuple[Column, ...] = (
     ('seeds', len, lambda v: str(len(v))),
@@ -68,18 +67,6 @@ COLUMNS: tuple[Column, ...] = (
     ('size, MB', lambda chain: chain[-1]['bytes'] / 1e6, lambda v: f'{statistics.fmean(v):,.1f}'),
     ('train tokens/s', throughput, _count),
 )
-# What a reader needs to know of the scores of one objective.
-NOTES = {
-    'clm': '',
-    'mlm': 'Perplexity and accuracy are those of the tokens that are masked. ',
-    'mass': 'Perplexity and accuracy are those of the fragment that is left out. ',
-    'classify': (
-        'Binomial error: √(p (1 - p) / n), the standard error of one seed with accuracy p over n '
-        'test examples, mean over seeds; the error over seeds does not count it. That of a '
-        'difference takes two arms as independent, though they are scored on the same examples. '
-    ),
-    'seq2seq': 'Tokens and words are those of the targets. ',
-}
 
 
 def main_table(rows: dict[str, Row], task: str = '') -> Table:
@@ -117,9 +104,9 @@ def _score_columns(row: Row) -> tuple[Column, ...]:
         return (metric.label, metric.of, lambda v: plus_minus(v, 2))
 
     of_metric = [companion(key) for key in row.metric.companions]
-    if row.objective == 'seq2seq' and row.metric.key != 'perplexity':
+    if row.metric.key in config.GENERATION_METRICS:
         of_metric.append(_PERPLEXITY)
-    return (*of_metric, *SCORE_COLUMNS[row.objective])
+    return (*of_metric, *SCORE_COLUMNS[config.OBJECTIVES[row.objective].outputs])
 
 
 def _main_note(rows: dict[str, Row]) -> str:
@@ -134,7 +121,7 @@ def _main_note(rows: dict[str, Row]) -> str:
     signature = f'BLEU: {" or ".join(signed)}. ' if some.metric.key == 'bleu' and signed else ''
     return (
         'Scores on the test split; ± is the standard error of the mean over seeds (sd / √n). '
-        f"Of the teacher's score: {ratio}. {signature}{NOTES[some.objective]}Costs add up all "
+        f"Of the teacher's score: {ratio}. {signature}{config.OBJECTIVES[some.objective].note}Costs add up all "
         'runs behind a row, those that other rows share too, means over seeds; a distilled run '
         'counts the forward pass of the teacher, no student counts the training of the teacher.'
     )
@@ -194,7 +181,7 @@ def _protocols(recipe: dict, tasks: dict[str, dict[str, Row]]) -> dict[str, list
         several = len(recipe['tasks']) > 1
         ends = [chain[-1] for row in rows.values() for chain in row.chains]
         facts[f'protocol of {task if several else "fine-tuning"}'] = [r['protocol'] for r in ends]
-        unit = 'examples' if ends[0]['objective'] == 'classify' else 'tokens'
+        unit = f'{config.OBJECTIVES[ends[0]["objective"]].unit}s'
         counts = [f'{r["scores"]["test"][unit]:,.0f} {unit}' for r in ends]
         facts[f'test split of {task}' if several else 'test split'] = counts
         signed = [r['scores']['test'].get('bleu_signature') for r in ends]

@@ -8,7 +8,7 @@ import pytest
 from helpers.recipes import RECIPES, ROOT, name_of
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config, evaluate, models
+from lightpaff_jax import config, models
 from lightpaff_jax.config import flags
 from lightpaff_jax.data import objectives, sources
 from lightpaff_jax.errors import UserError
@@ -142,12 +142,12 @@ def test_a_default_where_a_key_is_used_is_found(text):
 
 def test_names_that_a_key_may_have_are_those_of_the_tables():
     assert tuple(models.MODELS) == config.FAMILIES
-    known = {name for names in config.OBJECTIVES.values() for name in names}
-    assert known == set(objectives.OBJECTIVES) == set(evaluate.EVALS)
-    assert {*config.OBJECTIVES} == {*config.FAMILIES}
-    assert set(config.LEARNS_FROM) == known
-    assert set(config.VIEWS.values()) == set(config.LEARNS_FROM.values())
-    assert {*sources.SOURCES, 'prepared'} == set(config.SOURCES) == set(config.READS)
+    assert set(objectives.OBJECTIVES) == set(config.OBJECTIVES)
+    learners = config.OBJECTIVES.values()
+    assert {family for o in learners for family in o.families} == {*config.FAMILIES}
+    assert {o.outputs for o in learners} == {'sums', 'rows', 'logits'}
+    assert set(config.VIEWS.values()) == {o.example_type for o in learners}
+    assert {*sources.SOURCES, 'prepared'} == set(config.SOURCES)
 
 
 def test_keys_that_may_change_exist():

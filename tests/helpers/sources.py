@@ -14,14 +14,14 @@ OBJECTIVES = {'documents': 'clm', 'classes': 'classify', 'targets': 'seq2seq'}
 
 
 def make_config(
-    source: str, path: str | pathlib.Path = '', kind: str | None = None, **keys: Any
+    source: str, path: str | pathlib.Path = '', example_type: str | None = None, **keys: Any
 ) -> ConfigDict:
-    """Returns a configuration of a source, with an objective for its example type or for `kind`."""
+    """Returns a configuration of a source, with an objective for its example type or for `example_type`."""
     c = config.default()
     c.data.source, c.data.path = source, str(path)
     for key, value in keys.items():
         c.data[key] = value
-    c.objective = OBJECTIVES[kind or config.kind(c)]
+    c.objective = OBJECTIVES[example_type or config.example_type(c)]
     return c
 
 

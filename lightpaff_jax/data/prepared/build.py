@@ -120,7 +120,8 @@ class _Examples:
         return [self._record(e, a, b) for e, (a, b) in zip(examples, pairs, strict=True)]
 
     def _record(self, e: Example, first: np.ndarray, second: np.ndarray) -> Record:
-        counts, targets = self.counts, self._c.objective == 'seq2seq'
+        counts = self.counts
+        targets = config.OBJECTIVES[self._c.objective].example_type == 'targets'
         fitted = self._fit(self._c, first.tolist(), second.tolist())
         if fitted.length > fitted.limit:
             counts['truncated'] += 1
@@ -152,7 +153,7 @@ _MAKERS: dict[str, type[_Blocks] | type[_Packed] | type[_Examples]] = {
 
 def kind(c: ConfigDict) -> str:
     """What the records of a set are: 'blocks', 'packed' or 'examples'."""
-    if config.LEARNS_FROM[c.objective] != 'documents':
+    if config.OBJECTIVES[c.objective].example_type != 'documents':
         return 'examples'
     return 'packed' if c.data.packing == 'best_fit' else 'blocks'
 

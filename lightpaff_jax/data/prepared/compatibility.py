@@ -36,7 +36,7 @@ def given(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
     folder = storage.local_folder('config.data.path = ', c.data.path)
     if not c.data.path or not folder.is_dir():
         raise UserError(
-            f"config.data.path = {c.data.path!r}: must be a folder for source 'prepared'"
+            f'config.data.path = {c.data.path!r}: must be a folder for source {c.data.source!r}'
         )
     prepared, wanted = opened(folder), cut(c, tokenizer)
     made = prepared.manifest
@@ -88,7 +88,8 @@ def check(c: ConfigDict, prepared: Dataset) -> None:
 
 def _check_pairs(c: ConfigDict, prepared: Dataset, split: str) -> None:
     pairs = prepared.split(split)['pairs']
-    if c.objective == 'classify' and pairs and c.student.type_vocab_size < 2:
+    learns_classes = config.OBJECTIVES[c.objective].example_type == 'classes'
+    if learns_classes and pairs and c.student.type_vocab_size < 2:
         raise UserError(
             f'config.student.type_vocab_size = {c.student.type_vocab_size}: must be at least 2, {pairs} examples of '
             f'split {split!r} have two texts'
@@ -96,10 +97,11 @@ def _check_pairs(c: ConfigDict, prepared: Dataset, split: str) -> None:
 
 
 def _check_labels(c: ConfigDict, prepared: Dataset, split: str) -> None:
-    """Only classes have labels; validation sees to it that there are some for classify alone."""
+    """Raises UserError for a label that is no class; only classes have labels."""
     low, high = prepared.split(split)['labels']
     classes, least = c.student.classes, -1 if c.data.unlabelled and split == 'train' else 0
-    if c.objective != 'classify' or least <= low <= high < classes:
+    learns_classes = config.OBJECTIVES[c.objective].example_type == 'classes'
+    if not learns_classes or least <= low <= high < classes:
         return
     found = prepared.records(split)
     labels = ((i, found[i].label) for i in range(len(found)))

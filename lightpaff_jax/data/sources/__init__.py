@@ -48,10 +48,10 @@ def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
 
     The other splits stay whole: what is excluded may be these very texts.
     """
-    if c.data.source == 'mixture':  # its parts see to it
+    if config.SOURCES[c.data.source].has_parts:  # its parts see to it
         yield from _read(c, split, skipped)
         return
-    documents = config.LEARNS_FROM[c.objective] == 'documents'
+    documents = config.OBJECTIVES[c.objective].example_type == 'documents'
     least = decontaminate.MIN_TEXT_WORDS if documents else decontaminate.MIN_SENTENCE_WORDS
     repair = _repair(c)
     left_out = decontaminate.OverlapIndex(
@@ -79,7 +79,7 @@ def _unlabelled(c: ConfigDict, repair: Repair, skipped: Skipped) -> Iterator[Exa
             _add(left_out, example, False, repair)
     for part, entry in zip(_parts(c, 'unlabelled'), c.data.unlabelled, strict=True):
         source, empty = _source(part.c), True
-        pairs = source.kind(part.c) == 'classes'
+        pairs = source.example_type(part.c) == 'classes'
         for name in part.splits:
             for example in source.examples(part.c, name, skipped):
                 repaired = repair(example)
@@ -110,13 +110,13 @@ def _forms(example: Example, repaired: Example) -> tuple[str, ...]:
 
 def _read(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
     source = _source(c)
-    kind = _kind(c, source)
+    wanted, example_type = _example_types(c, source)
     for example in source.examples(c, split, skipped):
-        if kind == 'documents' or config.LEARNS_FROM[c.objective] != 'documents':
+        if example_type == 'documents' or wanted != 'documents':
             yield example
             continue
         texts = [text for text in example[:2] if text.strip()]
-        if kind == 'classes':  # what is classified together is one document
+        if example_type == 'classes':  # what is classified together is one document
             texts = ['\n'.join(texts)] if texts else []
         yield from map(Example, texts)
 
@@ -146,7 +146,7 @@ def _pair(entry: str) -> tuple[str, str]:
 def _exclude(c: ConfigDict, texts: decontaminate.OverlapIndex, repair: Repair) -> None:
     for part in _parts(c, 'decontaminate'):
         source = _source(part.c)
-        document = source.kind(part.c) == 'documents'
+        document = source.example_type(part.c) == 'documents'
         for split in part.splits:
             for example in source.examples(part.c, split, lambda line: None):
                 _add(texts, example, document, repair)
@@ -167,7 +167,8 @@ def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
     """
     source = _source(c)
     found = source.identity(c, wanted)
-    if config.LEARNS_FROM[c.objective] == 'documents' and source.kind(c) == 'classes':
+    learns_from = config.OBJECTIVES[c.objective].example_type
+    if learns_from == 'documents' and source.example_type(c) == 'classes':
         found['pairs'] = 'joined'
     if c.data.replace:
         found['replace'] = list(c.data.replace)
@@ -184,10 +185,10 @@ def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
 
 def check(c: ConfigDict) -> None:
     """Raises UserError for a package, a file, a set or a column that is not there."""
-    if c.data.source != 'prepared':
+    if config.SOURCES[c.data.source].has_text:
         source = _source(c)
         source.check(c)
-        _kind(c, source)
+        _example_types(c, source)
     _repair(c)
     for key in ('decontaminate', 'unlabelled'):
         for part, entry in zip(_parts(c, key), c.data[key], strict=True):
@@ -204,31 +205,30 @@ def classes(c: ConfigDict) -> int:
     Raises:
       UserError: for the source 'prepared', a folder that is no prepared set.
     """
-    if c.data.source == 'prepared':
-        return records.read_manifest(storage.local_folder('config.data.path = ', c.data.path))[
-            'classes'
-        ]
+    if not config.SOURCES[c.data.source].has_text:
+        folder = storage.local_folder('config.data.path = ', c.data.path)
+        return records.read_manifest(folder)['classes']
     return _source(c).classes(c)
 
 
 def _source(c: ConfigDict) -> Source:
-    if c.data.source == 'prepared':
+    if not config.SOURCES[c.data.source].has_text:
         raise UserError(
-            f"config.data.path = {c.data.path}: source 'prepared' has ids and no text, "
+            f'config.data.path = {c.data.path}: source {c.data.source!r} has ids and no text, '
             'config.tokenizer.path must name its tokenizer'
         )
     return SOURCES[c.data.source]
 
 
-def _kind(c: ConfigDict, source: Source) -> str:
-    """The kind of its examples; raises UserError where the objective cannot learn from them."""
-    wanted, kind = config.LEARNS_FROM[c.objective], source.kind(c)
-    if wanted not in (kind, 'documents'):
+def _example_types(c: ConfigDict, source: Source) -> tuple[str, str]:
+    """Returns the example types of the objective and of the source; raises UserError if the objective cannot use them."""
+    wanted, example_type = config.OBJECTIVES[c.objective].example_type, source.example_type(c)
+    if wanted not in (example_type, 'documents'):
         raise UserError(
-            f'config.data.source = {c.data.source!r}: {c.data.path} has {kind}, which objective '
-            f'{c.objective!r} does not learn from'
+            f'config.data.source = {c.data.source!r}: {c.data.path} has {example_type}, which '
+            f'objective {c.objective!r} does not learn from'
         )
-    return kind
+    return wanted, example_type
 
 
 # Mixtures
@@ -240,7 +240,7 @@ def parts(c: ConfigDict) -> list[tuple[ConfigDict, float]]:
     Raises:
       UserError: a part that is no SOURCE:PATH=WEIGHT.
     """
-    named = [name for name in config.SOURCES if name != 'mixture']  # 'prepared' too
+    named = [name for name, source in config.SOURCES.items() if not source.has_parts]
     found = [specs.weighted(c, 'mixture', entry, named) for entry in c.data.mixture]
     for part, entry in zip(found, c.data.mixture, strict=True):
         if part.splits != SPLITS:
@@ -273,5 +273,5 @@ def _check_mixture(c: ConfigDict) -> None:
 
 SOURCES = {
     **registry.READERS,
-    'mixture': Source(_mixed, _mixture_identity, _check_mixture, config.kind, lambda c: 0),
+    'mixture': Source(_mixed, _mixture_identity, _check_mixture, config.example_type, lambda c: 0),
 }

@@ -47,7 +47,6 @@ PACKAGES = {
     'stdlib': ('', ''),
     'tensorflow_datasets': ('tensorflow_datasets', 'tensorflow-datasets'),
 }
-_CLASSES = {'text': 0, 'topic': len(PACKAGES), 'pairs': 2, 'summary': 0}
 
 _TOPICS_FILE = 'pydoc_data/topics.py'  # the language reference
 _SKIPPED_FOLDERS = frozenset(
@@ -103,7 +102,7 @@ def check(c: ConfigDict) -> None:
 
 def classes(c: ConfigDict) -> int:
     """Returns the number of classes of the view; 0 if it has none."""
-    return _CLASSES[c.data.view]
+    return pydocs_views.VIEWS[c.data.view].classes(list(PACKAGES))
 
 
 def _packages(c: ConfigDict) -> list[str]:
@@ -121,7 +120,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version('1.1.0')
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS reads a list)
-        tfds.core.BuilderConfig(name=name, description=(view.__doc__ or '').partition('\n')[0])
+        tfds.core.BuilderConfig(name=name, description=(view.rows.__doc__ or '').partition('\n')[0])
         for name, view in pydocs_views.VIEWS.items()
     ]
     code_path = None  # else TFDS looks for checksums, citations and tags next to this file
@@ -143,7 +142,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
-        rows = pydocs_views.VIEWS[self.builder_config.name](self.documents, list(PACKAGES))
+        rows = pydocs_views.VIEWS[self.builder_config.name].rows(self.documents, list(PACKAGES))
         self.info.metadata['digest'] = digest(rows)
         return {split: self._generate_examples(rows[split]) for split in SPLITS}
 

@@ -38,9 +38,9 @@ class Source(NamedTuple):
     """All that the examples of some splits depend on, as JSON values: equal ones, equal examples."""
     check: Callable[[ConfigDict], None]
     """Raises UserError for what can be known without reading whole files."""
-    kind: Callable[[ConfigDict], str]
+    example_type: Callable[[ConfigDict], str] = config.example_type
     """'documents', 'classes' or 'targets'."""
-    classes: Callable[[ConfigDict], int]
+    classes: Callable[[ConfigDict], int] = lambda c: config.SOURCES[c.data.source].classes
     """How many classes; 0 where there are none."""
 
 
@@ -75,7 +75,7 @@ def _file_source(module: FileFormat, postprocess: Postprocess | None = None) -> 
         functools.partial(_file_examples, module, postprocess),
         functools.partial(_file_identity, module),
         functools.partial(_check_files, module),
-        config.kind,
+        config.example_type,
         module.classes,
     )
 
@@ -108,7 +108,7 @@ def _file_identity(module: FileFormat, c: ConfigDict, wanted: Sequence[str]) -> 
     split_files = module.find(c)
     parts = {split: _part(module, c, split_files, split) for split in wanted}
     read = dict.fromkeys(part.of for part in parts.values())
-    keys = [key for key in config.READS[c.data.source] if key not in ('path', 'files')]
+    keys = [key for key in config.SOURCES[c.data.source].keys if key not in ('path', 'files')]
     return {
         'keys': {key: list(v) if isinstance(v := c.data[key], tuple) else v for key in keys},
         'parts': {split: [part.of, list(part.kept)] for split, part in parts.items()},
@@ -135,7 +135,9 @@ def _check_files(module: FileFormat, c: ConfigDict) -> None:
 
 
 READERS = {
-    'pydocs': Source(pydocs.examples, pydocs.identity, pydocs.check, config.kind, pydocs.classes),
+    'pydocs': Source(
+        pydocs.examples, pydocs.identity, pydocs.check, config.example_type, pydocs.classes
+    ),
     'text': _file_source(text_files, text_files.detokenize),
     'sst2': _file_source(glue),
     'qqp': _file_source(glue),

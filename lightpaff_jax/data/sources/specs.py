@@ -50,7 +50,7 @@ def part(
     if source not in sources:
         near = nearest(source, sources) if source else ''
         raise UserError(f'{where}: must begin with one of {", ".join(sources)}{near}')
-    if bool(path) != ('path' in config.READS[source]):
+    if bool(path) != ('path' in config.SOURCES[source].keys):
         must = 'must not' if path else 'must'
         raise UserError(f'{where}: source {source!r} {must} have a path')
     wanted = tuple(chosen.split(',')) if chosen else splits.SPLITS
@@ -66,8 +66,8 @@ def part(
         found.data[own] = ()
     for setting in filter(None, query.split('&')):
         leaf, _, value = setting.partition('=')
-        if leaf not in config.READS[source]:
-            near = nearest(leaf, config.READS[source])
+        if leaf not in config.SOURCES[source].keys:
+            near = nearest(leaf, config.SOURCES[source].keys)
             raise UserError(f'{where}: source {source!r} does not read {leaf!r}{near}')
         try:
             flags.override(found, f'data.{leaf}', urllib.parse.unquote(value))
@@ -81,7 +81,7 @@ def moved(c: ConfigDict, key: str, entry: str, sources: Sequence[str], to: Confi
     """What names in the configuration `to` the set that `entry` names in `c`."""
     here, there = (part(one, key, entry, sources).c for one in (c, to))
     body, mark, chosen = entry.partition('#')
-    for leaf in config.READS[here.data.source]:
+    for leaf in config.SOURCES[here.data.source].keys:
         value = here.data[leaf]
         if value != there.data[leaf] and _is_read(here, leaf):
             text = urllib.parse.quote(str(value), safe=" ()',/:=*?[]")

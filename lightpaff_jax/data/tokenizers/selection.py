@@ -67,11 +67,11 @@ def _configured(c: ConfigDict) -> Tokenizer | None:
 
 def _prepared(c: ConfigDict) -> tuple[str, str] | None:
     """Returns the key and the folder of the first prepared dataset; None if all data is text."""
-    if c.data.source == 'mixture':
+    if config.SOURCES[c.data.source].has_parts:
         key, parts = 'data.mixture', [part for part, _ in sources.parts(c)]
     else:
         key, parts = 'data.path', [c]
-    folders = (part.data.path for part in parts if part.data.source == 'prepared')
+    folders = (part.data.path for part in parts if not config.SOURCES[part.data.source].has_text)
     return next(((key, path) for path in folders), None)
 
 

@@ -311,7 +311,7 @@ def test_unlabelled_text_needs_a_teacher_and_classes(mr, sst2):
         train.check(c)
     c.objective, c.student.head, c.student.classes = 'mlm', 'lm', 0
     with pytest.raises(
-        UserError, match=r"data.unlabelled = sst2:.*: is of objective 'classify' alone"
+        UserError, match=r"data.unlabelled = sst2:.*: is read for objective 'classify'"
     ):
         validate.validate(c)
 

@@ -248,7 +248,7 @@ def test_an_objective_that_cannot_learn_from_the_examples_is_told(tmp_path):
 
 
 def test_prepared_sets_have_no_text(tmp_path):
-    c = make_config('prepared', tmp_path, kind='documents')
+    c = make_config('prepared', tmp_path, example_type='documents')
     assert source_cases.read_error(c) == (
         f"config.data.path = {tmp_path}: source 'prepared' has ids and no text, "
         'config.tokenizer.path must name its tokenizer'

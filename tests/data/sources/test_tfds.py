@@ -81,7 +81,7 @@ def tfds_set(folder, path, kind='classes', **keys):
 def test_a_set_of_classes_is_read_with_its_known_columns(folder):
     c = tfds_set(folder, 'glue/sst2', held_out=0.1)
     sources.check(c)
-    assert sources.SOURCES['tfds'].kind(c) == 'classes'
+    assert sources.SOURCES['tfds'].example_type(c) == 'classes'
     assert sources.classes(c) == 2
     train, cut = (list(sources.examples(c, split)) for split in ('train', 'validation'))
     want = [Example(row['sentence'], '', row['label']) for row in ROWS['train']]

@@ -1,0 +1,103 @@
+"""The plain data of each objective; `config.objective` names one.
+
+An objective is two records under one name: `OBJECTIVES` here holds plain data, without jax or NumPy; `OBJECTIVES` in
+`lightpaff_jax.data.objectives` holds its functions: shapes and arrays of a batch. To add an objective, add both records.
+All other modules read the records; none compares an objective's name.
+"""
+
+import dataclasses
+
+GENERATION_METRICS = ('bleu', 'rouge1', 'rouge2', 'rougeL')  # scores of generated text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """An objective, as validation, evaluation and reports see it."""
+
+    families: tuple[str, ...]
+    """Families of networks that can learn it, of `config.FAMILIES`."""
+    example_type: str
+    """'documents', 'classes' or 'targets'; a source of any type can supply documents: its texts."""
+    head: str = 'lm'
+    """Head of the network, one of `config.HEADS`."""
+    outputs: str
+    """What an evaluation step returns for a batch: 'sums' of the loss over the batch, 'rows' of the same sums for each
+    example, or 'logits' of each example."""
+    metrics: tuple[str, ...] = ('perplexity',)
+    """Scores that can compare runs; the first is the default."""
+    unit: str = 'token'
+    """What the scores count: 'token' or 'example'."""
+    perplexity_unit: str = 'token'
+    """What perplexity is averaged over, as a report names it."""
+    min_length: int = 4
+    """Least `data.length`: special tokens need their place."""
+    min_target_length: int = 0
+    """Least `data.target_length`; 0 if the objective has no target."""
+    keys: tuple[str, ...]
+    """Keys that this objective accepts, of those that only some objectives do."""
+    protocol: str
+    """How scores are measured, a format string of `blocks` (a description of the records) and the keys of `data`."""
+    note: str = ''
+    """What a reader of a report has to know about the scores."""
+
+
+# MASS, the family, is 'mass'; so is its objective of pre-training.
+OBJECTIVES = {
+    'clm': Objective(
+        families=('gpt2',),
+        example_type='documents',
+        outputs='rows',
+        min_length=1,
+        keys=('data.packing', 'eval.stride'),
+        protocol='{blocks}',
+    ),
+    'mlm': Objective(
+        families=('bert',),
+        example_type='documents',
+        outputs='sums',
+        perplexity_unit='predicted token',
+        keys=('data.packing', 'data.mask_rate', 'data.whole_words'),
+        protocol='{mask_rate:.3g} of the tokens of {blocks}',
+        note='Perplexity and accuracy are those of the tokens that are masked. ',
+    ),
+    'mass': Objective(
+        families=('mass',),
+        example_type='documents',
+        outputs='sums',
+        perplexity_unit='predicted token',
+        # It does not read target_length, but shares its section `data` with the fine-tuning runs of a recipe.
+        keys=('data.packing', 'data.span_rate', 'data.target_length'),
+        protocol='a fragment of {span_rate:.3g} of {blocks}',
+        note='Perplexity and accuracy are those of the fragment that is left out. ',
+    ),
+    'classify': Objective(
+        families=('bert',),
+        example_type='classes',
+        head='classify',
+        outputs='logits',
+        metrics=('accuracy', 'f1'),
+        unit='example',
+        keys=('data.buckets', 'data.unlabelled'),
+        protocol='every example once, at most {length} tokens of it',
+        note=(
+            'Binomial error: √(p (1 - p) / n), the standard error of one seed with accuracy p over n '
+            'test examples, mean over seeds; the error over seeds does not count it. That of a '
+            'difference takes two arms as independent, though they are scored on the same examples. '
+        ),
+    ),
+    'seq2seq': Objective(
+        families=('mass',),
+        example_type='targets',
+        outputs='rows',
+        metrics=('perplexity', *GENERATION_METRICS),
+        min_target_length=2,
+        keys=('data.buckets', 'data.target_length'),
+        protocol='the right target before each token, at most {target_length} tokens',
+        note='Tokens and words are those of the targets. ',
+    ),
+}
+
+
+def objectives_of(family: str) -> tuple[str, ...]:
+    """Returns the objectives that a family of networks can learn."""
+    return tuple(name for name, record in OBJECTIVES.items() if family in record.families)

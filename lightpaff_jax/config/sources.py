@@ -1,0 +1,118 @@
+"""The plain data of each source of examples; `config.data.source` names one.
+
+A source is two records under one name: `SOURCES` here holds plain data; `SOURCES` in `lightpaff_jax.data.sources` holds
+its functions, most of them from `registry`. To add a source, add both records. All other modules read the records; none
+compares a source's name.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source, as validation and messages see it."""
+
+    keys: tuple[str, ...]
+    """Keys of `config.data` that it reads, of those that only some sources read."""
+    required: str = ''
+    """The key of these that must not be empty, besides `path`; '' if none."""
+    example_type: str = ''
+    """'documents', 'classes' or 'targets'; '' if the view, the columns or the dataset decide."""
+    path: str = 'a folder'
+    """What `config.data.path` names, for messages."""
+    layout: str = ''
+    """What that folder must hold, for messages; '' if `path` names no folder."""
+    max_columns: int = 3
+    """Most entries of `config.data.columns`."""
+    classes: int = 0
+    """Number of classes; 0 if there are none or `config.data` or the dataset decide."""
+    has_pairs: bool = False
+    """True if its examples have two texts, so that the network needs two token types."""
+    has_text: bool = True
+    """False if it holds token ids, prepared in advance."""
+    has_parts: bool = False
+    """True if its examples are those of other sources."""
+
+
+_FILES = ('path', 'files', 'held_out', 'on_error')
+_GLUE = 'a folder with train.tsv and dev.tsv of GLUE'
+SOURCES = {
+    'pydocs': Source(keys=('packages', 'view')),
+    'text': Source(
+        keys=(*_FILES, 'documents', 'columns', 'detokenize'),
+        example_type='documents',
+        layout=(
+            'a folder with files like train.txt, validation.txt and test.txt, or wiki.train.tokens'
+        ),
+        max_columns=1,
+    ),
+    'sst2': Source(
+        keys=_FILES,
+        example_type='classes',
+        layout=_GLUE,
+        classes=2,
+    ),
+    'qqp': Source(
+        keys=_FILES,
+        example_type='classes',
+        layout=_GLUE,
+        has_pairs=True,
+        classes=2,
+    ),
+    'mrpc': Source(
+        keys=_FILES,
+        example_type='classes',
+        layout='a folder with msr_paraphrase_train.txt and msr_paraphrase_test.txt',
+        has_pairs=True,
+        classes=2,
+    ),
+    'mr': Source(
+        keys=_FILES,
+        example_type='classes',
+        layout='a folder with rt-polarity.neg and rt-polarity.pos',
+        classes=2,
+    ),
+    'table': Source(
+        keys=(*_FILES, 'columns', 'labels', 'classes'),
+        required='columns',
+        layout=(
+            'a folder with .tsv, .csv, .jsonl or .parquet files that have train, and, unless '
+            'config.data.held_out cuts them, validation and test in their names'
+        ),
+    ),
+    'parallel': Source(
+        keys=(*_FILES, 'suffixes'),
+        example_type='targets',
+        layout=(
+            'a folder with train, validation and test, each in two files of as many lines that '
+            'have config.data.suffixes in their names'
+        ),
+    ),
+    'tfds': Source(
+        keys=('path', 'tfds_dir', 'columns', 'held_out'), path='the name of a TFDS data set'
+    ),
+    'mixture': Source(
+        keys=(
+            'mixture',
+            'documents',
+            'columns',
+            'held_out',
+            'detokenize',
+            'on_error',
+            'tfds_dir',
+        ),
+        required='mixture',
+        example_type='documents',
+        has_parts=True,
+    ),
+    'prepared': Source(
+        keys=('path',),
+        layout='a folder that lightpaff_jax.data.prepare wrote',
+        has_text=False,
+    ),
+}
+
+VIEWS = {'text': 'documents', 'topic': 'classes', 'pairs': 'classes', 'summary': 'targets'}
+"""View of pydocs -> its example type."""
+COLUMN_TYPES = ('documents', 'targets', 'classes')
+"""Example type of tables with one, two and three columns."""
