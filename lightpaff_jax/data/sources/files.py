@@ -47,7 +47,7 @@ def strip_gz(name: str) -> str:
 
 
 def extension(name: str) -> str:
-    """Returns the extension of a file name: Wiki.train.tokens.gz -> .tokens; '' if it has none."""
+    """Returns the extension of a file name: Wiki.train.tokens.gz -> .tokens; '' by default."""
     dot = strip_gz(name).rfind('.')
     return strip_gz(name)[dot:].lower() if dot > 0 else ''
 

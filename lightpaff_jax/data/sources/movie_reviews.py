@@ -72,6 +72,6 @@ def classes(c: ConfigDict) -> int:
 
 
 def _label(path: Path) -> int:
-    """Returns the class that the name of a file has last; -1 if it has none."""
+    """Returns the class of the last class name in a file name, or -1."""
     names = [part for part in files.name_parts(path.name) if part in _CLASSES]
     return _CLASSES.index(names[-1]) if names else -1

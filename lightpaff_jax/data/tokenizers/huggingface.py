@@ -239,7 +239,7 @@ def save(
 
 
 def find_file(folder: pathlib.Path) -> pathlib.Path | None:
-    """Returns the tokenizer file of a folder; None if it has none or several *.model of any name."""
+    """Returns the tokenizer file of a folder; None if it holds no tokenizer, or several *.model."""
     pairs = [names for names in BYTE_LEVEL if all((folder / name).is_file() for name in names)]
     names = ['tokenizer.model', 'tokenizer.json', *(first for first, _ in pairs), 'vocab.txt']
     files = [folder / name for name in names if (folder / name).is_file()]

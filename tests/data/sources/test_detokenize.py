@@ -1,4 +1,4 @@
-"""Claims about undoing the spaces around punctuation."""
+"""Tests of removing the spaces around punctuation."""
 
 import os
 import pathlib
@@ -14,16 +14,18 @@ WIKITEXT = [
     (' = The Harbour = ', '= The Harbour ='),
     (' = = Early years = = ', '== Early years =='),
     (' = = = A third level = = = ', '=== A third level ==='),
-    (' a red @-@ tipped flag , of 20 @,@ 000 , is 0 @.@ 59 m long . ',
-     'a red-tipped flag, of 20,000, is 0.59 m long.'),
+    (
+        ' a red @-@ tipped flag , of 20 @,@ 000 , is 0 @.@ 59 m long . ',
+        'a red-tipped flag, of 20,000, is 0.59 m long.',
+    ),
     (' It cost $ 5 @.@ 20 ( or £ 4 ) ; 50 % less ! ', 'It cost $5.20 (or £4); 50% less!'),
-    (' the ship \'s crew couldn \'t leave ', "the ship's crew couldn't leave"),
-    (' the players \' union says they \'re late ', "the players' union says they're late"),
+    (" the ship 's crew couldn 't leave ", "the ship's crew couldn't leave"),
+    (" the players ' union says they 're late ", "the players' union says they're late"),
     (' he said " we are here " , and left . ', 'he said "we are here", and left.'),
     (" a ' loud ' noise ", "a 'loud' noise"),
     (' so [ it ] was ... gone ', 'so [it] was... gone'),
     (' the <unk> of <unk> , a <unk> . ', 'the <unk> of <unk>, a <unk>.'),
-]  # fmt: skip
+]
 PTB = [
     ("it does n't matter he 's gone they 've left", "it doesn't matter he's gone they've left"),
     ("the traders ' pit", "the traders' pit"),
@@ -35,41 +37,41 @@ PTB = [
 ]
 
 
-@pytest.mark.parametrize(('text', 'want'), WIKITEXT)
-def test_wikitext_is_written_as_people_write(text, want):
-    assert detokenize.wikitext(text) == want
+@pytest.mark.parametrize(('text', 'expected'), WIKITEXT)
+def test_wikitext_is_detokenized(text, expected):
+    assert detokenize.wikitext(text) == expected
 
 
-@pytest.mark.parametrize(('text', 'want'), PTB)
-def test_penn_treebank_is_written_as_people_write(text, want):
-    assert detokenize.ptb(text) == want
+@pytest.mark.parametrize(('text', 'expected'), PTB)
+def test_penn_treebank_is_detokenized(text, expected):
+    assert detokenize.ptb(text) == expected
 
 
-@pytest.mark.parametrize(('undo', 'cases'), [('wikitext', WIKITEXT), ('ptb', PTB)])
-def test_lines_stay_lines_and_a_second_time_changes_nothing(undo, cases):
+@pytest.mark.parametrize(('name', 'cases'), [('wikitext', WIKITEXT), ('ptb', PTB)])
+def test_detokenizing_keeps_lines_and_is_idempotent(name, cases):
     text = '\n'.join(text for text, _ in cases) + '\n\n'
-    once = detokenize.DETOKENIZERS[undo](text)
-    assert once == '\n'.join(want for _, want in cases) + '\n\n'
-    assert detokenize.DETOKENIZERS[undo](once) == once
+    once = detokenize.DETOKENIZERS[name](text)
+    assert once == '\n'.join(expected for _, expected in cases) + '\n\n'
+    assert detokenize.DETOKENIZERS[name](once) == once
 
 
-def test_table_has_the_names_of_the_configuration():
+def test_detokenizers_match_the_configuration():
     assert tuple(detokenize.DETOKENIZERS) == config.DETOKENIZERS
     assert detokenize.DETOKENIZERS['none'](" a 's ") == " a 's "
 
 
 @pytest.mark.skipif(not DATA, reason='needs LIGHTPAFF_DATA')
 @pytest.mark.parametrize(
-    ('undo', 'file'),
+    ('name', 'file'),
     [('wikitext', 'wikitext-2/wiki.valid.tokens'), ('ptb', 'ptb/ptb.valid.txt')],
 )
-def test_no_character_but_spaces_and_marks_of_joints_is_lost(undo, file):
+def test_detokenizing_real_text_keeps_every_letter(name, file):
     text = (pathlib.Path(DATA) / file).read_text()
-    undone = detokenize.DETOKENIZERS[undo](text)
-    assert undone.count('\n') == text.count('\n')
-    assert len(undone) < len(text)
+    detokenized = detokenize.DETOKENIZERS[name](text)
+    assert detokenized.count('\n') == text.count('\n')
+    assert len(detokenized) < len(text)
 
     def letters(text):
         return ''.join(text.split()).replace('@', '')
 
-    assert letters(undone) == letters(text)
+    assert letters(detokenized) == letters(text)

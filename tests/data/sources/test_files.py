@@ -1,4 +1,4 @@
-"""Claims about finding and opening files, here and in buckets."""
+"""Tests of finding and opening files, locally and in buckets."""
 
 import gzip
 import importlib.util
@@ -8,8 +8,14 @@ import subprocess
 import sys
 
 import pytest
-from helpers import sources as source_cases
-from helpers.sources import make_config, read_texts, write_file, write_files
+from helpers.sources import (
+    check_error,
+    make_config,
+    read_error,
+    read_texts,
+    write_file,
+    write_files,
+)
 
 from lightpaff_jax.data import sources
 from lightpaff_jax.data.sources import files
@@ -21,38 +27,42 @@ NAMES = {
     'validation': ['validation.txt', 'wiki.valid.tokens', 'val.txt', 'dev.txt', 'valid-1.txt'],
     'test': ['test.txt', 'ptb.test.txt', 'test_2016.txt'],
 }
-OTHERS = ['training.txt', 'contest.txt', 'train.md', 'train', '.train.txt', 'README.txt']
+NAMES_WITHOUT_SPLIT = [
+    'training.txt',
+    'contest.txt',
+    'train.md',
+    'train',
+    '.train.txt',
+    'README.txt',
+]
 
 
 @pytest.mark.parametrize(
     ('split', 'name'), [(split, name) for split, names in NAMES.items() for name in names]
 )
-def test_a_file_belongs_to_the_split_that_its_name_has_a_part_of(tmp_path, split, name):
+def test_file_name_decides_the_split(tmp_path, split, name):
     write_file(tmp_path / name, 'a text\n')
-    assert files.find(make_config('text', tmp_path), _text) == {split: [tmp_path / name]}
+    assert files.find(make_config('text', tmp_path), text_group) == {split: [tmp_path / name]}
 
 
-def _text(name):
-    return (
-        files.extension(name)
-        if files.extension(name) in ('.txt', '.tokens', '.text', '.raw')
-        else None
-    )
+def text_group(name):
+    extension = files.extension(name)
+    return extension if extension in ('.txt', '.tokens', '.text', '.raw') else None
 
 
-@pytest.mark.parametrize('name', OTHERS)
-def test_other_files_belong_to_no_split(tmp_path, name):
+@pytest.mark.parametrize('name', NAMES_WITHOUT_SPLIT)
+def test_file_without_an_alias_belongs_to_no_split(tmp_path, name):
     write_file(tmp_path / name, 'a text\n')
-    assert files.find(make_config('text', tmp_path), _text) == {}
+    assert files.find(make_config('text', tmp_path), text_group) == {}
 
 
-def test_several_files_of_a_split_are_read_in_sorted_order(tmp_path):
+def test_files_of_a_split_are_read_in_sorted_order(tmp_path):
     for i in (2, 0, 1):
         write_file(tmp_path / f'train-{i}.txt', f'text {i}\n')
     assert read_texts(make_config('text', tmp_path)) == ['text 0', 'text 1', 'text 2']
 
 
-def test_a_folder_of_the_name_of_a_split_holds_its_files(tmp_path):
+def test_folder_name_decides_the_split(tmp_path):
     write_file(tmp_path / 'train' / 'b.txt', 'second\n')
     write_file(tmp_path / 'train' / 'a.txt', 'first\n')
     write_file(tmp_path / 'train' / 'notes.md', 'no text')
@@ -62,29 +72,44 @@ def test_a_folder_of_the_name_of_a_split_holds_its_files(tmp_path):
     assert read_texts(c, 'validation') == ['other']
 
 
-def test_gz_is_read_as_what_it_packs(tmp_path):
+def test_gz_is_decompressed(tmp_path):
     write_file(tmp_path / 'train.txt.gz', gzip.compress(b'one\n\ntwo\n', mtime=0))
     assert read_texts(make_config('text', tmp_path)) == ['one', 'two']
 
 
 @pytest.mark.parametrize(
-    ('names', 'said'),
+    ('names', 'message'),
     [
-        (['train.txt', 'train.txt.gz'], 'train.txt.gz: must not exist next to train.txt, its other form'),
-        (['dev.txt', 'valid.txt'], "split 'validation' has dev.txt and valid.txt, config.data.files must name the files to read"),
-        (['train.txt', 'train.raw'], "split 'train' has train.raw and train.txt, config.data.files must name the files to read"),
-        (['train.txt', 'train/a.txt'], "split 'train' has a.txt and train.txt, config.data.files must name the files to read"),
-        (['train.dev.txt'], 'train.dev.txt: its name has train and dev, config.data.files must name the files to read'),
+        (
+            ['train.txt', 'train.txt.gz'],
+            'train.txt.gz: must not exist next to train.txt, its other form',
+        ),
+        (
+            ['dev.txt', 'valid.txt'],
+            "split 'validation' has dev.txt and valid.txt, config.data.files must name the files to read",
+        ),
+        (
+            ['train.txt', 'train.raw'],
+            "split 'train' has train.raw and train.txt, config.data.files must name the files to read",
+        ),
+        (
+            ['train.txt', 'train/a.txt'],
+            "split 'train' has a.txt and train.txt, config.data.files must name the files to read",
+        ),
+        (
+            ['train.dev.txt'],
+            'train.dev.txt: its name has train and dev, config.data.files must name the files to read',
+        ),
     ],
-)  # fmt: skip
-def test_what_is_not_clear_is_named(tmp_path, names, said):
+)
+def test_ambiguous_files_are_an_error(tmp_path, names, message):
     for name in names:
         write_file(tmp_path / name, 'text\n')
-    assert source_cases.read_error(make_config('text', tmp_path)).endswith(said)
+    assert read_error(make_config('text', tmp_path)).endswith(message)
 
 
 @pytest.mark.parametrize(
-    ('chosen', 'want'),
+    ('patterns', 'expected'),
     [
         (('train=a/*.txt',), ['1', '2']),
         (('train=**/[13].txt',), ['1', '3']),
@@ -93,63 +118,84 @@ def test_what_is_not_clear_is_named(tmp_path, names, said):
         (('train=*/*.txt', 'train=a/1.txt'), ['1', '2', '3']),
     ],
 )
-def test_globs_choose_the_files_of_a_split_in_their_order(tmp_path, chosen, want):
+def test_globs_choose_files_in_their_order(tmp_path, patterns, expected):
     for name in ('a/1', 'a/2', 'b/3'):
         write_file(tmp_path / f'{name}.txt', name[-1])
     write_file(tmp_path / 'train.txt', 'not this one')
-    c = make_config('text', tmp_path, files=tuple(one.format(tmp_path) for one in chosen))
-    assert read_texts(c) == want
+    c = make_config('text', tmp_path, files=tuple(pattern.format(tmp_path) for pattern in patterns))
+    assert read_texts(c) == expected
 
 
 @pytest.mark.parametrize(
-    ('chosen', 'said'),
+    ('patterns', 'message'),
     [
-        (('trian=*.txt',), "config.data.files = 'trian=*.txt': must be SPLIT=GLOB with a SPLIT of train, validation, test; did you mean train?"),
-        (('*.txt',), "config.data.files = '*.txt': must be SPLIT=GLOB with a SPLIT of train, validation, test"),
-        (('train=',), "config.data.files = 'train=': must be SPLIT=GLOB with a SPLIT of train, validation, test"),
+        (
+            ('trian=*.txt',),
+            "config.data.files = 'trian=*.txt': must be SPLIT=GLOB with a SPLIT of train, validation, test; did you mean train?",
+        ),
+        (
+            ('*.txt',),
+            "config.data.files = '*.txt': must be SPLIT=GLOB with a SPLIT of train, validation, test",
+        ),
+        (
+            ('train=',),
+            "config.data.files = 'train=': must be SPLIT=GLOB with a SPLIT of train, validation, test",
+        ),
         (('train=*.csv',), "config.data.files = 'train=*.csv': matches no file in {}"),
-        (('train=*.txt', 'test=b.txt'), "config.data.files = 'test=b.txt': {}/b.txt is in split 'train' already"),
-        (('test=b.txt',), "config.data.path = {}: has no split 'train': config.data.files has none"),
+        (
+            ('train=*.txt', 'test=b.txt'),
+            "config.data.files = 'test=b.txt': {}/b.txt is in split 'train' already",
+        ),
+        (
+            ('test=b.txt',),
+            "config.data.path = {}: has no split 'train': config.data.files has none",
+        ),
     ],
-)  # fmt: skip
-def test_a_malformed_glob_is_named(tmp_path, chosen, said):
+)
+def test_malformed_glob_is_an_error(tmp_path, patterns, message):
     write_files(tmp_path, a_txt='1', b_txt='2')
-    c = make_config('text', tmp_path, files=chosen)
-    assert source_cases.read_error(c) == said.format(tmp_path)
-    assert source_cases.check_error(c) == said.format(tmp_path)
+    c = make_config('text', tmp_path, files=patterns)
+    assert read_error(c) == message.format(tmp_path)
+    assert check_error(c) == message.format(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ('name', 'said'),
+    ('name', 'message'),
     [
         ('none', 'no such folder, must be a folder; config.data.files names files in it'),
         ('file.txt', 'is a file, must be a folder; config.data.files names files in it'),
     ],
 )
-def test_a_path_that_is_no_folder_is_named(tmp_path, name, said):
+def test_path_that_is_not_a_folder_is_an_error(tmp_path, name, message):
     write_file(tmp_path / 'file.txt', 'text\n')
     c = make_config('text', tmp_path / name)
-    assert source_cases.check_error(c) == f'config.data.path = {tmp_path}/{name}: {said}'
+    assert check_error(c) == f'config.data.path = {tmp_path}/{name}: {message}'
 
 
 @pytest.mark.parametrize(
-    ('content', 'said'),
+    ('content', 'message'),
     [
-        (gzip.compress(b'a text\n' * 1000, mtime=0)[:40], 'must be a whole .gz file: Compressed file ended before the end-of-stream marker was reached'),
+        (
+            gzip.compress(b'a text\n' * 1000, mtime=0)[:40],
+            'must be a whole .gz file: Compressed file ended before the end-of-stream marker was reached',
+        ),
         (b'a text\n', "must be a whole .gz file: Not a gzipped file (b'a ')"),
-        (gzip.compress(b'a text\n' * 1000, mtime=0)[:-8] + b'\0' * 8, 'must be a whole .gz file: CRC check failed'),
+        (
+            gzip.compress(b'a text\n' * 1000, mtime=0)[:-8] + b'\0' * 8,
+            'must be a whole .gz file: CRC check failed',
+        ),
         (b'', 'empty corpus, must hold a line'),
     ],
-)  # fmt: skip
-def test_a_damaged_gz_is_named(tmp_path, content, said):
+)
+def test_damaged_gz_is_an_error(tmp_path, content, message):
     write_file(tmp_path / 'train.txt.gz', content)
-    line = source_cases.read_error(make_config('text', tmp_path))
-    assert line.startswith(f'{tmp_path}/train.txt.gz: {said}')
+    line = read_error(make_config('text', tmp_path))
+    assert line.startswith(f'{tmp_path}/train.txt.gz: {message}')
 
 
-def test_a_file_that_may_not_be_opened_is_named(tmp_path):
-    (tmp_path / 'train.txt').mkdir()  # root may open any file
-    line = source_cases.read_error(make_config('text', tmp_path))
+def test_file_that_cannot_be_opened_is_an_error(tmp_path):
+    (tmp_path / 'train.txt').mkdir()  # a file without permissions would not do: root may open it
+    line = read_error(make_config('text', tmp_path))
     assert line == f'{tmp_path}/train.txt: Is a directory'
 
 
@@ -160,17 +206,17 @@ def test_a_file_that_may_not_be_opened_is_named(tmp_path):
         (FileNotFoundError(2, 'No such file or directory'), Unreadable),
         (gzip.BadGzipFile('CRC check failed'), UserError),
         (EOFError('ended'), UserError),
-        (OSError('Unexpected end of stream'), UserError),  # of Parquet
+        (OSError('Unexpected end of stream'), UserError),  # raised by pyarrow
     ],
 )
-def test_what_cannot_be_read_now_is_told_from_what_is_malformed(error, kind):
+def test_unreadable_and_malformed_files_differ_in_error(error, kind):
     with pytest.raises(UserError, match=r'^data/x: ') as caught, files.translate_errors('data/x'):
         raise error
     assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize('error', [OSError('429'), FileNotFoundError('x'), RuntimeError('closed')])
-def test_whatever_a_bucket_raises_it_cannot_be_read_now(error):
+def test_any_error_of_a_bucket_is_unreadable(error):
     with pytest.raises(Unreadable, match=r'^gs://b/x: '), files.translate_errors('gs://b/x'):
         raise error
 
@@ -178,90 +224,90 @@ def test_whatever_a_bucket_raises_it_cannot_be_read_now(error):
 # Digests
 
 
-def hashed(tmp_path, monkeypatch, names):
-    """Digests of files of a folder, and the names of those that were read for it."""
+def digests_and_reads(tmp_path, monkeypatch, names):
+    """Returns the digests of files in a folder, and the names of the files that were read."""
     read, raw = [], files._open_stored
     with monkeypatch.context() as patch:
         patch.setattr(files, '_open_stored', lambda file: read.append(file.name) or raw(file))
-        found = files.digests(str(tmp_path / 'cache'), [tmp_path / name for name in names])
-    return found, read
+        digests = files.digests(str(tmp_path / 'cache'), [tmp_path / name for name in names])
+    return digests, read
 
 
-def put_then(file, content, time):
+def write_file_at(file, content, time):
     write_file(file, content)
     os.utime(file, ns=(time, time))
 
 
-LONG_AGO = 10**18
+OLD_TIME = 10**18
 
 
-def test_a_file_is_hashed_once_until_its_size_or_its_time_changes(tmp_path, monkeypatch):
+def test_file_is_hashed_again_if_its_size_or_time_changes(tmp_path, monkeypatch):
     for name in ('a', 'b'):
-        put_then(tmp_path / name, f'text {name}', LONG_AGO)
-    first, read = hashed(tmp_path, monkeypatch, ['a', 'b'])
+        write_file_at(tmp_path / name, f'text {name}', OLD_TIME)
+    first, read = digests_and_reads(tmp_path, monkeypatch, ['a', 'b'])
     assert read == ['a', 'b']
-    assert hashed(tmp_path, monkeypatch, ['b', 'a']) == (first[::-1], [])
-    put_then(tmp_path / 'a', 'other', LONG_AGO)
-    second, read = hashed(tmp_path, monkeypatch, ['a', 'b'])
+    assert digests_and_reads(tmp_path, monkeypatch, ['b', 'a']) == (first[::-1], [])
+    write_file_at(tmp_path / 'a', 'other', OLD_TIME)
+    second, read = digests_and_reads(tmp_path, monkeypatch, ['a', 'b'])
     assert read == ['a']
     assert (second[0] != first[0], second[1]) == (True, first[1])
-    put_then(tmp_path / 'b', 'TEXT B', LONG_AGO + 1)
-    third, read = hashed(tmp_path, monkeypatch, ['a', 'b'])
+    write_file_at(tmp_path / 'b', 'TEXT B', OLD_TIME + 1)
+    third, read = digests_and_reads(tmp_path, monkeypatch, ['a', 'b'])
     assert read == ['b']
     assert (third[0], third[1] != first[1]) == (second[0], True)
     assert [path.name for path in (tmp_path / 'cache').iterdir()] == [files.DIGESTS_FILE]
 
 
-def test_a_file_that_has_just_changed_is_read_again(tmp_path, monkeypatch):
-    """Another change may leave its size and its time as they are."""
+def test_digest_of_a_recently_changed_file_is_not_kept(tmp_path, monkeypatch):
+    """A second change can leave its size and its modification time as they are."""
     write_file(tmp_path / 'a', 'one')
-    first, _ = hashed(tmp_path, monkeypatch, ['a'])
-    assert hashed(tmp_path, monkeypatch, ['a']) == (first, ['a'])
+    first, _ = digests_and_reads(tmp_path, monkeypatch, ['a'])
+    assert digests_and_reads(tmp_path, monkeypatch, ['a']) == (first, ['a'])
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"x": 1', '{"%s": 5}'])
-def test_malformed_digests_are_made_again(tmp_path, monkeypatch, content):
-    put_then(tmp_path / 'a', 'one', LONG_AGO)
-    first, _ = hashed(tmp_path, monkeypatch, ['a'])
+def test_malformed_digests_are_computed_again(tmp_path, monkeypatch, content):
+    write_file_at(tmp_path / 'a', 'one', OLD_TIME)
+    first, _ = digests_and_reads(tmp_path, monkeypatch, ['a'])
     write_file(tmp_path / 'cache' / files.DIGESTS_FILE, content.replace('%s', str(tmp_path / 'a')))
-    assert hashed(tmp_path, monkeypatch, ['a']) == (first, ['a'])
-    assert hashed(tmp_path, monkeypatch, ['a']) == (first, [])
+    assert digests_and_reads(tmp_path, monkeypatch, ['a']) == (first, ['a'])
+    assert digests_and_reads(tmp_path, monkeypatch, ['a']) == (first, [])
 
 
-def test_lines_have_numbers_and_ends_and_no_byte_order_mark(tmp_path):
+def test_lines_have_numbers_and_no_byte_order_mark(tmp_path):
     write_file(tmp_path / 'x', '\ufeffone\ntwo\r\n\nlast\ufeff')
-    found = list(files.read_lines(tmp_path / 'x', pytest.fail))
-    assert found == [(1, 'one\n'), (2, 'two\r\n'), (3, '\n'), (4, 'last\ufeff')]
+    lines = list(files.read_lines(tmp_path / 'x', pytest.fail))
+    assert lines == [(1, 'one\n'), (2, 'two\r\n'), (3, '\n'), (4, 'last\ufeff')]
 
 
-def test_a_byte_that_is_no_utf_8_is_named_with_its_line(tmp_path):
+def test_line_that_is_not_utf8_is_reported_or_skipped(tmp_path):
     write_file(tmp_path / 'train.txt', b'good\n\nbad \xe9t\xe9\n\nlast\n')
     c = make_config('text', tmp_path)
-    said = f'{tmp_path}/train.txt:3: must be UTF-8, has byte 0xe9: invalid continuation byte'
+    message = f'{tmp_path}/train.txt:3: must be UTF-8, has byte 0xe9: invalid continuation byte'
     hint = " (config.data.on_error = 'skip' leaves such rows out)"
-    assert source_cases.read_error(c) == said + hint
+    assert read_error(c) == message + hint
     c.data.on_error, skipped = 'skip', []
     read = list(sources.examples(c, 'train', skipped.append))
     assert [example.first for example in read] == ['good', 'last']
-    assert skipped == [said]
+    assert skipped == [message]
 
 
-def test_a_local_path_is_reached_without_a_look_at_it(monkeypatch):
-    asked = []
-    monkeypatch.setattr(storage, 'call_within', lambda *arguments: asked.append(arguments[1]))
+def test_only_buckets_are_checked_for_an_answer(monkeypatch):
+    checked = []
+    monkeypatch.setattr(storage, 'call_within', lambda *arguments: checked.append(arguments[1]))
     for path in ('/no/such/path', 'data', 'gs://asked_of_a_local_path/x'):
         storage.check_reachable(path)
     storage._ANSWERED.discard('asked_of_a_local_path')
-    assert asked == ['gs://asked_of_a_local_path/x']
+    assert checked == ['gs://asked_of_a_local_path/x']
 
 
-def test_what_answers_in_time_raises_what_it_raises():
+def test_call_within_raises_the_error_of_the_call():
     storage.call_within(10, 'x', lambda: None)
     with pytest.raises(ZeroDivisionError):
         storage.call_within(10, 'x', lambda: 1 / 0)
 
 
-# What a run says of a bucket when nothing is installed for it, or nobody answers.
+# Prints the message for a bucket if its extra is not installed or the bucket does not answer.
 BUCKET = """
 import sys
 from lightpaff_jax import config
@@ -277,8 +323,8 @@ except config.UserError as error:
 """
 
 
-def said_of_a_bucket(seconds, **environment):
-    root = source_cases.__file__.rpartition('/tests/')[0]
+def check_bucket(seconds, **environment):
+    root = __file__.rpartition('/tests/')[0]
     return subprocess.run(
         [sys.executable, '-c', BUCKET, str(seconds)],
         env=os.environ | {'PYTHONPATH': root} | environment,
@@ -294,18 +340,19 @@ GCSFS = importlib.util.find_spec('gcsfs') is not None
 
 @pytest.mark.e2e
 @pytest.mark.skipif(GCSFS, reason='needs an environment without gcsfs')
-def test_a_bucket_without_its_extra_is_one_line():
-    done = said_of_a_bucket(30)
-    assert (done.stdout, done.stderr) == (
-        "gs://bucket/folder: buckets need the extra gs: ./launch/environment.sh gs\n", '',
-    )  # fmt: skip
+def test_bucket_without_the_extra_is_one_line():
+    process = check_bucket(30)
+    assert (process.stdout, process.stderr) == (
+        'gs://bucket/folder: buckets need the extra gs: ./launch/environment.sh gs\n',
+        '',
+    )
 
 
 @pytest.mark.e2e
 @pytest.mark.skipif(not GCSFS, reason='needs gcsfs')
-def test_a_bucket_that_never_answers_is_one_line_after_its_time():
-    with socket.create_server(('127.0.0.1', 0)) as silent:  # takes calls and says nothing
+def test_bucket_without_an_answer_is_one_line():
+    with socket.create_server(('127.0.0.1', 0)) as silent:  # accepts connections and never answers
         host = f'http://127.0.0.1:{silent.getsockname()[1]}'
-        done = said_of_a_bucket(3, STORAGE_EMULATOR_HOST=host)
-    assert done.stdout == 'gs://bucket/folder: cannot be reached within 3 s\n'
-    assert done.stderr == ''
+        process = check_bucket(3, STORAGE_EMULATOR_HOST=host)
+    assert process.stdout == 'gs://bucket/folder: cannot be reached within 3 s\n'
+    assert process.stderr == ''

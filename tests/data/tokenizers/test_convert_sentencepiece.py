@@ -1,4 +1,4 @@
-"""Claims about SentencePiece models as tokenizer.json: equal ids, or a refusal."""
+"""Tests of converting SentencePiece models to tokenizer.json: equal ids, or an error."""
 
 import io
 import itertools
@@ -18,15 +18,15 @@ TEXTS = [
     'The quick brown fox jumps over the lazy dog; it was, as they say, no great matter.',
     'Caf\u00e9 \ufb01nd \u2460 and \u4f60\u597d: <b>tags</b> [x] == [y] -------- ........ aaaaaaaa',
     'def train(self, text):    # spaces     and more',
-] * 20  # fmt: skip
+] * 20
 SYMBOLS = ['[MASK]', '[CLS]']
-MODELS = list(itertools.product(
-    ('bpe', 'unigram'), ('nmt_nfkc', 'identity'), (True, False), ([], SYMBOLS)
-))  # fmt: skip
+MODELS = list(
+    itertools.product(('bpe', 'unigram'), ('nmt_nfkc', 'identity'), (True, False), ([], SYMBOLS))
+)
 
 
 def hard_texts():
-    """Texts that spell special tokens, repeat, begin and end with spaces, hold any character."""
+    """Returns texts of special tokens, repetitions, outer spaces and arbitrary characters."""
     rng = random.Random(0)
     characters = [
         *map(chr, range(256)),
@@ -36,59 +36,89 @@ def hard_texts():
         '\U0010ffff',
         *'   aabb<<>>/[]',
     ]
-    parts = [*SYMBOLS, '</s>', '<pad>', '<unk>', '<s>', '<0x41>', '<0x0A>', ' ', '  ', 'a', 'the',
-             ' the', '<', '>', 's', '[', '\u2581', '\n', '-', '----', '.', '=']  # fmt: skip
+    parts = [
+        *SYMBOLS,
+        '</s>',
+        '<pad>',
+        '<unk>',
+        '<s>',
+        '<0x41>',
+        '<0x0A>',
+        ' ',
+        '  ',
+        'a',
+        'the',
+        ' the',
+        '<',
+        '>',
+        's',
+        '[',
+        '\u2581',
+        '\n',
+        '-',
+        '----',
+        '.',
+        '=',
+    ]
     texts = [''.join(rng.choices(characters, k=rng.randrange(30))) for _ in range(2000)]
     texts += [''.join(rng.choices(parts, k=rng.randrange(8))) for _ in range(2000)]
     texts += [part * n for part in parts for n in range(20)]
     return texts + TEXTS[:3] + ['', *parts]
 
 
-def differing(tokenizer, folder):
-    """Texts that the saved tokenizer.json encodes otherwise.
+def differing_texts(tokenizer, folder):
+    """Returns the texts that the saved tokenizer.json encodes differently.
 
-    Of a unigram model, not those with the same ids in another order: SentencePiece adds scores in
-    float32, `tokenizers` in float64, and rounding decides between `---- -` and `- ----`.
+    For a unigram model, texts with the same ids in another order do not count: SentencePiece adds
+    scores in float32, `tokenizers` in float64, and rounding decides between `---- -` and `- ----`.
     """
     tokenizer.save(folder)
     fast = library.Tokenizer.from_file(str(folder / 'tokenizer.json'))
     proto = messages.ModelProto.FromString((folder / 'tokenizer.model').read_bytes())
     bpe = proto.trainer_spec.model_type == 2
     texts = hard_texts()
-    found = [one.ids for one in fast.encode_batch(texts, add_special_tokens=False)]
-    pairs = list(zip(texts, tokenizer.encode(texts), found, strict=True))
-    assert sum(ours != theirs for _, ours, theirs in pairs) < len(texts) / 100
+    encodings = fast.encode_batch(texts, add_special_tokens=False)
+    expected = [encoding.ids for encoding in encodings]
+    pairs = list(zip(texts, tokenizer.encode(texts), expected, strict=True))
+    assert sum(ids != reference_ids for _, ids, reference_ids in pairs) < len(texts) / 100
     return [
         text
-        for text, ours, theirs in pairs
-        if (ours != theirs if bpe else sorted(ours) != sorted(theirs))
+        for text, ids, reference_ids in pairs
+        if (ids != reference_ids if bpe else sorted(ids) != sorted(reference_ids))
     ]
 
 
-def given(path, kind='bpe', rule='identity', fallback=False, symbols=(), **options):
-    """A model as others train them: words begin with a space, </s> has id 2."""
+def train_other(path, kind='bpe', rule='identity', fallback=False, symbols=(), **options):
+    """Trains a model with usual options: words begin with a space, </s> has id 2."""
     model = io.BytesIO()
     options = {'vocab_size': 400 if fallback else 130, 'hard_vocab_limit': False} | options
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_writer=model, model_type=kind, minloglevel=2,
-        byte_fallback=fallback, normalization_rule_name=rule, user_defined_symbols=list(symbols),
-        remove_extra_whitespaces=rule != 'identity', num_threads=1, **options,
-    )  # fmt: skip
+        sentence_iterator=iter(TEXTS),
+        model_writer=model,
+        model_type=kind,
+        minloglevel=2,
+        byte_fallback=fallback,
+        normalization_rule_name=rule,
+        user_defined_symbols=list(symbols),
+        remove_extra_whitespaces=rule != 'identity',
+        num_threads=1,
+        **options,
+    )
     path.write_bytes(model.getvalue())
     return tokenizers.read(str(path))
 
 
 @pytest.mark.parametrize('family', tokenizers.SYMBOLS)
-def test_a_vocabulary_of_ours_is_exported_exactly(data_cache, tmp_path, family):
+def test_trained_vocabulary_is_exported_exactly(data_cache, tmp_path, family):
     c = corpus.tiny_config(data_cache)
     c.student.family = family
-    assert differing(selection.load(c), tmp_path) == []
+    assert differing_texts(selection.load(c), tmp_path) == []
 
 
 @pytest.mark.parametrize(('kind', 'rule', 'fallback', 'symbols'), MODELS)
-def test_a_given_model_is_exported_exactly(tmp_path, kind, rule, fallback, symbols):
-    tokenizer = given(tmp_path / 'given.model', kind, rule, fallback, symbols)
-    assert differing(tokenizer, tmp_path / 'saved') == []
+def test_other_model_is_exported_exactly(tmp_path, kind, rule, fallback, symbols):
+    tokenizer = train_other(tmp_path / 'other.model', kind, rule, fallback, symbols)
+    assert differing_texts(tokenizer, tmp_path / 'saved') == []
 
 
 @pytest.mark.parametrize(
@@ -102,13 +132,13 @@ def test_a_given_model_is_exported_exactly(tmp_path, kind, rule, fallback, symbo
     ids=lambda options: next(iter(options)),
 )
 @pytest.mark.parametrize('kind', ['bpe', 'unigram'])
-def test_options_of_a_given_model_are_exported(tmp_path, kind, options):
-    tokenizer = given(tmp_path / 'given.model', kind, 'nmt_nfkc', True, SYMBOLS, **options)
-    assert differing(tokenizer, tmp_path / 'saved') == []
+def test_options_of_another_model_are_exported(tmp_path, kind, options):
+    tokenizer = train_other(tmp_path / 'other.model', kind, 'nmt_nfkc', True, SYMBOLS, **options)
+    assert differing_texts(tokenizer, tmp_path / 'saved') == []
 
 
-def test_merging_by_any_two_parts_would_give_other_ids(data_cache, tmp_path, monkeypatch):
-    """So that the one way to make a piece is worth its proof."""
+def test_merges_of_other_parts_give_other_ids(data_cache, tmp_path, monkeypatch):
+    """Shows that the tests above can detect a wrong list of merges."""
     tokenizer = selection.load(corpus.tiny_config(data_cache))
 
     def other_parts(piece, scores):
@@ -117,31 +147,32 @@ def test_merging_by_any_two_parts_would_give_other_ids(data_cache, tmp_path, mon
 
     monkeypatch.setattr(convert_sentencepiece, '_last_merge', other_parts)
     with pytest.raises((AssertionError, UserError)):
-        assert differing(tokenizer, tmp_path) == []
+        assert differing_texts(tokenizer, tmp_path) == []
 
 
-def test_a_special_token_ends_a_text_of_the_exported_tokenizer(tmp_path):
+def test_exported_tokenizer_adds_special_tokens(tmp_path):
     for name, symbols in (('plain', ()), ('bert', ('[CLS]', '[SEP]', '[MASK]'))):
         tokenizers.train(TEXTS, 350, tmp_path / name, symbols)
-        one = tokenizers.read(str(tmp_path / name))
-        one.save(tmp_path / f'{name}.saved')
+        tokenizer = tokenizers.read(str(tmp_path / name))
+        tokenizer.save(tmp_path / f'{name}.saved')
         fast = library.Tokenizer.from_file(str(tmp_path / f'{name}.saved' / 'tokenizer.json'))
-        (a, b), found = one.encode(['the fox', 'dog']), fast.encode('the fox', 'dog')
+        a, b = tokenizer.encode(['the fox', 'dog'])
+        encoding = fast.encode('the fox', 'dog')
         if symbols:
-            assert (found.ids, found.type_ids) == one.encode_pair('the fox', 'dog', 100)
+            assert (encoding.ids, encoding.type_ids) == tokenizer.encode_pair('the fox', 'dog', 100)
         else:
-            assert found.ids == [*a, 1, *b, 1]
+            assert encoding.ids == [*a, 1, *b, 1]
         assert fast.decode(a) == 'the fox'
 
 
-def test_a_tokenizer_json_alone_has_the_special_ids(tmp_path):
+def test_exported_tokenizer_json_has_the_special_ids(tmp_path):
     tokenizers.train(TEXTS, 350, tmp_path / 'model', ('[CLS]', '[SEP]', '[MASK]'))
-    one = tokenizers.read(str(tmp_path / 'model'))
-    one.save(tmp_path / 'saved')
+    tokenizer = tokenizers.read(str(tmp_path / 'model'))
+    tokenizer.save(tmp_path / 'saved')
     other = tokenizers.read(str(tmp_path / 'saved' / 'tokenizer.json'))
     for name in ('vocab_size', 'eos_id', 'pad_id', 'cls_id', 'sep_id', 'mask_id', 'special_ids'):
-        assert getattr(other, name) == getattr(one, name), name
-    assert (other.word_starts == one.word_starts).all()
+        assert getattr(other, name) == getattr(tokenizer, name), name
+    assert (other.word_starts == tokenizer.word_starts).all()
 
 
 def unused(proto):
@@ -183,34 +214,32 @@ def unescaped(proto):
     ],
     ids=lambda value: getattr(value, '__name__', None),
 )
-def test_what_has_no_exact_tokenizer_json_is_refused_before_a_file_is_written(
-    tmp_path, change, message
-):
+def test_model_without_an_exact_export_writes_no_file(tmp_path, change, message):
     tokenizers.train(TEXTS, 350, tmp_path / 'model')
     proto = messages.ModelProto.FromString((tmp_path / 'model').read_bytes())
     change(proto)
     (tmp_path / 'changed').write_bytes(proto.SerializeToString())
-    one = tokenizers.read(str(tmp_path / 'changed'))
+    tokenizer = tokenizers.read(str(tmp_path / 'changed'))
     with pytest.raises(UserError, match=message) as raised:
-        one.save(tmp_path / 'saved')
+        tokenizer.save(tmp_path / 'saved')
     assert str(raised.value).startswith(f'config.tokenizer.path = {tmp_path / "changed"}: ')
     assert '\n' not in str(raised.value)
     assert not (tmp_path / 'saved').exists()
 
 
-def test_a_normalisation_that_changes_a_symbol_is_refused(tmp_path):
-    one = given(tmp_path / 'given.model', 'bpe', 'nmt_nfkc_cf', True, SYMBOLS)
+def test_normalization_that_changes_a_symbol_is_an_error(tmp_path):
+    tokenizer = train_other(tmp_path / 'other.model', 'bpe', 'nmt_nfkc_cf', True, SYMBOLS)
     with pytest.raises(UserError, match=r"changes its symbol '\[MASK\]'"):
-        one.save(tmp_path / 'saved')
+        tokenizer.save(tmp_path / 'saved')
 
 
-def test_a_control_piece_of_one_character_is_refused(tmp_path):
-    one = given(tmp_path / 'given.model', 'bpe', control_symbols=['\u00a7'])
+def test_control_piece_of_one_character_is_an_error(tmp_path):
+    tokenizer = train_other(tmp_path / 'other.model', 'bpe', control_symbols=['\u00a7'])
     with pytest.raises(UserError, match='has a control piece of one character'):
-        one.save(tmp_path / 'saved')
+        tokenizer.save(tmp_path / 'saved')
 
 
-def test_a_unigram_model_whose_pieces_spell_a_control_piece_is_refused(tmp_path):
-    one = given(tmp_path / 'given.model', 'unigram', control_symbols=['--'])
+def test_pieces_that_spell_a_control_piece_are_an_error(tmp_path):
+    tokenizer = train_other(tmp_path / 'other.model', 'unigram', control_symbols=['--'])
     with pytest.raises(UserError, match="has pieces that spell '--' in a text"):
-        one.save(tmp_path / 'saved')
+        tokenizer.save(tmp_path / 'saved')

@@ -1,4 +1,4 @@
-"""Claims about the tokenizer of a run, and about the vocabularies trained here."""
+"""Tests of choosing the tokenizer of a run, and of training vocabularies."""
 
 import concurrent.futures
 import io
@@ -23,7 +23,7 @@ FAMILIES = tuple(tokenizers.SYMBOLS)
 BERT = ('[CLS]', '[SEP]', '[MASK]')
 
 
-def configuration(cache, family='gpt2'):
+def family_config(cache, family='gpt2'):
     c = corpus.tiny_config(cache)
     c.student.family = family
     return c
@@ -31,7 +31,7 @@ def configuration(cache, family='gpt2'):
 
 @pytest.fixture(scope='module')
 def families(data_cache):
-    return {family: selection.load(configuration(data_cache, family)) for family in FAMILIES}
+    return {family: selection.load(family_config(data_cache, family)) for family in FAMILIES}
 
 
 @pytest.fixture(scope='module', params=FAMILIES)
@@ -41,7 +41,7 @@ def tokenizer(families, request):
 
 @pytest.fixture
 def small(tmp_path):
-    """A vocabulary of 320 pieces with BERT's symbols, made anew."""
+    """Trains a vocabulary of 320 pieces with BERT's symbols."""
     tokenizers.train(TEXTS, 320, tmp_path / 'small.model', BERT)
     return tokenizers.read(str(tmp_path / 'small.model'))
 
@@ -49,17 +49,38 @@ def small(tmp_path):
 @pytest.mark.parametrize(
     'text',
     [
-        '', ' ', '  leading', 'trailing  ', 'a  b', '\n', '\n\n\n', 'a\n\n    b\n', '\t\ttabs\t',
-        '\r\n', 'caf\u00e9 cafe\u0301 \ufb01', '\U0001f600 \U0001f1e9\U0001f1ea', '\u4f60\u597d', '\u2581', 'a\u2581 \u2581b',
-        '\u2585 \u2047', '\u00a0\u3000', '\x00\x7f', '<unk> </s> <pad>', '<0x0A>', '\ufffd\ufeff',
-        '[MASK]', ' [CLS]a[SEP] b [MASK][MASK]', '[MASK', '[MASK]]\u2581[MASK]',
+        '',
+        ' ',
+        '  leading',
+        'trailing  ',
+        'a  b',
+        '\n',
+        '\n\n\n',
+        'a\n\n    b\n',
+        '\t\ttabs\t',
+        '\r\n',
+        'caf\u00e9 cafe\u0301 \ufb01',
+        '\U0001f600 \U0001f1e9\U0001f1ea',
+        '\u4f60\u597d',
+        '\u2581',
+        'a\u2581 \u2581b',
+        '\u2585 \u2047',
+        '\u00a0\u3000',
+        '\x00\x7f',
+        '<unk> </s> <pad>',
+        '<0x0A>',
+        '\ufffd\ufeff',
+        '[MASK]',
+        ' [CLS]a[SEP] b [MASK][MASK]',
+        '[MASK',
+        '[MASK]]\u2581[MASK]',
     ],
-)  # fmt: skip
-def test_decode_gives_back_the_text(tokenizer, text):
+)
+def test_decode_inverts_encode(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode([text])[0]) == text
 
 
-def test_decode_gives_back_random_text(tokenizer):
+def test_decode_inverts_encode_of_random_text(tokenizer):
     rng = random.Random(0)
     characters = [
         *map(chr, range(256)),
@@ -74,60 +95,70 @@ def test_decode_gives_back_random_text(tokenizer):
     assert [tokenizer.decode(ids) for ids in tokenizer.encode(texts)] == texts
 
 
-def test_no_text_is_encoded_to_padding_or_eos(tokenizer, data_cache):
+def test_text_is_never_encoded_to_padding_or_eos(tokenizer, data_cache):
     texts = [e['text'].decode() for e in pydocs.load(data_cache).as_data_source('test')]
     ids = {i for encoded in tokenizer.encode([*texts, '</s><pad>']) for i in encoded}
     assert not ids & {tokenizer.pad_id, tokenizer.eos_id}
     assert max(ids) < tokenizer.vocab_size
 
 
-def test_encoding_is_the_same_one_by_one(tokenizer):
+def test_encoding_does_not_depend_on_the_batch(tokenizer):
     assert [tokenizer.encode([text])[0] for text in TEXTS] == tokenizer.encode(TEXTS)
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_loaded_twice_is_trained_once(families, family, data_cache, monkeypatch):
+def test_tokenizer_is_trained_once(families, family, data_cache, monkeypatch):
     monkeypatch.setattr(tokenizers, 'train', None)
-    assert selection.load(configuration(data_cache, family)) == families[family]
+    assert selection.load(family_config(data_cache, family)) == families[family]
 
 
-@pytest.mark.parametrize('form', config.VIEWS)
-def test_neither_packages_nor_form_change_the_vocabulary(families, data_cache, form):
+@pytest.mark.parametrize('view', config.VIEWS)
+def test_packages_and_view_do_not_change_the_vocabulary(families, data_cache, view):
     c = corpus.tiny_config(data_cache)
     c.data.packages = ('numpy',)
-    c.data.view = form
+    c.data.view = view
     assert selection.load(c).fingerprint == families['gpt2'].fingerprint
 
 
 def test_each_family_has_its_special_ids(families):
-    found = {
-        family: (one.pad_id, one.eos_id, one.unk_id, one.cls_id, one.sep_id, one.mask_id)
-        for family, one in families.items()
+    ids = {
+        family: (
+            tokenizer.pad_id,
+            tokenizer.eos_id,
+            tokenizer.unk_id,
+            tokenizer.cls_id,
+            tokenizer.sep_id,
+            tokenizer.mask_id,
+        )
+        for family, tokenizer in families.items()
     }
-    assert found == {
+    assert ids == {
         'gpt2': (0, 1, 2, None, None, None),
         'bert': (0, 1, 2, 3, 4, 5),
         'mass': (0, 1, 2, None, None, 3),
     }
-    assert {family: len(one.special_ids) for family, one in families.items()} == {
-        'gpt2': 3, 'bert': 6, 'mass': 4,
-    }  # fmt: skip
+    assert {family: len(tokenizer.special_ids) for family, tokenizer in families.items()} == {
+        'gpt2': 3,
+        'bert': 6,
+        'mass': 4,
+    }
     assert all(
-        one.special_ids == frozenset(range(len(one.special_ids))) for one in families.values()
+        tokenizer.special_ids == frozenset(range(len(tokenizer.special_ids)))
+        for tokenizer in families.values()
     )
 
 
-def test_families_have_vocabularies_of_their_own(families):
-    assert len({one.fingerprint for one in families.values()}) == len(FAMILIES)
-    assert {one.vocab_size for one in families.values()} == {corpus.VOCAB_SIZE}
+def test_families_have_different_vocabularies(families):
+    assert len({tokenizer.fingerprint for tokenizer in families.values()}) == len(FAMILIES)
+    assert {tokenizer.vocab_size for tokenizer in families.values()} == {corpus.VOCAB_SIZE}
 
 
-def test_symbols_of_a_text_have_their_ids(families):
+def test_symbols_in_a_text_have_their_ids(families):
     assert families['bert'].encode([''.join(BERT)]) == [[3, 4, 5]]
     assert families['mass'].encode(['[MASK]']) == [[3]]
 
 
-def test_pieces_after_a_space_or_line_end_begin_words(small):
+def test_pieces_after_a_space_or_line_end_start_words(small):
     ids = small.encode(['the lazy\nfox[MASK]'])[0]
     starts = small.word_starts
     assert starts.shape == (320,)
@@ -138,7 +169,7 @@ def test_pieces_after_a_space_or_line_end_begin_words(small):
 
 
 @pytest.mark.parametrize('symbols', [(), BERT])
-def test_equal_texts_give_an_equal_file(tmp_path, capfd, symbols):
+def test_equal_texts_give_an_equal_model_file(tmp_path, capfd, symbols):
     for name in ('a', 'b'):
         tokenizers.train(iter(TEXTS), 310, tmp_path / name, symbols)
     assert (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes()
@@ -146,46 +177,58 @@ def test_equal_texts_give_an_equal_file(tmp_path, capfd, symbols):
     assert capfd.readouterr() == ('', '')
 
 
-def test_a_vocabulary_without_symbols_is_what_sentencepiece_trains_without_them(tmp_path):
-    tokenizers.train(TEXTS, 310, tmp_path / 'ours')
+def test_training_without_symbols_equals_sentencepiece(tmp_path):
+    tokenizers.train(TEXTS, 310, tmp_path / 'trained')
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for text in TEXTS for line in text.split('\n') if line),
-        model_writer=model, model_type='bpe', vocab_size=310, pad_id=0, eos_id=1, unk_id=2,
-        bos_id=-1, byte_fallback=True, character_coverage=0.9995, minloglevel=2, num_threads=1,
-        normalization_rule_name='identity', remove_extra_whitespaces=False, max_sentence_length=4192,
-        add_dummy_prefix=False, allow_whitespace_only_pieces=True,
-    )  # fmt: skip
-    assert (tmp_path / 'ours').read_bytes() == model.getvalue()
+        model_writer=model,
+        model_type='bpe',
+        vocab_size=310,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        byte_fallback=True,
+        character_coverage=0.9995,
+        minloglevel=2,
+        num_threads=1,
+        normalization_rule_name='identity',
+        remove_extra_whitespaces=False,
+        max_sentence_length=4192,
+        add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True,
+    )
+    assert (tmp_path / 'trained').read_bytes() == model.getvalue()
 
 
-def test_threads_may_share_a_tokenizer(tokenizer):
+def test_threads_can_share_a_tokenizer(tokenizer):
     texts = [f'{text} {i}' for i in range(50) for text in TEXTS]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda text: tokenizer.encode([text])[0], texts))
-    assert found == tokenizer.encode(texts)
+        ids = list(pool.map(lambda text: tokenizer.encode([text])[0], texts))
+    assert ids == tokenizer.encode(texts)
 
 
 @pytest.mark.e2e
-def test_a_forked_process_encodes_and_says_nothing(small, tmp_path):
-    """The `tokenizers` library warns, and may hang, where its threads ran before a fork."""
+def test_forked_process_encodes_silently(small, tmp_path):
+    """The `tokenizers` library warns, and can hang, if its threads ran before a fork."""
     small.save(tmp_path / 'saved')
     code = (
         'import os, sys\n'
         'from lightpaff_jax.data import tokenizers\n'
-        'one = tokenizers.read(sys.argv[1])\n'
+        'tokenizer = tokenizers.read(sys.argv[1])\n'
         "texts = ['some text'] * 1000\n"
-        'before = one.encode(texts)\n'
+        'before = tokenizer.encode(texts)\n'
         'child = os.fork()\n'
-        'if not child: os._exit(0 if one.encode(texts) == before else 3)\n'
+        'if not child: os._exit(0 if tokenizer.encode(texts) == before else 3)\n'
         'sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))'
     )
     command = [sys.executable, '-W', 'ignore', '-c', code, str(tmp_path / 'saved/tokenizer.json')]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, '')
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (process.returncode, process.stderr) == (0, '')
 
 
-def test_pairs_by_hand(small):
+def test_pairs_equal_handwritten_ones(small):
     a, b = small.encode(['the fox', 'dog'])
     assert small.encode_pair('the fox', 'dog', 100) == (
         [3, *a, 4, *b, 4],
@@ -196,18 +239,18 @@ def test_pairs_by_hand(small):
     assert small.encode_pair('the fox', 'dog', 6) == ([3, *a[:2], 4, *b[:1], 4], [0] * 4 + [1] * 2)
 
 
-def test_the_longer_text_is_cut_as_the_library_does():
+def test_truncated_lengths_equal_the_library():
     model = library.models.WordLevel({'a': 0, 'b': 1}, unk_token='a')
     reference = library.Tokenizer(model)
     reference.pre_tokenizer = library.pre_tokenizers.Whitespace()
-    for first, second, room in itertools.product(range(9), range(9), range(1, 18)):
-        reference.enable_truncation(room, strategy='longest_first')
+    for first, second, capacity in itertools.product(range(9), range(9), range(1, 18)):
+        reference.enable_truncation(capacity, strategy='longest_first')
         ids = reference.encode('a ' * first, 'b ' * second).ids
-        found = tokenizers.truncated_lengths(first, second, room)
-        assert found == (ids.count(0), ids.count(1)), (first, second, room)
+        lengths = tokenizers.truncated_lengths(first, second, capacity)
+        assert lengths == (ids.count(0), ids.count(1)), (first, second, capacity)
 
 
-def test_a_saved_tokenizer_is_read_back_the_same(tokenizer, tmp_path):
+def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path / 'saved')
     names = {'tokenizer.model', 'tokenizer.json', 'tokenizer_config.json'}
     assert {file.name for file in (tmp_path / 'saved').iterdir()} == names
@@ -216,34 +259,37 @@ def test_a_saved_tokenizer_is_read_back_the_same(tokenizer, tmp_path):
     assert again.encode(TEXTS) == tokenizer.encode(TEXTS)
 
 
-def test_a_tokenizer_comes_from_path_then_teacher_then_start_then_text(tmp_path, data_cache):
+def test_tokenizer_precedence_is_path_teacher_start_text(tmp_path, data_cache):
     c = corpus.tiny_config(data_cache)
-    made = {}
-    for name, size in (('given', 310), ('teacher', 311), ('start', 312)):
+    folders = {}
+    for name, size in (('configured', 310), ('teacher', 311), ('start', 312)):
         tokenizers.train(TEXTS, size, tmp_path / 'model')
         tokenizers.read(str(tmp_path / 'model')).save(tmp_path / name / 'tokenizer')
-        made[name] = str(tmp_path / name)
+        folders[name] = str(tmp_path / name)
     trained = selection.load(c)
     assert data_cache in trained.path
-    c.student.init, c.student.vocab_size = made['start'], 312
-    assert selection.load(c).path == f'{made["start"]}/tokenizer'
-    c.teacher.path, c.student.vocab_size = made['teacher'], 311
-    assert selection.load(c).path == f'{made["teacher"]}/tokenizer'
-    c.tokenizer.path, c.student.vocab_size = f'{made["given"]}/tokenizer', 310
+    c.student.init, c.student.vocab_size = folders['start'], 312
+    assert selection.load(c).path == f'{folders["start"]}/tokenizer'
+    c.teacher.path, c.student.vocab_size = folders['teacher'], 311
+    assert selection.load(c).path == f'{folders["teacher"]}/tokenizer'
+    c.tokenizer.path, c.student.vocab_size = f'{folders["configured"]}/tokenizer', 310
     assert selection.load(c).path == c.tokenizer.path
     c.tokenizer.path = c.teacher.path = ''
     c.student.init, c.student.vocab_size = 'teacher_layers', corpus.VOCAB_SIZE
     assert selection.load(c) == trained
 
 
-def test_a_mixture_has_the_tokenizer_of_its_first_prepared_part(tmp_path, small):
+def test_mixture_has_the_tokenizer_of_its_prepared_part(tmp_path, small):
     small.save(tmp_path / 'one' / 'tokenizer')
     (tmp_path / 'none').mkdir()
     c = config.default()
     c.data.source, c.student.vocab_size = 'mixture', small.vocab_size
     c.data.mixture = (f'text:{tmp_path}=1', f'prepared:{tmp_path}/one=2', 'prepared:/other=1')
-    found = selection.load(c)
-    assert (found.path, found.fingerprint) == (f'{tmp_path}/one/tokenizer', small.fingerprint)
+    tokenizer = selection.load(c)
+    assert (tokenizer.path, tokenizer.fingerprint) == (
+        f'{tmp_path}/one/tokenizer',
+        small.fingerprint,
+    )
     c.data.mixture = (f'prepared:{tmp_path}/none=2', f'prepared:{tmp_path}/one=2')
     with pytest.raises(UserError, match=f'^{tmp_path}/none: has no manifest.json'):
         selection.load(c)
@@ -252,7 +298,7 @@ def test_a_mixture_has_the_tokenizer_of_its_first_prepared_part(tmp_path, small)
         selection.load(c)
 
 
-def test_a_folder_without_a_tokenizer_has_none_to_find(tmp_path, small):
+def test_find_returns_the_tokenizer_of_a_folder_or_none(tmp_path, small):
     assert tokenizers.find(str(tmp_path / 'absent')) is None
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'config.json').write_text('{}')
@@ -263,7 +309,7 @@ def test_a_folder_without_a_tokenizer_has_none_to_find(tmp_path, small):
     assert tokenizers.find(str(tmp_path / 'run')) == str(tmp_path / 'run' / 'tokenizer')
 
 
-def test_a_malformed_tokenizer_of_the_teacher_names_the_teacher(tmp_path, data_cache):
+def test_malformed_tokenizer_of_the_teacher_names_its_key(tmp_path, data_cache):
     c = corpus.tiny_config(data_cache)
     (tmp_path / 'tokenizer.json').write_text('{}')
     c.teacher.path = str(tmp_path)
@@ -272,13 +318,13 @@ def test_a_malformed_tokenizer_of_the_teacher_names_the_teacher(tmp_path, data_c
 
 
 @pytest.mark.parametrize('size', [10, 100_000])
-def test_a_size_that_does_not_fit_the_texts_is_a_user_error(tmp_path, size):
+def test_vocabulary_size_that_does_not_fit_is_an_error(tmp_path, size):
     with pytest.raises(UserError, match=f'vocab_size = {size}: '):
         tokenizers.train(TEXTS, size, tmp_path / 'model')
     assert not (tmp_path / 'model').exists()
 
 
-def test_tokenizer_with_more_ids_than_the_network_is_an_error_that_names_both(tmp_path, data_cache):
+def test_tokenizer_larger_than_the_network_is_an_error(tmp_path, data_cache):
     tokenizers.train(TEXTS, 310, tmp_path / 'model')
     c = corpus.tiny_config(data_cache)
     c.tokenizer.path = str(tmp_path / 'model')
@@ -290,13 +336,13 @@ def test_tokenizer_with_more_ids_than_the_network_is_an_error_that_names_both(tm
         assert selection.load(c).path == c.tokenizer.path
 
 
-def test_missing_file_is_a_user_error(tmp_path):
+def test_missing_tokenizer_file_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match='no such file'):
         tokenizers.read(str(tmp_path / 'absent.model'))
 
 
 @pytest.mark.parametrize('content', [b'', b'no model', bytes(range(256))])
-def test_file_of_another_kind_is_a_user_error(tmp_path, content, capfd):
+def test_file_of_another_format_is_a_user_error(tmp_path, content, capfd):
     (tmp_path / 'file').write_bytes(content)
     with pytest.raises(UserError, match='must be a SentencePiece model'):
         tokenizers.read(str(tmp_path / 'file'))

@@ -1,4 +1,4 @@
-"""A word's ids are those it has in its text: encoding each word once changes none."""
+"""Tests of the word cache: encoding each word once does not change ids."""
 
 import itertools
 import os
@@ -14,14 +14,70 @@ from lightpaff_jax.data.tokenizers import huggingface
 
 DATA = os.environ.get('LIGHTPAFF_DATA')
 PIECES = [
-    ' ', ' ', ' ', ' ', '  ', '\t', '\n', '\r\n', '\u00a0', '\u2028', '\u3000', '\u1680', '\x1c', '\x1f', '\x85',
-    '\u200b', '\u180e', '\ufeff', '\x00', '\x07', '\ufffd', 'a', 'ab', 'The', 'dog', "'s", "'ll", "don't", '1', '42',
-    '\u00bd', '.', '...', ',', '(', '\u2014', '\u00e9', 'e\u0301', '\u0301', 'İ', 'Σ', 'ς', 'ß', '中文', '語', '\u0627', 'ש', 'क्ष', '\U0001f600',
-    '\U0001f468\u200d\U0001f469', '<s>', '</s>', '<mask>', '[MASK]', '[CLS]', '<|endoftext|>', 'ing', '##ing', '▁', 'Ġ',
-]  # fmt: skip
+    ' ',
+    ' ',
+    ' ',
+    ' ',
+    '  ',
+    '\t',
+    '\n',
+    '\r\n',
+    '\u00a0',
+    '\u2028',
+    '\u3000',
+    '\u1680',
+    '\x1c',
+    '\x1f',
+    '\x85',
+    '\u200b',
+    '\u180e',
+    '\ufeff',
+    '\x00',
+    '\x07',
+    '\ufffd',
+    'a',
+    'ab',
+    'The',
+    'dog',
+    "'s",
+    "'ll",
+    "don't",
+    '1',
+    '42',
+    '\u00bd',
+    '.',
+    '...',
+    ',',
+    '(',
+    '\u2014',
+    '\u00e9',
+    'e\u0301',
+    '\u0301',
+    'İ',
+    'Σ',
+    'ς',
+    'ß',
+    '中文',
+    '語',
+    '\u0627',
+    'ש',
+    'क्ष',
+    '\U0001f600',
+    '\U0001f468\u200d\U0001f469',
+    '<s>',
+    '</s>',
+    '<mask>',
+    '[MASK]',
+    '[CLS]',
+    '<|endoftext|>',
+    'ing',
+    '##ing',
+    '▁',
+    'Ġ',
+]
 
 
-def drawn(n, longest=24, seed=0):
+def random_texts(n, longest=24, seed=0):
     draw = random.Random(seed)
     return [''.join(draw.choices(PIECES, k=draw.randint(0, longest))) for _ in range(n)]
 
@@ -32,7 +88,7 @@ def byte_level(normalizer=None, prefix=False, added=()):
     trainer = trainers.BpeTrainer(
         vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    fast.train_from_iterator(drawn(2000, seed=1), trainer)
+    fast.train_from_iterator(random_texts(2000, seed=1), trainer)
     fast.normalizer = normalizer
     fast.add_special_tokens(['<|endoftext|>', *added])
     return fast
@@ -59,12 +115,12 @@ def word_piece(lowercase):
     return fast
 
 
-def ours(fast):
+def wrap(fast):
     return huggingface.HuggingFace(fast, {}, 'a tokenizer')
 
 
-def direct(fast, texts):
-    return [one.ids for one in fast.encode_batch(texts, add_special_tokens=False)]
+def library_ids(fast, texts):
+    return [encoding.ids for encoding in fast.encode_batch(texts, add_special_tokens=False)]
 
 
 CASES = {
@@ -76,53 +132,54 @@ CASES = {
     'normalized': (lambda: byte_level(normalizers.NFKC()), False),
     'token with a space': (lambda: byte_level(added=['the dog']), False),
     'token that takes spaces': (
-        lambda: byte_level(added=[reference.AddedToken('<mask>', rstrip=True)]), False,
+        lambda: byte_level(added=[reference.AddedToken('<mask>', rstrip=True)]),
+        False,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_ids_are_those_of_the_library(name):
-    make, apart = CASES[name]
+def test_cached_words_give_the_ids_of_the_library(name):
+    make, splits_words = CASES[name]
     fast = make()
-    mine = ours(fast)
-    assert mine._splits_words == apart
-    texts = drawn(4000)
-    wanted = direct(fast, texts)
-    for first in range(0, len(texts), 400):  # what is known grows
-        assert mine.encode(texts[first : first + 400]) == wanted[first : first + 400]
-    assert mine.encode(texts) == wanted
-    assert (len(mine._cache) > 1000) == apart
+    tokenizer = wrap(fast)
+    assert tokenizer._splits_words == splits_words
+    texts = random_texts(4000)
+    expected = library_ids(fast, texts)
+    for first in range(0, len(texts), 400):  # the cache grows
+        assert tokenizer.encode(texts[first : first + 400]) == expected[first : first + 400]
+    assert tokenizer.encode(texts) == expected
+    assert (len(tokenizer._cache) > 1000) == splits_words
 
 
-def test_all_short_texts_around_a_space():
+def test_ids_around_a_space_equal_the_library():
     fast = byte_level()
     texts = [''.join(parts) for parts in itertools.product(PIECES, [' ', '  '], PIECES, ['', ' a'])]
-    assert ours(fast).encode(texts) == direct(fast, texts)
+    assert wrap(fast).encode(texts) == library_ids(fast, texts)
 
 
-def test_what_is_known_is_bounded_and_forgotten_in_a_pickle(monkeypatch):
+def test_word_cache_is_bounded_and_not_pickled(monkeypatch):
     monkeypatch.setattr(huggingface, '_MAX_CACHE', 2000)
     fast = byte_level()
-    mine = ours(fast)
-    texts = drawn(3000)
-    wanted = direct(fast, texts)
+    tokenizer = wrap(fast)
+    texts = random_texts(3000)
+    expected = library_ids(fast, texts)
     for first in range(0, len(texts), 10):
-        assert mine.encode(texts[first : first + 10]) == wanted[first : first + 10]
-        assert sum(map(len, mine._cache)) <= 2000 + sum(map(len, texts[first : first + 10]))
-    again = pickle.loads(pickle.dumps(mine))
+        assert tokenizer.encode(texts[first : first + 10]) == expected[first : first + 10]
+        assert sum(map(len, tokenizer._cache)) <= 2000 + sum(map(len, texts[first : first + 10]))
+    again = pickle.loads(pickle.dumps(tokenizer))
     assert again._cache == {}
-    assert again.encode(texts) == wanted
+    assert again.encode(texts) == expected
 
 
 @pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names no folder')
 @pytest.mark.parametrize('name', ['gpt2', 'bert-base-uncased'])
-def test_real_text_has_the_ids_of_the_library(name):
+def test_ids_of_real_text_equal_the_library(name):
     folder = pathlib.Path(DATA) / 'tokenizers' / name
     file = huggingface.find_file(folder)
-    mine = huggingface.read(file, True, 'a tokenizer')
-    fast = reference.Tokenizer.from_str(mine._fast.to_str())
-    assert mine._splits_words
+    tokenizer = huggingface.read(file, True, 'a tokenizer')
+    fast = reference.Tokenizer.from_str(tokenizer._fast.to_str())
+    assert tokenizer._splits_words
     for path in (
         'wikitext-2/wiki.valid.tokens',
         'multi30k/val.fr',
@@ -130,4 +187,4 @@ def test_real_text_has_the_ids_of_the_library(name):
         'cornell/pairs.train.tsv',
     ):
         texts = (pathlib.Path(DATA) / path).read_text(encoding='utf-8').split('\n')
-        assert mine.encode(texts) == direct(fast, texts)
+        assert tokenizer.encode(texts) == library_ids(fast, texts)
