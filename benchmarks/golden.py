@@ -36,4 +36,6 @@ def main(root: str) -> None:
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    if len(sys.argv) != 2 or not pathlib.Path(sys.argv[1]).is_dir():
+        sys.exit('usage: python benchmarks/golden.py RUNS, a folder of finished runs')
+    main(sys.argv[1])

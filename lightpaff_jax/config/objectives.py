@@ -58,7 +58,7 @@ OBJECTIVES = {
         perplexity_unit='predicted token',
         keys=('data.packing', 'data.mask_rate', 'data.whole_words'),
         protocol='{mask_rate:.3g} of the tokens of {blocks}',
-        note='Perplexity and accuracy are those of the tokens that are masked. ',
+        note='Perplexity and accuracy count the masked tokens. ',
     ),
     'mass': Objective(
         families=('mass',),
@@ -68,7 +68,7 @@ OBJECTIVES = {
         # It does not read target_length, but shares its section `data` with the fine-tuning runs of a recipe.
         keys=('data.packing', 'data.span_rate', 'data.target_length'),
         protocol='a fragment of {span_rate:.3g} of {blocks}',
-        note='Perplexity and accuracy are those of the fragment that is left out. ',
+        note='Perplexity and accuracy count the tokens of the masked span. ',
     ),
     'classify': Objective(
         families=('bert',),
@@ -81,8 +81,8 @@ OBJECTIVES = {
         protocol='every example once, at most {length} tokens of it',
         note=(
             'Binomial error: √(p (1 - p) / n), the standard error of one seed with accuracy p over n '
-            'test examples, mean over seeds; the error over seeds does not count it. That of a '
-            'difference takes two arms as independent, though they are scored on the same examples. '
+            'test examples, mean over seeds; the error over seeds does not include it. The error of a '
+            'difference treats two students as independent, although they share the test examples. '
         ),
     ),
     'seq2seq': Objective(

@@ -62,7 +62,7 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float | 
 
 
 OF_TEXTS = {'bleu': bleu, **dict.fromkeys(ROUGE, rouge)}
-"""Metric of `config.GENERATED` -> what gives it, (texts, references) -> scores."""
+"""Metric of `config.GENERATION_METRICS` -> function `(texts, references) -> scores`."""
 
 
 def of_logits(logits_BV: Float[np.ndarray, 'B V'], labels_B: Int[np.ndarray, ' B'],
