@@ -37,5 +37,6 @@ def main(root: str) -> None:
 
 if __name__ == '__main__':
     if len(sys.argv) != 2 or not pathlib.Path(sys.argv[1]).is_dir():
-        sys.exit('usage: python benchmarks/golden.py RUNS, a folder of finished runs')
+        print('usage: python benchmarks/golden.py RUNS, a folder of finished runs', file=sys.stderr)
+        sys.exit(2)
     main(sys.argv[1])
