@@ -156,7 +156,7 @@ def batch_function(
     shapes = objectives.buckets(c)
     if c.data.buckets:
         assert isinstance(records, Records), 'validation refuses buckets of a mixture'
-        fits = objectives.smallest(c, shapes, records.lengths())
+        fits = objectives.smallest_bucket(c, shapes, records.lengths())
         rows_of = sampler.make_bucketed(fits, c.seed, size)
     else:
         rows_of = sampler.make(prepared, c.seed, size)

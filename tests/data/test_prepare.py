@@ -96,8 +96,8 @@ def test_every_example_is_a_record_of_its_ids_in_order(data_cache, vocabulary, f
         found, stats = read(prepared, split), prepared.split(split)
         assert len(found) == len(examples) == stats['examples']
         for record, example in list(zip(found, examples, strict=True))[::7]:
-            fit = objectives.OBJECTIVES[c.objective].fit
-            fitted = fit(c, *vocabulary.encode([example.first, example.second]))
+            truncate = objectives.OBJECTIVES[c.objective].truncate
+            fitted = truncate(c, *vocabulary.encode([example.first, example.second]))
             assert record.first.tolist() == fitted.first
             assert record.second.tolist() == fitted.second
             assert record.label == example.label
@@ -244,7 +244,7 @@ def test_whole_documents_hold_every_id_once(tmp_path, vocabulary, name):
     prepared = prepare.prepare(c, vocabulary)
     for split in sources.SPLITS:
         found = read(prepared, split)
-        size, each, separator = objectives.OBJECTIVES[name].packed(c, vocabulary)
+        size, each, separator = objectives.OBJECTIVES[name].packing(c, vocabulary)
         assert all(len(r.first) + each * len(r.second) <= size for r in found)
         assert all(len(r.first) == r.second.sum() for r in found)
         texts = [vocabulary.encode([e.first])[0] for e in sources.examples(c, split)]

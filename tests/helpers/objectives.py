@@ -4,7 +4,7 @@ import numpy as np
 
 from lightpaff_jax import config
 from lightpaff_jax.data import objectives
-from lightpaff_jax.data.objectives import collate as rows_lib
+from lightpaff_jax.data.objectives import collate
 from lightpaff_jax.data.records import Record
 
 
@@ -41,4 +41,4 @@ def share_is(share, p, n):
 
 
 def given(monkeypatch, *rows):
-    monkeypatch.setattr(rows_lib, 'uniform', lambda keys, n: np.array(rows, np.float64))
+    monkeypatch.setattr(collate, 'uniform', lambda keys, n: np.array(rows, np.float64))

@@ -1,94 +1,105 @@
-"""OBJECTIVES: records -> what is predicted from what. `config.objective` names one.
+"""OBJECTIVES: the functions of each objective, which turn records into arrays of a batch.
 
-What is masked is drawn from (seed, epoch, record) alone, so neither the batch, nor the process,
-nor the order of reading changes it. BERT: Devlin et al., arXiv 1810.04805, section 3.1; MASS: Song
+`config.objective` names an objective; `lightpaff_jax.config.objectives` holds its plain data.
+
+Random choices depend only on (seed, epoch, record), so they are the same in every batch, in every
+process and in every order of reading. BERT: Devlin et al., arXiv 1810.04805, section 3.1; MASS: Song
 et al., arXiv 1905.02450, section 3.2.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.batch import Shape
-from lightpaff_jax.data.objectives import collate as rows_lib
-from lightpaff_jax.data.objectives import masking
+from lightpaff_jax.data.objectives import collate, masking
 from lightpaff_jax.data.objectives.collate import Arrays, Key
 from lightpaff_jax.data.records import Record, is_padding
 from lightpaff_jax.data.tokenizers import Tokenizer, truncated_lengths
 
 
-class Pieces(NamedTuple):
-    """How one stream of documents, each with a `separator` behind it, is cut into blocks."""
+class BlockLayout(NamedTuple):
+    """How the stream of all documents, each followed by a separator, is cut into blocks."""
 
     size: int
-    """Ids a block."""
+    """Number of ids of a block."""
     stride: int
-    """Ids from the beginning of one block to that of the next."""
+    """Number of ids from the start of a block to the start of the next."""
     separator: int | None
-    leads: bool
-    """Whether the stream begins with a separator too."""
+    leading_separator: bool
+    """Whether the stream starts with a separator too."""
 
 
-class Packed(NamedTuple):
-    """How many whole documents fit into one row."""
+class Packing(NamedTuple):
+    """How whole documents are packed into rows."""
 
-    size: int
-    """Ids a row."""
-    each: int
-    """Ids that a document needs beside its own."""
+    capacity: int
+    """Number of ids of a row."""
+    overhead: int
+    """Number of ids that each document takes in addition to its own."""
     separator: int | None = None
-    """Stands before and behind each document, on disk too; of a document that is cut, the last id of
-    a piece begins the next. None: nothing is added, and pieces have nothing in common."""
+    """Id before and after each document, stored on disk; each part of a document that is cut starts
+    with the last id of the part before. None: documents are stored as they are, and their parts
+    share no id."""
 
 
-class Fitted(NamedTuple):
-    """The texts of one example, cut to what there is room for."""
+class Truncation(NamedTuple):
+    """The texts of an example, truncated to the configured lengths."""
 
     first: list[int]
     second: list[int]
     length: int
-    """Ids there would be with the special ones, were nothing cut."""
+    """Number of ids before truncation, with special ids."""
     limit: int
-    """How many there may be."""
+    """The largest number allowed."""
 
 
 class Objective(NamedTuple):
-    """What a task predicts from what.
+    """The functions of an objective.
 
-    Records are made of documents, by `pieces` or `packed`, or of examples, by `fit`.
+    Its records are made of documents, by `block_layout` or `packing`, or of examples, by `truncate`.
     """
 
-    needs: tuple[str, ...]
+    required_ids: tuple[str, ...]
     """Special ids that the tokenizer must have."""
     shape: Callable[[ConfigDict], Shape]
     arrays: Callable[[ConfigDict, Tokenizer, Sequence[Record], Sequence[Key]], Arrays]
-    pieces: Callable[[ConfigDict, Tokenizer], Pieces] | None = None
-    packed: Callable[[ConfigDict, Tokenizer], Packed] | None = None
-    fit: Callable[[ConfigDict, list[int], list[int]], Fitted] | None = None
-    room: Callable[[np.ndarray], np.ndarray] | None = None
-    """Of records of [n, 2] ids in each text: tokens [n, 2] they need of `length` and `target_length`."""
+    block_layout: Callable[[ConfigDict, Tokenizer], BlockLayout] | None = None
+    packing: Callable[[ConfigDict, Tokenizer], Packing] | None = None
+    truncate: Callable[[ConfigDict, list[int], list[int]], Truncation] | None = None
+    row_lengths: Callable[[np.ndarray], np.ndarray] | None = None
+    """Maps the numbers of ids of both texts [n, 2] to the `length` and `target_length` [n, 2] that
+    a row needs for them."""
 
 
-def clm(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
-        keys: Sequence[Key]) -> Arrays:  # fmt: skip
-    """Causal language modelling: every id of a block of T+1 from those before it.
+def clm(
+    c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record], keys: Sequence[Key]
+) -> Arrays:
+    """Causal language modelling: predicts every id of a block of T+1 from the ids before it.
 
-    Of whole documents each has eos before it as input and behind it as label, and sees itself alone;
-    a piece of one that was cut begins with the last id of the piece before.
+    In a row of whole documents, eos is the first input and the last label of each document, and a
+    document attends only to itself. A part of a document that was cut starts with the last id of
+    the part before.
 
     Returns:
-      tokens [B, T] = ids 0 ... T-1, padded; labels [B, T] = ids 1 ... T, 0 behind the end;
-      weights [B, T] = 1 where the label is real, else 0. Causal and padded on the right: no mask.
-      Of whole documents also segments, position_ids [B, T].
+      tokens [B, T]: ids 0 ... T-1, then padding.
+      labels [B, T]: ids 1 ... T, then 0.
+      weights [B, T]: 1 for a label, 0 after the last one.
+      segments, position_ids [B, T]: only for rows of whole documents. Blocks need no mask, because
+        attention is causal and padding is on the right.
     """
     del keys
     length = c.data.length
     if c.data.packing == 'best_fit':
-        return _clm_of_documents(length, tokenizer, records)
-    ids_BT1, real_BT1 = rows_lib.padded([r.first for r in records], length + 1, tokenizer.pad_id)
+        documents = _documents(c, records)
+        # A document of n + 1 ids gives n inputs.
+        segments = _segments(c, documents, -1, None)
+        return _next_ids(documents, length, tokenizer.pad_id) | segments
+    ids_BT1, real_BT1 = collate.pad([[r.first] for r in records], length + 1, tokenizer.pad_id)
     real_BT = real_BT1[:, 1:]
     return {
         'tokens': ids_BT1[:, :-1],
@@ -97,60 +108,70 @@ def clm(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
     }
 
 
-def _clm_of_documents(length: int, tokenizer: Tokenizer, records: Sequence[Record]) -> Arrays:
-    rows = [rows_lib.documents(r) for r in records]
-    inputs = [rows_lib.joined([[d[:-1]] for d in row]) for row in rows]
-    labels = [rows_lib.joined([[d[1:]] for d in row]) for row in rows]
-    ids_BT, real_BT = rows_lib.padded(inputs, length, tokenizer.pad_id)
-    sizes = [[len(d) - 1 for d in row] for row in rows]
-    return {
-        'tokens': ids_BT,
-        'labels': rows_lib.padded(labels, length, 0)[0],
-        'weights': real_BT.astype(np.float32),
-        **rows_lib.places('segments', 'position_ids', sizes, length),
-    }
+def _next_ids(rows: Sequence[Sequence[np.ndarray]], length: int, pad_id: int) -> Arrays:
+    """Predicts every id of a text, except the first, from the ids before it."""
+    tokens_BT, real_BT = collate.pad([[ids[:-1] for ids in row] for row in rows], length, pad_id)
+    labels_BT, _ = collate.pad([[ids[1:] for ids in row] for row in rows], length, 0)
+    return {'tokens': tokens_BT, 'labels': labels_BT, 'weights': real_BT.astype(np.float32)}
 
 
-def mlm(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
-        keys: Sequence[Key]) -> Arrays:  # fmt: skip
-    """Masked language modelling: some ids of [CLS] block [SEP] from all the others.
+def _documents(c: ConfigDict, records: Sequence[Record]) -> list[list[np.ndarray]]:
+    """Returns the documents of each row; a block counts as one document."""
+    if c.data.packing == 'best_fit':
+        return [collate.split_documents(record) for record in records]
+    return [[record.first] for record in records]
 
-    Of a row's n ids that are not special max(1, round(masked n)) are predicted, drawn without
-    replacement. Each of these is read as [MASK] with probability 0.8, as any id that is not
-    special with 0.1, as itself with 0.1. With `config.data.whole_words` words are drawn, not ids,
-    and one that would exceed the count is passed over: so there may be fewer.
 
-    Of whole documents each has its own [CLS] and [SEP] and sees itself alone.
+def _segments(
+    c: ConfigDict, documents: list[list[np.ndarray]], special: int, real_BT: Any, prefix: str = ''
+) -> Arrays:
+    """Returns the segments of rows whose documents have `special` additional ids each."""
+    if c.data.packing != 'best_fit':
+        return {f'{prefix}segments': real_BT.astype(np.int32)}
+    lengths = [[len(d) + special for d in row] for row in documents]
+    return collate.segments(lengths, c.data.length, prefix)
+
+
+def mlm(
+    c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record], keys: Sequence[Key]
+) -> Arrays:
+    """Masked language modelling: predicts some ids of [CLS] block [SEP] from all others.
+
+    In a row with n ids that are not special, max(1, round(mask_rate * n)) of them are predicted,
+    drawn without replacement. The input has [MASK] in the place of a predicted id with probability
+    0.8, any id that is not special with 0.1, and the id itself with 0.1. With
+    `config.data.whole_words`, words are drawn instead of ids; a word that would exceed the number
+    is skipped, so fewer ids may be predicted.
+
+    In a row of whole documents each has its own [CLS] and [SEP] and attends only to itself.
 
     Returns:
-      tokens, segments [B, T] (1, padding 0; of whole documents 1, 2, ... and position_ids); positions [B, P] in rising order, labels (the ids
-      that stood there), weights (1), all three 0 behind the last one.
+      tokens [B, T].
+      segments [B, T]: 1, or 1, 2, ... for whole documents; 0 on padding.
+      position_ids [B, T]: only for whole documents.
+      positions, labels, weights [B, P]: the predicted positions in rising order, their original ids
+        and 1; all are 0 after the last one.
     """
-    length, predicted = mlm_shape(c)[:2]
+    length, predicted, _ = mlm_shape(c)
     cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
-    parts = [rows_lib.documents(r) if c.data.packing == 'best_fit' else [r.first] for r in records]
-    rows = [rows_lib.joined([[cls, d, sep] for d in row]) for row in parts]
-    ids_BT, real_BT = rows_lib.padded(rows, length, tokenizer.pad_id)
-    places: Arrays = {'segments': real_BT.astype(np.int32)}
-    if c.data.packing == 'best_fit':
-        sizes = [[len(d) + 2 for d in row] for row in parts]
-        places = rows_lib.places('segments', 'position_ids', sizes, length)
-    ordinary_V = rows_lib.ordinary(tokenizer.vocab_size, tokenizer.special_ids)
+    documents = _documents(c, records)
+    rows = [[part for d in row for part in (cls, d, sep)] for row in documents]
+    ids_BT, real_BT = collate.pad(rows, length, tokenizer.pad_id)
+    ordinary_V = collate.ordinary_ids(tokenizer.vocab_size, tokenizer.special_ids)
     free_BT = real_BT & ordinary_V[ids_BT]
-    draws = rows_lib.uniform(keys, length + 2 * predicted)
-    count_B = masking.count(c.data.mask_rate, free_BT.sum(1))
-    choose = masking.whole_words if c.data.whole_words else masking.single
-    positions_BP, chosen_BP = choose(
-        ids_BT, free_BT, count_B, predicted, draws[:, :length], tokenizer
-    )
+    draws = collate.uniform(keys, length + 2 * predicted)
+    choice = free_BT, masking.count(c.data.mask_rate, free_BT.sum(1)), predicted, draws[:, :length]
+    if c.data.whole_words:
+        positions_BP, chosen_BP = masking.choose_words(tokenizer.word_starts[ids_BT], *choice)
+    else:
+        positions_BP, chosen_BP = masking.choose_tokens(*choice)
     labels_BP = np.where(chosen_BP, np.take_along_axis(ids_BT, positions_BP, 1), 0)
-    read_BP = masking.replaced(labels_BP, draws[:, length:], tokenizer.mask_id, ordinary_V)
+    inputs_BP = masking.replace(labels_BP, draws[:, length:], tokenizer.mask_id, ordinary_V)
     row, slot = np.nonzero(chosen_BP)
-    tokens_BT = ids_BT.copy()
-    tokens_BT[row, positions_BP[row, slot]] = read_BP[row, slot]
+    ids_BT[row, positions_BP[row, slot]] = inputs_BP[row, slot]
     return {
-        'tokens': tokens_BT,
-        **places,
+        'tokens': ids_BT,
+        **_segments(c, documents, 2, real_BT),
         'positions': positions_BP.astype(np.int32),
         'labels': labels_BP,
         'weights': chosen_BP.astype(np.float32),
@@ -158,95 +179,91 @@ def mlm(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
 
 
 def mlm_shape(c: ConfigDict) -> Shape:
-    """P is what a row of T ids that are not special would have."""
+    """Returns the shape of a batch; P is the number of predictions in a row of T ordinary ids."""
     return Shape(c.data.length, int(masking.count(c.data.mask_rate, c.data.length)))
 
 
-def mass(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
-         keys: Sequence[Key]) -> Arrays:  # fmt: skip
-    """Masked sequence to sequence: one fragment of a block from what is around it.
+def mass(
+    c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record], keys: Sequence[Key]
+) -> Arrays:
+    """Masked sequence to sequence: predicts a span of a block from the ids around it.
 
-    Of a block of n ids m = max(1, round(fragment n)) in a row are predicted; where they begin is
-    uniform over 0 ... n - m. The encoder reads block and eos, where each id of the fragment is
-    replaced as in `mlm`. The decoder reads, for each id of the fragment, the one that stands
-    before it in the block (eos before the first), at the fragment's own positions. A separator
-    of documents inside a fragment is masked and predicted like any other id of it; as a random
-    replacement it is never drawn. Of whole documents each has a fragment of its own, as long as P
-    has room, and each side sees its own document alone.
+    The span of a block of n ids has m = max(1, round(span_rate * n)) ids and starts anywhere from 0
+    to n - m with equal probability. The encoder reads the block and eos; each id of the span is
+    replaced as in `mlm`. The decoder reads, for each id of the span, the id before it in the block
+    (eos before the first one), at the position of the predicted id. A separator of documents inside
+    the span is masked and predicted as any other id, but is never a random replacement.
+
+    In a row of whole documents each has a span of its own, as long as P has capacity, and both
+    stacks attend only to the same document.
 
     Returns:
-      source, source_segments [B, S]; tokens, labels, weights, position_ids [B, T], T = P, all but
-      the tokens 0 behind the fragment. Of whole documents also segments [B, T] and
-      source_position_ids [B, S].
+      source, source_segments [B, S].
+      tokens, labels, weights, position_ids [B, T]: T = P; all but the tokens are 0 after the span.
+      segments [B, T], source_position_ids [B, S]: only for whole documents.
     """
     predicted, _, length = mass_shape(c)
-    whole = c.data.packing == 'best_fit'
-    parts = [rows_lib.documents(r) if whole else [r.first] for r in records]
-    most = max(1, *map(len, parts))
-    draws = rows_lib.uniform(keys, 2 * predicted + most)
+    documents = _documents(c, records)
+    # Each row has one draw for its first span, 2P to replace ids, and one for each further span.
+    draws = collate.uniform(keys, 2 * predicted + max(1, *map(len, documents)))
     starts = np.delete(draws, range(1, 1 + 2 * predicted), axis=1).tolist()
-    fragments = [
-        masking.fragments(c.data.span_rate, [len(d) for d in row], predicted, begin)
-        for row, begin in zip(parts, starts, strict=True)
+    spans = [
+        masking.draw_spans(c.data.span_rate, [len(d) for d in row], predicted, row_draws)
+        for row, row_draws in zip(documents, starts, strict=True)
     ]
-    eos, pad = [tokenizer.eos_id], tokenizer.pad_id
-    sources = [rows_lib.joined([[d, eos] for d in row]) for row in parts]
-    source_BS, source_real_BS = rows_lib.padded(sources, length, pad)
-    at_BT, real_BT = rows_lib.padded([f.at for f in fragments], predicted, 0)
-    local_BT = rows_lib.padded([f.position for f in fragments], predicted, 0)[0]
-    labels_BT = np.where(real_BT, np.take_along_axis(source_BS, at_BT, 1), 0)
-    before_BT = np.take_along_axis(source_BS, np.maximum(at_BT - 1, 0), 1)
-    before_BT = np.where(local_BT > 0, before_BT, tokenizer.eos_id)
-    ordinary_V = rows_lib.ordinary(tokenizer.vocab_size, tokenizer.special_ids)
-    read_BT = masking.replaced(
+    eos = tokenizer.eos_id
+    rows = [[part for d in row for part in (d, [eos])] for row in documents]
+    source_BS, source_real_BS = collate.pad(rows, length, tokenizer.pad_id)
+    indices_BT, real_BT = collate.pad([span.indices for span in spans], predicted, 0)
+    position_ids_BT, _ = collate.pad([span.positions for span in spans], predicted, 0)
+    labels_BT = np.where(real_BT, np.take_along_axis(source_BS, indices_BT, 1), 0)
+    previous_BT = np.take_along_axis(source_BS, np.maximum(indices_BT - 1, 0), 1)
+    tokens_BT = np.where(position_ids_BT > 0, previous_BT, eos)
+    ordinary_V = collate.ordinary_ids(tokenizer.vocab_size, tokenizer.special_ids)
+    inputs_BT = masking.replace(
         labels_BT, draws[:, 1 : 1 + 2 * predicted], tokenizer.mask_id, ordinary_V
     )
     row, slot = np.nonzero(real_BT)
-    source_BS[row, at_BT[row, slot]] = read_BT[row, slot]
-    places: Arrays = {'source_segments': source_real_BS.astype(np.int32)}
-    if whole:
-        sizes = [[len(d) + 1 for d in row] for row in parts]
-        places = rows_lib.places('source_segments', 'source_position_ids', sizes, length)
-        places['segments'] = rows_lib.padded([f.segment for f in fragments], predicted, 0)[0]
-    return {
+    source_BS[row, indices_BT[row, slot]] = inputs_BT[row, slot]
+    arrays = {
         'source': source_BS,
-        **places,
-        'tokens': np.where(real_BT, before_BT, pad).astype(np.int32),
+        **_segments(c, documents, 1, source_real_BS, 'source_'),
+        'tokens': np.where(real_BT, tokens_BT, tokenizer.pad_id).astype(np.int32),
         'labels': labels_BT,
         'weights': real_BT.astype(np.float32),
-        'position_ids': local_BT,
+        'position_ids': position_ids_BT,
     }
+    if c.data.packing == 'best_fit':
+        arrays['segments'], _ = collate.pad([span.segments for span in spans], predicted, 0)
+    return arrays
 
 
 def mass_shape(c: ConfigDict) -> Shape:
-    """T = P is the fragment of a full block of S-1 ids."""
+    """Returns the shape of a batch; T = P is the span of a full block of S-1 ids."""
     predicted = int(masking.count(c.data.span_rate, c.data.length - 1))
     return Shape(predicted, predicted, c.data.length)
 
 
-def classify(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
-             keys: Sequence[Key]) -> Arrays:  # fmt: skip
-    """The class of a text or of a pair of texts, from [CLS] a [SEP] or [CLS] a [SEP] b [SEP].
+def classify(
+    c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record], keys: Sequence[Key]
+) -> Arrays:
+    """Predicts the class of one or two texts from [CLS] a [SEP] or [CLS] a [SEP] b [SEP].
 
     Returns:
-      tokens, segments (1, padding 0), type_ids (1 in b and behind it) [B, T]; positions (0, that
-      of [CLS]), labels, weights [B, 1]. With `config.data.unlabelled` also lambda_ [B]: 1 where
-      there is no label, which is -1, so that the teacher alone is learnt from.
+      tokens, segments, type_ids [B, T]: segments are 1, type_ids 1 in `b` and its [SEP]; both are 0
+        on padding.
+      positions, labels, weights [B, 1]: positions are 0, the position of [CLS].
+      lambda_ [B]: only with `config.data.unlabelled`; 1 for a row without a label (-1), which is
+        trained on the teacher's prediction only.
     """
     del keys
-    cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
-    firsts = [np.concatenate([cls, r.first, sep]) for r in records]
-    seconds = [np.append(r.second, sep) if len(r.second) else r.second for r in records]
-    rows = [np.concatenate(pair) for pair in zip(firsts, seconds, strict=True)]
-    ids_BT, real_BT = rows_lib.padded(rows, c.data.length, tokenizer.pad_id)
-    second_BT = np.arange(c.data.length) >= np.array([len(first) for first in firsts])[:, None]
+    length, cls, sep = c.data.length, [tokenizer.cls_id], [tokenizer.sep_id]
+    rows = [[cls, r.first, sep, *([r.second, sep] if len(r.second) else [])] for r in records]
+    ids_BT, real_BT = collate.pad(rows, length, tokenizer.pad_id)
+    second_BT = np.arange(length) >= np.array([len(r.first) + 2 for r in records])[:, None]
     padding_B1 = np.array([[is_padding(r)] for r in records])
     labels_B1 = np.array([[r.label] for r in records], np.int32)
-    mixed = {}
-    if c.data.unlabelled:
-        mixed['lambda_'] = np.where(labels_B1[:, 0] < 0, 1.0, c.loss.lambda_).astype(np.float32)
-    return {
-        **mixed,
+    arrays = {
         'tokens': ids_BT,
         'segments': real_BT.astype(np.int32),
         'type_ids': (real_BT & second_BT).astype(np.int32),
@@ -254,109 +271,125 @@ def classify(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
         'labels': np.where(padding_B1, 0, labels_B1),
         'weights': (~padding_B1).astype(np.float32),
     }
+    if c.data.unlabelled:
+        lambda_B = np.where(labels_B1[:, 0] < 0, 1.0, c.loss.lambda_)
+        arrays['lambda_'] = lambda_B.astype(np.float32)
+    return arrays
 
 
-def fit_pair(c: ConfigDict, first: list[int], second: list[int]) -> Fitted:
-    """Room for [CLS] and one [SEP] behind each text; the longer one is cut, then both alike."""
+def truncate_pair(c: ConfigDict, first: list[int], second: list[int]) -> Truncation:
+    """Truncates the longer text, then both, to `data.length` ids with [CLS] and each [SEP]."""
     special = 3 if second else 2
     limit, length = c.data.length, len(first) + len(second) + special
     a, b = truncated_lengths(len(first), len(second), limit - special)
-    return Fitted(first[:a], second[:b], length, limit)
+    return Truncation(first[:a], second[:b], length, limit)
 
 
-def _room_of_pair(lengths_n2: np.ndarray) -> np.ndarray:
-    needed = lengths_n2.sum(1) + 2 + (lengths_n2[:, 1] > 0)
-    return np.stack([needed, np.zeros_like(needed)], axis=1)
+def _pair_row_lengths(lengths_n2: np.ndarray) -> np.ndarray:
+    length_n = lengths_n2.sum(1) + 2 + (lengths_n2[:, 1] > 0)
+    return np.stack([length_n, np.zeros_like(length_n)], axis=1)
 
 
-def seq2seq(c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record],
-            keys: Sequence[Key]) -> Arrays:  # fmt: skip
-    """The second text, id by id, from the first and the ids before.
+def seq2seq(
+    c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record], keys: Sequence[Key]
+) -> Arrays:
+    """Predicts every id of the second text from the first text and the ids before.
 
     Returns:
-      source = a eos, source_segments [B, S]; tokens = eos b, labels = b eos, weights [B, T].
+      source, source_segments [B, S]: source = a eos.
+      tokens, labels, weights [B, T]: tokens = eos b, labels = b eos.
     """
     del keys
-    eos, length, pad = [tokenizer.eos_id], c.data.target_length, tokenizer.pad_id
-    source_BS, source_real_BS = rows_lib.padded(
-        [np.append(r.first, eos) for r in records], c.data.length, pad
-    )
-    targets = [np.concatenate([eos, r.second, eos]) for r in records]
-    ids_BT1, real_BT1 = rows_lib.padded(targets, length + 1, pad)
-    padding_B1 = np.array([[is_padding(r)] for r in records])
-    real_BT = real_BT1[:, 1:] & ~padding_B1
+    eos, pad_id = [tokenizer.eos_id], tokenizer.pad_id
+    source_BS, real_BS = collate.pad([[r.first, eos] for r in records], c.data.length, pad_id)
+    targets = [[] if is_padding(r) else [np.concatenate([eos, r.second, eos])] for r in records]
     return {
         'source': source_BS,
-        'source_segments': source_real_BS.astype(np.int32),
-        'tokens': np.where(real_BT, ids_BT1[:, :-1], pad),
-        'labels': np.where(real_BT, ids_BT1[:, 1:], 0),
-        'weights': real_BT.astype(np.float32),
+        'source_segments': real_BS.astype(np.int32),
+        **_next_ids(targets, c.data.target_length, pad_id),
     }
 
 
-def fit_target(c: ConfigDict, first: list[int], second: list[int]) -> Fitted:
-    """Room for an eos behind each text; the one that is further over its limit is named."""
+def truncate_target(c: ConfigDict, first: list[int], second: list[int]) -> Truncation:
+    """Truncates both texts so that an eos fits after each; reports the one with more excess."""
     limits = (c.data.length, c.data.target_length)
     lengths = (len(first) + 1, len(second) + 1)
     worse = int(lengths[1] - limits[1] > lengths[0] - limits[0])
-    return Fitted(first[: limits[0] - 1], second[: limits[1] - 1], lengths[worse], limits[worse])
+    texts = first[: limits[0] - 1], second[: limits[1] - 1]
+    return Truncation(*texts, lengths[worse], limits[worse])
 
 
 OBJECTIVES = {
     'clm': Objective(
-        needs=('eos_id',),
+        required_ids=('eos_id',),
         shape=lambda c: Shape(c.data.length, c.data.length),
         arrays=clm,
-        pieces=lambda c, t: Pieces(c.data.length + 1, c.data.length, t.eos_id, leads=True),
-        packed=lambda c, t: Packed(c.data.length, -1, t.eos_id),
+        block_layout=lambda c, t: BlockLayout(c.data.length + 1, c.data.length, t.eos_id, True),
+        # A document of n ids is stored as n + 2 ids, of which n + 1 are inputs.
+        packing=lambda c, t: Packing(c.data.length, -1, t.eos_id),
     ),
     'mlm': Objective(
-        needs=('mask_id', 'cls_id', 'sep_id'),
+        required_ids=('mask_id', 'cls_id', 'sep_id'),
         shape=mlm_shape,
         arrays=mlm,
-        pieces=lambda c, t: Pieces(c.data.length - 2, c.data.length - 2, t.sep_id, leads=False),
-        packed=lambda c, t: Packed(c.data.length, 2),
+        block_layout=lambda c, t: BlockLayout(
+            c.data.length - 2, c.data.length - 2, t.sep_id, False
+        ),
+        packing=lambda c, t: Packing(c.data.length, 2),
     ),
     'mass': Objective(
-        needs=('mask_id', 'eos_id'),
+        required_ids=('mask_id', 'eos_id'),
         shape=mass_shape,
         arrays=mass,
-        pieces=lambda c, t: Pieces(c.data.length - 1, c.data.length - 1, t.eos_id, leads=False),
-        packed=lambda c, t: Packed(c.data.length, 1),
+        block_layout=lambda c, t: BlockLayout(
+            c.data.length - 1, c.data.length - 1, t.eos_id, False
+        ),
+        packing=lambda c, t: Packing(c.data.length, 1),
     ),
     'classify': Objective(
-        needs=('cls_id', 'sep_id'),
+        required_ids=('cls_id', 'sep_id'),
         shape=lambda c: Shape(c.data.length, 1),
         arrays=classify,
-        fit=fit_pair,
-        room=_room_of_pair,
+        truncate=truncate_pair,
+        row_lengths=_pair_row_lengths,
     ),
     'seq2seq': Objective(
-        needs=('eos_id',),
+        required_ids=('eos_id',),
         shape=lambda c: Shape(c.data.target_length, c.data.target_length, c.data.length),
         arrays=seq2seq,
-        fit=fit_target,
-        room=lambda lengths_n2: lengths_n2 + 1,
+        truncate=truncate_target,
+        row_lengths=lambda lengths_n2: lengths_n2 + 1,
     ),
 }
 
 
 def buckets(c: ConfigDict) -> list[ConfigDict]:
-    """`c` for each length of `config.data.buckets`, or alone; targets are shortened in proportion."""
-    found = []
+    """Returns a copy of `c` for each length of `config.data.buckets`; only one by default.
+
+    Target lengths are scaled in proportion and rounded up.
+    """
+    copies = []
     for length in c.data.buckets or (c.data.length,):
-        shorter = config.copy(c)
-        shorter.data.length = length
-        shorter.data.target_length = -(-c.data.target_length * length // c.data.length)
-        found.append(shorter)
-    return found
+        copy = config.copy(c)
+        copy.data.length = length
+        copy.data.target_length = -(-c.data.target_length * length // c.data.length)
+        copies.append(copy)
+    return copies
 
 
-def smallest(c: ConfigDict, shapes: list[ConfigDict], lengths_n2: np.ndarray) -> np.ndarray:
-    """[n]: the first of rising `shapes` that each record fits in."""
-    room = OBJECTIVES[c.objective].room
-    assert room is not None, 'validation allows buckets for examples alone'
-    limits = np.array([[s.data.length, s.data.target_length] for s in shapes])
-    fits_nk = np.all(room(lengths_n2)[:, None] <= limits, axis=-1)
-    assert np.all(fits_nk[:, -1]), 'prepare cuts examples to the longest'
+def smallest_bucket(
+    c: ConfigDict, buckets: Sequence[ConfigDict], lengths_n2: Int[np.ndarray, 'n 2']
+) -> Int[np.ndarray, ' n']:
+    """Returns the index of the first of rising `buckets` that each record fits in.
+
+    Args:
+      c: the configuration.
+      buckets: the result of the function of this name.
+      lengths_n2: the number of ids in both texts of each record.
+    """
+    row_lengths = OBJECTIVES[c.objective].row_lengths
+    assert row_lengths is not None, 'validation allows buckets only for examples'
+    limits_k2 = np.array([[b.data.length, b.data.target_length] for b in buckets])
+    fits_nk = np.all(row_lengths(lengths_n2)[:, None] <= limits_k2, axis=-1)
+    assert np.all(fits_nk[:, -1]), 'prepare cuts examples to the longest bucket'
     return np.argmax(fits_nk, axis=1)

@@ -28,13 +28,13 @@ class _Blocks:
     """Records of one stream of all documents."""
 
     def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
-        make = objectives.OBJECTIVES[c.objective].pieces
+        make = objectives.OBJECTIVES[c.objective].block_layout
         assert make is not None
         self._pieces = make(c, tokenizer)
         separator = self._pieces.separator
         assert separator is not None, 'prepare checks the tokenizer'
         self._separator = separator
-        first = [separator] if self._pieces.leads else []
+        first = [separator] if self._pieces.leading_separator else []
         self._left = np.array(saved.get('left', first), np.int32)
         self.counts = saved.get('counts', {'documents': 0, 'words': 0, 'tokens': 0})
 
@@ -64,7 +64,7 @@ class _Packed:
     """Records of whole documents; each chunk has its own."""
 
     def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
-        make = objectives.OBJECTIVES[c.objective].packed
+        make = objectives.OBJECTIVES[c.objective].packing
         assert make is not None
         self._room = make(c, tokenizer)
         new = {'documents': 0, 'words': 0, 'tokens': 0, 'pieces': 0, 'room': 0, 'taken': 0}
@@ -102,7 +102,7 @@ class _Examples:
     """A record an example."""
 
     def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
-        fit = objectives.OBJECTIVES[c.objective].fit
+        fit = objectives.OBJECTIVES[c.objective].truncate
         assert fit is not None
         self._c, self._tokenizer, self._fit = c, tokenizer, fit
         new = {'examples': 0, 'pairs': 0, 'words': 0, 'tokens': 0, 'truncated': 0,

@@ -18,7 +18,9 @@ _LOG = logging.getLogger('lightpaff_jax')
 
 def cut(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     """How examples become records, as JSON values."""
-    special = {name: getattr(tokenizer, name) for name in objectives.OBJECTIVES[c.objective].needs}
+    special = {
+        name: getattr(tokenizer, name) for name in objectives.OBJECTIVES[c.objective].required_ids
+    }
     return {
         'objective': c.objective,
         'packing': c.data.packing,
@@ -65,7 +67,7 @@ def opened(folder: pathlib.Path) -> Dataset:
 
 def check_tokenizer(c: ConfigDict, tokenizer: Tokenizer) -> None:
     """Raises UserError for a tokenizer without a special id that the objective needs."""
-    for name in objectives.OBJECTIVES[c.objective].needs:
+    for name in objectives.OBJECTIVES[c.objective].required_ids:
         if getattr(tokenizer, name) is None:
             token = {'mask_id': '[MASK]', 'cls_id': '[CLS]', 'sep_id': '[SEP]'}.get(name, name)
             raise UserError(

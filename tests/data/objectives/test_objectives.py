@@ -11,7 +11,7 @@ from helpers.objectives import arrays, blocks, configured, record
 
 from lightpaff_jax import config
 from lightpaff_jax.data import objectives
-from lightpaff_jax.data.objectives import collate as rows_lib
+from lightpaff_jax.data.objectives import collate
 from lightpaff_jax.data.records import PADDING
 
 PRETRAINING = pytest.mark.parametrize('name', ['mlm', 'mass'])
@@ -117,7 +117,7 @@ def test_padding_of_clm_has_weight_0_and_every_real_label_weight_1(tokenizer):
 
 def test_draws_of_different_keys_have_nothing_in_common():
     keys = [(seed, epoch, i) for seed in (0, 1) for epoch in range(4) for i in range(4)]
-    draws = rows_lib.uniform(keys, 100)
+    draws = collate.uniform(keys, 100)
     assert len(set(draws.ravel().tolist())) == draws.size
 
 
@@ -150,7 +150,7 @@ def test_a_pair_is_cut_and_laid_out_as_the_tokenizer_does(tokenizer, length):
         a, b = (' '.join(rng.choice(list('abcxyz'), rng.integers(1, 15))) for _ in range(2))
         for second in (b, ''):
             first_ids, second_ids = tokenizer.encode([a, second])
-            fitted = objectives.fit_pair(c, first_ids, second_ids)
+            fitted = objectives.truncate_pair(c, first_ids, second_ids)
             made = arrays(c, tokenizer, [record(*fitted.first, second=fitted.second, label=0)])
             ids, types = tokenizer.encode_pair(a, second, length)
             assert made['tokens'][0].tolist() == ids + [tokenizer.pad_id] * (length - len(ids))
@@ -176,6 +176,6 @@ def test_a_target_by_hand(tokenizer):
 def test_a_target_is_cut_so_that_its_end_fits():
     c = configured('seq2seq', 5)
     c.data.target_length = 4
-    assert objectives.fit_target(c, [1] * 4, [2] * 3) == ([1] * 4, [2] * 3, 5, 5)
-    assert objectives.fit_target(c, [1] * 9, [2] * 4) == ([1] * 4, [2] * 3, 10, 5)
-    assert objectives.fit_target(c, [1] * 2, [2] * 4) == ([1] * 2, [2] * 3, 5, 4)
+    assert objectives.truncate_target(c, [1] * 4, [2] * 3) == ([1] * 4, [2] * 3, 5, 5)
+    assert objectives.truncate_target(c, [1] * 9, [2] * 4) == ([1] * 4, [2] * 3, 10, 5)
+    assert objectives.truncate_target(c, [1] * 2, [2] * 4) == ([1] * 2, [2] * 3, 5, 4)

@@ -175,5 +175,5 @@ def _only(name, found, k):
 
 def test_documents_of_a_record_are_what_was_packed():
     a, b = np.array([1, 2, 3], np.int32), np.array([4], np.int32)
-    assert [d.tolist() for d in collate.documents(packed(a, b))] == [[1, 2, 3], [4]]
-    assert collate.documents(PADDING) == []
+    assert [d.tolist() for d in collate.split_documents(packed(a, b))] == [[1, 2, 3], [4]]
+    assert collate.split_documents(PADDING) == []
