@@ -1,4 +1,4 @@
-"""Records -> Batches. A global batch is a pure function of (seed, index), whatever the hosts."""
+"""Batches of records. A global batch depends only on (seed, index), not on the processes."""
 
 import sys
 import types
@@ -8,7 +8,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 from ml_collections import ConfigDict
 
 from lightpaff_jax import batch as batch_lib
@@ -19,188 +19,207 @@ from lightpaff_jax.data.records import PADDING, Dataset, Record, Records
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import UserError
 
-_EVALUATION_SEED = 0  # of what is masked in every run's evaluation
+# Seed of the masks in evaluation; fixed, so that runs of all seeds predict the same ids.
+_EVALUATION_SEED = 0
+
+Rows = Int[np.ndarray, ' R']
 
 
 def training(
-    c: ConfigDict, prepared: Dataset | Mixture, tokenizer: Tokenizer, start: int = 0,
-    rows: Int[np.ndarray, ' R'] | None = None,
-) -> Iterator[batch_lib.Batch]:  # fmt: skip
-    """Global batches start, start + 1, ... without end: arrays [M, R, T].
+    c: ConfigDict,
+    prepared: Dataset | Mixture,
+    tokenizer: Tokenizer,
+    start: int = 0,
+    rows: Rows | None = None,
+) -> Iterator[batch_lib.Batch]:
+    """Yields global batches start, start + 1, ... without end, with arrays [M, R, ...].
 
-    Read ahead by `config.data.prefetch` batches in threads, which end when the iterator
-    is closed or dropped.
+    Threads read `config.data.prefetch` batches ahead; they end when the iterator is closed or
+    dropped.
 
     Args:
-      c: the run's configuration.
-      prepared: the run's data.
-      tokenizer: the run's.
-      start: the first batch's index.
-      rows: of every micro-batch, those that this process reads; None: all.
+      c: the configuration.
+      prepared: the dataset.
+      tokenizer: the tokenizer of the dataset.
+      start: index of the first batch.
+      rows: the rows of every micro-batch that this process reads; None reads all.
 
     Raises:
-      UserError: the train split is missing.
+      UserError: the split train is missing.
     """
-    make = batch_function(c, prepared, tokenizer, rows)
-    return _read_ahead(make, start, sys.maxsize, c.data.prefetch)
+    read_batch = batch_function(c, prepared, tokenizer, rows)
+    return _prefetch(read_batch, start, sys.maxsize, c.data.prefetch)
 
 
 def evaluation(
-    c: ConfigDict, prepared: Dataset | Mixture, tokenizer: Tokenizer, split: str,
-    rows: Int[np.ndarray, ' R'] | None = None,
-) -> Iterator[batch_lib.Batch]:  # fmt: skip
-    """One pass over a split: `rows` of each batch, [R, T]; None: all.
+    c: ConfigDict,
+    prepared: Dataset | Mixture,
+    tokenizer: Tokenizer,
+    split: str,
+    rows: Rows | None = None,
+) -> Iterator[batch_lib.Batch]:
+    """Yields one pass over a split, in batches with arrays [R, ...].
 
-    Blocks come in their order, or as windows of `config.eval.stride`; examples, and the blocks of a
-    mixture, in an order that is drawn once for all runs, so that some of them stand for the whole.
+    Blocks come in their order, or as windows with a stride of `config.eval.stride`. Examples, and
+    the blocks of a mixture, come in a random order that is the same for all runs, so that the first
+    batches represent the whole split.
 
-    The last batch is filled up with rows of weight 0. `config.eval.batches` > 0 stops after
-    so many. Every process yields the same number of batches. What is masked does not depend on
-    `config.seed`, so that all runs are asked the same.
+    The last batch is filled with rows of weight 0, so all processes yield equally many batches; at
+    most `config.eval.batches` unless that is 0. Masks do not depend on `config.seed`.
+
+    Args:
+      c: the configuration.
+      prepared: the dataset.
+      tokenizer: the tokenizer of the dataset.
+      split: name of the split.
+      rows: the rows of every batch that this process reads; None reads all.
 
     Raises:
-      UserError: the split is unknown or empty.
+      UserError: the split is missing or empty.
     """
-    records = _evaluated(c, prepared, split)
-    size, arrays = c.eval.batch_size, objectives.OBJECTIVES[c.objective].arrays
-    mine_R = np.arange(size) if rows is None else rows
-    numbers_nB = evaluation_indices(c, prepared, split)
+    records = _evaluation_records(c, prepared, split)
+    arrays = objectives.OBJECTIVES[c.objective].arrays
+    rows_R = np.arange(c.eval.batch_size) if rows is None else rows
+    indices_nB = evaluation_indices(c, prepared, split)
 
-    def make(index: int) -> batch_lib.Batch:
-        wanted = numbers_nB[index, mine_R]
-        read = records.read(wanted[wanted >= 0].tolist())
-        # Rows that only fill up are the last of a batch, and so of these, which rise.
-        found = read + [PADDING] * (len(mine_R) - len(read))
-        numbers = (index * size + mine_R).tolist()
+    def read_batch(index: int) -> batch_lib.Batch:
+        indices_R = indices_nB[index, rows_R]
+        batch_records = records.read(indices_R[indices_R >= 0].tolist())
+        # Rows without a record are the last ones of a batch.
+        batch_records += [PADDING] * (len(rows_R) - len(batch_records))
+        numbers = (index * c.eval.batch_size + rows_R).tolist()
         keys = [(_EVALUATION_SEED, 0, i) for i in numbers]
-        made = arrays(c, tokenizer, found, keys)
+        fields = arrays(c, tokenizer, batch_records, keys)
         if isinstance(records, _Windows):
-            made['weights'] *= records.weights(numbers)
-        return _batch(made, mine_R.shape)
+            fields['weights'] *= records.weights(numbers)
+        return _to_batch(fields, rows_R.shape)
 
-    return _read_ahead(make, 0, len(numbers_nB), c.data.prefetch)
+    return _prefetch(read_batch, 0, len(indices_nB), c.data.prefetch)
 
 
 def evaluation_indices(
     c: ConfigDict, prepared: Dataset | Mixture, split: str
 ) -> Int[np.ndarray, 'n B']:
-    """What is in each row of each batch of `evaluation`: the number of its block, window or
-    example in the split; -1 in a row that only fills up the last batch.
+    """Returns the index of the record or window in each row of each batch of `evaluation`.
+
+    It is -1 in the rows that only fill the last batch.
     """
-    records, size = _evaluated(c, prepared, split), c.eval.batch_size
-    batches = -(-len(records) // size)
+    size, batch_size = len(_evaluation_records(c, prepared, split)), c.eval.batch_size
+    batches = -(-size // batch_size)
     if c.eval.batches:
         batches = min(batches, c.eval.batches)
-    # Examples come class by class, mixtures set by set: a part must not be one of them.
-    drawn = prepared.record_type == 'examples' or isinstance(prepared, Mixture)
-    place = sampler.evaluation_order(len(records)) if drawn else int
-    read = min(batches * size, len(records))
-    numbers = [place(i) for i in range(read)] + [-1] * (batches * size - read)
-    return np.array(numbers, np.int64).reshape(batches, size)
+    # Examples are stored class by class and mixtures part by part, so they have to be shuffled.
+    is_shuffled = prepared.record_type == 'examples' or isinstance(prepared, Mixture)
+    order = sampler.evaluation_order(size) if is_shuffled else int
+    indices = np.full(batches * batch_size, -1)
+    indices[:size] = [order(i) for i in range(min(size, len(indices)))]
+    return indices.reshape(batches, batch_size)
 
 
-def _evaluated(c: ConfigDict, prepared: Dataset | Mixture, split: str) -> '_Readable':
-    """The records, or windows, of a split that is evaluated."""
-    stored = prepared.records(split)
-    if not len(stored):
+def _evaluation_records(
+    c: ConfigDict, prepared: Dataset | Mixture, split: str
+) -> 'Records | MixedRecords | _Windows':
+    records = prepared.records(split)
+    if not len(records):
         raise UserError(f'empty corpus: split {split!r} of {prepared.path} has no record')
     if 0 < c.eval.stride < c.data.length:
-        assert isinstance(stored, Records), 'validation refuses windows of a mixture'
-        return _Windows(stored, c.data.length, c.eval.stride)
-    return stored
+        assert isinstance(records, Records), 'validation refuses windows of a mixture'
+        return _Windows(records, c.data.length, c.eval.stride)
+    return records
 
 
 class _Windows:
-    """Blocks of a stream read again as windows of T+1 ids, one every `stride`.
+    """Reads the blocks of a stream as overlapping windows of T+1 ids, which start every `stride`.
 
-    Every id is predicted once: by the first window all of its T, by each of the others its last
-    `stride`, which so see at least T - stride ids before them.
+    Every id is predicted once. The first window predicts all of its T ids. Every other window
+    predicts only its last `stride` ids, each of which so has at least T - stride ids before it.
     """
 
-    def __init__(self, blocks: 'Records', length: int, stride: int):
+    def __init__(self, blocks: Records, length: int, stride: int):
         self._blocks, self._length, self._stride = blocks, length, stride
         self._ids = (len(blocks) - 1) * length + len(blocks.read([len(blocks) - 1])[0].first)
 
     def __len__(self) -> int:
-        left = self._ids - 1 - self._length
-        return 1 + max(0, -(-left // self._stride))
+        rest = self._ids - 1 - self._length  # ids that the first window does not predict
+        return 1 + max(0, -(-rest // self._stride))
 
     def read(self, indices: list[int]) -> list[Record]:
-        """Windows of these numbers."""
-        found = []
+        """Returns the windows at `indices`."""
+        windows = []
         for index in indices:
             block, offset = divmod(index * self._stride, self._length)
-            own, *following = self._blocks.read([block, block + 1][: len(self._blocks) - block])
-            parts = [own.first[: self._length], following[0].first] if following else [own.first]
-            found.append(Record(np.concatenate(parts)[offset : offset + self._length + 1]))
-        return found
+            # A window lies in at most two blocks, of which the first id of the second is the last
+            # id of the first.
+            first, *second = self._blocks.read([block, block + 1][: len(self._blocks) - block])
+            parts = [first.first[: self._length], second[0].first] if second else [first.first]
+            windows.append(Record(np.concatenate(parts)[offset : offset + self._length + 1]))
+        return windows
 
-    def weights(self, numbers: list[int]) -> np.ndarray:
-        """[windows, T]: 1 where a window predicts, were it full."""
-        first = np.array([0 if n == 0 else self._length - self._stride for n in numbers])
-        return (np.arange(self._length) >= first[:, None]).astype(np.float32)
-
-
-_Readable = Records | MixedRecords | _Windows
+    def weights(self, indices: list[int]) -> Float32[np.ndarray, 'R T']:
+        """Returns 1 for each position at which a full window predicts, else 0."""
+        starts = np.array([0 if i == 0 else self._length - self._stride for i in indices])
+        return (np.arange(self._length) >= starts[:, None]).astype(np.float32)
 
 
 def batch_function(
-    c: ConfigDict, prepared: Dataset | Mixture, tokenizer: Tokenizer, rows: np.ndarray | None
+    c: ConfigDict, prepared: Dataset | Mixture, tokenizer: Tokenizer, rows: Rows | None
 ) -> Callable[[int], batch_lib.Batch]:
-    """index -> `rows` of each micro-batch of a global batch."""
-    size, micro = c.data.batch_size, c.train.grad_accum_steps
+    """Returns a function from a batch index to the `rows` of each micro-batch of that batch."""
+    size, micro_batches = c.data.batch_size, c.train.grad_accum_steps
     records = prepared.records('train')
-    rows_MR = np.arange(size).reshape(micro, size // micro)
+    rows_MR = np.arange(size).reshape(micro_batches, size // micro_batches)
     rows_MR = rows_MR if rows is None else rows_MR[:, rows]
-    objective = objectives.OBJECTIVES[c.objective]
-    shapes = objectives.buckets(c)
+    arrays, buckets = objectives.OBJECTIVES[c.objective].arrays, objectives.buckets(c)
     if c.data.buckets:
         assert isinstance(records, Records), 'validation refuses buckets of a mixture'
-        fits = objectives.smallest_bucket(c, shapes, records.lengths())
-        rows_of = sampler.make_bucketed(fits, c.seed, size)
+        smallest_n = objectives.smallest_bucket(c, buckets, records.lengths())
+        sample = sampler.make_bucketed(smallest_n, c.seed, size)
     else:
-        rows_of = sampler.make(prepared, c.seed, size)
+        sample = sampler.make(prepared, c.seed, size)
 
-    def make(index: int) -> batch_lib.Batch:
-        rows = rows_of(index)
-        mine = rows_MR.ravel().tolist()
-        numbers = [rows.indices[row] for row in mine]
-        keys = [(c.seed, rows.epochs[row], rows.indices[row]) for row in mine]
-        found = objective.arrays(shapes[rows.bucket], tokenizer, records.read(numbers), keys)
-        return _batch(found, rows_MR.shape)
+    def read_batch(index: int) -> batch_lib.Batch:
+        indices, epochs, bucket = sample(index)
+        slots = rows_MR.ravel().tolist()
+        keys = [(c.seed, epochs[slot], indices[slot]) for slot in slots]
+        batch_records = records.read([indices[slot] for slot in slots])
+        return _to_batch(arrays(buckets[bucket], tokenizer, batch_records, keys), rows_MR.shape)
 
-    return make
+    return read_batch
 
 
 def abstract_batches(c: ConfigDict) -> list[batch_lib.Batch]:
-    """ShapeDtypeStructs of a training batch, [M, B/M, ...], for each bucket: no data is read."""
-    vocabulary: Any = types.SimpleNamespace(
-        pad_id=0, eos_id=0, cls_id=0, sep_id=0, mask_id=0, special_ids=frozenset(),
-        vocab_size=c.student.vocab_size, word_starts=np.zeros(c.student.vocab_size, bool),
-    )  # fmt: skip
+    """Returns the ShapeDtypeStructs of a training batch [M, B/M, ...] for each bucket.
+
+    No data is read.
+    """
+    ids = dict.fromkeys(('pad_id', 'eos_id', 'cls_id', 'sep_id', 'mask_id'), 0)
+    size = c.student.vocab_size
+    tokenizer: Any = types.SimpleNamespace(
+        **ids, special_ids=frozenset(), vocab_size=size, word_starts=np.zeros(size, bool)
+    )
     arrays = objectives.OBJECTIVES[c.objective].arrays
-    rows = c.train.grad_accum_steps, c.data.batch_size // c.train.grad_accum_steps
-    found = []
-    for shorter in objectives.buckets(c):
-        row = arrays(shorter, vocabulary, [PADDING], [(0, 0, 0)])
-        like: dict[str, Any] = {
-            name: jax.ShapeDtypeStruct((*rows, *x.shape[1:]), x.dtype) for name, x in row.items()
+    shape = c.train.grad_accum_steps, c.data.batch_size // c.train.grad_accum_steps
+    batches = []
+    for bucket in objectives.buckets(c):
+        row = arrays(bucket, tokenizer, [PADDING], [(0, 0, 0)])
+        structs: dict[str, Any] = {
+            name: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype) for name, x in row.items()
         }
-        found.append(batch_lib.Batch(**like))
-    return found
+        batches.append(batch_lib.Batch(**structs))
+    return batches
 
 
-def _batch(arrays: Arrays, shape: tuple[int, ...]) -> batch_lib.Batch:
-    """Arrays [rows, ...] as a Batch [*shape, ...]; NumPy's, the step puts them on devices."""
+def _to_batch(arrays: Arrays, shape: tuple[int, ...]) -> batch_lib.Batch:
+    """Reshapes arrays [rows, ...] to [*shape, ...]; they stay on the host until the step."""
     return batch_lib.Batch(**{k: v.reshape(*shape, *v.shape[1:]) for k, v in arrays.items()})
 
 
-def _read_ahead(
-    make: Callable[[int], batch_lib.Batch], start: int, stop: int, buffer: int
+def _prefetch(
+    read_batch: Callable[[int], batch_lib.Batch], start: int, stop: int, size: int
 ) -> Iterator[batch_lib.Batch]:
-    """make(start), ..., make(stop - 1), made in threads that end with the iterator."""
-    options = grain.ReadOptions(num_threads=min(buffer, 4), prefetch_buffer_size=buffer)
-    iterator = iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))
+    """Yields read_batch(start), ..., read_batch(stop - 1), read by threads up to `size` ahead."""
+    options = grain.ReadOptions(num_threads=min(size, 4), prefetch_buffer_size=size)
+    iterator = iter(grain.MapDataset.range(start, stop).map(read_batch).to_iter_dataset(options))
     try:
         yield from iterator
     finally:

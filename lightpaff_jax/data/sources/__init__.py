@@ -1,10 +1,12 @@
-"""SOURCES: where the examples come from. `config.data.source` names one.
+"""SOURCES: where examples come from. `config.data.source` names a source.
 
-The source `prepared` is not in the table: its folder is read by records.py, no example is.
+`lightpaff_jax.config.sources` holds the plain data of each source. The source `prepared` has token
+ids instead of text, so it has no functions here; see `lightpaff_jax.data.records`.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,29 +14,38 @@ from lightpaff_jax import config
 from lightpaff_jax.config import needed
 from lightpaff_jax.data import records
 from lightpaff_jax.data.sources import decontaminate, registry, specs, splits
-from lightpaff_jax.data.sources.registry import Skipped, Source
+from lightpaff_jax.data.sources.decontaminate import MIN_SENTENCE_WORDS, OverlapIndex
+from lightpaff_jax.data.sources.registry import Source
+from lightpaff_jax.data.sources.splits import OnError
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import storage
 
 SPLITS = splits.SPLITS
 Example = splits.Example
+Repair = Callable[[Example], Example]
+_TEXT_SOURCES = tuple(registry.READERS)  # may be listed in `decontaminate` and `unlabelled`
 
 
-def examples(c: ConfigDict, split: str, skipped: Skipped | None = None) -> Iterator[Example]:
-    """The examples of a split, as the objective needs them.
+def _ignore(message: str) -> None:
+    """Ignores a skipped row."""
 
-    For an objective that learns from documents every text of another source is one.
+
+def examples(c: ConfigDict, split: str, on_skip: OnError = _ignore) -> Iterator[Example]:
+    """Yields the examples of a split, of the type that the objective needs.
+
+    If the objective learns from documents, each text of a source of another type is a document; two
+    texts that are classified together are one document.
 
     Args:
       c: the configuration.
       split: one of SPLITS.
-      skipped: see Source.examples; None says nothing.
+      on_skip: called with a message for each malformed row that is skipped.
 
     Raises:
-      UserError: there are none, or what the source raises.
+      UserError: there is no example, or the source raises an error.
     """
     empty = True
-    for example in _chosen(c, split, skipped or (lambda line: None)):
+    for example in _decontaminated_examples(c, split, on_skip):
         empty = False
         yield example
     if empty:
@@ -43,52 +54,40 @@ def examples(c: ConfigDict, split: str, skipped: Skipped | None = None) -> Itera
         )
 
 
-def _chosen(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
-    """The examples of `config.data`, repaired; of train, without those that are excluded.
+def _decontaminated_examples(c: ConfigDict, split: str, on_skip: OnError) -> Iterator[Example]:
+    """Yields the repaired examples; training examples are decontaminated.
 
-    The other splits stay whole: what is excluded may be these very texts.
+    The other splits stay complete, because they may be the texts to remove from training.
     """
-    if config.SOURCES[c.data.source].has_parts:  # its parts see to it
-        yield from _read(c, split, skipped)
+    if config.SOURCES[c.data.source].has_parts:  # `examples` has decontaminated the parts
+        yield from _read(c, split, on_skip)
         return
-    documents = config.OBJECTIVES[c.objective].example_type == 'documents'
-    least = decontaminate.MIN_TEXT_WORDS if documents else decontaminate.MIN_SENTENCE_WORDS
     repair = _repair(c)
-    left_out = decontaminate.OverlapIndex(
-        match_parts=documents
-    )  # of labelled texts a part is another example
+    has_documents = config.OBJECTIVES[c.objective].example_type == 'documents'
+    # A part of a classified text is another example, a part of a document is not.
+    index = OverlapIndex(match_parts=has_documents)
+    min_words = decontaminate.MIN_TEXT_WORDS if has_documents else MIN_SENTENCE_WORDS
     if split == 'train':
-        _exclude(c, left_out, repair)
-    for example in _read(c, split, skipped):
-        repaired = repair(example)
-        if not any(left_out.overlaps(text, least) for text in _forms(example, repaired)):
-            yield repaired
+        _index_parts(c, index, repair)
+    yield from _drop_overlaps(_read(c, split, on_skip), index, min_words, repair)
     if split == 'train' and c.data.unlabelled:
-        yield from _unlabelled(c, repair, skipped)
+        yield from _unlabelled_examples(c, repair, on_skip)
 
 
-Repair = Callable[[Example], Example]
-
-
-def _unlabelled(c: ConfigDict, repair: Repair, skipped: Skipped) -> Iterator[Example]:
-    """Texts without a class, but those that are evaluated on or excluded."""
-    left_out = decontaminate.OverlapIndex(match_parts=True)
-    _exclude(c, left_out, repair)
+def _unlabelled_examples(c: ConfigDict, repair: Repair, on_skip: OnError) -> Iterator[Example]:
+    """Yields texts without a class, except those that overlap with an evaluation text."""
+    index = OverlapIndex(match_parts=True)
+    _index_parts(c, index, repair)
     for split in ('validation', 'test'):
-        for example in _read(c, split, lambda line: None):
-            _add(left_out, example, False, repair)
+        _add_texts(index, _read(c, split, _ignore), False, repair)
     for part, entry in zip(_parts(c, 'unlabelled'), c.data.unlabelled, strict=True):
         source, empty = _source(part.c), True
-        pairs = source.example_type(part.c) == 'classes'
-        for name in part.splits:
-            for example in source.examples(part.c, name, skipped):
-                repaired = repair(example)
-                texts = _forms(example, repaired)
-                if not any(
-                    left_out.overlaps(text, decontaminate.MIN_SENTENCE_WORDS) for text in texts
-                ):
-                    empty = False
-                    yield Example(repaired.first, repaired.second if pairs else '')
+        has_pairs = source.example_type(part.c) == 'classes'
+        for split in part.splits:
+            texts = source.examples(part.c, split, on_skip)
+            for example in _drop_overlaps(texts, index, MIN_SENTENCE_WORDS, repair):
+                empty = False
+                yield Example(example.first, example.second if has_pairs else '')
         if empty:
             raise UserError(
                 f'config.data.unlabelled = {entry!r}: nothing is left of it, all of its texts are '
@@ -96,95 +95,100 @@ def _unlabelled(c: ConfigDict, repair: Repair, skipped: Skipped) -> Iterator[Exa
             )
 
 
-def _add(
-    texts: decontaminate.OverlapIndex, example: Example, document: bool, repair: Repair
-) -> None:
-    for text in _forms(example, repair(example)):
-        texts.add(text, document)
-
-
-def _forms(example: Example, repaired: Example) -> tuple[str, ...]:
-    """Its texts as they are and repaired: two sets may write one text in either way."""
+def _spellings(example: Example, repaired: Example) -> tuple[str, ...]:
+    """Returns the texts before and after repair: another dataset may have either."""
     return tuple(dict.fromkeys((*example[:2], *repaired[:2])))
 
 
-def _read(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
+def _drop_overlaps(
+    stream: Iterable[Example], index: OverlapIndex, min_words: int, repair: Repair
+) -> Iterator[Example]:
+    """Yields the repaired examples that do not overlap with an indexed text."""
+    for example in stream:
+        repaired = repair(example)
+        if not any(index.overlaps(text, min_words) for text in _spellings(example, repaired)):
+            yield repaired
+
+
+def _add_texts(
+    index: OverlapIndex, stream: Iterable[Example], is_document: bool, repair: Repair
+) -> None:
+    for example in stream:
+        for text in _spellings(example, repair(example)):
+            index.add(text, is_document)
+
+
+def _index_parts(c: ConfigDict, index: OverlapIndex, repair: Repair) -> None:
+    """Adds the texts of `config.data.decontaminate` to an index."""
+    for part in _parts(c, 'decontaminate'):
+        source = _source(part.c)
+        is_document = source.example_type(part.c) == 'documents'
+        for split in part.splits:
+            _add_texts(index, source.examples(part.c, split, _ignore), is_document, repair)
+
+
+def _read(c: ConfigDict, split: str, on_skip: OnError) -> Iterator[Example]:
     source = _source(c)
     wanted, example_type = _example_types(c, source)
-    for example in source.examples(c, split, skipped):
+    for example in source.examples(c, split, on_skip):
         if example_type == 'documents' or wanted != 'documents':
             yield example
             continue
         texts = [text for text in example[:2] if text.strip()]
-        if example_type == 'classes':  # what is classified together is one document
-            texts = ['\n'.join(texts)] if texts else []
+        if example_type == 'classes' and texts:
+            texts = ['\n'.join(texts)]
         yield from map(Example, texts)
 
 
 def _repair(c: ConfigDict) -> Repair:
-    """Writes the words of `config.data.replace` as what they stand for."""
-    pairs = dict(_pair(entry) for entry in c.data.replace)
-    if not pairs:
+    """Returns a function that replaces words in both texts as `config.data.replace` lists them."""
+    words = {}
+    for entry in c.data.replace:
+        old, _, words[old] = entry.partition('=')
+        if not old or not words[old] or any(c.isspace() for c in entry):
+            rule = 'must be OLD=NEW, two words without white space'
+            raise UserError(f'config.data.replace = {entry!r}: {rule}')
+    if not words:
         return lambda example: example
-    words = re.compile(rf'(?<!\S)(?:{"|".join(map(re.escape, pairs))})(?!\S)')
+    pattern = re.compile(rf'(?<!\S)(?:{"|".join(map(re.escape, words))})(?!\S)')
 
     def repair(example: Example) -> Example:
-        first, second = (words.sub(lambda found: pairs[found[0]], text) for text in example[:2])
+        first, second = (pattern.sub(lambda word: words[word[0]], t) for t in example[:2])
         return example._replace(first=first, second=second)
 
     return repair
 
 
-def _pair(entry: str) -> tuple[str, str]:
-    old, _, new = entry.partition('=')
-    if not old or not new or any(c.isspace() for c in entry):
-        rule = 'must be OLD=NEW, two words without white space'
-        raise UserError(f'config.data.replace = {entry!r}: {rule}')
-    return old, new
-
-
-def _exclude(c: ConfigDict, texts: decontaminate.OverlapIndex, repair: Repair) -> None:
-    for part in _parts(c, 'decontaminate'):
-        source = _source(part.c)
-        document = source.example_type(part.c) == 'documents'
-        for split in part.splits:
-            for example in source.examples(part.c, split, lambda line: None):
-                _add(texts, example, document, repair)
-
-
-_NAMED = tuple(registry.READERS)
-
-
 def _parts(c: ConfigDict, key: str) -> list[specs.Part]:
-    """The sets of `config.data.decontaminate` or `.unlabelled`."""
-    return [specs.part(c, key, entry, _NAMED) for entry in c.data[key]]
+    """Returns the datasets of `config.data.decontaminate` or `config.data.unlabelled`."""
+    return [specs.part(c, key, entry, _TEXT_SOURCES) for entry in c.data[key]]
 
 
-def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict:
-    """All that the examples of some splits depend on, as JSON values.
+def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict[str, Any]:
+    """Returns the values on which the examples of some splits depend, as JSON values.
 
-    Two configurations of one source and one kind of objective have equal examples if these are equal.
+    If they are equal for two configurations with one source and objectives of one example type,
+    these have equal examples.
     """
     source = _source(c)
-    found = source.identity(c, wanted)
-    learns_from = config.OBJECTIVES[c.objective].example_type
-    if learns_from == 'documents' and source.example_type(c) == 'classes':
-        found['pairs'] = 'joined'
+    values = source.identity(c, wanted)
+    has_documents = config.OBJECTIVES[c.objective].example_type == 'documents'
+    if has_documents and source.example_type(c) == 'classes':
+        values['pairs'] = 'joined'
     if c.data.replace:
-        found['replace'] = list(c.data.replace)
+        values['replace'] = list(c.data.replace)
     for key in ('decontaminate', 'unlabelled'):
-        others = [(part, _source(part.c)) for part in _parts(c, key)]
-        if others and 'train' in wanted:
-            found['overlap'] = decontaminate.VERSION
-            found[key] = [
-                [part.c.data.source, list(part.splits), source.identity(part.c, part.splits)]
-                for part, source in others
+        if c.data[key] and 'train' in wanted:
+            values['overlap'] = decontaminate.VERSION
+            values[key] = [
+                [part.data.source, list(names), _source(part).identity(part, names)]
+                for part, names, _ in _parts(c, key)
             ]
-    return found
+    return values
 
 
 def check(c: ConfigDict) -> None:
-    """Raises UserError for a package, a file, a set or a column that is not there."""
+    """Raises UserError if a package, a file, a dataset or a column is missing."""
     if config.SOURCES[c.data.source].has_text:
         source = _source(c)
         source.check(c)
@@ -192,18 +196,16 @@ def check(c: ConfigDict) -> None:
     _repair(c)
     for key in ('decontaminate', 'unlabelled'):
         for part, entry in zip(_parts(c, key), c.data[key], strict=True):
-            try:
+            with specs.name_entry(key, entry):
                 needed.check_folder(part.c)
                 _source(part.c).check(part.c)
-            except UserError as error:
-                raise type(error)(f'config.data.{key} = {entry!r}: {error}') from error
 
 
 def classes(c: ConfigDict) -> int:
-    """How many classes the examples of `config.data` have; 0 where they have none.
+    """Returns the number of classes of the examples; 0 if they have none.
 
     Raises:
-      UserError: for the source 'prepared', a folder that is no prepared set.
+      UserError: the folder of the source 'prepared' is not a prepared dataset.
     """
     if not config.SOURCES[c.data.source].has_text:
         folder = storage.local_folder('config.data.path = ', c.data.path)
@@ -221,7 +223,11 @@ def _source(c: ConfigDict) -> Source:
 
 
 def _example_types(c: ConfigDict, source: Source) -> tuple[str, str]:
-    """Returns the example types of the objective and of the source; raises UserError if the objective cannot use them."""
+    """Returns the example types of the objective and of the source.
+
+    Raises:
+      UserError: the objective cannot learn from examples of this type.
+    """
     wanted, example_type = config.OBJECTIVES[c.objective].example_type, source.example_type(c)
     if wanted not in (example_type, 'documents'):
         raise UserError(
@@ -235,43 +241,45 @@ def _example_types(c: ConfigDict, source: Source) -> tuple[str, str]:
 
 
 def parts(c: ConfigDict) -> list[tuple[ConfigDict, float]]:
-    """The configuration and the weight of each part of the source 'mixture'.
+    """Returns the configuration and the weight of each part of the source 'mixture'.
+
+    The settings of the mixture for repair and decontamination apply to every part.
 
     Raises:
-      UserError: a part that is no SOURCE:PATH=WEIGHT.
+      UserError: an entry of `config.data.mixture` is malformed.
     """
-    named = [name for name, source in config.SOURCES.items() if not source.has_parts]
-    found = [specs.weighted(c, 'mixture', entry, named) for entry in c.data.mixture]
-    for part, entry in zip(found, c.data.mixture, strict=True):
-        if part.splits != SPLITS:
+    names = [name for name, source in config.SOURCES.items() if not source.has_parts]
+    pairs = []
+    for entry in c.data.mixture:
+        part, split_names, weight = specs.weighted_part(c, 'mixture', entry, names)
+        if split_names != SPLITS:
             raise UserError(f'config.data.mixture = {entry!r}: must not choose splits')
-        # What is left out of all of them, and mended in all of them.
-        part.c.data.replace = c.data.replace
-        part.c.data.decontaminate = tuple(
-            specs.moved(c, 'decontaminate', one, _NAMED, part.c) for one in c.data.decontaminate
+        part.data.replace = c.data.replace
+        part.data.decontaminate = tuple(
+            specs.rebase(c, 'decontaminate', other, _TEXT_SOURCES, part)
+            for other in c.data.decontaminate
         )
-    return [(part.c, part.weight) for part in found]
+        pairs.append((part, weight))
+    return pairs
 
 
-def _mixed(c: ConfigDict, split: str, skipped: Skipped) -> Iterator[Example]:
+def _mixture_examples(c: ConfigDict, split: str, on_skip: OnError) -> Iterator[Example]:
     for part, _ in parts(c):
-        yield from examples(part, split, skipped)
+        yield from examples(part, split, on_skip)
 
 
-def _mixture_identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
+def _mixture_identity(c: ConfigDict, wanted: Sequence[str]) -> dict[str, Any]:
     return {'parts': [[part.data.source, identity(part, wanted)] for part, _ in parts(c)]}
 
 
 def _check_mixture(c: ConfigDict) -> None:
     for (part, _), entry in zip(parts(c), c.data.mixture, strict=True):
-        try:
+        with specs.name_entry('mixture', entry):
             needed.check_folder(part)
             check(part)
-        except UserError as error:
-            raise type(error)(f'config.data.mixture = {entry!r}: {error}') from error
 
 
 SOURCES = {
     **registry.READERS,
-    'mixture': Source(_mixed, _mixture_identity, _check_mixture, config.example_type, lambda c: 0),
+    'mixture': Source(_mixture_examples, _mixture_identity, _check_mixture, lambda c: 0),
 }

@@ -1,9 +1,9 @@
-"""READERS: what reads the examples of each source, from the embedded text and from files."""
+"""READERS: the functions of each source that reads text, from files or from the built-in corpus."""
 
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
 
@@ -20,28 +20,24 @@ from lightpaff_jax.data.sources import (
     tfds,
 )
 from lightpaff_jax.data.sources.files import Path, SplitFiles
-from lightpaff_jax.data.sources.splits import OnError
+from lightpaff_jax.data.sources.splits import SPLITS, Example, OnError
 from lightpaff_jax.errors import UserError
-
-SPLITS = splits.SPLITS
-Example = splits.Example
-Skipped = Callable[[str], None]
 
 
 class Source(NamedTuple):
-    """What every source can do."""
+    """The functions of a source."""
 
-    examples: Callable[[ConfigDict, str, Skipped], Iterator[Example]]
-    """Of a split, in an order that is the same everywhere. `skipped` is called with a line for each
-    row that is left out, where `config.data.on_error` is 'skip'."""
-    identity: Callable[[ConfigDict, Sequence[str]], dict]
-    """All that the examples of some splits depend on, as JSON values: equal ones, equal examples."""
+    examples: Callable[[ConfigDict, str, OnError], Iterator[Example]]
+    """Yields the examples of a split, in the same order on every machine. If `config.data.on_error`
+    is 'skip', the last argument is called with a message for each skipped row."""
+    identity: Callable[[ConfigDict, Sequence[str]], dict[str, Any]]
+    """Returns the values on which the examples of some splits depend, as JSON values."""
     check: Callable[[ConfigDict], None]
-    """Raises UserError for what can be known without reading whole files."""
+    """Raises UserError for mistakes that can be found without reading whole files."""
+    classes: Callable[[ConfigDict], int]
+    """Returns the number of classes; 0 if examples have none."""
     example_type: Callable[[ConfigDict], str] = config.example_type
-    """'documents', 'classes' or 'targets'."""
-    classes: Callable[[ConfigDict], int] = lambda c: config.SOURCES[c.data.source].classes
-    """How many classes; 0 where there are none."""
+    """Returns 'documents', 'classes' or 'targets'."""
 
 
 class FileFormat(Protocol):
@@ -66,78 +62,66 @@ class FileFormat(Protocol):
 Postprocess = Callable[[ConfigDict, Example], Example]
 
 
-# Files
-
-
-def _file_source(module: FileFormat, postprocess: Postprocess | None = None) -> Source:
+def _file_source(
+    module: FileFormat, postprocess: Postprocess = lambda c, example: example
+) -> Source:
     """Returns the source of a module; `postprocess` changes examples after the choice of split."""
     return Source(
-        functools.partial(_file_examples, module, postprocess),
+        functools.partial(_read_files, module, postprocess),
         functools.partial(_file_identity, module),
         functools.partial(_check_files, module),
-        config.example_type,
         module.classes,
     )
 
 
-def _part(module: FileFormat, c: ConfigDict, split_files: SplitFiles, split: str) -> splits.Part:
-    sought = 'config.data.files has none' if c.data.files else module.expected(c, split)
-    return splits.part(c, split_files, split, sought)
+def _require(
+    module: FileFormat, c: ConfigDict, split_files: SplitFiles, split: str
+) -> splits.SplitSource:
+    expected = 'config.data.files has none' if c.data.files else module.expected(c, split)
+    return splits.require(c, split_files, split, expected)
 
 
-def _stop(line: str) -> None:
-    raise UserError(f"{line} (config.data.on_error = 'skip' leaves such rows out)")
+def _stop(message: str) -> None:
+    raise UserError(f"{message} (config.data.on_error = 'skip' leaves such rows out)")
 
 
-def _file_examples(
-    module: FileFormat,
-    postprocess: Postprocess | None,
-    c: ConfigDict,
-    split: str,
-    skipped: Skipped,
+def _read_files(
+    module: FileFormat, postprocess: Postprocess, c: ConfigDict, split: str, on_skip: OnError
 ) -> Iterator[Example]:
     split_files = module.find(c)
-    part = _part(module, c, split_files, split)
-    on_error = skipped if c.data.on_error == 'skip' else _stop
-    rows = module.read(c, split_files[part.of], on_error)
-    for example in splits.select(rows, part, c.data.held_out):
-        yield postprocess(c, example) if postprocess else example
+    source = _require(module, c, split_files, split)
+    on_error = on_skip if c.data.on_error == 'skip' else _stop
+    rows = module.read(c, split_files[source.split], on_error)
+    for example in splits.select(rows, source, c.data.held_out):
+        yield postprocess(c, example)
 
 
-def _file_identity(module: FileFormat, c: ConfigDict, wanted: Sequence[str]) -> dict:
+def _file_identity(module: FileFormat, c: ConfigDict, wanted: Sequence[str]) -> dict[str, Any]:
     split_files = module.find(c)
-    parts = {split: _part(module, c, split_files, split) for split in wanted}
-    read = dict.fromkeys(part.of for part in parts.values())
+    sources = {split: _require(module, c, split_files, split) for split in wanted}
+    file_digests = {}
+    for split in dict.fromkeys(source.split for source in sources.values()):
+        extensions = [files.extension(path.name) for path in split_files[split]]
+        digests = files.digests(c.data.cache, split_files[split])
+        file_digests[split] = [list(pair) for pair in zip(extensions, digests, strict=True)]
     keys = [key for key in config.SOURCES[c.data.source].keys if key not in ('path', 'files')]
     return {
         'keys': {key: list(v) if isinstance(v := c.data[key], tuple) else v for key in keys},
-        'parts': {split: [part.of, list(part.kept)] for split, part in parts.items()},
-        'files': {
-            split: [
-                [files.extension(path.name), digest]
-                for path, digest in zip(
-                    split_files[split],
-                    files.digests(c.data.cache, split_files[split]),
-                    strict=True,
-                )
-            ]
-            for split in read
-        },
+        'parts': {split: [source.split, list(source.shares)] for split, source in sources.items()},
+        'files': file_digests,
     }
 
 
 def _check_files(module: FileFormat, c: ConfigDict) -> None:
     split_files = module.find(c)
     for split in SPLITS:
-        _part(module, c, split_files, split)
+        _require(module, c, split_files, split)
     for path in itertools.chain(*split_files.values()):
         module.check(c, path, None if c.data.on_error == 'skip' else _stop)
 
 
 READERS = {
-    'pydocs': Source(
-        pydocs.examples, pydocs.identity, pydocs.check, config.example_type, pydocs.classes
-    ),
+    'pydocs': Source(pydocs.examples, pydocs.identity, pydocs.check, pydocs.classes),
     'text': _file_source(text_files, text_files.detokenize),
     'sst2': _file_source(glue),
     'qqp': _file_source(glue),
@@ -145,5 +129,5 @@ READERS = {
     'mr': _file_source(movie_reviews),
     'table': _file_source(tabular),
     'parallel': _file_source(parallel),
-    'tfds': Source(tfds.examples, tfds.identity, tfds.check, tfds.example_type, tfds.classes),
+    'tfds': Source(tfds.examples, tfds.identity, tfds.check, tfds.classes, tfds.example_type),
 }

@@ -1,112 +1,116 @@
-"""Sets that a configuration names beside its own: SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT].
+"""Datasets that a configuration lists in addition to its own: SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT].
 
-KEY is a leaf of `config.data`: `parallel:data/multi30k?suffixes=en,de`; %26 and %23 in VALUE are
-& and #. What it does not say is as in the configuration that names it.
+KEY is a key of `config.data`, as in `parallel:data/multi30k?suffixes=en,de`. A VALUE has %26 for &
+and %23 for #. Keys that are not given have the values of the configuration that lists the dataset.
 """
 
+import contextlib
 import math
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.config import flags, validate
-from lightpaff_jax.data.sources import splits
+from lightpaff_jax.data.sources.splits import SPLITS
 from lightpaff_jax.errors import UserError, nearest
 
-_OWN = ('mixture', 'files', 'replace', 'decontaminate', 'unlabelled')  # of one set alone
+# Keys that describe one dataset, so a listed dataset does not inherit them.
+_NOT_INHERITED = ('mixture', 'files', 'replace', 'decontaminate', 'unlabelled')
 
 
 class Part(NamedTuple):
-    """A set of several."""
+    """A listed dataset."""
 
     c: ConfigDict
-    """A configuration that reads it."""
-    splits: tuple[str, ...] = splits.SPLITS
+    """The configuration that reads it."""
+    splits: tuple[str, ...] = SPLITS
     weight: float = 1.0
+    """Its relative share of a mixture."""
 
 
-def part(
-    c: ConfigDict, key: str, entry: str, sources: Sequence[str], said: str = ''
-) -> Part:  # fmt: skip
-    """The set that an entry of `config.data.<key>` names.
+@contextlib.contextmanager
+def name_entry(key: str, entry: str) -> Iterator[None]:
+    """Adds an entry of `config.data.<key>` to the message of each UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f'config.data.{key} = {entry!r}: {error}') from error
+
+
+def part(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:
+    """Reads an entry of `config.data.<key>`.
 
     Args:
-      c: the configuration that names it.
-      key: of its section `data`.
-      entry: what it says there.
-      sources: that may be named.
-      said: the whole entry, for messages, where `entry` is not.
+      c: the configuration that has the entry.
+      key: the key in `config.data`.
+      entry: the entry.
+      sources: the sources that it may name.
 
     Raises:
-      UserError: another source, key, value or split.
+      UserError: the source, a key, a value or a split is not allowed.
     """
-    where = f'config.data.{key} = {(said or entry)!r}'
-    body, _, chosen = entry.partition('#')
+    with name_entry(key, entry):
+        return _parse(c, entry, sources)
+
+
+def weighted_part(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:
+    """Reads an entry that ends in =WEIGHT; see `part`."""
+    with name_entry(key, entry):
+        body, equals, number = entry.rpartition('=')
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not equals or not 0 < weight < math.inf:
+            raise UserError('must be SOURCE:PATH=WEIGHT, WEIGHT a number above 0')
+        return _parse(c, body, sources)._replace(weight=weight)
+
+
+def _parse(c: ConfigDict, entry: str, sources: Sequence[str]) -> Part:
+    body, _, split_names = entry.partition('#')
     names, _, query = body.partition('?')
     source, _, path = names.partition(':')
     if source not in sources:
         near = nearest(source, sources) if source else ''
-        raise UserError(f'{where}: must begin with one of {", ".join(sources)}{near}')
-    if bool(path) != ('path' in config.SOURCES[source].keys):
+        raise UserError(f'must begin with one of {", ".join(sources)}{near}')
+    keys = config.SOURCES[source].keys
+    if bool(path) != ('path' in keys):
         must = 'must not' if path else 'must'
-        raise UserError(f'{where}: source {source!r} {must} have a path')
-    wanted = tuple(chosen.split(',')) if chosen else splits.SPLITS
-    for name in wanted:
-        if name not in splits.SPLITS:
-            raise UserError(
-                f'{where}: {name!r} must be one of {", ".join(splits.SPLITS)}'
-                f'{nearest(name, splits.SPLITS)}'
-            )
-    found = config.copy(c)
-    found.data.source, found.data.path = source, path
-    for own in _OWN:
-        found.data[own] = ()
+        raise UserError(f'source {source!r} {must} have a path')
+    splits = tuple(split_names.split(',')) if split_names else SPLITS
+    for name in splits:
+        if name not in SPLITS:
+            near = nearest(name, SPLITS)
+            raise UserError(f'{name!r} must be one of {", ".join(SPLITS)}{near}')
+    part_config = config.copy(c)
+    part_config.data.update({'source': source, 'path': path, **dict.fromkeys(_NOT_INHERITED, ())})
     for setting in filter(None, query.split('&')):
-        leaf, _, value = setting.partition('=')
-        if leaf not in config.SOURCES[source].keys:
-            near = nearest(leaf, config.SOURCES[source].keys)
-            raise UserError(f'{where}: source {source!r} does not read {leaf!r}{near}')
-        try:
-            flags.override(found, f'data.{leaf}', urllib.parse.unquote(value))
-            validate.check_set(found, (leaf,))
-        except UserError as error:
-            raise UserError(f'{where}: {error}') from error
-    return Part(found, wanted)
+        key, _, value = setting.partition('=')
+        if key not in keys:
+            raise UserError(f'source {source!r} does not read {key!r}{nearest(key, keys)}')
+        flags.override(part_config, f'data.{key}', urllib.parse.unquote(value))
+        validate.check_set(part_config, (key,))
+    return Part(part_config, splits)
 
 
-def moved(c: ConfigDict, key: str, entry: str, sources: Sequence[str], to: ConfigDict) -> str:
-    """What names in the configuration `to` the set that `entry` names in `c`."""
-    here, there = (part(one, key, entry, sources).c for one in (c, to))
-    body, mark, chosen = entry.partition('#')
-    for leaf in config.SOURCES[here.data.source].keys:
-        value = here.data[leaf]
-        if value != there.data[leaf] and _is_read(here, leaf):
+def rebase(c: ConfigDict, key: str, entry: str, sources: Sequence[str], new: ConfigDict) -> str:
+    """Returns the entry that describes in the configuration `new` the dataset of `entry` in `c`."""
+    old, rebased = (part(base, key, entry, sources).c for base in (c, new))
+    body, mark, splits = entry.partition('#')
+    for name in config.SOURCES[old.data.source].keys:
+        value = old.data[name]
+        if value != rebased.data[name] and _is_valid(old, name):
             text = urllib.parse.quote(str(value), safe=" ()',/:=*?[]")
-            body += f'{"&" if "?" in body else "?"}{leaf}={text}'
-    return f'{body}{mark}{chosen}'
+            body += f'{"&" if "?" in body else "?"}{name}={text}'
+    return f'{body}{mark}{splits}'
 
 
-def _is_read(c: ConfigDict, leaf: str) -> bool:
-    """Whether a value that is not the set's own could be: the columns of a table are not a text's."""
-    try:
-        validate.check_set(c, (leaf,))
-    except UserError:
-        return False
-    return True
-
-
-def weighted(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:
-    """As `part`, of an entry that ends in =WEIGHT; raises UserError where it does not."""
-    names, equals, number = entry.rpartition('=')
-    try:
-        weight = float(number) if equals else math.nan
-    except ValueError:
-        weight = math.nan
-    if not equals or not 0 < weight < math.inf:
-        raise UserError(
-            f'config.data.{key} = {entry!r}: must be SOURCE:PATH=WEIGHT, WEIGHT a number above 0'
-        )
-    return part(c, key, names, sources, entry)._replace(weight=weight)
+def _is_valid(c: ConfigDict, key: str) -> bool:
+    """Returns whether the source can use an inherited value: a text has no columns of a table."""
+    with contextlib.suppress(UserError):
+        validate.check_set(c, (key,))
+        return True
+    return False

@@ -1,4 +1,4 @@
-"""Example, and which examples a split has: those of its own files, or a share of train's."""
+"""The examples of a split: all examples of its own files, or a share of the examples of train."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -10,86 +10,91 @@ from lightpaff_jax.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')
 
-# What is called with one line for each row that is at fault: it raises, or takes note of it.
+# Called with a message for each malformed row: raises an error, or records that the row is skipped.
 OnError = Callable[[str], None]
 
 
 class Example(NamedTuple):
-    """A document, a text, a pair of texts with a class, or a text and what to make of it."""
+    """A document, a classified text or pair of texts, or a text and its target."""
 
     first: str
     second: str = ''
     label: int = -1
-    """Its class; -1: there is none."""
+    """The class; -1 if there is none."""
     words: int = -1
-    """Of a document: white-space words and line ends of the original text that it stands for, the
-    blank lines around it included. -1: of the texts themselves."""
+    """For a document, the number of words and line ends of its original text, with blank lines
+    around it; -1 to count those of `first`."""
 
 
-class Part(NamedTuple):
-    """Where the examples of a split are."""
+class SplitSource(NamedTuple):
+    """Where the examples of a split come from."""
 
-    of: str
-    """The split whose files are read."""
-    kept: tuple[str, ...] = SPLITS
-    """Of the three shares that a hash cuts those into, the ones that belong here."""
+    split: str
+    """The split whose files have them."""
+    shares: tuple[str, ...] = SPLITS
+    """The shares of these files that belong to the split. A hash divides examples into three."""
 
 
-def parts(c: ConfigDict, given: Collection[str]) -> dict[str, Part]:
-    """Split -> its part; a split that cannot be had is missing.
+def resolve(c: ConfigDict, available: Collection[str]) -> dict[str, SplitSource]:
+    """Returns the source of each split; a split without one is absent.
 
-    Where `config.data.held_out` is 0, each split is what its own files hold. Else `test` is the
-    test files, or else the validation files, or else a share of train; `validation` is the
-    validation files unless they are `test`, or else another share of train.
+    If `config.data.held_out` is 0, each split is in its own files. Otherwise `test` is in the test
+    files, or in the validation files, or is a share of train. `validation` is in the validation
+    files unless `test` uses them, or is another share of train.
 
     Args:
       c: the configuration.
-      given: the splits that have files.
+      available: the splits that have files.
     """
-    found = {split: Part(split) for split in SPLITS if split in given}
-    if not c.data.held_out or 'train' not in found:
-        return found
-    if 'test' not in found and 'validation' in found:
-        found['test'] = found.pop('validation')
-    cut = [split for split in SPLITS if split not in found]
-    found |= {split: Part('train', (split,)) for split in cut}
-    found['train'] = Part('train', tuple(split for split in SPLITS if split not in cut))
-    return found
+    sources = {split: SplitSource(split) for split in SPLITS if split in available}
+    if not c.data.held_out or 'train' not in sources:
+        return sources
+    if 'test' not in sources and 'validation' in sources:
+        sources['test'] = sources.pop('validation')
+    shares = [split for split in SPLITS if split not in sources]
+    sources |= {split: SplitSource('train', (split,)) for split in shares}
+    rest = tuple(split for split in SPLITS if split not in shares)
+    return sources | {'train': SplitSource('train', rest)}
 
 
-def part(c: ConfigDict, given: Collection[str], split: str, sought: str) -> Part:
-    """The part of one split; `sought` says what would be its files.
+def require(c: ConfigDict, available: Collection[str], split: str, expected: str) -> SplitSource:
+    """Returns the source of a split.
+
+    Args:
+      c: the configuration.
+      available: the splits that have files.
+      split: the split.
+      expected: describes the files of the split, for the message.
 
     Raises:
-      UserError: it cannot be had.
+      UserError: the split has no source.
     """
-    found = parts(c, given)
-    if split not in found:
-        share = ''
-        if 'train' in found and split == 'test' and 'validation' in found:
-            share = (
-                '; config.data.held_out = 0.05 would take the validation files for it, and cut '
-                'validation from train'
-            )
-        elif 'train' in found:
-            share = '; config.data.held_out = 0.05 would cut it from train'
-        raise UserError(
-            f'config.data.path = {c.data.path}: has no split {split!r}: {sought}{share}'
+    sources = resolve(c, available)
+    if split in sources:
+        return sources[split]
+    hint = ''
+    if 'train' in sources:
+        hint = '; config.data.held_out = 0.05 would cut it from train'
+    if 'train' in sources and split == 'test' and 'validation' in sources:
+        hint = (
+            '; config.data.held_out = 0.05 would take the validation files for it, and cut '
+            'validation from train'
         )
-    return found[split]
+    raise UserError(f'config.data.path = {c.data.path}: has no split {split!r}: {expected}{hint}')
 
 
-def select(examples: Iterable[Example], part: Part, share: float) -> Iterator[Example]:
-    """The examples of a part. Equal first texts are in one share, so none is in two splits.
+def select(examples: Iterable[Example], source: SplitSource, held_out: float) -> Iterator[Example]:
+    """Yields the examples of a split.
 
-    A second text may be: a reply in a dialogue is the first text of the next pair.
+    Examples with equal first texts are in one share, so no first text is in two splits. A second
+    text can be: in a dialogue, a reply is the first text of the next pair.
     """
     for example in examples:
-        if part.kept == SPLITS or _share(example.first, share) in part.kept:
+        if source.shares == SPLITS or _share(example.first, held_out) in source.shares:
             yield example
 
 
-def _share(text: str, share: float) -> str:
+def _share(text: str, held_out: float) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    place = int.from_bytes(digest) / 2**64
-    return 'test' if place < share else 'validation' if place < 2 * share else 'train'
+    position = int.from_bytes(digest) / 2**64
+    return 'test' if position < held_out else 'validation' if position < 2 * held_out else 'train'

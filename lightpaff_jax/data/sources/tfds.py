@@ -81,24 +81,24 @@ def examples(c: ConfigDict, split: str, on_error: OnError) -> Iterator[Example]:
     """
     del on_error
     dataset = _open(c)
-    part = _part(c, dataset, split)
-    yield from splits.select(_read_split(dataset, part.of), part, c.data.held_out)
+    source = _require(c, dataset, split)
+    yield from splits.select(_read_split(dataset, source.split), source, c.data.held_out)
 
 
 def identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
     """Returns the values on which the examples of some splits depend, as JSON values."""
     dataset = _open(c)
     info = dataset.builder.info
-    parts = {split: _part(c, dataset, split) for split in wanted}
+    sources = {split: _require(c, dataset, split) for split in wanted}
     paths = {
-        part.of: [storage.to_path(path) for path in info.splits[part.of].filepaths]
-        for part in parts.values()
+        source.split: [storage.to_path(path) for path in info.splits[source.split].filepaths]
+        for source in sources.values()
     }
     return {
         'set': info.full_name,
         'columns': list(dataset.columns),
         'held_out': c.data.held_out,
-        'parts': {split: [part.of, list(part.kept)] for split, part in parts.items()},
+        'parts': {split: [source.split, list(source.shares)] for split, source in sources.items()},
         'files': {split: files.digests(c.data.cache, paths[split]) for split in paths},
     }
 
@@ -107,7 +107,7 @@ def check(c: ConfigDict) -> None:
     """Raises UserError if the dataset or a split is missing; reads one record of each split."""
     dataset = _open(c)
     for split in SPLITS:
-        _part(c, dataset, split)
+        _require(c, dataset, split)
 
 
 def example_type(c: ConfigDict) -> str:
@@ -123,9 +123,9 @@ def classes(c: ConfigDict) -> int:
     return dataset.builder.info.features[dataset.columns[2]].num_classes
 
 
-def _part(c: ConfigDict, dataset: _Dataset, split: str) -> splits.Part:
+def _require(c: ConfigDict, dataset: _Dataset, split: str) -> splits.SplitSource:
     names = dataset.splits
-    return splits.part(c, names, split, f'the set has {", ".join(names) or "none"}')
+    return splits.require(c, names, split, f'the set has {", ".join(names) or "none"}')
 
 
 def _read_split(dataset: _Dataset, split: str) -> Iterator[Example]:

@@ -66,7 +66,7 @@ def test_a_set_is_named_with_its_keys_its_splits_and_its_weight():
     assert (part.c.data.source, part.c.data.path) == ('table', 'data/x')
     assert (part.c.data.columns, part.c.data.held_out) == (('0', '1'), 0.05)
     assert part.splits == ('test', 'train')
-    plain = specs.weighted(c, 'mixture', 'text:data/y=0.5', known)
+    plain = specs.weighted_part(c, 'mixture', 'text:data/y=0.5', known)
     assert (plain.c.data.held_out, plain.splits, plain.weight) == (0.2, sources.SPLITS, 0.5)
 
 
@@ -93,7 +93,7 @@ def test_a_set_that_is_named_wrongly_is_one_line(entry, rule):
 )
 def test_a_part_of_a_mixture_has_a_weight(entry):
     with pytest.raises(UserError, match='WEIGHT a number above 0'):
-        specs.weighted(config.default(), 'mixture', entry, list(config.SOURCES))
+        specs.weighted_part(config.default(), 'mixture', entry, list(config.SOURCES))
 
 
 def test_rows_of_another_set_are_left_out_of_train(mr, sst2):
@@ -203,7 +203,7 @@ def test_unlabelled_text_is_repaired_and_has_nothing_that_is_evaluated_or_exclud
 @pytest.mark.parametrize('key', ['mixture', 'decontaminate', 'unlabelled'])
 def test_a_value_of_a_set_s_own_is_checked(key, query, says):
     entry = f'text:data/x?{query}' + ('=1' if key == 'mixture' else '')
-    make = specs.weighted if key == 'mixture' else specs.part
+    make = specs.weighted_part if key == 'mixture' else specs.part
     with pytest.raises(UserError) as error:
         make(config.default(), key, entry, list(config.SOURCES))
     assert str(error.value).startswith(f'config.data.{key} = {entry!r}: {says}')

@@ -193,7 +193,7 @@ def test_a_share_without_an_example_is_an_empty_corpus(tmp_path):
 
 def test_held_out_changes_nothing_where_every_split_has_files():
     c = make_config('text', held_out=0.1)
-    assert splits.parts(c, sources.SPLITS) == {s: splits.Part(s) for s in sources.SPLITS}
+    assert splits.resolve(c, sources.SPLITS) == {s: splits.SplitSource(s) for s in sources.SPLITS}
 
 
 # Identities.
