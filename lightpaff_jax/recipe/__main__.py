@@ -197,7 +197,7 @@ def _best_run(scores: dict[str, float], metric: str) -> str:
     """Returns the name of the run with the best score; a NaN, of a diverged run, is the worst."""
     from lightpaff_jax.report.results import METRICS
 
-    sign = -1 if METRICS[metric].higher else 1
+    sign = -1 if METRICS[metric].higher_is_better else 1
     return min(scores, key=lambda n: math.inf if math.isnan(scores[n]) else sign * scores[n])
 
 

@@ -1,9 +1,9 @@
-"""The report of a recipe: what its runs wrote -> report.md, report.html.
+"""The report of a recipe: report.md and report.html, from the files of its runs.
 
     python -m lightpaff_jax.report WORKDIR
 
-Every number comes from recipe.json, speed.json and the result.json, metrics.jsonl and predictions
-of the runs; the paper's own figures from paper.py.
+Every number comes from recipe.json, from speed.json, or from result.json, metrics.jsonl and the
+predictions of a run. The paper's figures are in paper_table.
 """
 
 import dataclasses
@@ -14,124 +14,146 @@ from collections.abc import Sequence
 
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.report import disagreements, paper_table, sweeps
-from lightpaff_jax.report.findings import headlines, speed_sentence
-from lightpaff_jax.report.html_page import Part, page
-from lightpaff_jax.report.plots import curves, figures, overview, search_curves
-from lightpaff_jax.report.results import Row, read, read_speed, unsteady
+from lightpaff_jax.report.findings import family_headlines, headlines, speed_sentence
+from lightpaff_jax.report.html_page import Part, render
+from lightpaff_jax.report.plots import learning_curves, overview, sweep_curves, task_plots
+from lightpaff_jax.report.results import Row, read, read_speed, unstable_timings
 from lightpaff_jax.report.tables import Table, main_table, provenance, speed_table
+
+USAGE = 'usage: python -m lightpaff_jax.report WORKDIR'
 
 
 def markdown(table: Table) -> str:
-    """The table with aligned columns, for a file and for a terminal."""
-    lines = [[_plain(cell) for cell in line] for line in (table.header, *table.lines)]
+    """Returns a table in Markdown with aligned columns, which a terminal shows well too."""
+    lines = [[_escape(cell) for cell in line] for line in (table.header, *table.lines)]
     for number, column in table.best:
         lines[1 + number][column] = f'**{lines[1 + number][column]}**'
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     right = [column > 0 and any(table.header) for column in range(len(widths))]
     rule = ['-' * (w - r) + ':' * r for w, r in zip(widths, right, strict=True)]
-    text = []
+    rows = []
     for line in (lines[0], rule, *lines[1:]):
         cells = zip(line, widths, right, strict=True)
-        text.append(' | '.join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells))
-    return '\n'.join(f'| {line} |' for line in text)
+        rows.append(' | '.join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells))
+    return '\n'.join(f'| {row} |' for row in rows)
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     return html.escape(text, quote=False).replace('|', '\\|')
 
 
-def _bullets(said: Sequence[str]) -> str:
-    return '\n'.join(f'- {_plain(sentence)}' for sentence in said)
+def _bullets(findings: Sequence[str]) -> str:
+    return '\n'.join(f'- {_escape(sentence)}' for sentence in findings)
 
 
 def write(workdir: pathlib.Path) -> str:
-    """Writes report.md and report.html into a recipe's workdir.
+    """Writes report.md and report.html into the workdir of a recipe.
 
     Returns:
-      The tables of results in markdown; each has a heading where there are several tasks.
+      The tables of results in Markdown, with a heading each if there are several tasks.
 
     Raises:
-      UserError: no such folder, no finished run, or a file that cannot be read; names it.
+      UserError: the folder does not exist, no run is finished, or a file is invalid.
     """
     recipe, tasks, missing = read(workdir)
     paper_table.check(f'{workdir}/recipe.json', recipe)
     sweeps.check(f'{workdir}/recipe.json', recipe)
     speed = read_speed(workdir)
-    several = _several(recipe)
+    several = len(recipe['tasks']) > 1 or bool(recipe.get('scale'))
     parts = [
-        _part(workdir, recipe, task, rows, None if several else speed)
+        _task_part(workdir, rows, task if several else '', None if several else speed)
         for task, rows in tasks.items()
     ]
-    said = paper_table.sentences(recipe, tasks) if several else [*parts[0].said]
+    shared_plots = ''
     if several:
+        findings = family_headlines(recipe, tasks)
         parts.insert(0, Part((), paper_table.table(recipe, tasks), overview(tasks)))
-    else:  # the page is of one task, its sentences stand at the top
-        parts = [dataclasses.replace(parts[0], said=())]
-    results = tuple(parts)
-    if searched := sweeps.searches(recipe):
-        drawn = ''.join(search_curves(workdir, sweeps.title(e), _lines(e)) for e in searched)
-        parts.append(Part(sweeps.sentences(recipe), sweeps.table(recipe), drawn, 'Curves'))
+        all_rows = [row for rows in tasks.values() for row in rows.values()]
+        shared_plots = learning_curves(workdir, all_rows, 0)
+    else:  # the findings of the only task are those of the page
+        findings = [*parts[0].findings]
+        parts = [dataclasses.replace(parts[0], findings=())]
+    results = [part.table for part in parts]
+    if sweeps.sweeps_of(recipe):
+        parts.append(_sweep_part(workdir, recipe))
     if several and speed:
-        said.append(speed_sentence(speed))
+        findings.append(speed_sentence(speed))
     facts, warnings = provenance(workdir, recipe, tasks)
-    said += [*recipe.get('notes', ()), *warnings]
-    if missing:
-        said.append(f'Warning: left out, as there is no result: {", ".join(missing)}.')
-    if speed is None:
-        said.append('Warning: there is no speed.json, so nothing about speed.')
-    elif names := unsteady(speed):
-        said.append(
-            f'Warning: something else ran while speed was measured: {" and ".join(names)} differ '
-            'twofold between pairs. Remove speed.json and start again to measure it again.'
-        )
-    measured = next(iter(recipe['tasks'])) if len(recipe['tasks']) > 1 else ''
-    tables = [*([speed_table(speed, measured)] if speed else []), facts]
+    findings += [*recipe.get('notes', ()), *warnings, *_warnings(missing, speed)]
+    speed_task = next(iter(recipe['tasks'])) if len(recipe['tasks']) > 1 else ''
+    tables = [*([speed_table(speed, speed_task)] if speed else []), facts]
     title = f'Distillation report: {recipe["name"]}'
-    text = _markdown_page(title, said, parts, tables)
+    text = _markdown_page(title, findings, parts, tables)
     (workdir / 'report.md').write_text(text, 'utf-8')
-    rows_of_all = [row for rows in tasks.values() for row in rows.values()]
-    shared = curves(workdir, rows_of_all, 0) if several else ''
-    (workdir / 'report.html').write_text(page(title, said, parts, shared, tables), 'utf-8')
+    page = render(title, findings, parts, shared_plots, tables)
+    (workdir / 'report.html').write_text(page, 'utf-8')
     return '\n\n'.join(
-        (f'## {_plain(p.table.title)}\n\n' if several else '') + markdown(p.table) for p in results
+        (f'## {_escape(table.title)}\n\n' if several else '') + markdown(table) for table in results
     )
 
 
-def _part(workdir: pathlib.Path, recipe: dict, task: str, rows: dict[str, Row],
-          speed: dict | None) -> Part:  # fmt: skip
-    """What a task's numbers say, its table, plots and examples."""
-    alone = not _several(recipe)
-    name = '' if alone else task
-    found = disagreements.find(workdir, rows)
-    said = headlines(rows, speed) + ([found.said] if found else [])
-    plots = figures(workdir, rows, (0, 1) if alone else (1,), name)
-    return Part(said, main_table(rows, name), plots, '', found)
+def _task_part(workdir: pathlib.Path, rows: dict[str, Row], task: str, speed: dict | None) -> Part:
+    """Returns the part of a task.
+
+    Args:
+      workdir: workdir of the recipe.
+      rows: finished rows of the task.
+      task: name of the task; '' if the recipe has one task, whose part includes pre-training.
+      speed: content of speed.json if it is about the networks of this task, else None.
+    """
+    examples = disagreements.compare(workdir, rows)
+    findings = headlines(rows, speed) + ([examples.summary] if examples else [])
+    plots = task_plots(workdir, rows, (1,) if task else (0, 1), task)
+    return Part(findings, main_table(rows, task), plots, '', examples)
 
 
-def _several(recipe: dict) -> bool:
-    """Whether a recipe is of a family's tasks, of which each has a heading."""
-    return len(recipe['tasks']) > 1 or bool(recipe.get('scale'))
+def _sweep_part(workdir: pathlib.Path, recipe: dict) -> Part:
+    plots = ''
+    for sweep in sweeps.sweeps_of(recipe):
+        candidates = {
+            candidate['run']: (sweeps.setting(candidate), candidate['run'] == sweep['chosen'])
+            for candidate in sweep['candidates']
+        }
+        plots += sweep_curves(workdir, sweeps.title(sweep), candidates)
+    return Part(sweeps.sentences(recipe), sweeps.table(recipe), plots, 'Curves')
 
 
-def _lines(entry: dict) -> dict[str, tuple[str, bool]]:
-    """Run of a search -> its name in a plot, and whether it was chosen."""
-    return {c['run']: (sweeps.rate(c), c['run'] == entry['chosen']) for c in entry['candidates']}
+def _warnings(missing: Sequence[str], speed: dict | None) -> list[str]:
+    warnings = []
+    if missing:
+        warnings.append(f'Warning: omitted, since they have no result: {", ".join(missing)}.')
+    if speed is None:
+        warnings.append('Warning: speed was not measured: there is no speed.json.')
+    elif names := unstable_timings(speed):
+        warnings.append(
+            f'Warning: the measured {" and ".join(names)} varied twofold, probably because another '
+            'program ran. Delete speed.json and start the recipe again to repeat the measurement.'
+        )
+    return warnings
 
 
-def _markdown_page(title: str, said: Sequence[str], parts: Sequence[Part],
-                   tables: Sequence[Table]) -> str:  # fmt: skip
-    text = [f'# {_plain(title)}', _bullets(said)]
-    for table, sentences in [*((p.table, p.said) for p in parts), *((t, ()) for t in tables)]:
-        text += [f'## {_plain(table.title)}', _bullets(sentences), markdown(table)]
-        text.append(_plain(table.note))
-    return '\n\n'.join(block for block in text if block) + '\n'
+def _markdown_page(
+    title: str, findings: Sequence[str], parts: Sequence[Part], tables: Sequence[Table]
+) -> str:
+    blocks = [f'# {_escape(title)}', _bullets(findings)]
+    for part in [*parts, *(Part((), table) for table in tables)]:
+        blocks += [f'## {_escape(part.table.title)}', _bullets(part.findings)]
+        blocks += [markdown(part.table), _escape(part.table.note)]
+    return '\n\n'.join(block for block in blocks if block) + '\n'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table and where the report is; 2 after one line on stderr for bad input."""
+    """Writes a report and prints its tables.
+
+    Args:
+      argv: arguments of the command; None reads sys.argv.
+
+    Returns:
+      The exit code: 0, or 2 after one line on stderr if an argument or a file is invalid.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if len(argv) != 1 or argv[0].startswith('-'):
-        print('usage: python -m lightpaff_jax.report WORKDIR', file=sys.stderr)
+        print(USAGE, file=sys.stderr)
         return 2
     try:
         print(write(pathlib.Path(argv[0])))

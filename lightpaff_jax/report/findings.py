@@ -1,150 +1,210 @@
-"""What the numbers of a recipe say, for and against, in sentences."""
+"""The findings of a report: sentences on what the scores and costs show, for and against distillation."""
 
 import math
 
 from lightpaff_jax.report.results import (
     Row,
     binomial_error,
-    cost,
-    digits_of,
+    error_digits,
     mean,
     mean_error,
     score,
+    teacher_share,
+    total,
     values,
 )
 
 EQUAL_UPDATES = ('two_stage', 'stage1_only', 'stage2_only', 'no_teacher')
-LEAST_HEADROOM = 0.05  # a teacher less than this better than the student has little to give
-FLOPS_TOLERANCE = 0.05  # training FLOPs that differ by less count as the same
+"""Students that are compared with equal updates: the two-stage one, its ablations, the baseline."""
+MIN_HEADROOM = 0.05  # a teacher that is better than the student by less has little to teach
+FLOPS_TOLERANCE = 0.05  # training FLOPs that differ by less count as equal
+HIGH_SHARE = 95.0  # % of the teacher's score that a family's students are expected to reach
 
 
 def headlines(rows: dict[str, Row], speed: dict | None) -> list[str]:
-    """What a task's numbers say; silent where a run it needs is missing.
+    """Returns the findings of a task; omits those that need a missing row.
 
     Args:
-      rows: of the task.
-      speed: speed.json where it is of this task's networks, else None.
+      rows: finished rows of the task.
+      speed: content of speed.json if it is about the networks of this task, else None.
     """
-    said = []
-    two, teacher, plain = (rows.get(k) for k in ('two_stage', 'teacher', 'no_teacher'))
-    if two and teacher:
-        metric = two.metric
-        share = 100 * two.chains[0][-1]['parameters'] / teacher.chains[0][-1]['parameters']
-        fast = f' and {_faster(speed)}' if speed else ''
-        against = ''
-        if plain:
-            against = f'; the same student without a teacher has {metric.show(mean(plain))}'
-        said.append(
-            f"The two-stage student has {share:.0f} % of the teacher's parameters{fast}. "
-            f'Its test {metric.name} is {metric.show(mean(two))}, '
-            f"the teacher's {metric.show(mean(teacher))}{against}."
+    two_stage, teacher, baseline = (rows.get(k) for k in ('two_stage', 'teacher', 'no_teacher'))
+    sentences = []
+    if two_stage and teacher:
+        metric = two_stage.metric
+        percent = 100 * two_stage.parameters / teacher.parameters
+        faster = f' and {_speedup(speed)}' if speed else ''
+        compared = ''
+        if baseline:
+            compared = (
+                f'; the same student without a teacher reaches {metric.format(mean(baseline))}'
+            )
+        sentences.append(
+            f"The two-stage student has {percent:.0f} % of the teacher's parameters{faster}. "
+            f'Its test {metric.name} is {metric.format(mean(two_stage))}, '
+            f"the teacher's is {metric.format(mean(teacher))}{compared}."
         )
-    return said + _best_arm(rows) + _equal_flops(rows) + _headroom(teacher, plain)
+    return sentences + _equal_updates(rows) + _equal_flops(rows) + _headroom(teacher, baseline)
+
+
+def family_headlines(recipe: dict, tasks: dict[str, dict[str, Row]]) -> list[str]:
+    """Returns the findings over all tasks: wins of two-stage, and its share of the teacher's score.
+
+    Counts only the tasks that have a teacher and all students with equal updates.
+    """
+    required = ('teacher', *EQUAL_UPDATES)
+    complete = {task: rows for task, rows in tasks.items() if all(key in rows for key in required)}
+    if not complete:
+        return []
+    lost = {task: _rivals(rows) for task, rows in complete.items() if not _wins(rows)}
+    won = [task for task in complete if task not in lost]
+    losses = '; '.join(f'not on {task}: {rivals}' for task, rivals in lost.items())
+    details = '; '.join(part for part in (', '.join(won), losses) if part)
+    shares = {
+        task: teacher_share(rows['two_stage'], rows['teacher']) for task, rows in complete.items()
+    }
+    means = {task: sum(share) / len(share) for task, share in shares.items() if share}
+    listed = ', '.join(f'{task} {value:.1f} %' for task, value in means.items())
+    high = sum(value >= HIGH_SHARE for value in means.values())
+    ratios = [
+        rows['teacher'].parameters / rows['two_stage'].parameters for rows in complete.values()
+    ]
+    size = ' to '.join(dict.fromkeys(f'1/{x:.3g}' for x in (min(ratios), max(ratios))))
+    sentences = [
+        'Two-stage beats the baseline and both ablations with equal updates, by means over seeds, '
+        f'on {len(won)} of {_count_tasks(len(complete))} ({details}).',
+        f"It reaches at least {HIGH_SHARE:.0f} % of the teacher's score on {high} of "
+        f'{_count_tasks(len(complete))} ({listed}), with {size} of its parameters.',
+    ]
+    absent = [task for task in recipe['tasks'] if task not in complete]
+    if absent:
+        sentences.append(f'Warning: not counted, since runs are missing: {", ".join(absent)}.')
+    return sentences
+
+
+def _count_tasks(number: int) -> str:
+    return f'{number} task{"s" if number > 1 else ""}'
+
+
+def _wins(rows: dict[str, Row]) -> bool:
+    return all(lead(rows['two_stage'], rows[rival]) > 0 for rival in EQUAL_UPDATES[1:])
+
+
+def _rivals(rows: dict[str, Row]) -> str:
+    """Lists the rivals that two-stage does not beat, with their scores."""
+    two_stage = rows['two_stage']
+    unbeaten = [rows[key] for key in EQUAL_UPDATES[1:] if lead(two_stage, rows[key]) <= 0]
+    listed = ', '.join(f'{row.label} {row.metric.format(mean(row))}' for row in unbeaten)
+    return f'{two_stage.metric.format(mean(two_stage))} against {listed}'
 
 
 def speed_sentence(speed: dict) -> str:
-    """What speed.json says, where it stands for several tasks."""
-    return f'The student {_faster(speed)} than the teacher.'
+    """Returns the speed-up of the student as a sentence of its own."""
+    return f'The student {_speedup(speed)} than the teacher.'
 
 
-def _faster(speed: dict) -> str:
+def _speedup(speed: dict) -> str:
     ratio = speed['ratios']['latency']
-    times = f'{ratio:.1f}x faster' if ratio >= 1 else f'{1 / ratio:.1f}x slower'
-    return f'{speed["task"]} of {speed["length"]} tokens {times}'
+    factor = f'{ratio:.1f}x faster' if ratio >= 1 else f'{1 / ratio:.1f}x slower'
+    return f'{speed["task"]} of {speed["length"]} tokens {factor}'
 
 
-def _loss(row: Row) -> float:
-    """The metric where lower is better, else what it lacks to 100; of accuracy: the errors."""
-    return 100 - mean(row) if row.metric.higher else mean(row)
+def _deficit(row: Row) -> float:
+    """Returns a mean for which lower is better: 100 minus a metric for which higher is better."""
+    return 100 - mean(row) if row.metric.higher_is_better else mean(row)
 
 
 def lead(a: Row, b: Row) -> float:
-    """How far `a` is ahead of `b`; 0 where only rounding tells them apart."""
-    return 0.0 if math.isclose(mean(a), mean(b), rel_tol=1e-9) else _loss(b) - _loss(a)
+    """Returns by how much `a` is better than `b`; 0 if they differ by rounding only."""
+    return 0.0 if math.isclose(mean(a), mean(b), rel_tol=1e-9) else _deficit(b) - _deficit(a)
 
 
-def _certainty(a: Row, b: Row) -> str:
-    """Whether two means differ by more than sqrt(se_a^2 + se_b^2)."""
+def _significance(a: Row, b: Row) -> str:
+    """Compares the difference of two means with its standard error sqrt(se_a^2 + se_b^2)."""
     (mean_a, error_a), (mean_b, error_b) = (mean_error(values(row)) for row in (a, b))
     if error_a is None or error_b is None:
-        return f'One seed cannot tell whether that is chance.{_sampling(a, b)}'
+        return f'One seed cannot tell a difference from chance.{_sampling_error(a, b)}'
     gap, error = abs(mean_a - mean_b), math.hypot(error_a, error_b)
-    more, digits = 'more' if gap > error else 'not more', digits_of(error, 2)
+    relation, digits = 'more' if gap > error else 'not more', error_digits(error, 2)
     return (
-        f'The difference of {gap:.{digits}f}{a.metric.of_gap} is {more} than its standard error of '
-        f'{error:.{digits}f} ({len(a.seeds)} and {len(b.seeds)} seeds).{_sampling(a, b)}'
+        f'The difference of {gap:.{digits}f}{a.metric.gap_unit} is {relation} than its standard '
+        f'error of {error:.{digits}f} ({len(a.seeds)} and {len(b.seeds)} seeds).'
+        f'{_sampling_error(a, b)}'
     )
 
 
-def _sampling(a: Row, b: Row) -> str:
-    """How much of a difference of accuracies the choice of the test examples alone may make."""
+def _sampling_error(a: Row, b: Row) -> str:
+    """Returns a sentence on the error of an accuracy difference that the test examples cause."""
     if a.metric.key != 'accuracy':
         return ''
     error = math.hypot(*(mean(row, binomial_error) for row in (a, b)))
-    if not error:  # of accuracies of 0 or 100 %, where the formula knows nothing
+    if not error:  # the formula gives 0 for accuracies of 0 and 100 %, where it does not apply
         return ''
     counts = sorted({n for row in (a, b) for n in values(row, score('examples'))})
     return (
-        f' The {" or ".join(f"{n:,.0f}" for n in counts)} test examples alone give a difference a '
-        f'binomial standard error of {error:.{digits_of(error, 2)}f}{a.metric.of_gap}.'
+        f' The choice of the {" or ".join(f"{n:,.0f}" for n in counts)} test examples adds a '
+        f'binomial standard error of {error:.{error_digits(error, 2)}f}{a.metric.gap_unit}.'
     )
 
 
-def _best_arm(rows: dict[str, Row]) -> list[str]:
-    arms = [rows[key] for key in EQUAL_UPDATES if key in rows]
-    if 'two_stage' not in rows or len(arms) < 2:
+def _equal_updates(rows: dict[str, Row]) -> list[str]:
+    """Compares two-stage with the best of the others that have equal updates."""
+    students = [rows[key] for key in EQUAL_UPDATES if key in rows]
+    if 'two_stage' not in rows or len(students) < 2:
         return []
-    two, rival = arms[0], min(arms[1:], key=_loss)
-    ahead = lead(two, rival)
-    best = 'is the best' if ahead > 0 else 'is not the best' if ahead < 0 else 'shares the lead'
-    finished = '' if len(arms) == len(EQUAL_UPDATES) else ' finished'
-    show = two.metric.show
-    said = [
-        f'Two-stage {best} of the {len(arms)}{finished} arms with equal updates: '
-        f'{show(mean(two))} against {show(mean(rival))} ({rival.label}). {_certainty(two, rival)}'
+    two_stage, rival = students[0], min(students[1:], key=_deficit)
+    ahead, show = lead(two_stage, rival), two_stage.metric.format
+    rank = 'is the best' if ahead > 0 else 'is not the best' if ahead < 0 else 'shares the lead'
+    finished = '' if len(students) == len(EQUAL_UPDATES) else ' finished'
+    sentences = [
+        f'Two-stage {rank} of the {len(students)}{finished} students with equal updates: '
+        f'{show(mean(two_stage))} against {show(mean(rival))} ({rival.label}). '
+        f'{_significance(two_stage, rival)}'
     ]
-    updates = {arm.label: mean(arm, cost('updates')) for arm in arms}
+    updates = {student.label: mean(student, total('updates')) for student in students}
     if len(set(updates.values())) > 1:
-        each = ', '.join(f'{label} {n:,.0f}' for label, n in updates.items())
-        said.append(f'Warning: the updates are not equal: {each}.')
-    return said
+        listed = ', '.join(f'{label} {n:,.0f}' for label, n in updates.items())
+        sentences.append(f'Warning: the updates are not equal: {listed}.')
+    return sentences
 
 
 def _equal_flops(rows: dict[str, Row]) -> list[str]:
+    """Compares two-stage with the baseline of equal training FLOPs."""
     if not {'two_stage', 'no_teacher_equal_flops'} <= set(rows):
         return []
-    two, long = rows['two_stage'], rows['no_teacher_equal_flops']
-    ahead, show = lead(long, two), two.metric.show
-    how = 'better' if ahead > 0 else 'worse' if ahead < 0 else 'as well'
-    flops = mean(long, cost('flops')) / mean(two, cost('flops'))
-    said = [
-        f'At this budget plain training for the same FLOPs does {how}: {show(mean(long))} against '
-        f'{show(mean(two))} of two-stage. {_certainty(long, two)}'
+    two_stage, baseline = rows['two_stage'], rows['no_teacher_equal_flops']
+    ahead, show = lead(baseline, two_stage), two_stage.metric.format
+    result = 'better' if ahead > 0 else 'worse' if ahead < 0 else 'equally well'
+    flops = mean(baseline, total('flops')) / mean(two_stage, total('flops'))
+    sentences = [
+        f'With this budget the baseline with equal FLOPs does {result}: {show(mean(baseline))} '
+        f'against {show(mean(two_stage))} for two-stage. {_significance(baseline, two_stage)}'
     ]
     if abs(flops - 1) > FLOPS_TOLERANCE:
-        said.append(
-            f'Warning: the FLOPs are not the same: plain training had {flops:.2f}x as many.'
+        sentences.append(
+            f'Warning: the FLOPs are not equal: the baseline used {flops:.2f}x as many.'
         )
-    return said
+    return sentences
 
 
-def _headroom(teacher: Row | None, plain: Row | None) -> list[str]:
-    if teacher is None or plain is None:
+def _headroom(teacher: Row | None, baseline: Row | None) -> list[str]:
+    """Returns how much better the teacher is than the baseline, with a warning if it is little."""
+    if teacher is None or baseline is None:
         return []
-    name = plain.metric.name.split(' per ')[0]
-    than = f"The teacher's {name} is {{}} than the undistilled student's"
-    if plain.metric.key == 'accuracy':
-        if not _loss(plain):
-            return ['Warning: the undistilled student makes no errors: there is nothing to distil.']
-        than = 'The teacher makes {} errors than the undistilled student'
-        better, words = 1 - _loss(teacher) / _loss(plain), ('fewer', 'more')
-    elif plain.metric.higher:
-        if not mean(plain):
-            return []  # the student writes nothing that counts: no ratio
-        better, words = mean(teacher) / mean(plain) - 1, ('higher', 'lower')
+    name = baseline.metric.name.split(' per ')[0]
+    text = f"The teacher's {name} is {{}} than that of the baseline without a teacher"
+    if baseline.metric.key == 'accuracy':
+        if not _deficit(baseline):
+            return ['Warning: the baseline makes no errors, so there is nothing to distil.']
+        text = 'The teacher makes {} errors than the baseline without a teacher'
+        gain, words = 1 - _deficit(teacher) / _deficit(baseline), ('fewer', 'more')
+    elif baseline.metric.higher_is_better:
+        if not mean(baseline):
+            return []  # a score of 0 has no ratio
+        gain, words = mean(teacher) / mean(baseline) - 1, ('higher', 'lower')
     else:
-        better, words = 1 - mean(teacher) / mean(plain), ('lower', 'higher')
-    than = than.format(f'{100 * abs(better):.1f} % {words[better < 0]}')
-    if better >= LEAST_HEADROOM:
-        return [f'{than}: there is something to distil.']
-    return [f'Warning: {than[0].lower()}{than[1:]}: there is little to distil.']
+        gain, words = 1 - mean(teacher) / mean(baseline), ('lower', 'higher')
+    text = text.format(f'{100 * abs(gain):.1f} % {words[gain < 0]}')
+    if gain >= MIN_HEADROOM:
+        return [f'{text}, so there is something to distil.']
+    return [f'Warning: {text[0].lower()}{text[1:]}, so there is little to distil.']

@@ -1,10 +1,10 @@
-"""The page of a report: tables, plots and examples as one file of HTML that needs no other."""
+"""The HTML page of a report: tables, plots and examples in one file without external references."""
 
 import dataclasses
 import html
 from collections.abc import Sequence
 
-from lightpaff_jax.report.disagreements import Differences
+from lightpaff_jax.report.disagreements import Disagreements
 from lightpaff_jax.report.tables import Table
 
 CSS = """
@@ -17,10 +17,10 @@ body { margin: 0 auto; max-width: 80rem; padding: 2rem 1.1rem 3rem; background: 
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
 h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 1.2rem; letter-spacing: -.02em }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
-.said { padding: 0; list-style: none; max-width: 50rem }
-.said li { margin: .6rem 0; padding-left: .9rem; border-left: 3px solid var(--line) }
-.said li:first-child { font-size: 1.15rem; border-color: #1f80e0 }
-.said li.warn { border-color: var(--warn); color: var(--warn) }
+.findings { padding: 0; list-style: none; max-width: 50rem }
+.findings li { margin: .6rem 0; padding-left: .9rem; border-left: 3px solid var(--line) }
+.findings li:first-child { font-size: 1.15rem; border-color: #1f80e0 }
+.findings li.warn { border-color: var(--warn); color: var(--warn) }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px }
 table { border-collapse: collapse; width: 100%; font-size: .82rem;
   font-variant-numeric: tabular-nums }
@@ -59,21 +59,22 @@ svg text { font-family: inherit !important }
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A share of the report: what its numbers say, a table, its plots as HTML, examples."""
+    """A part of the report: its findings, a table, plots as HTML, and examples."""
 
-    said: Sequence[str]
+    findings: Sequence[str]
     table: Table
     plots: str = ''
-    folded: str = ''
-    """Title over the plots where they are folded away; '' shows them."""
-    differences: Differences | None = None
+    collapsed: str = ''
+    """Title of the collapsed section with the plots; '' shows them directly."""
+    disagreements: Disagreements | None = None
 
 
-def _list(said: Sequence[str]) -> str:
+def _list(findings: Sequence[str]) -> str:
     items = ''.join(
-        f'<li{" class=warn" * s.startswith("Warning")}>{html.escape(s)}</li>' for s in said
+        f'<li{" class=warn" * text.startswith("Warning")}>{html.escape(text)}</li>'
+        for text in findings
     )
-    return f'<ul class="said">{items}</ul>' if said else ''
+    return f'<ul class="findings">{items}</ul>' if findings else ''
 
 
 def _table(table: Table) -> str:
@@ -82,64 +83,70 @@ def _table(table: Table) -> str:
         return f'<{tag}>{f"<strong>{text}</strong>" if best else text}</{tag}>'
 
     def line(cells: Sequence[str], tag: str, number: int = -1) -> str:
-        kind = ' class="quoted"' if number in table.quoted else ''
+        css_class = ' class="quoted"' if number in table.quoted else ''
         rest = (cell(tag, c, (number, n) in table.best) for n, c in enumerate(cells[1:], 1))
-        return f'<tr{kind}>{cell("th", cells[0])}{"".join(rest)}</tr>'
+        return f'<tr{css_class}>{cell("th", cells[0])}{"".join(rest)}</tr>'
 
     head = line(table.header, 'th') if any(table.header) else ''
     body = ''.join(line(cells, 'td', number) for number, cells in enumerate(table.lines))
-    kind = 'scroll' if head else 'scroll facts'
+    css_class = 'scroll' if head else 'scroll facts'
     return (
-        f'<div class="{kind}" tabindex="0"><table>'
+        f'<div class="{css_class}" tabindex="0"><table>'
         f'<thead>{head}</thead><tbody>{body}</tbody></table></div>'
         f'<p class="note">{html.escape(table.note)}</p>'
     )
 
 
-def _examples(found: Differences) -> str:
+def _examples(disagreements: Disagreements) -> str:
     cards = ''.join(
         '<li><dl>'
         + ''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k, v in example)
         + '</dl></li>'
-        for example in found.examples
+        for example in disagreements.examples
     )
     if not cards:
         return ''
-    title = f'Student against teacher: {len(found.examples)} test examples {found.title}'
-    return _folded(html.escape(title), f'<ol class="examples">{cards}</ol>')
+    count = len(disagreements.examples)
+    title = f'Student against teacher: {count} test examples {disagreements.order}'
+    return _details(title, f'<ol class="examples">{cards}</ol>')
 
 
-def _folded(title: str, inside: str) -> str:
-    return f'<details><summary>{title}</summary>{inside}</details>'
+def _details(title: str, content: str) -> str:
+    return f'<details><summary>{html.escape(title)}</summary>{content}</details>'
 
 
 def _part(part: Part) -> str:
     plots = f'<div class="plots">{part.plots}</div>' if part.plots else ''
-    if plots and part.folded:
-        plots = _folded(html.escape(part.folded), plots)
-    examples = _examples(part.differences) if part.differences else ''
+    if plots and part.collapsed:
+        plots = _details(part.collapsed, plots)
+    examples = _examples(part.disagreements) if part.disagreements else ''
     title = html.escape(part.table.title)
-    return f'<h2>{title}</h2>{_list(part.said)}{_table(part.table)}{plots}{examples}'
+    return f'<h2>{title}</h2>{_list(part.findings)}{_table(part.table)}{plots}{examples}'
 
 
-def page(title: str, said: Sequence[str], parts: Sequence[Part], shared: str,
-         tables: Sequence[Table]) -> str:  # fmt: skip
-    """The self-contained HTML page; plots are HTML, everything else is text.
+def render(
+    title: str,
+    findings: Sequence[str],
+    parts: Sequence[Part],
+    shared_plots: str,
+    tables: Sequence[Table],
+) -> str:
+    """Returns the page. Plots are inserted as HTML; all other text is escaped.
 
     Args:
-      title: of the page.
-      said: sentences that stand above all parts.
-      parts: in their order.
-      shared: plots of what several tasks share, or ''.
-      tables: those behind the parts.
+      title: title of the page.
+      findings: sentences at the top of the page.
+      parts: parts of the page, in order.
+      shared_plots: plots of the runs that several tasks share, or ''.
+      tables: tables after the parts.
     """
     body = [_part(part) for part in parts]
-    if shared:
-        body.append(f'<h2>Shared by all tasks</h2><div class="plots">{shared}</div>')
+    if shared_plots:
+        body.append(f'<h2>Shared by all tasks</h2><div class="plots">{shared_plots}</div>')
     body += [_part(Part((), table)) for table in tables]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{html.escape(title)}</title><style>{CSS}</style></head><body>'
-        f'<h1>{html.escape(title)}</h1>{_list(said)}{"".join(body)}</body></html>\n'
+        f'<h1>{html.escape(title)}</h1>{_list(findings)}{"".join(body)}</body></html>\n'
     )

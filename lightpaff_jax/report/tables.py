@@ -1,4 +1,4 @@
-"""The tables of a report: quality and cost, size and speed, what ran where."""
+"""The tables of a report: scores and costs of a task, size and speed, and provenance."""
 
 import dataclasses
 import pathlib
@@ -9,135 +9,160 @@ from lightpaff_jax import config
 from lightpaff_jax.report.results import (
     METRICS,
     SPEED,
+    Results,
     Row,
     binomial_error,
-    cost,
+    format_mean,
     has_scores,
-    kept,
-    plus_minus,
     score,
+    teacher_share,
     throughput,
+    total,
     values,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of texts; the first column names the lines. No header: facts, one a line."""
+    """A table of texts. The first column labels the lines. Without a header it is a list of facts."""
 
     title: str
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
     note: str
     quoted: Sequence[int] = ()
-    """Lines that are not of this recipe's runs."""
+    """Lines with figures from a publication."""
     best: Sequence[tuple[int, int]] = ()
-    """Line and column of cells that stand out."""
+    """Line and column of each highlighted cell."""
 
 
-def _count(values: Sequence[float]) -> str:
+# Label, value of one seed, and format of the values of all seeds.
+Column = tuple[str, Callable[[Results], float], Callable[[Sequence[float]], str]]
+
+
+def _format_count(values: Sequence[float]) -> str:
     return f'{statistics.fmean(values):,.0f}'
 
 
-def _powers(values: Sequence[float]) -> str:
+def _format_power(values: Sequence[float]) -> str:
     return f'{statistics.fmean(values):.2e}'.replace('e+0', 'e').replace('e+', 'e')
 
 
-# Name, value of a chain, text of the values of all seeds.
-Column = tuple[str, Callable, Callable]
-_WORDS: Column = ('perplexity per word', score('word_perplexity'), lambda v: plus_minus(v, 2))
-_ACCURACY: Column = ('accuracy', score('accuracy'), lambda v: plus_minus(v, 3))
-_PERPLEXITY: Column = ('perplexity per token', score('perplexity'), lambda v: plus_minus(v, 2))
-# `outputs` of an objective -> columns beside the metric; a classifier's accuracy has its own, in %.
+def _format_percent(values: Sequence[float]) -> str:
+    return f'{statistics.fmean(values):.2f}'
+
+
+def _format_2(values: Sequence[float]) -> str:
+    return format_mean(values, 2)
+
+
+def _format_3(values: Sequence[float]) -> str:
+    return format_mean(values, 3)
+
+
+_WORDS: Column = ('perplexity per word', score('word_perplexity'), _format_2)
+_ACCURACY: Column = ('accuracy', score('accuracy'), _format_3)
+_PERPLEXITY: Column = ('perplexity per token', score('perplexity'), _format_2)
 SCORE_COLUMNS: dict[str, tuple[Column, ...]] = {
     'sums': (_ACCURACY,),
     'rows': (_WORDS, _ACCURACY),
     'logits': (
-        ('binomial error, %', binomial_error, lambda v: f'{statistics.fmean(v):.2f}'),
-        ('cross-entropy', score('ce'), lambda v: plus_minus(v, 3)),
-        ('test examples', score('examples'), _count),
+        ('binomial error, %', binomial_error, _format_percent),
+        ('cross-entropy', score('ce'), _format_3),
+        ('test examples', score('examples'), _format_count),
     ),
 }
+"""`outputs` of an objective -> columns after the metric; the accuracy of a classifier is a metric."""
 COLUMNS: tuple[Column, ...] = (
-    ('seeds', len, lambda v: str(len(v))),
-    ('updates', cost('updates'), _count),
-    ('train FLOPs', cost('flops'), _powers),
-    ('train seconds', cost('seconds'), _count),
-    ('parameters', lambda chain: chain[-1]['parameters'], _count),
-    ('size, MB', lambda chain: chain[-1]['bytes'] / 1e6, lambda v: f'{statistics.fmean(v):,.1f}'),
-    ('train tokens/s', throughput, _count),
+    ('seeds', len, lambda values: str(len(values))),
+    ('updates', total('updates'), _format_count),
+    ('train FLOPs', total('flops'), _format_power),
+    ('train seconds', total('seconds'), _format_count),
+    ('parameters', lambda results: results[-1]['parameters'], _format_count),
+    (
+        'size, MB',
+        lambda results: results[-1]['bytes'] / 1e6,
+        lambda values: f'{statistics.fmean(values):,.1f}',
+    ),
+    ('train tokens/s', throughput, _format_count),
 )
+"""Columns of the costs."""
 
 
 def main_table(rows: dict[str, Row], task: str = '') -> Table:
-    """Quality and cost of every finished row of a task; `task` names it in the title."""
-    some = next(iter(rows.values()))
-    columns = (*_score_columns(some), *COLUMNS)
-    compared = any(has_scores(row, 'agreement', 'kl') for row in rows.values())
+    """Returns the scores and costs of a task's finished rows; `task` is named in the title."""
+    first = next(iter(rows.values()))
+    with_agreement = any(has_scores(row, 'agreement', 'kl') for row in rows.values())
+    columns = _score_columns(first)
+    names = [name for name, _, _ in columns]
+    if with_agreement:
+        names += ['agrees with teacher, %', 'KL to teacher, nats']
+    names += [name for name, _, _ in COLUMNS]
+    header = ('', first.metric.label, 'share of teacher score, %', *names)
     lines = []
     for row in rows.values():
-        shares = kept(row, rows['teacher']) if 'teacher' in rows else None
-        rest = [show(values(row, of)) for _, of, show in columns]
-        if compared:
-            alike = has_scores(row, 'agreement', 'kl')
-            rest[-len(COLUMNS) : -len(COLUMNS)] = _agreement(row) if alike else ('-', '-')
-        lines.append(
-            (row.label, plus_minus(values(row), 2), plus_minus(shares, 1) if shares else '-', *rest)
-        )
-    names = [name for name, _, _ in columns]
-    if compared:
-        names[-len(COLUMNS) : -len(COLUMNS)] = ('agrees with teacher, %', 'KL to teacher, nats')
-    header = ('', some.metric.label, "of the teacher's score, %", *names)
+        shares = teacher_share(row, rows['teacher']) if 'teacher' in rows else None
+        line = [row.label, format_mean(values(row), 2), format_mean(shares, 1) if shares else '-']
+        line += [format_values(values(row, measure)) for _, measure, format_values in columns]
+        if with_agreement:
+            line += _agreement(row)
+        line += [format_values(values(row, measure)) for _, measure, format_values in COLUMNS]
+        lines.append(line)
     return Table(f'Results: {task}' if task else 'Results', header, lines, _main_note(rows))
 
 
 def _agreement(row: Row) -> tuple[str, str]:
-    alike = [100 * value for value in values(row, score('agreement'))]
-    return plus_minus(alike, 1), plus_minus(values(row, score('kl')), 3)
+    """Formats agreement and KL divergence; a run without a teacher has neither."""
+    if not has_scores(row, 'agreement', 'kl'):
+        return '-', '-'
+    percent = [100 * value for value in values(row, score('agreement'))]
+    return format_mean(percent, 1), format_mean(values(row, score('kl')), 3)
 
 
 def _score_columns(row: Row) -> tuple[Column, ...]:
-    """What is shown of the scores beside the metric: its companions, then the objective's."""
-
-    def companion(key: str) -> Column:
-        metric = METRICS[key]
-        return (metric.label, metric.of, lambda v: plus_minus(v, 2))
-
-    of_metric = [companion(key) for key in row.metric.companions]
+    """Returns the columns after the metric: its companions, then those of the objective."""
+    metrics = [METRICS[key] for key in row.metric.companions]
+    columns: list[Column] = [(metric.label, metric.value, _format_2) for metric in metrics]
     if row.metric.key in config.GENERATION_METRICS:
-        of_metric.append(_PERPLEXITY)
-    return (*of_metric, *SCORE_COLUMNS[config.OBJECTIVES[row.objective].outputs])
+        columns.append(_PERPLEXITY)
+    return (*columns, *SCORE_COLUMNS[config.OBJECTIVES[row.objective].outputs])
 
 
 def _main_note(rows: dict[str, Row]) -> str:
-    some = next(iter(rows.values()))
-    ratio = (
+    first = next(iter(rows.values()))
+    share = (
         'the ratio of the scores'
-        if some.metric.higher
-        else ("the teacher's negative log-likelihood per token over the student's")
+        if first.metric.higher_is_better
+        else ("the teacher's negative log-likelihood per token divided by the student's")
     )
-    ends = [chain[-1]['scores']['test'] for row in rows.values() for chain in row.chains]
-    signed = sorted({s['bleu_signature'] for s in ends if 'bleu_signature' in s})
-    signature = f'BLEU: {" or ".join(signed)}. ' if some.metric.key == 'bleu' and signed else ''
+    tests = [results[-1]['scores']['test'] for row in rows.values() for results in row.results]
+    signatures = sorted({test['bleu_signature'] for test in tests if 'bleu_signature' in test})
+    note, bleu = config.OBJECTIVES[first.objective].note, ''
+    if first.metric.key == 'bleu' and signatures:
+        bleu = f'BLEU: {" or ".join(signatures)}. '
     return (
         'Scores on the test split; ± is the standard error of the mean over seeds (sd / √n). '
-        f"Of the teacher's score: {ratio}. {signature}{config.OBJECTIVES[some.objective].note}Costs add up all "
-        'runs behind a row, those that other rows share too, means over seeds; a distilled run '
-        'counts the forward pass of the teacher, no student counts the training of the teacher.'
+        f'Share of teacher score: {share}. {bleu}{note}Costs are totals over all '
+        'runs of a row, including runs that other rows share, and means over seeds. A distilled '
+        'run includes the forward pass of the teacher; no student includes the training of the '
+        'teacher.'
     )
 
 
 def speed_table(speed: dict, task: str = '') -> Table:
-    """Teacher against student, as speed.json has it; `task` names theirs in the note."""
+    """Returns the sizes and times of speed.json; `task` names the networks' task in the note."""
     lines = []
     for key, (name, factor, digits, ratio) in SPEED.items():
-        cells = (f'{speed[who][key] * factor:,.{digits}f}' for who in ('teacher', 'student'))
+        cells = (
+            f'{speed[network][key] * factor:,.{digits}f}' for network in ('teacher', 'student')
+        )
         lines.append((name, *cells, f'{speed["ratios"][ratio]:.2f}x'))
+    networks = f' The networks are those of the task {task}.' if task else ''
     note = (
-        f'Medians of {speed["pairs"]} pairs of measurements on {speed["hardware"]}: latency of a '
-        f'call that {speed["task"]} of {speed["length"]} tokens, tokens/s with '
-        f'{speed["batch_size"]} at a time. Ratio: teacher / student; for tokens/s student / '
-        f'teacher.{f" The networks are those of the task {task}." if task else ""}'
+        f'Medians of {speed["pairs"]} pairs of measurements on {speed["hardware"]}. Latency: time '
+        f'of a call that {speed["task"]} of {speed["length"]} tokens. Tokens/s: with '
+        f'{speed["batch_size"]} examples per call. Ratio: teacher / student; for tokens/s student '
+        f'/ teacher.{networks}'
     )
     return Table('Size and speed', ('', 'teacher', 'student', 'ratio'), lines, note)
 
@@ -145,46 +170,49 @@ def speed_table(speed: dict, task: str = '') -> Table:
 def provenance(
     workdir: pathlib.Path, recipe: dict, tasks: dict[str, dict[str, Row]]
 ) -> tuple[Table, list[str]]:
-    """'What ran where', and a warning for each thing the runs should share and do not."""
-    chains = [c for rows in tasks.values() for row in rows.values() for c in row.chains]
-    results = [r for chain in chains for r in chain]
-    packages = sorted({name for r in results for name in r['versions']})
+    """Returns the table of commits, hardware, protocols and versions, and its warnings.
+
+    A warning names each property that should be the same in all runs but differs.
+    """
+    rows = [row for task in tasks.values() for row in task.values()]
+    results = [result for row in rows for results in row.results for result in results]
+    packages = sorted({name for result in results for name in result['versions']})
     keys = {'git commit': 'git_commit', 'hardware': 'hardware', 'tokenizer': 'tokenizer_hash'}
-    facts = {name: [r[key] for r in results] for name, key in keys.items()}
+    facts = {name: [result[key] for result in results] for name, key in keys.items()}
     facts |= _protocols(recipe, tasks)
-    facts |= {f'version of {p}': [r['versions'].get(p) for r in results] for p in packages}
+    facts |= {
+        f'version of {p}': [result['versions'].get(p) for result in results] for p in packages
+    }
     facts['teacher hash'] = [r['teacher_hash'] for r in results if r['teacher_hash']]
-    seen = {name: sorted({str(v or 'unknown') for v in values}) for name, values in facts.items()}
+    distinct = {name: sorted({str(v or 'unknown') for v in facts[name]}) for name in facts}
     warnings = [
-        f'Warning: the runs differ in {name}: {"; ".join(values)}.'
-        for name, values in seen.items()
-        if len(values) > 1 and name != 'teacher hash'
+        f'Warning: the runs differ in {name}: {"; ".join(texts)}.'
+        for name, texts in distinct.items()
+        if len(texts) > 1 and name != 'teacher hash'  # each task has its own teacher
     ]
-    lines = [(name, '; '.join(values)) for name, values in seen.items() if values]
-    seeds = {
-        seed for rows in tasks.values() for key, row in rows.items() if key != 'teacher'
-        for seed in row.seeds
-    }  # fmt: skip
-    lines.append(('seeds', ', '.join(map(str, sorted(seeds))) or '-'))
+    lines = [(name, '; '.join(texts)) for name, texts in distinct.items() if texts]
+    students = [row for task in tasks.values() for key, row in task.items() if key != 'teacher']
+    seeds = sorted({seed for row in students for seed in row.seeds})
+    lines.append(('seeds', ', '.join(map(str, seeds)) or '-'))
     if 'command' in recipe:
         lines.append(('recipe', recipe['command']))
     lines.append(('this report', f'python -m lightpaff_jax.report {workdir}'))
-    return Table('What ran where', ('', ''), lines, ''), warnings
+    return Table('Provenance', ('', ''), lines, ''), warnings
 
 
 def _protocols(recipe: dict, tasks: dict[str, dict[str, Row]]) -> dict[str, list]:
-    """How the runs that are compared with each other were scored, and on how much."""
-    results = [row.chains for rows in tasks.values() for row in rows.values()]
-    before = [r['protocol'] for chains in results for chain in chains for r in chain[:-1]]
-    facts = {'protocol of pre-training': before}
-    for task, rows in tasks.items():
-        several = len(recipe['tasks']) > 1
-        ends = [chain[-1] for row in rows.values() for chain in row.chains]
-        facts[f'protocol of {task if several else "fine-tuning"}'] = [r['protocol'] for r in ends]
-        unit = f'{config.OBJECTIVES[ends[0]["objective"]].unit}s'
-        counts = [f'{r["scores"]["test"][unit]:,.0f} {unit}' for r in ends]
+    """Returns the protocol and the size of the test split, which must agree within a task."""
+    rows = [row for task in tasks.values() for row in task.values()]
+    pretraining = [r['protocol'] for row in rows for results in row.results for r in results[:-1]]
+    facts = {'protocol of pre-training': pretraining}
+    several = len(recipe['tasks']) > 1
+    for task, task_rows in tasks.items():
+        last = [results[-1] for row in task_rows.values() for results in row.results]
+        facts[f'protocol of {task if several else "fine-tuning"}'] = [r['protocol'] for r in last]
+        unit = f'{config.OBJECTIVES[last[0]["objective"]].unit}s'
+        counts = [f'{r["scores"]["test"][unit]:,.0f} {unit}' for r in last]
         facts[f'test split of {task}' if several else 'test split'] = counts
-        signed = [r['scores']['test'].get('bleu_signature') for r in ends]
-        if any(signed):
-            facts[f'BLEU of {task}' if several else 'BLEU'] = signed
+        signatures = [r['scores']['test'].get('bleu_signature') for r in last]
+        if any(signatures):
+            facts[f'BLEU of {task}' if several else 'BLEU'] = signatures
     return facts

@@ -1,4 +1,4 @@
-"""Claims about what a report says of bad input. All figures here are made up inputs."""
+"""Error messages about invalid files. All figures are invented inputs."""
 
 import pytest
 from helpers.reports import make_family, make_run, make_workdir, scores_of, write_predictions
@@ -6,7 +6,7 @@ from helpers.reports import make_family, make_run, make_workdir, scores_of, writ
 from lightpaff_jax import report
 
 
-def break_nothing_there(workdir):
+def delete_all_results(workdir):
     for path in workdir.rglob('result.json'):
         path.unlink()
     return 'teacher_finetune'
@@ -27,7 +27,7 @@ def break_key(workdir):
     return "seed0/stage1/result.json: must have the key 'tokens'"
 
 
-def break_arm(workdir):
+def break_student(workdir):
     path = workdir / 'recipe.json'
     path.write_text(path.read_text().replace('"no_teacher"', '"no_techer"'))
     return "student = 'no_techer': must be one of"
@@ -38,18 +38,18 @@ def break_metrics(workdir):
     return 'seed0/stage1/metrics.jsonl: line 1'
 
 
-def break_bytes_of_metrics(workdir):
+def break_metrics_bytes(workdir):
     path = workdir / 'seed0/stage1/metrics.jsonl'
     path.write_bytes(b'{"step": 1, "kind": "\xff"}\n')
     return 'seed0/stage1/metrics.jsonl: line 1'
 
 
-def break_objective(workdir):
+def mix_objectives_in_a_task(workdir):
     make_run(workdir / 'seed0/no_teacher', 0.9, 0, objective='classify')
     return "task 'text': its last runs must have one objective, not classify and clm"
 
 
-def break_objective_name(workdir):
+def misspell_objective(workdir):
     make_run(workdir / 'seed0/no_teacher', 34.0, 0, scores={'test': {}})
     path = workdir / 'seed0/no_teacher/result.json'
     path.write_text(path.read_text().replace('"clm"', '"clx"'))
@@ -78,13 +78,13 @@ def break_speed(workdir):
     return 'ratios.flops = 0.2: must be 5, above 0'
 
 
-def break_time(workdir):
+def break_time_type(workdir):
     path = workdir / 'speed.json'
     path.write_text(path.read_text().replace('"latency": 5.0', '"latency": "fast"'))
     return 'must have latency_ms of teacher and student, and ratios.latency'
 
 
-def break_times(workdir):
+def break_time_ratio(workdir):
     path = workdir / 'speed.json'
     path.write_text(path.read_text().replace('"latency": 5.0', '"latency": 0.0'))
     return 'ratios.latency = 0: must be 5, above 0'
@@ -95,11 +95,11 @@ def break_metric(workdir):
     return "seed0/no_teacher/result.json: metric = 'bleu': must be one of perplexity"
 
 
-def break_metrics_of_one_task(workdir):
+def mix_metrics_in_a_task(workdir):
     for folder in workdir.rglob('teacher_finetune'):
         make_run(folder, 34.0, 0, objective='seq2seq', metric='perplexity')
-    for arm in ('two_stage', 'stage1_only', 'stage2_only', 'no_teacher', 'no_teacher_long'):
-        for folder in workdir.rglob(f'*/{arm}'):
+    for run in ('two_stage', 'stage1_only', 'stage2_only', 'no_teacher', 'no_teacher_long'):
+        for folder in workdir.rglob(f'*/{run}'):
             scores = {'test': scores_of('seq2seq', 30.0) | {'bleu': 20.0}}
             make_run(folder, 34.0, 0, objective='seq2seq', metric='bleu', scores=scores)
     return "task 'text': its last runs must have one metric, not bleu and perplexity"
@@ -127,7 +127,7 @@ def break_predictions(workdir):
     return "seed0/two_stage/predictions/test.jsonl: line 1 cannot be read: 'nll'"
 
 
-def break_bytes_of_predictions(workdir):
+def break_predictions_bytes(workdir):
     for run in ('teacher_finetune', 'seed0/two_stage'):
         write_predictions(workdir / run, 'clm', [0, 0], 0.5, 3)
     path = workdir / 'seed0/two_stage/predictions/test.jsonl'
@@ -135,62 +135,62 @@ def break_bytes_of_predictions(workdir):
     return 'seed0/two_stage/predictions/test.jsonl: line 1 cannot be read: '
 
 
-def break_order_of_predictions(workdir):
+def break_predictions_examples(workdir):
     for run, lines in (('teacher_finetune', 3), ('seed0/two_stage', 4)):
         write_predictions(workdir / run, 'clm', [0, 0], 0.5, lines)
-    return 'seed0/two_stage/predictions/test.jsonl: must be of the same examples as'
+    return 'seed0/two_stage/predictions/test.jsonl: must have the same examples as'
 
 
 @pytest.mark.parametrize(
-    'break_it',
+    'damage',
     [
-        break_nothing_there,
+        delete_all_results,
         break_result,
         break_score,
         break_key,
-        break_arm,
+        break_student,
         break_metrics,
-        break_bytes_of_metrics,
-        break_bytes_of_predictions,
-        break_objective,
-        break_objective_name,
+        break_metrics_bytes,
+        break_predictions_bytes,
+        mix_objectives_in_a_task,
+        misspell_objective,
         break_accuracy,
         break_tasks,
         break_task,
         break_speed,
-        break_time,
-        break_times,
+        break_time_type,
+        break_time_ratio,
         break_metric,
-        break_metrics_of_one_task,
+        mix_metrics_in_a_task,
         break_companion,
         break_bleu,
         break_predictions,
-        break_order_of_predictions,
+        break_predictions_examples,
     ],
 )
-def test_bad_input_is_one_line_that_names_it_and_exit_code_2(tmp_path, capsys, break_it):
+def test_invalid_file_is_one_line_and_exit_code_2(tmp_path, capsys, damage):
     workdir = make_workdir(tmp_path)
-    named = break_it(workdir)
+    message = damage(workdir)
     assert report.main([str(workdir)]) == 2
     out, err = capsys.readouterr()
     assert out == ''
     assert err.count('\n') == 1
-    assert named in err
+    assert message in err
 
 
 @pytest.mark.parametrize(
-    ('old', 'new', 'named'),
+    ('old', 'new', 'message'),
     [
         ('"family": "bert"', '"family": "bret"', "family = 'bret': must be one of 'bert'"),
         ('"scale": "small"', '"scale": "smal"', "scale = 'smal': must be one of '', 'paper'"),
-        ('"family": "bert", ', '', "must have family, where scale is 'small'"),
+        ('"family": "bert", ', '', "must have family, since scale = 'small'"),
         ('"phase": ', '"face": ', "sweep 0: must have the key 'phase'"),
         ('"peak_lr": ', '"peak": ', "must have the key 'peak_lr'"),
         ('"metric": "perplexity"', '"metric": "perplex"', 'did you mean perplexity?'),
-        ('"chosen": "search', '"chosen": "sarch', "lambda0.9': must be one of its candidates"),
+        ('"chosen": "sweep', '"chosen": "swep', "lambda0.9': must be one of its candidates"),
     ],
 )
-def test_a_recipe_that_cannot_be_read_is_one_line(tmp_path, capsys, old, new, named):
+def test_invalid_recipe_json_is_one_line_and_exit_code_2(tmp_path, capsys, old, new, message):
     workdir = make_family(tmp_path, 'bert', seeds=1)
     path = workdir / 'recipe.json'
     assert old in path.read_text()
@@ -200,17 +200,17 @@ def test_a_recipe_that_cannot_be_read_is_one_line(tmp_path, capsys, old, new, na
     assert out == ''
     assert err.count('\n') == 1
     assert f'{path}: ' in err
-    assert named in err
+    assert message in err
 
 
-def test_a_missing_folder_is_one_line_and_exit_code_2(tmp_path, capsys):
+def test_missing_folder_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert report.main([str(tmp_path / 'nowhere')]) == 2
     out, err = capsys.readouterr()
     assert out == ''
     assert err == f'error: {tmp_path}/nowhere: no such folder\n'
 
 
-def test_the_command_prints_the_table_that_write_returns(tmp_path, capsys):
+def test_command_prints_the_tables_that_write_returns(tmp_path, capsys):
     workdir = make_workdir(tmp_path, seeds=1)
     assert report.main([str(workdir)]) == 0
     out = capsys.readouterr().out

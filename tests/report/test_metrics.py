@@ -1,4 +1,4 @@
-"""Claims about tasks that are judged by other scores. All figures here are made up inputs."""
+"""Tasks that are ranked on different metrics. All figures are invented inputs."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from lightpaff_jax.report import findings, results, tables
 
 @pytest.fixture(scope='module')
 def rows(tmp_path_factory):
-    """Family -> the rows of its tasks."""
+    """Returns the rows of every task, by family."""
     folder = tmp_path_factory.mktemp('metrics')
     return {
         family: results.read(make_family(folder / family, family))[1]
@@ -20,7 +20,7 @@ def rows(tmp_path_factory):
     }
 
 
-def test_every_metric_of_a_configuration_is_known():
+def test_report_has_every_metric_of_the_configuration():
     names = {name for objective in config.OBJECTIVES.values() for name in objective.metrics}
     assert names == results.METRICS.keys()
     assert {o.outputs for o in config.OBJECTIVES.values()} == results.SCORES.keys()
@@ -36,18 +36,18 @@ def test_every_metric_of_a_configuration_is_known():
         ('mass', 'Cornell dialogue', ['perplexity per token', 'perplexity per word']),
     ],
 )
-def test_a_score_is_printed_with_its_companions(rows, family, task, columns):
+def test_metric_is_printed_with_its_companions(rows, family, task, columns):
     header = list(tables.main_table(rows[family][task], task).header)
-    assert header.pop(2) == "of the teacher's score, %"
+    assert header.pop(2) == 'share of teacher score, %'
     assert header[1 : 1 + len(columns)] == columns
 
 
-def test_the_table_says_how_bleu_was_computed(rows):
+def test_table_note_has_the_bleu_signature(rows):
     assert 'BLEU: nrefs:1|case:mixed. ' in tables.main_table(rows['mass']['Multi30k En-De']).note
     assert 'BLEU:' not in tables.main_table(rows['mass']['Gigaword']).note
 
 
-def test_agreement_with_the_teacher_is_shown_where_a_teacher_was(rows):
+def test_agreement_is_shown_for_runs_with_a_teacher(rows):
     table = tables.main_table(rows['bert']['SST-2'])
     at = table.header.index('agrees with teacher, %')
     shown = {line[0]: line[at] for line in table.lines}
@@ -61,21 +61,22 @@ def test_agreement_with_the_teacher_is_shown_where_a_teacher_was(rows):
         ('bert', 'QQP', lambda two, teacher: two['f1'] / teacher['f1']),
         ('mass', 'Multi30k En-De', lambda two, teacher: two['bleu'] / teacher['bleu']),
         (
-            'gpt2', 'PTB',
+            'gpt2',
+            'PTB',
             lambda two, teacher: math.log(teacher['perplexity']) / math.log(two['perplexity']),
         ),
     ],
-)  # fmt: skip
-def test_what_is_kept_of_the_teacher_is_a_ratio_of_scores_and_of_nll(rows, family, task, share):
+)
+def test_teacher_share_is_a_ratio_of_scores_or_likelihoods(rows, family, task, share):
     two, teacher = (rows[family][task][key] for key in ('two_stage', 'teacher'))
-    kept = results.kept(two, teacher)
-    assert kept is not None
-    tests = [row.chains[0][-1]['scores']['test'] for row in (two, teacher)]
-    assert kept[0] == pytest.approx(100 * share(*tests), rel=1e-12)  # float64
+    shares = results.teacher_share(two, teacher)
+    assert shares is not None
+    tests = [row.results[0][-1]['scores']['test'] for row in (two, teacher)]
+    assert shares[0] == pytest.approx(100 * share(*tests), rel=1e-12)  # float64
 
 
 @pytest.mark.parametrize(
-    ('family', 'task', 'said'),
+    ('family', 'task', 'parts'),
     [
         ('bert', 'QQP', ["The teacher's F1 is", 'Its test F1 is 69.89 %', 'percentage points is']),
         (
@@ -83,18 +84,18 @@ def test_what_is_kept_of_the_teacher_is_a_ratio_of_scores_and_of_nll(rows, famil
             'Multi30k En-De',
             ["The teacher's BLEU is", 'Its test BLEU is 29.95', ' points is'],
         ),
-        ('mass', 'Gigaword', ["The teacher's ROUGE-1 is", 'higher than the undistilled']),
+        ('mass', 'Gigaword', ["The teacher's ROUGE-1 is", 'higher than that of the baseline']),
     ],
 )
-def test_the_sentences_name_the_score(rows, family, task, said):
+def test_sentences_name_the_metric(rows, family, task, parts):
     text = '\n'.join(findings.headlines(rows[family][task], None))
-    for part in said:
+    for part in parts:
         assert part in text
     assert 'binomial' not in text
     assert 'errors' not in text
 
 
-def test_a_run_without_test_scores_is_left_out_and_named(tmp_path):
+def test_run_without_test_scores_is_omitted_and_named(tmp_path):
     workdir = make_workdir(tmp_path, seeds=2)
     path = workdir / 'seed1/two_stage/result.json'
     result = json.loads(path.read_text())
@@ -104,14 +105,14 @@ def test_a_run_without_test_scores_is_left_out_and_named(tmp_path):
     assert 'seed1/two_stage (no test scores)' in (workdir / 'report.md').read_text('utf-8')
 
 
-def test_pre_training_needs_no_test_scores(tmp_path):
+def test_pretraining_run_needs_no_test_scores(tmp_path):
     workdir = make_workdir(tmp_path, seeds=1)
     before = report.write(workdir)
     make_run(workdir / 'seed0/stage1', 35.0, 0, cost=1.4, scores={'validation': {}})
     assert report.write(workdir) == before
 
 
-def test_an_imported_teacher_has_no_curve_of_pre_training(tmp_path):
+def test_imported_teacher_has_no_pretraining_curve(tmp_path):
     workdir = make_workdir(tmp_path, seeds=1)
     path = workdir / 'recipe.json'
     recipe = json.loads(path.read_text())

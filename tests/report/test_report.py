@@ -1,4 +1,4 @@
-"""Claims about the files of a report. All figures here are made up inputs."""
+"""The files of a report. All figures are invented inputs."""
 
 import json
 import math
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers.reports import (
     ACCURACY,
-    ARMS,
     EXAMPLES,
     SPREAD,
+    STUDENTS,
     cells,
     make_classifier,
     make_recipe,
@@ -24,7 +24,7 @@ from lightpaff_jax.report import results
 TWO = {'topic': ('classify', ACCURACY), 'pairs': ('classify', ACCURACY | {'two_stage': 0.70})}
 
 
-def test_mean_and_standard_error_are_those_of_numpy():
+def test_mean_and_standard_error_equal_those_of_numpy():
     values = [31.0, 31.3, 30.85, 29.9]
     mean, error = results.mean_error(values)
     assert error is not None
@@ -42,21 +42,21 @@ def test_mean_and_standard_error_are_those_of_numpy():
         ([3.0, 3.0], '3.00 ± 0.00'),
     ],
 )
-def test_an_error_is_shown_with_a_digit_that_is_not_zero_unless_it_is_zero(values, text):
-    assert results.plus_minus(values, 2) == text
+def test_nonzero_error_is_printed_with_a_nonzero_digit(values, text):
+    assert results.format_mean(values, 2) == text
 
 
-def test_the_table_adds_up_the_costs_of_a_chain_and_averages_scores_over_seeds(tmp_path):
+def test_costs_are_totals_over_runs_and_scores_seed_means(tmp_path):
     rows = cells(report.write(make_workdir(tmp_path)))
-    arms = [key for key in results.ROWS if key != 'two_stage_unlabelled']
-    assert list(rows) == [results.ROWS[key][0] for key in arms]
+    keys = [key for key in results.ROWS if key != 'two_stage_unlabelled']
+    assert list(rows) == [results.ROWS[key][0] for key in keys]
     two = rows['two-stage']
     values = 31.0 + np.array(SPREAD)
     error = np.std(values, ddof=1) / np.sqrt(3)
     assert two['perplexity per token'] == f'{np.mean(values):.2f} ± {error:.2f}'
-    kept = 100 * np.log(28) / np.log(values)
-    error = np.std(kept, ddof=1) / np.sqrt(3)
-    assert two["of the teacher's score, %"] == f'{np.mean(kept):.1f} ± {error:.1f}'
+    shares = 100 * np.log(28) / np.log(values)
+    error = np.std(shares, ddof=1) / np.sqrt(3)
+    assert two['share of teacher score, %'] == f'{np.mean(shares):.1f} ± {error:.1f}'
     assert two['updates'] == '800'
     assert two['train seconds'] == '200'
     assert float(two['train FLOPs']) == pytest.approx(
@@ -65,25 +65,29 @@ def test_the_table_adds_up_the_costs_of_a_chain_and_averages_scores_over_seeds(t
     assert rows['teacher']['perplexity per token'] == '28.00'
 
 
-def test_throughput_of_a_chain_is_all_tokens_over_the_time_they_took():
-    chain = [
+def test_throughput_is_all_tokens_divided_by_all_time():
+    runs = [
         {'tokens': 100, 'tokens_per_second': 10.0},
         {'tokens': 300, 'tokens_per_second': 100.0},
     ]
-    assert results.throughput(chain) == pytest.approx(400 / (10 + 3))
+    assert results.throughput(runs) == pytest.approx(400 / (10 + 3))
 
 
-def test_the_table_of_a_classifier_has_its_own_columns(tmp_path):
+def test_table_of_a_classifier_has_its_own_columns(tmp_path):
     rows = cells(report.write(make_classifier(tmp_path)))
     two = rows['two-stage']
     assert list(two)[1:6] == [
-        'accuracy, %', "of the teacher's score, %", 'binomial error, %', 'cross-entropy', 'test examples',
-    ]  # fmt: skip
+        'accuracy, %',
+        'share of teacher score, %',
+        'binomial error, %',
+        'cross-entropy',
+        'test examples',
+    ]
     values = 93.0 + np.array(SPREAD)
     error = np.std(values, ddof=1) / np.sqrt(3)
     assert two['accuracy, %'] == f'{np.mean(values):.2f} ± {error:.2f}'
     share = f'{100 * np.mean(values) / 95:.1f} ± {100 * error / 95:.1f}'
-    assert two["of the teacher's score, %"] == share
+    assert two['share of teacher score, %'] == share
     assert two['test examples'] == str(EXAMPLES)
     assert rows['teacher']['binomial error, %'] == f'{100 * math.sqrt(0.95 * 0.05 / EXAMPLES):.2f}'
     text = (tmp_path / 'report.md').read_text('utf-8')
@@ -92,21 +96,21 @@ def test_the_table_of_a_classifier_has_its_own_columns(tmp_path):
 
 
 @pytest.mark.parametrize('objective', ['mlm', 'mass'])
-def test_a_model_of_left_out_tokens_has_no_perplexity_per_word(tmp_path, objective):
-    figures = {arm: runs[2] for arm, runs in ARMS.items()} | {'teacher': 28.0}
+def test_masked_objective_has_no_perplexity_per_word(tmp_path, objective):
+    figures = {student: runs[2] for student, runs in STUDENTS.items()} | {'teacher': 28.0}
     table = report.write(make_recipe(tmp_path, {'text': (objective, figures)}))
     assert 'perplexity per predicted token' in table
     assert 'per word' not in table
 
 
-def test_a_sequence_model_has_words_of_its_targets(tmp_path):
-    figures = {arm: runs[2] for arm, runs in ARMS.items()} | {'teacher': 28.0}
+def test_sequence_model_counts_the_words_of_its_targets(tmp_path):
+    figures = {student: runs[2] for student, runs in STUDENTS.items()} | {'teacher': 28.0}
     rows = cells(report.write(make_recipe(tmp_path, {'summary': ('seq2seq', figures)})))
     assert rows['teacher']['perplexity per word'] == f'{28**1.4:.2f}'
     assert 'words are those of the targets' in (tmp_path / 'report.md').read_text('utf-8')
 
 
-def test_two_tasks_have_a_table_headlines_and_plots_each(tmp_path):
+def test_each_of_two_tasks_has_a_table_findings_and_plots(tmp_path):
     tables = report.write(make_recipe(tmp_path, TWO))
     topic, pairs = (part.split('\n\n', 1)[1] for part in tables.split('## Results: ')[1:])
     assert cells(topic)['two-stage']['accuracy, %'].startswith('93.05')
@@ -114,9 +118,9 @@ def test_two_tasks_have_a_table_headlines_and_plots_each(tmp_path):
     text = (tmp_path / 'report.md').read_text('utf-8')
     first, second = text.split('## Results: ')[1:]
     assert first.startswith('topic\n')
-    assert 'Two-stage is the best of the 4 arms' in first
+    assert 'Two-stage is the best of the 4 students' in first
     assert second.startswith('pairs\n')
-    assert 'Two-stage is not the best of the 4 arms' in second
+    assert 'Two-stage is not the best of the 4 students' in second
     assert tables.split('\n\n')[1] in text
     assert text.count('classifies a text of 128 tokens 5.0x faster') == 1
     assert 'networks are those of the task topic' in text
@@ -130,20 +134,22 @@ def test_two_tasks_have_a_table_headlines_and_plots_each(tmp_path):
     )
 
 
-def test_shared_pre_training_is_drawn_once_and_named_once(tmp_path):
+def test_shared_pretraining_is_drawn_once(tmp_path):
     report.write(make_recipe(tmp_path, TWO, seeds=1))
     page = (tmp_path / 'report.html').read_text('utf-8')
     *_, shared = re.findall(r'<figure>.*?</figure>', page, flags=re.S)
     texts = re.findall(r'<text[^>]*>([^<]*)</text>', shared)
-    # A legend of four: the teacher's run, stage 1, that without a teacher, and the longer one.
+    # The legend has four runs: the teacher's, stage 1, the baseline's, and the longer baseline's.
     assert [t for t in texts if 'teacher' in t or 'stage' in t] == [
-        'teacher', 'two-stage and stage 1 only', 'stage 2 only and no teacher',
+        'teacher',
+        'two-stage and stage 1 only',
+        'stage 2 only and no teacher',
         'no teacher, equal FLOPs',
-    ]  # fmt: skip
+    ]
     assert 'cross-entropy, nats per token' in texts
 
 
-def test_a_task_without_a_finished_run_leaves_the_others_their_tables(tmp_path):
+def test_task_without_results_leaves_other_tasks_unchanged(tmp_path):
     workdir = make_recipe(tmp_path, TWO, seeds=1)
     for path in (workdir / 'pairs').rglob('result.json'):
         path.unlink()
@@ -152,10 +158,10 @@ def test_a_task_without_a_finished_run_leaves_the_others_their_tables(tmp_path):
     assert '## Results: pairs' not in table
     text = (workdir / 'report.md').read_text('utf-8')
     assert text.count('pairs/seed0/two_stage') == 1
-    assert 'Warning: not counted, as runs are missing: pairs.' in text
+    assert 'Warning: not counted, since runs are missing: pairs.' in text
 
 
-def test_a_shared_run_that_is_missing_is_named_once(tmp_path):
+def test_missing_shared_run_is_named_once(tmp_path):
     workdir = make_recipe(tmp_path, TWO, seeds=1)
     (workdir / 'seed0/stage1/result.json').unlink()
     report.write(workdir)
@@ -163,8 +169,8 @@ def test_a_shared_run_that_is_missing_is_named_once(tmp_path):
     assert text.count('seed0/stage1') == 1
 
 
-def test_tasks_may_differ_in_protocol_but_the_runs_of_one_may_not(tmp_path):
-    figures = {arm: runs[2] for arm, runs in ARMS.items()} | {'teacher': 28.0}
+def test_protocols_may_differ_between_but_not_within_tasks(tmp_path):
+    figures = {student: runs[2] for student, runs in STUDENTS.items()} | {'teacher': 28.0}
     workdir = make_recipe(tmp_path, {'text': ('mlm', figures), **TWO}, seeds=1)
     report.write(workdir)
     assert 'the runs differ' not in (workdir / 'report.md').read_text('utf-8')
@@ -175,7 +181,7 @@ def test_tasks_may_differ_in_protocol_but_the_runs_of_one_may_not(tmp_path):
     assert expected in text
 
 
-def test_runs_scored_on_test_sets_of_two_sizes_are_called_out(tmp_path):
+def test_test_splits_of_two_sizes_give_a_warning(tmp_path):
     workdir = make_classifier(tmp_path, seeds=1)
     path = workdir / 'seed0/two_stage/result.json'
     path.write_text(path.read_text().replace('"examples": 500', '"examples": 400'))
@@ -193,24 +199,24 @@ def test_missing_runs_are_named_and_the_rest_is_printed(tmp_path):
     text = (workdir / 'report.md').read_text('utf-8')
     for run in ('seed1/two_stage', 'seed0/plain_long', 'seed2/plain_long'):
         assert run in text
-    assert 'no speed.json' in text
+    assert 'there is no speed.json' in text
     assert 'equal FLOPs' not in table
     assert re.search(r'\| two-stage (.*\|){4} +2 \|', table)
 
 
-def test_times_that_disagree_are_a_warning_and_no_reason_to_have_no_report(tmp_path):
+def test_unstable_timings_give_a_warning(tmp_path):
     workdir = make_workdir(tmp_path)
     path = workdir / 'speed.json'
     report.write(workdir)
-    assert 'something else ran' not in (workdir / 'report.md').read_text('utf-8')
+    assert 'varied twofold' not in (workdir / 'report.md').read_text('utf-8')
     path.write_text(path.read_text().replace('"throughput": 5.0', '"throughput": 1.65'))
     report.write(workdir)
     text = (workdir / 'report.md').read_text('utf-8')
-    assert 'Warning: something else ran while speed was measured: throughput differ' in text
+    assert 'Warning: the measured throughput varied twofold' in text
 
 
 @pytest.mark.parametrize('students', [(), ('stage1_only',)])
-def test_a_recipe_with_little_done_still_gives_a_page(tmp_path, students):
+def test_recipe_with_few_results_gives_a_page(tmp_path, students):
     workdir = make_workdir(tmp_path, seeds=1)
     recipe = json.loads((workdir / 'recipe.json').read_text())
     task = recipe['tasks']['text']
@@ -222,14 +228,14 @@ def test_a_recipe_with_little_done_still_gives_a_page(tmp_path, students):
 
 
 @pytest.mark.parametrize('accuracy', [0.0, 0.5, 1.0])
-def test_rows_that_are_all_alike_still_give_a_page(tmp_path, accuracy):
+def test_rows_with_equal_scores_give_a_page(tmp_path, accuracy):
     workdir = make_classifier(tmp_path, 1, **dict.fromkeys(ACCURACY, accuracy))
-    table = report.write(workdir)  # a plot that has no room for its names would warn
-    assert cells(table)['teacher']["of the teacher's score, %"] == ('100.0' if accuracy else '-')
+    table = report.write(workdir)  # matplotlib would warn if labels did not fit
+    assert cells(table)['teacher']['share of teacher score, %'] == ('100.0' if accuracy else '-')
     assert '<svg' in (workdir / 'report.html').read_text('utf-8')
 
 
-def test_a_diverged_run_is_left_out_and_named(tmp_path):
+def test_diverged_run_is_omitted_and_named(tmp_path):
     workdir = make_workdir(tmp_path)
     path = workdir / 'seed2/no_teacher/result.json'
     result = json.loads(path.read_text())
@@ -239,7 +245,7 @@ def test_a_diverged_run_is_left_out_and_named(tmp_path):
     assert 'seed2/no_teacher (test perplexity inf)' in (workdir / 'report.md').read_text('utf-8')
 
 
-def test_a_diverged_classifier_is_left_out_though_its_accuracy_is_a_number(tmp_path):
+def test_diverged_classifier_with_finite_accuracy_is_omitted(tmp_path):
     workdir = make_classifier(tmp_path)
     path = workdir / 'seed2/no_teacher/result.json'
     result = json.loads(path.read_text())
@@ -250,7 +256,7 @@ def test_a_diverged_classifier_is_left_out_though_its_accuracy_is_a_number(tmp_p
     assert 'seed2/no_teacher (test cross-entropy nan)' in text
 
 
-def test_runs_with_another_tokenizer_are_not_compared_in_silence(tmp_path):
+def test_runs_with_different_tokenizers_give_a_warning(tmp_path):
     workdir = make_workdir(tmp_path)
     make_run(workdir / 'seed0/no_teacher', 34.0, 0, tokenizer_hash='beef')
     report.write(workdir)
@@ -259,8 +265,10 @@ def test_runs_with_another_tokenizer_are_not_compared_in_silence(tmp_path):
 
 
 @pytest.mark.parametrize(('tasks', 'plots'), [(1, 4), (2, 8)])
-def test_the_page_refers_to_nothing_outside_and_its_ids_are_unique(tmp_path, tasks, plots):
-    same = dict.fromkeys(('topic', 'pairs'), ('classify', ACCURACY))  # equal plots, equal ids?
+def test_page_is_self_contained_with_unique_ids(tmp_path, tasks, plots):
+    same = dict.fromkeys(
+        ('topic', 'pairs'), ('classify', ACCURACY)
+    )  # equal plots must not share ids
     workdir = make_workdir(tmp_path) if tasks == 1 else make_recipe(tmp_path, same)
     report.write(workdir)
     page = (workdir / 'report.html').read_text('utf-8')
@@ -276,21 +284,21 @@ def test_the_page_refers_to_nothing_outside_and_its_ids_are_unique(tmp_path, tas
     assert 'prefers-color-scheme: dark' in page
 
 
-def test_the_plots_show_every_seed_and_every_run(tmp_path):
+def test_plots_show_every_seed_and_every_run(tmp_path):
     workdir = make_workdir(tmp_path)
     report.write(workdir)
     page = (workdir / 'report.html').read_text('utf-8')
-    arms, _, pretrain, finetune = re.findall(r'<figure>.*?</figure>', page, flags=re.S)
+    students, _, pretrain, finetune = re.findall(r'<figure>.*?</figure>', page, flags=re.S)
     for key, (label, colour) in results.ROWS.items():
         if key == 'two_stage_unlabelled':
             continue
-        assert f'>{label}</text>' in re.sub(r'>\s+', '>', arms)
+        assert f'>{label}</text>' in re.sub(r'>\s+', '>', students)
         assert colour in finetune
-    assert arms.count(f'fill: {results.ROWS["two_stage"][1]}; fill-opacity') >= 3
+    assert students.count(f'fill: {results.ROWS["two_stage"][1]}; fill-opacity') >= 3
     assert 'two-stage and stage 1 only' in pretrain
 
 
-def test_a_name_with_markup_is_escaped(tmp_path):
+def test_name_with_markup_is_escaped(tmp_path):
     markup = '<script>alert("|")</script>'
     workdir = make_recipe(tmp_path, TWO, 1, markup)
     recipe = json.loads((workdir / 'recipe.json').read_text())
@@ -303,21 +311,21 @@ def test_a_name_with_markup_is_escaped(tmp_path):
         assert text.count('&lt;script&gt;') >= 2
 
 
-def test_a_name_may_have_signs_of_a_formula(tmp_path):
+def test_name_with_dollar_signs_is_no_formula(tmp_path):
     first, second = TWO.values()
     workdir = make_recipe(tmp_path, {'a $x^$': first, 'other': second}, 1)
     report.write(workdir)
     assert 'a $x^$' in (workdir / 'report.html').read_text('utf-8')
 
 
-def test_a_page_that_cannot_be_written_is_one_line(tmp_path, capsys):
+def test_unwritable_page_is_one_line_and_exit_code_2(tmp_path, capsys):
     workdir = make_workdir(tmp_path)
     (workdir / 'report.md').mkdir()
     assert report.main([str(workdir)]) == 2
     assert capsys.readouterr().err == f'error: {workdir}/report.md: Is a directory\n'
 
 
-def test_equal_inputs_give_equal_files(tmp_path):
+def test_equal_inputs_give_equal_pages(tmp_path):
     workdir = make_workdir(tmp_path)
     report.write(workdir)
     first = (workdir / 'report.html').read_text('utf-8')
