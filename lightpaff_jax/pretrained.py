@@ -74,7 +74,7 @@ def save(path: str, model: models.Model, params: models.Params,
         for name in ('config.json', *tokenizers.FILES):
             (folder / name).unlink(missing_ok=True)
         for file in sorted(part.iterdir()):
-            file.replace(folder / file.name)
+            storage.commit(file, folder / file.name)
     ids = special_ids(model.network.family, tokenizer)
     checkpoint_dir.write(folder, model, jax.device_get(params), ids=ids)
 

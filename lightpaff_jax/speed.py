@@ -124,9 +124,9 @@ def run(c: ConfigDict) -> None:
         raise UserError("config.teacher.path = '': must be a workdir or a Hugging Face folder")
     pretrained.read_network('workdir', c.workdir)
     pretrained.read_network('teacher.path', c.teacher.path)
-    text = json.dumps(compare(c), indent=2)
-    workdir.write(workdir.folder(c) / 'speed.json', text + '\n')
-    distributed.log_primary(text)
+    comparison = compare(c)
+    workdir.write_json(workdir.folder(c) / 'speed.json', comparison)
+    distributed.log_primary(json.dumps(comparison, indent=2))
 
 
 if __name__ == '__main__':

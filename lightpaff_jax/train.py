@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import pathlib
 import shutil
 import tempfile
@@ -112,7 +111,7 @@ def train(c: ConfigDict) -> dict:
     result = (
         summary(c, student, progress, scores) | workdir.provenance(mesh.size) | inputs.identities
     )
-    workdir.write(folder / 'result.json', json.dumps(result, indent=2) + '\n')
+    workdir.write_json(folder / 'result.json', result)
     return result
 
 

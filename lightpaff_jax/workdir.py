@@ -52,7 +52,7 @@ def check_unchanged(c: ConfigDict, folder: pathlib.Path) -> None:
 
 def write_config(c: ConfigDict, folder: pathlib.Path) -> None:
     """Makes the folder this run's: writes config.json."""
-    write(folder / 'config.json', config.to_json(c) + '\n')
+    write_text(folder / 'config.json', config.to_json(c) + '\n')
 
 
 def completed_result(c: ConfigDict, folder: pathlib.Path, identities: dict) -> dict | None:
@@ -170,19 +170,14 @@ def git_commit() -> str | None:
         return None
 
 
-def write(path: pathlib.Path, text: str) -> None:
-    """Process 0 writes a file that is whole whenever it is there; all return when it is there.
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file on process 0; returns on every process when the file is complete."""
+    distributed.broadcast_from_primary(lambda: storage.write_text(path, text))
 
-    It is written beside its place, then renamed; in a bucket an object appears when it is whole.
-    """
-    if distributed.is_primary():
-        with storage.translate_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path if storage.is_remote(path) else path.with_name(path.name + '.part')
-            part.write_text(text)
-            if part != path:
-                part.replace(path)
-    distributed.all_gather(None)
+
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    """Writes a JSON file on process 0; returns on every process when the file is complete."""
+    distributed.broadcast_from_primary(lambda: storage.write_json(path, value))
 
 
 def remove(path: pathlib.Path) -> None:

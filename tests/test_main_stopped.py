@@ -17,8 +17,7 @@ import pytest
 from helpers.commands import LAST, ROOT, alone, call
 
 from lightpaff_jax import checkpoint, metrics
-from lightpaff_jax.config import flags
-from lightpaff_jax.runtime import fingerprint
+from lightpaff_jax.runtime import fingerprint, interrupts
 
 
 def params_of(workdir):
@@ -194,7 +193,7 @@ def _interrupted(when):
     def _xla_gc_callback(*_):  # by the name of jax's, from which Python raises nothing
         signal.raise_signal(signal.SIGINT)
 
-    with flags.heard():
+    with interrupts.deliver_sigint_during_gc():
         if when == 'working':
             signal.raise_signal(signal.SIGINT)
         gc.callbacks.append(_xla_gc_callback)
@@ -235,7 +234,7 @@ def test_an_interrupt_is_heard_at_once_while_another_thread_collects():
         gc.collect()
 
     def interrupted():
-        with flags.heard():
+        with interrupts.deliver_sigint_during_gc():
             thread.start()
             assert collecting.wait(30)
             signal.raise_signal(signal.SIGINT)

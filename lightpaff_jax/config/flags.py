@@ -3,27 +3,23 @@
 import ast
 import contextlib
 import functools
-import gc
 import importlib.util
 import logging
 import numbers
 import os
 import pathlib
 import re
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from lightpaff_jax.config import NUMBERS, RATES, default, flatten
 from lightpaff_jax.config.validate import validate
 from lightpaff_jax.errors import MissingPaths, UserError, nearest
-from lightpaff_jax.runtime import distributed, storage
+from lightpaff_jax.runtime import distributed, interrupts, storage
 
 
 def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | None = None) -> int:
@@ -45,7 +41,7 @@ def main(run: Callable[[ConfigDict], None], usage: str, argv: Sequence[str] | No
         return 0 if argv else 2
     try:
         distributed.initialize()
-        with notes(), heard():
+        with notes(), interrupts.deliver_sigint_during_gc():
             c = parse(argv)
             validate(c)
             storage.check_reachable(c.workdir)
@@ -95,51 +91,6 @@ def notes() -> Iterator[None]:
         log.removeHandler(handler)
         log.setLevel(before[0])
         log.propagate = before[1]
-
-
-@contextlib.contextmanager
-def heard() -> Iterator[None]:
-    """Ctrl-C is not lost where Python drops what is raised: while this thread collects garbage."""
-    main = threading.main_thread().ident
-    collecting = False
-    waiting: list[threading.Timer] = []  # one at most: who is interrupted twice hears it once
-
-    def watch(phase: str, _: Any) -> None:
-        nonlocal collecting
-        if threading.get_ident() == main:
-            collecting = phase == 'start'
-
-    def interrupt(number: int, frame: Any) -> None:
-        while waiting:
-            waiting.pop().cancel()
-        code = None if frame is None else frame.f_code
-        dropped = code is watch.__code__ or (code and code.co_name == '_xla_gc_callback')
-        if not collecting and not dropped:
-            # First, so that this handler does not stay where leaving is interrupted too.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt
-        # When that has ended; as a signal, which also ends what the thread waits for.
-        again = threading.Timer(0.01, signal.pthread_kill, (main, number))
-        waiting.append(again)
-        again.start()
-
-    mine = threading.get_ident() == main
-    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    gc.callbacks.append(watch)
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-        if waiting:
-            raise KeyboardInterrupt
-    finally:
-        try:
-            for timer in waiting:
-                timer.cancel()
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        finally:
-            gc.callbacks.remove(watch)
 
 
 def _offline(spec: str) -> str:

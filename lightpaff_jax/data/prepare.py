@@ -21,7 +21,7 @@ from lightpaff_jax.data.prepared import build, compatibility, shards
 from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import Tokenizer, selection
 from lightpaff_jax.errors import Unfinished, UserError, nearest
-from lightpaff_jax.runtime import storage
+from lightpaff_jax.runtime import interrupts, lock, storage
 
 _LOG = logging.getLogger('lightpaff_jax')
 
@@ -73,7 +73,7 @@ def _found(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
     with contextlib.ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(shards.alone(folder.with_name(f'{folder.name}.lock')))
+            stack.enter_context(lock.exclusive_lock(folder.with_name(f'{folder.name}.lock')))
         except OSError as error:
             raise UserError(
                 f'config.data.cache: cannot write to {folder.parent}: {error.strerror}'
@@ -81,7 +81,7 @@ def _found(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
         if not folder.exists():
             partial = folder.with_name(f'{folder.name}.partial')
             build.make(partial, c, tokenizer, made_from)
-            partial.rename(folder)
+            storage.commit(partial, folder)
     return compatibility.opened(folder)
 
 
@@ -118,7 +118,12 @@ Keys, defaults and units: lightpaff_jax/config.py
 _FLAGS = (
     'source', 'tokenizer', 'train-tokenizer', 'out', 'workers', 'on-error', 'shard-tokens',
 )  # fmt: skip
-_OURS = ('tokenizer', '.tokenizer', '.lock', f'{records.STATE}.part')  # before there is a shard
+_OURS = (
+    'tokenizer',
+    '.tokenizer',
+    '.lock',
+    records.STATE + storage.PART,
+)  # before there is a shard
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE.strip())
         return 0 if argv else 2
     try:
-        with flags.notes(), flags.heard():
+        with flags.notes(), interrupts.deliver_sigint_during_gc():
             _command(argv)
     except UserError as error:
         return _ended(str(error), 2)
@@ -151,7 +156,7 @@ def _command(argv: Sequence[str]) -> None:
     c, tokenizer = _asked(options, rest)
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    with shards.alone(out / '.lock'):
+    with lock.exclusive_lock(out / '.lock'):
         tokenizer = tokenizer or _trained(c)
         compatibility.check_tokenizer(c, tokenizer)
         made_from = identity(c, tokenizer)
@@ -312,7 +317,7 @@ def _keep(tokenizer: Tokenizer, out: pathlib.Path, family: str) -> None:
         raise Unfinished(
             f'{place}: cannot be written: {reason}; the same command goes on'
         ) from error
-    part.rename(place)
+    storage.commit(part, place)
 
 
 def _print(prepared: Dataset) -> None:

@@ -157,7 +157,7 @@ class Evaluation:
             return scores.OF_TEXTS[c.eval.metric](*zip(*pairs, strict=True))
 
         more = distributed.broadcast_from_primary(concluded)
-        workdir.write(folder / f'{split}.jsonl', text)
+        workdir.write_text(folder / f'{split}.jsonl', text)
         return found.scores | more
 
     def _look(self, split: str, call, *arguments) -> tuple[np.ndarray, dict[str, Any]]:
@@ -288,7 +288,7 @@ def run(c: ConfigDict, path: str, out: str) -> None:
         raise type(error)(str(error).replace('config.model = ', '--model=')) from error
     for split, made in result['scores'].items():
         distributed.log_primary(f'{split}: {scores.said(made)}')
-    workdir.write(storage.to_path(out) / 'scores.json', json.dumps(result, indent=2) + '\n')
+    workdir.write_json(storage.to_path(out) / 'scores.json', result)
     distributed.log_primary(f'{out}/scores.json')
 
 

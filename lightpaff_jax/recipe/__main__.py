@@ -139,7 +139,7 @@ def _execute(c: ConfigDict, folder: Any, total: int) -> dict[str, Any]:
     finished = 0
 
     def write() -> None:
-        workdir.write(folder / 'recipe.json', json.dumps(record, indent=2) + '\n')
+        workdir.write_json(folder / 'recipe.json', record)
 
     def choose(sweep: plan.Sweep) -> str:
         nonlocal finished
@@ -217,7 +217,7 @@ def _measure_speed(
     r = config.copy(runs[networks['student']])
     r.teacher.path = f'{c.workdir}/{networks["teacher"]}'
     comparison = speed.compare(r) | {'runs': networks}
-    workdir.write(folder / 'speed.json', json.dumps(comparison, indent=2) + '\n')
+    workdir.write_json(folder / 'speed.json', comparison)
 
 
 def _is_speed_current(folder: Any, networks: dict[str, str]) -> bool:

@@ -3,7 +3,9 @@
 import atexit
 import contextlib
 import functools
+import json
 import logging
+import os
 import pathlib
 import tempfile
 import threading
@@ -12,6 +14,7 @@ from typing import Any
 
 from lightpaff_jax.errors import Unreadable, UserError
 
+PART = '.part'  # suffix of a temporary file
 PATIENCE = 30.0  # seconds that a bucket may take to answer first; without a network it never does
 _ANSWERED: set[str] = set()  # buckets that did
 
@@ -127,26 +130,57 @@ def upload(folder: pathlib.Path, to: Any) -> None:
             (to / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
 
 
-def publish(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """Makes `path` by `write(temporary path)` and one rename, so nobody sees half of it.
+def write_json(path: Any, value: Any, sort_keys: bool = False) -> None:
+    """Writes a JSON file as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + '\n')
 
-    Two processes may do so at once: the first to finish wins, and both find it there.
+
+def write_text(path: Any, text: str) -> None:
+    """Writes a file so that a reader sees its old or its new content, never a part of it.
+
+    A bucket shows an object only when it is complete, so it needs no temporary file. On a disk the
+    name of the temporary file is fixed, so that the next call replaces what a killed process left:
+    only one process at a time may write a file.
+    """
+    with translate_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if is_remote(path):
+            path.write_bytes(text.encode())
+        else:
+            part = path.with_name(path.name + PART)
+            part.write_bytes(text.encode())
+            commit(part, path)
+
+
+def publish(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+    """Makes a file or folder by `write(temporary path)` and `commit`.
+
+    Several processes may do so at once. The first folder stays, a file is replaced.
 
     Raises:
-      UserError: the folder of `path` cannot be written.
+      UserError: the parent folder, below `config.data.cache`, cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent)
+        temporary = tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent)
     except OSError as error:
         raise UserError(
             f'config.data.cache: cannot write to {path.parent}: {error.strerror}'
         ) from error
-    with scratch as name:
-        made = pathlib.Path(name) / path.name
-        write(made)
+    with temporary as folder:
+        part = pathlib.Path(folder) / path.name
+        write(part)
         try:
-            made.replace(path)
+            commit(part, path)
         except OSError:
             if not path.exists():
                 raise
+
+
+def commit(part: pathlib.Path, path: pathlib.Path) -> None:
+    """Renames a complete file or folder to `path` after its content has reached the disk."""
+    for file in [part, *pathlib.Path(part).rglob('*')]:
+        if file.is_file():
+            with file.open('rb') as opened:
+                os.fsync(opened.fileno())
+    part.replace(path)

@@ -139,7 +139,7 @@ def test_a_workdir_in_a_bucket_is_claimed_checked_and_finished(bucket):
     scores = {split: {'perplexity': 2.0} for split in ('validation', 'test')}
     result = {'updates': c.train.updates, 'protocol': workdir.protocol(c), 'data_hash': 'a'}
     result |= workdir.task_keys(c) | {'scores': scores}
-    workdir.write(place / 'result.json', config.json.dumps(result))
+    workdir.write_json(place / 'result.json', result)
     assert workdir.completed_result(c, place, {'data_hash': 'a'}) == result
     assert workdir.completed_result(c, place, {'data_hash': 'b'}) is None
     assert config.read(bucket).to_dict() == c.to_dict()

@@ -6,11 +6,9 @@ the work came; whatever it does not name is written again, to the same bytes.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,8 +20,8 @@ from lightpaff_jax import config
 from lightpaff_jax.data import records
 from lightpaff_jax.data.records import STATE, Record
 from lightpaff_jax.errors import Unfinished, UserError
+from lightpaff_jax.runtime import storage
 
-_PART = '.part'
 _PARTS = ('*.array_record', '*.npy', '*.json')  # of these, in a folder
 _LOG = logging.getLogger('lightpaff_jax')
 
@@ -46,7 +44,7 @@ class State:
         self._splits: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for pattern in _PARTS:
-            for part in folder.glob(f'{pattern}{_PART}'):
+            for part in folder.glob(pattern + storage.PART):
                 part.unlink()
         content = read_state(folder)
         if content is None:
@@ -103,7 +101,7 @@ def clear(folder: pathlib.Path, splits: Sequence[str]) -> None:
     """Removes the unfinished work of a folder, and the folder if nothing else is in it."""
     for split in splits:
         for file in folder.glob(f'{split}-*'):
-            if file.suffix in ('.array_record', '.npy', _PART):
+            if file.suffix in ('.array_record', '.npy', storage.PART):
                 file.unlink()
     (folder / STATE).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -178,12 +176,13 @@ class Writer:
             size = self._part.stat().st_size
             with self._part.open('rb') as file:
                 digest = hashlib.file_digest(file, 'sha256').hexdigest()
-                os.fsync(file.fileno())
             if self._kind == 'examples':
                 lengths = records.lengths_path(self._file)
-                with _replacing(lengths) as part:
-                    np.save(part, np.array(self._lengths, self._length_type))
-            self._part.replace(self._file)
+                part = lengths.with_name(lengths.name + storage.PART)
+                with part.open('wb') as file:  # to a path, np.save would add a suffix
+                    np.save(file, np.array(self._lengths, self._length_type))
+                storage.commit(part, lengths)
+            storage.commit(self._part, self._file)
         self.done.append(
             {'file': self._file.name, 'records': len(self._lengths), 'bytes': size, 'sha256': digest}
         )  # fmt: skip
@@ -191,7 +190,7 @@ class Writer:
 
     def _begin(self) -> None:
         self._file = records.shard_path(self._folder, self._split, len(self.done))
-        self._part = self._file.with_name(self._file.name + _PART)
+        self._part = self._file.with_name(self._file.name + storage.PART)
         self._lengths: list[tuple[int, int]] = []
         self._content = hashlib.sha256()
         self.ids = 0
@@ -244,20 +243,8 @@ def write(file: pathlib.Path, content: dict[str, Any]) -> None:
     Raises:
       Unfinished: it cannot be written.
     """
-    text = json.dumps(content, indent=2, sort_keys=True) + '\n'
-    with writing(file, 'finished shards'), _replacing(file) as part:
-        part.write(text.encode())
-
-
-@contextlib.contextmanager
-def _replacing(file: pathlib.Path) -> Iterator[Any]:
-    """A file to write to, which takes the place of `file` once it is on the disk."""
-    part = file.with_name(file.name + _PART)
-    with part.open('wb') as opened:
-        yield opened
-        opened.flush()
-        os.fsync(opened.fileno())
-    part.replace(file)
+    with writing(file, 'finished shards'):
+        storage.write_json(file, content, sort_keys=True)
 
 
 def _intact(folder: pathlib.Path, shard: dict[str, Any]) -> bool:
@@ -277,33 +264,3 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> str:
         if old.get(key) != new.get(key)
     ]
     return '; '.join(found[:3]) + (f'; and {len(found) - 3} more' if len(found) > 3 else '')
-
-
-@contextlib.contextmanager
-def alone(file: pathlib.Path) -> Iterator[None]:
-    """Holds a lock that one process of this machine has at a time; a killed one frees it.
-
-    Args:
-      file: the lock's, removed at the end; its folder must be there.
-    """
-    while True:
-        with file.open('w') as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _LOG.info('%s: another process prepares this set, waiting for it', file.parent)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_at(lock.fileno(), file):
-                continue  # the one before removed it, a third may have made another
-            try:
-                yield
-            finally:
-                file.unlink(missing_ok=True)
-            return
-
-
-def _is_at(descriptor: int, file: pathlib.Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), file.stat())
-    except FileNotFoundError:
-        return False

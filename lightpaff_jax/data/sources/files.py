@@ -319,8 +319,6 @@ def _read_digests(store: pathlib.Path) -> dict[str, list]:
 
 
 def _write_digests(store: pathlib.Path, content: dict[str, list]) -> None:
-    part = store.with_name(f'{store.name}.{os.getpid()}.part')
-    with contextlib.suppress(OSError):  # without the store, files are only read again
-        store.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content, indent=1, sort_keys=True), encoding='utf-8')
-        part.replace(store)
+    text = json.dumps(content, indent=1, sort_keys=True)
+    with contextlib.suppress(OSError, UserError):  # without the store, files are only read again
+        storage.publish(store, lambda part: part.write_text(text, encoding='utf-8'))

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.models import MODELS, Model, Params
 from lightpaff_jax.models.huggingface import config_json, weights
+from lightpaff_jax.runtime import storage
 
 _CONFIG = 'config.json'
 _WHOLE = 'model.safetensors'
@@ -175,7 +176,7 @@ def write(
         for old in (folder / _CONFIG, folder / _INDEX, folder / _WHOLE, *shards):
             old.unlink(missing_ok=True)
         for file in (*new, part / _CONFIG):
-            file.replace(folder / file.name)
+            storage.commit(file, folder / file.name)
 
 
 def _write_tensors(folder: pathlib.Path, tensors: dict[str, np.ndarray], shard_bytes: int) -> None:
