@@ -1,17 +1,18 @@
-"""Checkpoints: state, meta and a digest of every array, together, atomic and verified.
+"""Saves and restores checkpoints: atomic, asynchronous, and verified by a digest of every array.
 
 A step is the folder `<directory>/<step>` with four Orbax checkpointables:
 
-    params     the parameters, so that a teacher or a student's start is read alone
+    params     the parameters; separate, so that they are read without the optimizer
     training   the rest of the state: step and optimizer
-    meta       what the caller wants back: data position, config, identities
-    digests    shape, dtype and digest of every array, sha256 of meta and of this record
+    meta       JSON of the caller: data position, configuration, fingerprints
+    digests    shape, type and digest of every array; sha256 of meta and of this record
 
-Orbax does not verify what it reads, so `restore` compares the digests. A step that cannot be
-read or differs is renamed `<step>.corrupt`, and the one before it is used. Orbax is imported
-nowhere else: the names of its v1 interface still move.
+Orbax does not verify the data it reads, so reading compares the digests. `Checkpoints.restore`
+renames a damaged step to `<step>.corrupt` and uses the step before it. Only this module imports
+Orbax, because the names of its v1 API still change.
 
-The folder may be in a bucket, which cannot rename: there a step is complete when its last file is.
+The directory may be in a bucket. A bucket cannot rename, so there a step is complete once its last
+file exists.
 """
 
 import collections
@@ -32,10 +33,10 @@ from lightpaff_jax.runtime import distributed, fingerprint, orbax_errors, storag
 from lightpaff_jax.runtime.fingerprint import Arrays, PyTree
 
 _log = logging.getLogger(__name__)
-_LAST_FILE = 'commit_success.txt'  # that Orbax writes of a step in a bucket
+_LAST_FILE = 'commit_success.txt'  # Orbax writes it last, and only in a bucket
 
 
-class _Corrupt(Exception):
+class _DamagedStep(Exception):
     """A step cannot be read, or differs from what was saved."""
 
 
@@ -43,14 +44,14 @@ class Checkpoints:
     """The steps of one run. All processes make every call; process 0 renames and deletes.
 
     Args:
-      directory: the folder of the steps; made at the first save.
-      keep: newest steps that stay, at least 1; older ones are deleted after a save.
+      directory: folder of the steps; the first save creates it.
+      keep: number of newest steps to keep, at least 1; each save deletes older ones.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int):
         if keep < 1:
             raise ValueError(f'keep = {keep}: must be at least 1')
-        self.directory = _folder(directory)
+        self.directory = _absolute(directory)
         self._keep = keep
         self._pending: tuple[int, Any] | None = None
 
@@ -59,57 +60,57 @@ class Checkpoints:
 
     def __exit__(self, kind, error, traceback) -> None:
         if error is not None and distributed.is_peer_failure(error):
-            return  # the save in progress waits, for minutes, for the process that has ended
+            return  # the pending save would wait minutes for the process that has ended
         try:
             self.close()
         except Exception as failure:
             if error is None:
                 raise
-            _log.error('%s', failure)  # the error on its way up matters more
+            _log.error('%s', failure)  # the first error is the one to raise
 
     def save(self, step: int, state: PyTree, meta: dict) -> None:
-        """Starts to save; returns when the arrays may be changed or donated.
+        """Starts to save a step; returns when the arrays may be changed or donated.
 
-        Waits for the save before it, copies the arrays to the host, and leaves the writing to
-        a thread. The step appears under its name only when it is complete. A step that is
-        there already is left as it is.
+        Waits for the previous save, copies the arrays to the host, and writes them in a thread.
+        The step gets its name only when it is complete. An existing step is not overwritten.
 
         Raises:
-          NotSaved: the save before this one failed.
+          NotSaved: the previous save failed.
           TypeError: meta is not JSON, or an array has a type without a digest.
         """
         self.close()
-        folder = self.directory / str(step)
         if distributed.broadcast_from_primary(lambda: step in self.steps()):
             return
         arrays = {name: jnp.asarray(value) for name, value in fingerprint.flatten(state).items()}
-        parts = {name: fingerprint.unflatten(part) for name, part in _parts(arrays).items()}
+        parts = {name: fingerprint.unflatten(part) for name, part in _split(arrays).items()}
         parts |= {'meta': json.loads(json.dumps(meta)), 'digests': fingerprint.record(arrays, meta)}
         with _context():
-            # Orbax has every array on the host when this returns (no is_prioritized_key_fn, no
-            # limit of bytes). On a CPU that is a view, and XLA donates no buffer with a view.
-            self._pending = step, ocp.save_checkpointables_async(folder, parts)
+            # Orbax has copied every array to the host when this call returns, as neither
+            # is_prioritized_key_fn nor a limit of bytes is set. On a CPU the copy is a view, and
+            # XLA does not donate a buffer that has a view.
+            response = ocp.save_checkpointables_async(self.directory / str(step), parts)
+        self._pending = step, response
 
     def restore(self, abstract: PyTree) -> tuple[int, PyTree, dict] | None:
-        """Newest intact step as (step, state, meta); None where there is no checkpoint.
+        """Returns the newest intact step as (step, state, meta), or None without any checkpoint.
 
         Args:
-          abstract: the state with a jax.ShapeDtypeStruct for each array; its shardings need not
-            be those of the save. Without one an array is put on the first device (on every
-            device where there are several processes).
+          abstract: the state with a jax.ShapeDtypeStruct for each array. Its shardings may differ
+            from those at the save. An array without a sharding goes to the first device, or to
+            every device if there are several processes.
 
         Raises:
-          UserError: steps exist and none is intact; or an array of `abstract` is not in the
-            checkpoint, or has another shape or type there.
+          UserError: no existing step is intact; or the checkpoint lacks an array of `abstract`, or
+            has it with another shape or type.
         """
         self.close()
-        steps = distributed.broadcast_from_primary(self._tidied)
+        steps = distributed.broadcast_from_primary(self._delete_incomplete)
         for step in reversed(steps):
             folder = self.directory / str(step)
             try:
-                record, meta = _read_record(folder)
-                state = _read_arrays(folder, record, abstract)
-            except _Corrupt as problem:
+                entries, meta = _read_record(folder)
+                state = _read_arrays(folder, entries, abstract)
+            except _DamagedStep as problem:
                 self._set_aside(step, problem)
                 continue
             if step != steps[-1]:
@@ -117,17 +118,17 @@ class Checkpoints:
             return step, state, meta
         if distributed.broadcast_from_primary(lambda: bool(self._list(r'\d+\.corrupt.*'))):
             raise UserError(
-                f'{self.directory}: no intact checkpoint, only steps that were set aside '
-                '(*.corrupt); remove the folder to start again'
+                f'{self.directory}: no intact checkpoint, only damaged steps (*.corrupt); remove '
+                'the folder to start again'
             )
         return None
 
     def steps(self) -> list[int]:
-        """Steps on disk, ascending. Half-written and set aside ones are not among them."""
+        """Returns the complete steps on disk in ascending order."""
         return _steps(self.directory)
 
     def close(self) -> None:
-        """Waits for the save in progress, then deletes what `keep` leaves out.
+        """Waits for the pending save, then deletes all but the newest `keep` steps.
 
         Raises:
           NotSaved: the save failed.
@@ -135,14 +136,15 @@ class Checkpoints:
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
-        with orbax_errors.suppress_orbax_noise() as failed:
+        with orbax_errors.suppress_orbax_noise() as failures:
             try:
                 response.result()
             except Exception as error:
-                failed.append(orbax_errors.root_cause(error))
-        if failed:
-            raise NotSaved(f'{self.directory}: step {step} was not saved: {failed[0]}')
-        self._prune()
+                failures.append(orbax_errors.root_cause(error))
+        if failures:
+            raise NotSaved(f'{self.directory}: step {step} was not saved: {failures[0]}')
+        if distributed.is_primary():
+            self._prune()
 
     def _list(self, pattern: str) -> list[epath.Path]:
         if not self.directory.exists():
@@ -150,11 +152,9 @@ class Checkpoints:
         return [path for path in self.directory.iterdir() if re.fullmatch(pattern, path.name)]
 
     def _prune(self) -> None:
-        """Deletes old steps, and what a killed save or deletion left behind."""
-        if not distributed.is_primary():
-            return
+        """Deletes old steps, and what a killed save or a killed deletion left."""
         for step in self.steps()[: -self._keep]:
-            # Not like a step before it is deleted: a deletion may be killed half-way.
+            # Marked first: a killed deletion must not leave half a step under the name of a step.
             folder = self.directory / str(step)
             if storage.is_remote(folder):
                 (folder / _LAST_FILE).unlink()
@@ -162,10 +162,10 @@ class Checkpoints:
                 folder.rename(self.directory / f'{step}.deleted')
         for path in self._list(r'\d+(\.deleted|\.orbax-checkpoint-tmp.*)'):
             path.rmtree()
-        self._tidied()
+        self._delete_incomplete()
 
-    def _tidied(self) -> list[int]:
-        """The steps; half-written ones are deleted from a bucket: Orbax writes none over them."""
+    def _delete_incomplete(self) -> list[int]:
+        """Returns the steps; deletes incomplete ones in a bucket, where Orbax cannot replace them."""
         steps = self.steps()
         if storage.is_remote(self.directory):
             for path in self._list(r'\d+'):
@@ -173,142 +173,149 @@ class Checkpoints:
                     path.rmtree()
         return steps
 
-    def _set_aside(self, step: int, problem: _Corrupt) -> None:
+    def _set_aside(self, step: int, problem: _DamagedStep) -> None:
         def rename() -> str:
-            before = len(self._list(rf'{step}\.corrupt.*'))
-            name = f'{step}.corrupt' + (f'.{before}' if before else '')
+            count = len(self._list(rf'{step}\.corrupt.*'))
+            name = f'{step}.corrupt' + (f'.{count}' if count else '')
             (self.directory / str(step)).rename(self.directory / name)
             return name
 
         name = distributed.broadcast_from_primary(rename)
-        _log.warning('%s: step %d is set aside as %s: %s', self.directory, step, name, problem)
+        _log.warning('%s: step %d is renamed to %s: %s', self.directory, step, name, problem)
 
 
-def load_params(directory: pathlib.Path, abstract: PyTree | None = None) -> PyTree:
-    """The parameters of the newest intact step; the optimizer is not read, nothing is renamed.
+class Reader:
+    """Reads the newest intact step of a run; renames nothing and reads no optimizer.
+
+    The record of the step is read and verified once, when the reader is made.
 
     Args:
-      directory: the folder of the steps.
-      abstract: parameters with a jax.ShapeDtypeStruct for each array, for the shardings.
-        Without it: nested dicts, on the first device (on every device where there are several
-        processes).
+      directory: folder of the steps.
+
+    Attributes:
+      meta: the caller's JSON of the step that is read.
 
     Raises:
-      UserError: no checkpoint, none intact, or an array differs from `abstract` in name, shape
-        or type.
+      UserError: the folder has no checkpoint, or no intact one.
     """
 
-    def read(folder: epath.Path) -> PyTree:
-        record, _ = _read_record(folder)
-        record = {name: a for name, a in record.items() if name.startswith('params/')}
-        if abstract is not None:
-            return _read_arrays(folder, record, {'params': abstract})['params']
-        stored = {
-            name: jax.ShapeDtypeStruct(a['shape'], jnp.dtype(a['dtype']))
-            for name, a in record.items()
-        }
-        return _read_arrays(folder, record, fingerprint.unflatten(stored))['params']
+    meta: dict
 
-    return _newest(directory, read)
+    def __init__(self, directory: pathlib.Path):
+        self._directory = _absolute(directory)
+        self._steps = distributed.broadcast_from_primary(lambda: _steps(self._directory))
+        if not self._steps:
+            raise UserError(f'{self._directory}: no checkpoint in this folder')
+        self._open_newest()
+
+    def read_params(self, abstract: PyTree | None = None) -> PyTree:
+        """Reads the parameters. If an array is damaged, continues with the step before.
+
+        Args:
+          abstract: the parameters with a jax.ShapeDtypeStruct for each array, whose shardings are
+            used. Without it, returns nested dicts on the first device, or on every device if there
+            are several processes.
+
+        Raises:
+          UserError: no step is intact, or an array differs from `abstract` in name, shape or type.
+        """
+        while True:
+            entries = {name: x for name, x in self._entries.items() if name.startswith('params/')}
+            stored = {
+                name: jax.ShapeDtypeStruct(x['shape'], jnp.dtype(x['dtype']))
+                for name, x in entries.items()
+            }
+            state = fingerprint.unflatten(stored) if abstract is None else {'params': abstract}
+            try:
+                return _read_arrays(self._folder, entries, state)['params']
+            except _DamagedStep as problem:
+                self._skip(problem)
+                self._open_newest()
+
+    def _open_newest(self) -> None:
+        """Opens the newest remaining step that has an intact record."""
+        while self._steps:
+            self._folder = self._directory / str(self._steps[-1])
+            try:
+                self._entries, self.meta = _read_record(self._folder)
+                return
+            except _DamagedStep as problem:
+                self._skip(problem)
+        raise UserError(f'{self._directory}: no intact checkpoint in this folder')
+
+    def _skip(self, problem: _DamagedStep) -> None:
+        step = self._steps.pop()
+        _log.warning('%s: step %d is not used: %s', self._directory, step, problem)
 
 
-def read_meta(directory: pathlib.Path) -> dict:
-    """Meta of the newest step whose meta is intact; reads no array.
-
-    Raises:
-      UserError: no checkpoint, or none intact.
-    """
-    return _newest(directory, lambda folder: _read_record(folder)[1])
+def _absolute(directory: pathlib.Path) -> epath.Path:
+    remote = storage.is_remote(directory)
+    return epath.Path(directory if remote else pathlib.Path(directory).absolute())
 
 
-def _newest(directory: pathlib.Path, read) -> Any:
-    """`read(folder of a step)` of the newest step for which it succeeds."""
-    root = _folder(directory)
-    steps = distributed.broadcast_from_primary(lambda: _steps(root))
-    if not steps:
-        raise UserError(f'{root}: no checkpoint in this folder')
-    for step in reversed(steps):
-        try:
-            return read(root / str(step))
-        except _Corrupt as problem:
-            _log.warning('%s: step %d is not used: %s', root, step, problem)
-    raise UserError(f'{root}: no intact checkpoint in this folder')
-
-
-# Names and parts of a state.
-
-
-def _folder(directory: pathlib.Path) -> epath.Path:
-    path = epath.Path(directory)
-    return path if storage.is_remote(path) else epath.Path(pathlib.Path(path).absolute())
-
-
-def _steps(root: epath.Path) -> list[int]:
-    if not root.exists():
+def _steps(directory: epath.Path) -> list[int]:
+    if not directory.exists():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdecimal() and _complete(p))
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and _complete(p))
 
 
 def _complete(folder: epath.Path) -> bool:
     return (folder / _LAST_FILE).exists() if storage.is_remote(folder) else folder.is_dir()
 
 
-def _parts(arrays: Arrays) -> dict[str, Arrays]:
-    """Arrays by checkpointable."""
+def _split(arrays: Arrays) -> dict[str, Arrays]:
+    """Groups arrays by checkpointable."""
     parts: dict[str, Arrays] = collections.defaultdict(dict)
     for name, value in arrays.items():
         parts['params' if name.startswith('params/') else 'training'][name] = value
     return dict(parts)
 
 
-# Reading a step.
-
-
 def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
-    """The record of the arrays, and meta; _Corrupt unless both are as they were saved."""
-    record = _load(folder, 'digests')
-    meta = _load(folder, 'meta')
-    problem = None
+    """Returns the entries of the arrays, and meta; raises _DamagedStep if either was changed."""
+    record = _read_part(folder, 'digests')
+    meta = _read_part(folder, 'meta')
+    damage = None
     if not isinstance(record, dict) or record.pop('self', None) != fingerprint.sha256(record):
-        problem = 'digests: not what was saved'
+        damage = 'digests: not what was saved'
     elif record['meta'] != fingerprint.sha256(meta):
-        problem = 'meta: not what was saved'
-    _agree(problem)
+        damage = 'meta: not what was saved'
+    _raise_on_all(damage)
     return record['arrays'], meta
 
 
-def _read_arrays(folder: epath.Path, record: dict[str, dict], abstract: PyTree) -> PyTree:
-    """The arrays, verified; UserError where `abstract` is not what the record lists."""
-    wanted = {name: _placed(x) for name, x in fingerprint.flatten(abstract).items()}
-    _check(folder, record, wanted)
+def _read_arrays(folder: epath.Path, entries: dict[str, dict], abstract: PyTree) -> PyTree:
+    """Reads and verifies arrays; raises UserError if `abstract` differs from the entries."""
+    structs = {name: _with_sharding(x) for name, x in fingerprint.flatten(abstract).items()}
+    _check_entries(folder, entries, structs)
     arrays: Arrays = {}
-    for part, named in _parts(wanted).items():
-        arrays |= fingerprint.flatten(_load(folder, part, fingerprint.unflatten(named)))
-    arrays = {name: arrays[name] for name in wanted}
-    changed = [name for name, entry in fingerprint.entries(arrays).items() if entry != record[name]]
-    _agree(f'{changed[0]}: the bytes are not those that were saved' if changed else None)
+    for part, group in _split(structs).items():
+        arrays |= fingerprint.flatten(_read_part(folder, part, fingerprint.unflatten(group)))
+    arrays = {name: arrays[name] for name in structs}
+    changed = [name for name, x in fingerprint.entries(arrays).items() if x != entries[name]]
+    _raise_on_all(f'{changed[0]}: the bytes are not those that were saved' if changed else None)
     return jax.tree.unflatten(jax.tree.structure(abstract), [*arrays.values()])
 
 
-def _check(folder: epath.Path, record: dict[str, dict], wanted: Arrays) -> None:
-    for name, x in wanted.items():
-        if name not in record:
+def _check_entries(folder: epath.Path, entries: dict[str, dict], structs: Arrays) -> None:
+    for name, x in structs.items():
+        if name not in entries:
             raise UserError(f'{folder}: has no array {name}')
-        entry = record[name]
-        there = f'{entry["dtype"]}{entry["shape"]}'
-        here = f'{x.dtype}{[*x.shape]}'
-        if there != here:
-            raise UserError(f'{folder}: {name} is {there} in the checkpoint and {here} here')
+        stored = f'{entries[name]["dtype"]}{entries[name]["shape"]}'
+        requested = f'{x.dtype}{[*x.shape]}'
+        if stored != requested:
+            raise UserError(f'{folder}: {name} is {stored} in the checkpoint and {requested} here')
         try:
             x.sharding.shard_shape(x.shape)
         except ValueError as error:
-            raise UserError(f'{folder}: {name} {here}: {orbax_errors.root_cause(error)}') from error
-    for name in record:
-        if name not in wanted:
+            cause = orbax_errors.root_cause(error)
+            raise UserError(f'{folder}: {name} {requested}: {cause}') from error
+    for name in entries:
+        if name not in structs:
             raise UserError(f'{folder}: has the array {name}, which is not wanted here')
 
 
-def _placed(x: Any) -> jax.ShapeDtypeStruct:
+def _with_sharding(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     if x.sharding is not None:
         return x
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:1]
@@ -317,25 +324,25 @@ def _placed(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _load(folder: epath.Path, part: str, abstract: PyTree | None = None) -> Any:
-    """One checkpointable; _Corrupt, on all processes, when one of them cannot read it."""
-    value, refused = None, None
-    with orbax_errors.suppress_orbax_noise() as failed:
+def _read_part(folder: epath.Path, part: str, abstract: PyTree | None = None) -> Any:
+    """Reads one checkpointable; raises _DamagedStep on all processes if one cannot read it."""
+    value, local_error = None, None
+    with orbax_errors.suppress_orbax_noise() as failures:
         try:
             with _context(reading=True):
                 value = ocp.load_checkpointables(folder, {part: abstract})[part]
-        except Exception as error:  # damaged files raise many types, of many libraries
-            refused = error if _is_local(error) else None
-            failed.append(f'{part}: cannot be read: {orbax_errors.root_cause(error)}')
-    if refused is not None and distributed.process_count() == 1:
-        raise refused
-    problem = failed[0] if failed else None
-    _agree(problem, f'{folder}: {problem}' if refused is not None else None)
+        except Exception as error:  # damaged files raise many types, from many libraries
+            local_error = error if _is_local(error) else None
+            failures.append(f'{part}: cannot be read: {orbax_errors.root_cause(error)}')
+    if local_error is not None and distributed.process_count() == 1:
+        raise local_error
+    damage = failures[0] if failures else None
+    _raise_on_all(damage, f'{folder}: {damage}' if local_error is not None else None)
     return value
 
 
 def _is_local(error: BaseException | None) -> bool:
-    """The machine refuses, the files may be good: no memory on host or device, no permission."""
+    """Returns whether this machine failed (memory, permission) and the files may be intact."""
     local = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
     while error is not None:
         if isinstance(error, local):
@@ -344,22 +351,19 @@ def _is_local(error: BaseException | None) -> bool:
     return False
 
 
-# Processes, Orbax.
+def _raise_on_all(damage: str | None, local_error: str | None = None) -> None:
+    """Raises the first error of any process on every process, so that all continue alike.
 
-
-def _agree(problem: str | None, refused: str | None = None) -> None:
-    """_Corrupt on every process when one has a problem, so that all fall back together.
-
-    UserError on every process when the machine of one refuses.
+    Raises:
+      UserError: the machine of one process failed.
+      _DamagedStep: one process found the step damaged.
     """
-    found = distributed.all_gather([problem, refused])
-    names = [f'process {number}: ' if len(found) > 1 else '' for number in range(len(found))]
-    for name, (_, said) in zip(names, found, strict=True):
-        if said is not None:
-            raise UserError(name + said)
-    for name, (said, _) in zip(names, found, strict=True):
-        if said is not None:
-            raise _Corrupt(name + said)
+    reports = distributed.all_gather([local_error, damage])
+    for column, error_type in enumerate((UserError, _DamagedStep)):
+        for number, report in enumerate(reports):
+            if report[column] is not None:
+                prefix = f'process {number}: ' if len(reports) > 1 else ''
+                raise error_type(prefix + report[column])
 
 
 def _context(reading: bool = False) -> ocp.Context:
@@ -368,10 +372,12 @@ def _context(reading: bool = False) -> ocp.Context:
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
     context = ocp.Context()
     context.checkpointables.registry = registry
-    # Made in a thread, a folder that cannot be made keeps the program from ending for minutes.
+    # If a thread failed to create the folder, the program would not exit for minutes.
     context.asynchronous.create_directories_asynchronously = False
-    if reading:  # alone: Orbax would wait minutes for a process that failed; we agree afterwards
-        me = distributed.process_index()
-        context.multiprocessing.primary_host = me
-        context.multiprocessing.active_processes = {me}
+    if reading:
+        # Each process reads by itself, because Orbax would wait minutes for a process that failed.
+        # `_raise_on_all` brings the results together.
+        index = distributed.process_index()
+        context.multiprocessing.primary_host = index
+        context.multiprocessing.active_processes = {index}
     return context

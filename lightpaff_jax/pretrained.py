@@ -150,7 +150,7 @@ def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> mo
         theirs.abstract_params, sharding.param_shardings(mesh, theirs.abstract_params)
     )
     saved = storage.to_path(path) / 'checkpoints'
-    found = fingerprint.flatten(checkpoint.load_params(saved, abstract))
+    found = fingerprint.flatten(checkpoint.Reader(saved).read_params(abstract))
     wanted = fingerprint.flatten(model.abstract_params)
     lacking = [
         name for name, x in wanted.items() if name not in found or found[name].shape != x.shape
@@ -177,7 +177,7 @@ def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer, lowerc
       lowercase: `config.tokenizer.lowercase`, for a folder's vocab.txt.
     """
     if is_run(path):
-        found = checkpoint.read_meta(storage.to_path(path) / 'checkpoints')
+        found = checkpoint.Reader(storage.to_path(path) / 'checkpoints').meta
         theirs = found['tokenizer_hash']
     else:
         place = tokenizers.find(path)

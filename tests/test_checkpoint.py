@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lightpaff_jax import checkpoint
-from lightpaff_jax.checkpoint import Checkpoints, load_params, read_meta
+from lightpaff_jax.checkpoint import Checkpoints, Reader
 from lightpaff_jax.errors import NotSaved, UserError
 
 
@@ -43,15 +43,15 @@ def test_a_state_of_dicts_and_sequences_is_restored(tmp_path):
 def test_load_params_and_read_meta_equal_what_was_saved(tmp_path):
     saved(tmp_path, 1, 2)
     params = make_state(2).params
-    assert same_bits(load_params(tmp_path), params)
-    assert same_bits(load_params(tmp_path, abstract(params)), params)
-    assert read_meta(tmp_path) == META | {'position': 2}
+    assert same_bits(Reader(tmp_path).read_params(), params)
+    assert same_bits(Reader(tmp_path).read_params(abstract(params)), params)
+    assert Reader(tmp_path).meta == META | {'position': 2}
 
 
 def test_load_params_reads_nothing_of_the_optimizer(tmp_path):
     saved(tmp_path, 1)
     shutil.rmtree(tmp_path / '1' / 'training')
-    assert same_bits(load_params(tmp_path), make_state(1).params)
+    assert same_bits(Reader(tmp_path).read_params(), make_state(1).params)
 
 
 def test_restore_onto_another_sharding_is_equal(tmp_path):
@@ -73,14 +73,14 @@ def test_restore_onto_another_sharding_is_equal(tmp_path):
         assert same_bits(restored, plain)
         for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(there), strict=True):
             assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
-        assert same_bits(load_params(folder, abstract(there.params)), plain.params)
+        assert same_bits(Reader(folder).read_params(abstract(there.params)), plain.params)
 
 
 def test_arrays_on_other_devices_than_the_mesh_of_the_caller_are_saved_and_read(tmp_path):
     saved(tmp_path, 1)
     mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
-        assert same_bits(load_params(tmp_path), make_state(1).params)
+        assert same_bits(Reader(tmp_path).read_params(), make_state(1).params)
         plain = {'params': {'w': jax.device_put(jnp.ones(3), jax.devices()[1])}}
         with Checkpoints(tmp_path, keep=2) as checkpoints:
             checkpoints.save(2, plain, {})
@@ -92,13 +92,12 @@ def test_changing_meta_after_save_does_not_change_what_is_saved(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, make_state(1), meta)
         meta['positions'].append(2)
-    assert read_meta(tmp_path) == {'positions': [1]}
+    assert Reader(tmp_path).meta == {'positions': [1]}
 
 
 def test_no_checkpoint_is_an_error_that_names_the_folder(tmp_path):
-    for read in (load_params, read_meta):
-        with pytest.raises(UserError, match='nothing'):
-            read(tmp_path / 'nothing')
+    with pytest.raises(UserError, match='nothing'):
+        Reader(tmp_path / 'nothing')
 
 
 def test_another_shape_type_or_structure_is_a_user_error_and_sets_nothing_aside(tmp_path):
@@ -123,7 +122,7 @@ def test_another_shape_type_or_structure_is_a_user_error_and_sets_nothing_aside(
             with pytest.raises(UserError, match=message):
                 checkpoints.restore(wanted)
             with pytest.raises(UserError, match=message):
-                load_params(tmp_path, params)
+                Reader(tmp_path).read_params(params)
         assert checkpoints.steps() == [1]
         assert same_bits(checkpoints.restore(abstract(state))[1], state)
 

@@ -21,7 +21,7 @@ from helpers.checkpoints import (
     small_state,
 )
 
-from lightpaff_jax.checkpoint import Checkpoints, load_params, read_meta
+from lightpaff_jax.checkpoint import Checkpoints, Reader
 from lightpaff_jax.errors import UserError
 
 
@@ -84,8 +84,8 @@ def test_falling_back_says_so_in_one_line_each(tmp_path, caplog, capfd):
         assert (step, checkpoints.steps()) == (1, [1])
     assert same_bits(state, make_state(1))
     assert [record.getMessage() for record in caplog.records] == [
-        f'{tmp_path}: step 3 is set aside as 3.corrupt: meta: not what was saved',
-        f'{tmp_path}: step 2 is set aside as 2.corrupt: meta: not what was saved',
+        f'{tmp_path}: step 3 is renamed to 3.corrupt: meta: not what was saved',
+        f'{tmp_path}: step 2 is renamed to 2.corrupt: meta: not what was saved',
         f'{tmp_path}: step 1 is used instead',
     ]
     assert capfd.readouterr() == ('', '')
@@ -104,7 +104,7 @@ def test_damaged_files_make_the_step_before_the_newest(tmp_path, caplog, damage)
     else:
         shutil.rmtree(tmp_path / '2')
         (tmp_path / '2').mkdir()
-    assert same_bits(load_params(tmp_path), make_state(1).params)
+    assert same_bits(Reader(tmp_path).read_params(), make_state(1).params)
     assert (tmp_path / '2').exists()  # readers rename nothing
     with Checkpoints(tmp_path, keep=9) as checkpoints:
         assert checkpoints.restore(abstract(make_state(0)))[0] == 1
@@ -114,9 +114,8 @@ def test_damaged_files_make_the_step_before_the_newest(tmp_path, caplog, damage)
 def test_none_intact_is_an_error_that_names_the_folder_also_the_second_time(tmp_path, caplog):
     saved(tmp_path, 1)
     flip(tmp_path / '1' / 'digests' / 'data.json', 100)
-    for read in (load_params, read_meta):
-        with pytest.raises(UserError, match=str(tmp_path)):
-            read(tmp_path)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        Reader(tmp_path)
     for _ in range(2):
         checkpoints = Checkpoints(tmp_path, keep=9)
         with pytest.raises(UserError, match=str(tmp_path)):
@@ -154,5 +153,5 @@ def test_a_damaged_step_prints_one_line_and_the_step_used_instead_another(tmp_pa
     lines = result.stderr.splitlines()
     assert len(lines) == 4, result.stderr
     for kind, (first, second) in zip(('node', 'data'), (lines[:2], lines[2:]), strict=True):
-        assert f'{tmp_path / kind}: step 2 is set aside as 2.corrupt: params: ' in first
+        assert f'{tmp_path / kind}: step 2 is renamed to 2.corrupt: params: ' in first
         assert f'{tmp_path / kind}: step 1 is used instead' in second

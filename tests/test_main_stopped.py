@@ -21,7 +21,7 @@ from lightpaff_jax.runtime import fingerprint, interrupts
 
 
 def params_of(workdir):
-    return jax.tree.map(np.asarray, checkpoint.load_params(workdir / 'checkpoints'))
+    return jax.tree.map(np.asarray, checkpoint.Reader(workdir / 'checkpoints').read_params())
 
 
 def assert_same_run(a, b):
@@ -36,7 +36,7 @@ def assert_same_run(a, b):
 def test_a_command_does_first_what_its_run_needs(small_runs):
     teacher, student = small_runs / 'runs/small_teacher', small_runs / 'runs/small'
     found = json.loads((student / 'result.json').read_text())
-    params = checkpoint.load_params(teacher / 'checkpoints')
+    params = checkpoint.Reader(teacher / 'checkpoints').read_params()
     assert found['teacher_hash'] == fingerprint.fingerprint(params)
     assert (teacher / 'result.json').stat().st_mtime < (student / 'config.json').stat().st_mtime
 
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(here, tmp_path,
     damage(workdir / f'checkpoints/{LAST}')
     code, _, err = call(capsys, *alone(workdir=workdir))
     assert code == 0
-    assert f'step {LAST} is set aside as {LAST}.corrupt: ' in err
+    assert f'step {LAST} is renamed to {LAST}.corrupt: ' in err
     assert f'step {LAST - 2} is used instead' in err
     assert (workdir / f'checkpoints/{LAST}.corrupt').is_dir()
     assert_same_run(here / 'runs/small', workdir)

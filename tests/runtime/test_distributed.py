@@ -112,7 +112,7 @@ def run(c):
             raise PermissionError('not yours')
         if failing:
             checkpoint.ocp.load_checkpointables = refuse
-        checkpoint.read_meta('runs/2/checkpoints')
+        checkpoint.Reader('runs/2/checkpoints')
     if failing and mode == 'a bug':
         1 / 0
     if failing and mode == 'a mistake':
@@ -241,7 +241,7 @@ def assert_same_metrics(a, b):
 
 def assert_same_parameters(folder, one, other):
     found = [
-        fingerprint.flatten(checkpoint.load_params(folder / f'runs/{number}/checkpoints'))
+        fingerprint.flatten(checkpoint.Reader(folder / f'runs/{number}/checkpoints').read_params())
         for number in (one, other)
     ]
     largest = max(float(abs(x).max()) for x in found[0].values())
