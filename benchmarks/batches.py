@@ -83,11 +83,11 @@ def _side(folder: pathlib.Path, name: str, length: int, tokenizer: tokenizers.To
     count = SIZE // dtype.itemsize // size
     for start in range(0, count, 1000):
         ids = generator.integers(5, VOCABULARY, (min(1000, count - start), size), np.int32)
-        writer.add([Record(row) for row in ids])
+        writer.write([Record(row) for row in ids])
         if writer.ids > build.SHARD_TOKENS:
-            writer.end()
-    writer.end()
-    stats = {'records': count, **writer.entry()}
+            writer.end_shard()
+    writer.end_shard()
+    stats = {'records': count, **writer.state()}
     return c, Dataset(str(made), {'splits': {'train': stats}, 'kind': 'blocks', 'dtype': dtype.str})
 
 

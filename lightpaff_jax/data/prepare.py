@@ -1,4 +1,4 @@
-"""Prepared sets: found in a cache, given as a folder, or made by the command of this module."""
+"""Prepared datasets: found in the cache, opened from a folder, or built, also by a command."""
 
 import contextlib
 import hashlib
@@ -27,49 +27,54 @@ _LOG = logging.getLogger('lightpaff_jax')
 
 
 def prepare(c: ConfigDict, tokenizer: Tokenizer) -> Dataset | Mixture:
-    """The records of `config.data`, made once in `config.data.cache` and then found there.
+    """Returns the dataset of `config.data`; it is built at the first call and then kept in the cache.
 
-    For clm, mlm and mass a split's documents make one stream, which is cut into blocks, or rows
-    of whole documents (`config.data.packing`); for classify and seq2seq each example is a record.
-    Examples that were cut are counted in a line of the log, each time.
+    For clm, mlm and mass, the documents of a split are one stream that is cut into blocks, or rows
+    of whole documents (`config.data.packing`). For classify and seq2seq, each example is a record;
+    every call logs the number of truncated examples.
 
-    Of several processes on one machine one makes the set and the others wait for it; where it was
-    killed, the next one goes on behind the shards that it finished.
+    If several processes of one machine need a dataset, one builds it and the others wait. If it is
+    killed, the next process resumes after the finished shards.
 
     Raises:
-      UserError: a split without examples; a tokenizer without the special ids that the objective
-        needs; a label that is no class; pairs for a network of one token type; a text that is too
-        long, where `config.data.long_text` is 'error'; for the source 'prepared' a folder that is
-        missing, or was made for something else.
-      Unfinished: the set could not be written to its end.
+      UserError: a split has no example; the tokenizer lacks a special id that the objective needs;
+        a label is not a class; pairs for a network of one token type; a text is too long and
+        `config.data.long_text` is 'error'; for the source 'prepared', the folder is missing or was
+        prepared with other settings.
+      Unfinished: the dataset cannot be written.
     """
-    if config.SOURCES[c.data.source].has_parts:
-        return _mixture(c, tokenizer)
+    if not config.SOURCES[c.data.source].has_parts:
+        return _prepare_dataset(c, tokenizer)
+    parts, weights = zip(*sources.parts(c), strict=True)
+    return Mixture(tuple(_prepare_dataset(part, tokenizer) for part in parts), weights)
+
+
+def _prepare_dataset(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
     compatibility.check_tokenizer(c, tokenizer)
     has_text = config.SOURCES[c.data.source].has_text
-    prepared = _found(c, tokenizer) if has_text else compatibility.given(c, tokenizer)
-    compatibility.check(c, prepared)
+    prepared = _open_or_build(c, tokenizer) if has_text else _open_prepared(c, tokenizer)
+    compatibility.check_examples(c, prepared)
     return prepared
 
 
-def _mixture(c: ConfigDict, tokenizer: Tokenizer) -> Mixture:
-    parts, weights = [], []
-    for part, weight in sources.parts(c):
-        prepared = prepare(part, tokenizer)
-        assert isinstance(prepared, Dataset), 'a part is no mixture'
-        parts.append(prepared)
-        weights.append(weight)
-    return Mixture(tuple(parts), tuple(weights))
+def _open_prepared(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
+    folder = storage.local_folder('config.data.path = ', c.data.path)
+    if not c.data.path or not folder.is_dir():
+        raise UserError(
+            f'config.data.path = {c.data.path!r}: must be a folder for source {c.data.source!r}'
+        )
+    prepared = Dataset.open(folder)
+    compatibility.check_settings(c, tokenizer, prepared)
+    return prepared
 
 
-def _found(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
-    """The set in the cache; made if it is not there."""
+def _open_or_build(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
     cache = storage.local_folder('config.data.cache = ', c.data.cache)
-    made_from = identity(c, tokenizer)
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache / 'prepared' / f'{c.data.source}-{key}'
+    identity = build.identity(c, tokenizer)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache / 'prepared' / f'{c.data.source}-{digest}'
     if folder.exists():
-        return compatibility.opened(folder)
+        return Dataset.open(folder)
     with contextlib.ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -80,19 +85,9 @@ def _found(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
             ) from error
         if not folder.exists():
             partial = folder.with_name(f'{folder.name}.partial')
-            build.make(partial, c, tokenizer, made_from)
+            build.build(partial, c, tokenizer, identity)
             storage.commit(partial, folder)
-    return compatibility.opened(folder)
-
-
-def identity(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
-    """All that the records of a set depend on, as JSON values."""
-    return {
-        'format': records.FORMAT,
-        'source': c.data.source,
-        'made_from': sources.identity(c),
-        **compatibility.cut(c, tokenizer),
-    }
+    return Dataset.open(folder)
 
 
 # The command
@@ -159,12 +154,12 @@ def _command(argv: Sequence[str]) -> None:
     with lock.exclusive_lock(out / '.lock'):
         tokenizer = tokenizer or _trained(c)
         compatibility.check_tokenizer(c, tokenizer)
-        made_from = identity(c, tokenizer)
-        made = _is_made(out, made_from | {'shard_tokens': shard_tokens})
+        identity = build.identity(c, tokenizer)
+        made = _is_made(out, identity | {'shard_tokens': shard_tokens})
         _keep(tokenizer, out, c.student.family)
         if not made:
-            build.make(out, c, tokenizer, made_from, shard_tokens)
-    _print(compatibility.opened(out))
+            build.build(out, c, tokenizer, identity, shard_tokens)
+    _print(Dataset.open(out))
 
 
 def _options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -285,7 +280,7 @@ def _is_made(out: pathlib.Path, wanted: dict[str, Any]) -> bool:
         raise UserError(
             f'--out={out}: holds another set ({found}): remove it, or choose another folder'
         )
-    prepared = compatibility.opened(out)
+    prepared = Dataset.open(out)
     for split in prepared.manifest['splits']:
         whole = prepared.records(split)
         if prepared.record_type == 'examples':

@@ -200,8 +200,8 @@ def test_a_tokenizer_without_the_special_tokens_of_the_objective_is_an_error(
 
 def test_words_count_the_end_of_every_line(c, prepared):
     texts = [example.first for example in sources.examples(c, 'test')]
-    assert tokenize_worker.words('one two\n\n three') == 3 + 3
-    assert prepared.split('test')['words'] == sum(map(tokenize_worker.words, texts))
+    assert tokenize_worker.count_words('one two\n\n three') == 3 + 3
+    assert prepared.split('test')['words'] == sum(map(tokenize_worker.count_words, texts))
     assert prepared.split('test')['documents'] == len(texts)
 
 
@@ -244,7 +244,7 @@ def test_whole_documents_hold_every_id_once(tmp_path, vocabulary, name):
     prepared = prepare.prepare(c, vocabulary)
     for split in sources.SPLITS:
         found = read(prepared, split)
-        size, each, separator = objectives.OBJECTIVES[name].packing(c, vocabulary)
+        size, each, separator, _ = objectives.OBJECTIVES[name].packing(c, vocabulary)
         assert all(len(r.first) + each * len(r.second) <= size for r in found)
         assert all(len(r.first) == r.second.sum() for r in found)
         texts = [vocabulary.encode([e.first])[0] for e in sources.examples(c, split)]

@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(place, undisturbed
         (line,) = report['said']
         assert line.startswith(f'error: {out}/train-0000')
         assert ': cannot be written: File too large; ' in line
-        assert line.endswith(' shards are kept, the same command goes on there')
+        assert line.endswith(' shards are kept, the same command resumes there')
         kept = sorted(path.name for path in out.iterdir())
         assert kept == [
             'state.json',

@@ -12,6 +12,7 @@ from lightpaff_jax.data import records
 from lightpaff_jax.data.prepared import shards
 from lightpaff_jax.data.records import Record
 from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import storage
 
 
 def ids(*values):
@@ -42,15 +43,15 @@ def written(folder, kind, parts, size=1 << 16):
     dtype = records.id_type(size)
     writer = shards.Writer(folder, 'train', kind, dtype, np.dtype('<u2'), {})
     for part in parts:
-        writer.add(part)
-        writer.end()
+        writer.write(part)
+        writer.end_shard()
     content = {
         'format': records.FORMAT, 'kind': kind, 'dtype': dtype.str, 'classes': 0, 'source': 'text',
         'objective': 'clm', 'packing': 'contiguous', 'lengths': [8, 0],
         'vocabulary': {'hash': '0', 'size': size},
-        'splits': {'train': writer.entry() | dict.fromkeys(_COUNTS, 9)},
+        'splits': {'train': writer.state() | dict.fromkeys(_COUNTS, 9)},
     }  # fmt: skip
-    shards.write(folder / records.MANIFEST, content)
+    storage.write_json(folder / records.MANIFEST, content)
     return records.Dataset(str(folder), records.read_manifest(folder))
 
 
@@ -107,12 +108,12 @@ def test_a_hash_is_of_the_ids_and_not_of_the_shards(tmp_path):
             tmp_path / name, 'train', 'examples', records.id_type(1 << 16), np.dtype('<u2'), {}
         )
         for part in (made[:11], made[11:]):
-            writer.add(part)
+            writer.write(part)
             if end:
-                writer.end()
-        writer.end()
-        hashes.append(writer.hash)
-        assert len(writer.done) == 1 + end
+                writer.end_shard()
+        writer.end_shard()
+        hashes.append(writer.state()['hash'])
+        assert len(writer.shards) == 1 + end
     assert hashes[0] == hashes[1]
     (tmp_path / 'c').mkdir()
     other = written(tmp_path / 'c', 'examples', [made[:11], [*made[11:-1], made[0]]])

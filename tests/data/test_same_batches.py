@@ -51,9 +51,9 @@ def made(folder, name, vocabulary):
         else:
             found.append(Record(ids(i, 3 + i % size), ids(2 * i, 2 + i % 9), i % 2))
     writer = shards.Writer(folder, 'train', kind, np.dtype('<u2'), np.dtype('<u2'), {})
-    writer.add(found)
-    writer.end()
-    stats = {'records': 90, **writer.entry()}
+    writer.write(found)
+    writer.end_shard()
+    stats = {'records': 90, **writer.state()}
     manifest = {'splits': {'train': stats}, 'kind': kind, 'dtype': records.id_type(61).str}
     return c, Dataset(str(folder), manifest)
 

@@ -42,9 +42,9 @@ class Packing(NamedTuple):
     overhead: int
     """Number of ids that each document takes in addition to its own."""
     separator: int | None = None
-    """Id before and after each document, stored on disk; each part of a document that is cut starts
-    with the last id of the part before. None: documents are stored as they are, and their parts
-    share no id."""
+    """Id before and after each document, which is stored on disk; None if there is none."""
+    shared: int = 0
+    """Number of ids that consecutive parts of a document have in common if it is cut."""
 
 
 class Truncation(NamedTuple):
@@ -326,7 +326,7 @@ OBJECTIVES = {
         arrays=clm,
         block_layout=lambda c, t: BlockLayout(c.data.length + 1, c.data.length, t.eos_id, True),
         # A document of n ids is stored as n + 2 ids, of which n + 1 are inputs.
-        packing=lambda c, t: Packing(c.data.length, -1, t.eos_id),
+        packing=lambda c, t: Packing(c.data.length, -1, t.eos_id, shared=1),
     ),
     'mlm': Objective(
         required_ids=('mask_id', 'cls_id', 'sep_id'),

@@ -1,1 +1,1 @@
-"""Prepared sets: text as shards of ids on disk."""
+"""Prepared datasets: text as shards of token ids on disk."""

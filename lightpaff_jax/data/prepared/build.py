@@ -1,4 +1,4 @@
-"""Makes a prepared set in a folder: source -> chunks -> ids -> records -> shards -> manifest."""
+"""Builds a prepared dataset in a folder: source -> chunks -> ids -> records -> shards -> manifest."""
 
 import itertools
 import logging
@@ -12,272 +12,284 @@ from ml_collections import ConfigDict
 from lightpaff_jax import config
 from lightpaff_jax.data import objectives, records, sources
 from lightpaff_jax.data.prepared import packing, shards, tokenize_pool
-from lightpaff_jax.data.prepared.tokenize_worker import Encoded, words
+from lightpaff_jax.data.prepared.tokenize_worker import Encoded, count_words
 from lightpaff_jax.data.records import Record
 from lightpaff_jax.data.sources import Example
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import Unfinished, Unreadable, UserError
 from lightpaff_jax.runtime.progress import Shown
 
-SHARD_TOKENS = 1 << 24  # ids a shard; it ends with the chunk that reaches them
-_NAMED = 10  # malformed rows of a split that are named in the log
+SHARD_TOKENS = 1 << 24  # ids of a shard, which ends with the chunk that reaches them
+_LOGGED_ROWS = 10  # skipped rows of a split that are logged one by one
 _LOG = logging.getLogger('lightpaff_jax')
 
 
-class _Blocks:
-    """Records of one stream of all documents."""
-
-    def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
-        make = objectives.OBJECTIVES[c.objective].block_layout
-        assert make is not None
-        self._pieces = make(c, tokenizer)
-        separator = self._pieces.separator
-        assert separator is not None, 'prepare checks the tokenizer'
-        self._separator = separator
-        first = [separator] if self._pieces.leading_separator else []
-        self._left = np.array(saved.get('left', first), np.int32)
-        self.counts = saved.get('counts', {'documents': 0, 'words': 0, 'tokens': 0})
-
-    def saved(self) -> dict[str, Any]:
-        """JSON values that a next process goes on from."""
-        return {'counts': self.counts, 'left': self._left.tolist()}
-
-    def add(self, examples: list[Example], encoded: Encoded) -> list[Record]:
-        """The records of one more chunk."""
-        _count_documents(self.counts, examples, encoded)
-        new = packing.join(encoded.ids, encoded.lengths, self._separator)
-        stream = np.concatenate([self._left, new])
-        blocks, self._left = packing.cut(stream, self._pieces.size, self._pieces.stride)
-        self.counts['tokens'] += len(blocks) * self._pieces.stride
-        return [Record(block) for block in blocks]
-
-    def end(self) -> list[Record]:
-        """What is left."""
-        new = len(self._left) - (self._pieces.size - self._pieces.stride)
-        if new <= 0:
-            return []
-        self.counts['tokens'] += new
-        return [Record(self._left)]
-
-
-class _Packed:
-    """Records of whole documents; each chunk has its own."""
-
-    def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
-        make = objectives.OBJECTIVES[c.objective].packing
-        assert make is not None
-        self._room = make(c, tokenizer)
-        new = {'documents': 0, 'words': 0, 'tokens': 0, 'pieces': 0, 'room': 0, 'taken': 0}
-        self.counts = saved.get('counts', new)
-
-    def saved(self) -> dict[str, Any]:
-        """JSON values that a next process goes on from."""
-        return {'counts': self.counts}
-
-    def add(self, examples: list[Example], encoded: Encoded) -> list[Record]:
-        """The records of one chunk."""
-        counts = self.counts
-        _count_documents(counts, examples, encoded)
-        ids, lengths, (size, each, separator) = encoded.ids, encoded.lengths, self._room
-        shared = 0
-        if separator is not None:
-            (ids, lengths), shared = packing.between(ids, lengths, separator), 1
-        found = packing.packed(ids, lengths, size, each, shared)
-        pieces = sum(len(record.second) for record in found)
-        read = sum(len(record.first) for record in found)
-        counts['pieces'] += pieces
-        counts['tokens'] += read - shared * pieces
-        counts['room'] += size * len(found)
-        counts['taken'] += read + each * pieces
-        return found
-
-    def end(self) -> list[Record]:
-        """Nothing is left; says how full the rows are."""
-        room, taken = self.counts.pop('room'), self.counts.pop('taken')
-        self.counts['fill'] = round(taken / max(room, 1), 4)
-        return []
-
-
-class _Examples:
-    """A record an example."""
-
-    def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
-        fit = objectives.OBJECTIVES[c.objective].truncate
-        assert fit is not None
-        self._c, self._tokenizer, self._fit = c, tokenizer, fit
-        new = {'examples': 0, 'pairs': 0, 'words': 0, 'tokens': 0, 'truncated': 0,
-               'too_long': None, 'labels': None}  # fmt: skip
-        self.counts = saved.get('counts', new)
-
-    def saved(self) -> dict[str, Any]:
-        """JSON values that a next process goes on from."""
-        return {'counts': self.counts}
-
-    def add(self, examples: list[Example], encoded: Encoded) -> list[Record]:
-        """The records of one chunk."""
-        ids = np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1])
-        pairs = zip(ids[::2], ids[1::2], strict=True)
-        return [self._record(e, a, b) for e, (a, b) in zip(examples, pairs, strict=True)]
-
-    def _record(self, e: Example, first: np.ndarray, second: np.ndarray) -> Record:
-        counts = self.counts
-        targets = config.OBJECTIVES[self._c.objective].example_type == 'targets'
-        fitted = self._fit(self._c, first.tolist(), second.tolist())
-        if fitted.length > fitted.limit:
-            counts['truncated'] += 1
-            too_long = [counts['examples'], fitted.length, fitted.limit]
-            counts['too_long'] = counts['too_long'] or too_long
-        read = (e.second,) if targets else (e.first, e.second)
-        if targets and len(fitted.second) < len(second):
-            read = (self._tokenizer.decode(fitted.second),)  # what is left of it is what is scored
-        counts['examples'] += 1
-        counts['pairs'] += bool(e.second)
-        counts['words'] += sum(words(text) for text in read if text or targets)
-        counts['tokens'] += len(fitted.second) + (1 if targets else len(fitted.first))
-        counts['labels'] = [
-            choose([e.label, *(counts['labels'] or [])]) for choose in (min, max)
-        ]  # fmt: skip
-        return Record(np.array(fitted.first, np.int32), np.array(fitted.second, np.int32), e.label)
-
-    def end(self) -> list[Record]:
-        """Nothing is left."""
-        return []
-
-
-_MAKERS: dict[str, type[_Blocks] | type[_Packed] | type[_Examples]] = {
-    'blocks': _Blocks,
-    'packed': _Packed,
-    'examples': _Examples,
-}
-
-
-def kind(c: ConfigDict) -> str:
-    """What the records of a set are: 'blocks', 'packed' or 'examples'."""
+def record_type(c: ConfigDict) -> str:
+    """Returns the type of the records: 'blocks', 'packed' or 'examples'."""
     if config.OBJECTIVES[c.objective].example_type != 'documents':
         return 'examples'
     return 'packed' if c.data.packing == 'best_fit' else 'blocks'
 
 
-def make(
-    folder: pathlib.Path, c: ConfigDict, tokenizer: Tokenizer, identity: dict[str, Any],
-    shard_tokens: int = SHARD_TOKENS,
-) -> None:  # fmt: skip
-    """Writes the set of `config.data` into a folder; goes on where a process before stopped.
+def settings(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the settings that turn examples into records, as JSON values."""
+    names = objectives.OBJECTIVES[c.objective].required_ids
+    special_ids = {name: getattr(tokenizer, name) for name in names}
+    return {
+        'objective': c.objective,
+        'packing': c.data.packing,
+        'lengths': [c.data.length, c.data.target_length],
+        'vocabulary': {'hash': tokenizer.fingerprint, 'size': tokenizer.vocab_size, **special_ids},
+    }
 
-    The files are the same whatever was stopped when, and for any number of `config.data.workers`.
+
+def identity(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns the values on which the records depend, as JSON values."""
+    return {
+        'format': records.FORMAT,
+        'source': c.data.source,
+        'made_from': sources.identity(c),
+        **settings(c, tokenizer),
+    }
+
+
+def build(
+    folder: pathlib.Path,
+    c: ConfigDict,
+    tokenizer: Tokenizer,
+    dataset_identity: dict[str, Any],
+    shard_tokens: int = SHARD_TOKENS,
+) -> None:
+    """Builds the dataset of `config.data` in a folder, or resumes an unfinished build.
+
+    The files depend neither on interruptions nor on `config.data.workers`.
 
     Args:
-      folder: of the set; nobody else writes there.
-      c: with the source.
-      tokenizer: what makes ids of it.
-      identity: what the records depend on, as JSON values; they are in the manifest.
-      shard_tokens: ids a shard.
+      folder: the folder, which no other process may write.
+      c: the configuration.
+      tokenizer: the tokenizer.
+      dataset_identity: what `identity` returned for `c` and the tokenizer.
+      shard_tokens: the number of ids of a shard.
 
     Raises:
-      Unfinished: a file cannot be written, or a process that tokenizes ended; the same call goes
-        on.
-      Unreadable: a file of the source cannot be read now; the same call goes on too.
-      UserError: what `sources.examples` raises of the content, a split without records; nothing
-        is left then.
+      Unfinished: a file cannot be written, or a process that tokenizes ended. The same call resumes
+        the work.
+      Unreadable: a file of the source cannot be read now. The same call resumes the work.
+      UserError: the content of the source is malformed, or a split has no record. The unfinished
+        work is removed.
     """
-    state = shards.State(folder, identity | {'shard_tokens': shard_tokens})
+    state = shards.State(folder, dataset_identity | {'shard_tokens': shard_tokens})
     try:
-        opened = tokenize_pool.encoder(tokenizer, c.data.workers)
-        with opened as encode, Shown() as shown:
+        with tokenize_pool.start(tokenizer, c.data.workers) as encode, Shown() as progress:
             for split in sources.SPLITS:
-                if not state.split(split).get('done'):
-                    _make_split(c, split, tokenizer, encode, state, shown)
+                if not state.splits.get(split, {}).get('done'):
+                    _build_split(c, split, tokenizer, encode, state, progress)
     except (Unfinished, Unreadable):
         raise
-    except UserError:  # the same source would come no further
+    except UserError:  # the same source would raise it again
         shards.clear(folder, sources.SPLITS)
         raise
-    splits = {split: _entry(state.split(split)) for split in sources.SPLITS}
-    content = state.identity | {
-        'kind': kind(c),
-        'classes': sources.classes(c),
-        'dtype': records.id_type(tokenizer.vocab_size).str,
-        'splits': splits,
-    }
-    shards.write(folder / records.MANIFEST, content)
-    state.remove()
+    state.finish(
+        {
+            'kind': record_type(c),
+            'classes': sources.classes(c),
+            'dtype': records.id_type(tokenizer.vocab_size).str,
+            'splits': {split: _manifest_entry(saved) for split, saved in state.splits.items()},
+        }
+    )
 
 
-def _entry(saved: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of a split."""
-    return saved['counts'] | {
-        'records': sum(shard['records'] for shard in saved['shards']),
-        'hash': saved['hash'][:16],
-        'shards': saved['shards'],
-        'skipped': saved['skipped'],
-    }
+def _manifest_entry(saved: dict[str, Any]) -> dict[str, Any]:
+    return saved['counts'] | {'hash': saved['hash'][:16], 'shards': saved['shards']}
 
 
-def _make_split(
-    c: ConfigDict, split: str, tokenizer: Tokenizer, encode: tokenize_pool.Encode, state: shards.State,
-    shown: Shown,
-) -> None:  # fmt: skip
-    saved, kind_ = state.split(split), kind(c)
-    maker = _MAKERS[kind_](c, tokenizer, saved)
+def _build_split(
+    c: ConfigDict,
+    split: str,
+    tokenizer: Tokenizer,
+    encode: tokenize_pool.Encode,
+    state: shards.State,
+    progress: Shown,
+) -> None:
+    saved, stored_type = state.splits.get(split, {}), record_type(c)
+    maker = _MAKERS[stored_type](c, tokenizer, saved)
     longest = max(c.data.length, c.data.target_length)
-    writer = shards.Writer(
-        state.folder, split, kind_, records.id_type(tokenizer.vocab_size),
-        np.dtype('<u2' if longest < 1 << 16 else '<i4'), saved,
-    )  # fmt: skip
-    skipped, many = _Skipped(split), 'examples' if kind_ == 'examples' else 'documents'
-    parts = tokenize_pool.chunks(sources.examples(c, split, skipped))
-    done = saved.get('chunks', 0)
-    if done:
-        shown.say(f'{split}: goes on behind {writer.records} records in {len(writer.done)} shards')
-    examples = sum(len(part) for part in itertools.islice(parts, done))
-    for work, encoded in encode(works(parts, kind_)):
-        done, examples = done + 1, examples + len(work.examples)
-        writer.add(maker.add(work.examples, encoded))
-        shown.add(f'{split}: {examples:,} {many}', len(encoded.ids))
+    length_type = np.dtype('<u2' if longest < 1 << 16 else '<i4')
+    id_type = records.id_type(tokenizer.vocab_size)
+    writer = shards.Writer(state.folder, split, stored_type, id_type, length_type, saved)
+    skipped = _SkippedRows()
+    chunks = tokenize_pool.chunks(sources.examples(c, split, skipped))
+    finished = saved.get('chunks', 0)
+    if finished:
+        progress.say(
+            f'{split}: resumes after {writer.records} records in {len(writer.shards)} shards'
+        )
+    # The source is read again from its start; finished chunks are skipped.
+    examples = sum(len(chunk) for chunk in itertools.islice(chunks, finished))
+    unit = 'examples' if stored_type == 'examples' else 'documents'
+    for work, encoded in encode(to_work(chunks, stored_type)):
+        finished, examples = finished + 1, examples + len(work.examples)
+        writer.write(maker.add(work.examples, encoded))
+        progress.add(f'{split}: {examples:,} {unit}', len(encoded.ids))
         if writer.ids >= state.identity['shard_tokens']:
-            writer.end()
-            state.save(split, maker.saved() | writer.entry() | {'chunks': done})
-    writer.add(maker.end())
-    writer.end()
-    if not writer.done:
+            writer.end_shard()
+            state.save(split, maker.state() | writer.state() | {'chunks': finished})
+    writer.write(maker.end())
+    writer.end_shard()
+    if not writer.shards:
         raise UserError(f'empty corpus: no example for {split}')
-    skipped.end()
-    state.save(
-        split, maker.saved() | writer.entry() | {'done': True, 'skipped': skipped.count}
-    )  # fmt: skip
+    if skipped.count > _LOGGED_ROWS:
+        _LOG.info(f'left out of {split}: {skipped.count} malformed rows in all')
+    maker.counts |= {'records': writer.records, 'skipped': skipped.count}
+    state.save(split, maker.state() | writer.state() | {'done': True})
 
 
-def works(parts: Iterable[list[Example]], kind_: str) -> Iterator[tokenize_pool.Work]:
-    """What is encoded of each chunk, for records of this kind."""
-    for examples in parts:
-        if kind_ == 'examples':
+def to_work(chunks: Iterable[list[Example]], record_type: str) -> Iterator[tokenize_pool.Work]:
+    """Yields the texts of each chunk that are encoded for records of a type."""
+    for examples in chunks:
+        if record_type == 'examples':
             texts = [text for e in examples for text in (e.first, e.second)]
-            yield tokenize_pool.Work(examples, texts, counted=False)
+            yield tokenize_pool.Work(examples, texts, with_words=False)
         else:
-            untold = any(e.words < 0 for e in examples)
-            yield tokenize_pool.Work(examples, [e.first for e in examples], counted=untold)
+            with_words = any(e.words < 0 for e in examples)
+            yield tokenize_pool.Work(examples, [e.first for e in examples], with_words)
 
 
-def _count_documents(counts: dict[str, Any], examples: list[Example], encoded: Encoded) -> None:
-    counts['documents'] += len(examples)
-    told = np.array([e.words for e in examples])
-    if encoded.words is not None:
-        told = np.where(told < 0, encoded.words, told)
-    counts['words'] += int(told.sum())
+class _SkippedRows:
+    """Counts the skipped rows of a split, and logs the first ones."""
 
+    count = 0
 
-class _Skipped:
-    """Counts the malformed rows of a split, and names the first ones in the log."""
-
-    def __init__(self, split: str):
-        self._split = split
-        self.count = 0
-
-    def __call__(self, line: str) -> None:
+    def __call__(self, message: str) -> None:
         self.count += 1
-        if self.count <= _NAMED:
-            _LOG.info('left out: %s', line)
+        if self.count <= _LOGGED_ROWS:
+            _LOG.info(f'left out: {message}')
 
-    def end(self) -> None:
-        if self.count > _NAMED:
-            _LOG.info('left out of %s: %d malformed rows in all', self._split, self.count)
+
+class _Maker:
+    """Makes the records of a split, chunk by chunk, and the counts of its manifest entry."""
+
+    names: tuple[str, ...]
+    """Names of the counts that start at 0."""
+
+    def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
+        """Resumes from what `state` returned in `saved`, or starts if that is empty."""
+        self._c, self._tokenizer = c, tokenizer
+        self._objective = objectives.OBJECTIVES[c.objective]
+        self.counts: dict[str, Any] = saved.get('counts', dict.fromkeys(self.names, 0))
+
+    def state(self) -> dict[str, Any]:
+        """Returns JSON values from which another process can resume."""
+        return {'counts': self.counts}
+
+    def add(self, examples: list[Example], encoded: Encoded) -> list[Record]:
+        """Returns the records of one more chunk."""
+        raise NotImplementedError
+
+    def end(self) -> list[Record]:
+        """Returns the last records of the split."""
+        return []
+
+    def _count_documents(self, examples: list[Example], encoded: Encoded) -> None:
+        self.counts['documents'] += len(examples)
+        words = np.array([e.words for e in examples])
+        if encoded.words is not None:
+            words = np.where(words < 0, encoded.words, words)
+        self.counts['words'] += int(words.sum())
+
+
+class _BlockMaker(_Maker):
+    """Makes blocks of the stream of all documents."""
+
+    names = ('documents', 'words', 'tokens')
+
+    def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
+        super().__init__(c, tokenizer, saved)
+        assert self._objective.block_layout is not None
+        self._layout = self._objective.block_layout(c, tokenizer)
+        start = [self._layout.separator] if self._layout.leading_separator else []
+        self._rest = np.array(saved.get('left', start), np.int32)
+
+    def state(self) -> dict[str, Any]:
+        return {'counts': self.counts, 'left': self._rest.tolist()}
+
+    def add(self, examples: list[Example], encoded: Encoded) -> list[Record]:
+        self._count_documents(examples, encoded)
+        size, stride, separator, _ = self._layout
+        assert separator is not None, '`check_tokenizer` requires it'
+        documents = packing.join(encoded.ids, encoded.lengths, separator)
+        stream = np.concatenate([self._rest, documents])
+        blocks, self._rest = packing.cut(stream, size, stride)
+        self.counts['tokens'] += len(blocks) * stride
+        return [Record(block) for block in blocks]
+
+    def end(self) -> list[Record]:
+        tokens = len(self._rest) - (self._layout.size - self._layout.stride)
+        if tokens <= 0:
+            return []
+        self.counts['tokens'] += tokens
+        return [Record(self._rest)]
+
+
+class _PackedMaker(_Maker):
+    """Makes rows of whole documents; each row has documents of one chunk."""
+
+    names = ('documents', 'pieces', 'rows', 'words', 'tokens')
+
+    def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
+        super().__init__(c, tokenizer, saved)
+        assert self._objective.packing is not None
+        self._packing = self._objective.packing(c, tokenizer)
+
+    def add(self, examples: list[Example], encoded: Encoded) -> list[Record]:
+        self._count_documents(examples, encoded)
+        rows = packing.pack(encoded.ids, encoded.lengths, self._packing)
+        pieces = sum(len(row.second) for row in rows)
+        self.counts['pieces'] += pieces
+        self.counts['tokens'] += sum(len(row.first) for row in rows) - self._packing.shared * pieces
+        self.counts['rows'] += len(rows)
+        return rows
+
+    def end(self) -> list[Record]:
+        capacity, overhead, _, shared = self._packing
+        used = self.counts['tokens'] + (shared + overhead) * self.counts['pieces']
+        self.counts['fill'] = round(used / max(capacity * self.counts.pop('rows'), 1), 4)
+        return []
+
+
+class _ExampleMaker(_Maker):
+    """Makes one record of each example."""
+
+    names = ('examples', 'pairs', 'words', 'tokens', 'truncated')
+
+    def __init__(self, c: ConfigDict, tokenizer: Tokenizer, saved: dict[str, Any]):
+        super().__init__(c, tokenizer, saved)
+        self._has_targets = config.OBJECTIVES[c.objective].example_type == 'targets'
+        self.counts = {'too_long': None, 'labels': None} | self.counts
+
+    def add(self, examples: list[Example], encoded: Encoded) -> list[Record]:
+        texts = np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1])
+        rows = zip(examples, texts[::2], texts[1::2], strict=True)
+        return [self._record(example, a.tolist(), b.tolist()) for example, a, b in rows]
+
+    def _record(self, example: Example, first: list[int], second: list[int]) -> Record:
+        assert self._objective.truncate is not None
+        counts, ids = self.counts, self._objective.truncate(self._c, first, second)
+        if ids.length > ids.limit:
+            counts['truncated'] += 1
+            counts['too_long'] = counts['too_long'] or [counts['examples'], ids.length, ids.limit]
+        texts = [example.first, example.second]
+        if self._has_targets:  # scores count the words of the truncated target
+            is_whole = len(ids.second) == len(second)
+            texts = [example.second if is_whole else self._tokenizer.decode(ids.second)]
+        counts['examples'] += 1
+        counts['pairs'] += bool(example.second)
+        counts['words'] += sum(count_words(text) for text in texts if text or self._has_targets)
+        counts['tokens'] += len(ids.second) + (1 if self._has_targets else len(ids.first))
+        labels = [example.label, *(counts['labels'] or [])]
+        counts['labels'] = [min(labels), max(labels)]
+        first_N, second_M = (np.array(text, np.int32) for text in ids[:2])
+        return Record(first_N, second_M, example.label)
+
+
+_MAKERS = {'blocks': _BlockMaker, 'packed': _PackedMaker, 'examples': _ExampleMaker}

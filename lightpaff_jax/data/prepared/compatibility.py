@@ -1,72 +1,21 @@
-"""Whether a run, its tokenizer and a prepared set fit together."""
+"""Checks that a run, its tokenizer and its prepared dataset fit together."""
 
 import logging
-import pathlib
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
-from lightpaff_jax.data import objectives, records, sources
+from lightpaff_jax.data import objectives, sources
+from lightpaff_jax.data.prepared import build
 from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.runtime import storage
 
 _LOG = logging.getLogger('lightpaff_jax')
 
 
-def cut(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
-    """How examples become records, as JSON values."""
-    special = {
-        name: getattr(tokenizer, name) for name in objectives.OBJECTIVES[c.objective].required_ids
-    }
-    return {
-        'objective': c.objective,
-        'packing': c.data.packing,
-        'lengths': [c.data.length, c.data.target_length],
-        'vocabulary': {'hash': tokenizer.fingerprint, 'size': tokenizer.vocab_size, **special},
-    }
-
-
-def given(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
-    """The set of the source 'prepared'.
-
-    Raises:
-      UserError: there is none, or it is in a bucket, or was made for something else.
-    """
-    folder = storage.local_folder('config.data.path = ', c.data.path)
-    if not c.data.path or not folder.is_dir():
-        raise UserError(
-            f'config.data.path = {c.data.path!r}: must be a folder for source {c.data.source!r}'
-        )
-    prepared, wanted = opened(folder), cut(c, tokenizer)
-    made = prepared.manifest
-    if made['vocabulary'] != wanted['vocabulary']:
-        raise UserError(
-            f'config.data.path = {c.data.path}: was prepared with tokenizer '
-            f'{made["vocabulary"]["hash"]}, this run has tokenizer {tokenizer.fingerprint} '
-            f'({tokenizer.path})'
-        )
-    was = dict(zip(('data.length', 'data.target_length'), made['lengths'], strict=True))
-    was |= {'objective': made['objective'], 'data.packing': made['packing']}
-    for key, value in was.items():
-        own = config.flatten(c)[key]
-        if own != value:
-            raise UserError(
-                f'config.{key} = {own!r}: must equal the {value!r} that {c.data.path} was '
-                'prepared with'
-            )
-    return prepared
-
-
-def opened(folder: pathlib.Path) -> Dataset:
-    """The set in a folder; raises UserError where there is none that this version reads."""
-    return Dataset(str(folder), records.read_manifest(folder))
-
-
 def check_tokenizer(c: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Raises UserError for a tokenizer without a special id that the objective needs."""
+    """Raises UserError if the tokenizer lacks a special id that the objective needs."""
     for name in objectives.OBJECTIVES[c.objective].required_ids:
         if getattr(tokenizer, name) is None:
             token = {'mask_id': '[MASK]', 'cls_id': '[CLS]', 'sep_id': '[SEP]'}.get(name, name)
@@ -76,41 +25,59 @@ def check_tokenizer(c: ConfigDict, tokenizer: Tokenizer) -> None:
             )
 
 
-def check(c: ConfigDict, prepared: Dataset) -> None:
-    """Raises UserError for examples that the network, or `config.data.long_text`, refuses.
+def check_settings(c: ConfigDict, tokenizer: Tokenizer, prepared: Dataset) -> None:
+    """Raises UserError if the dataset was prepared for another tokenizer, objective or length."""
+    manifest = prepared.manifest
+    if manifest['vocabulary'] != build.settings(c, tokenizer)['vocabulary']:
+        raise UserError(
+            f'config.data.path = {c.data.path}: was prepared with tokenizer '
+            f'{manifest["vocabulary"]["hash"]}, this run has tokenizer {tokenizer.fingerprint} '
+            f'({tokenizer.path})'
+        )
+    length, target_length = manifest['lengths']
+    for key, prepared_value in {
+        'data.length': length,
+        'data.target_length': target_length,
+        'objective': manifest['objective'],
+        'data.packing': manifest['packing'],
+    }.items():
+        value = config.flatten(c)[key]
+        if value != prepared_value:
+            raise UserError(
+                f'config.{key} = {value!r}: must equal the {prepared_value!r} that {c.data.path} '
+                'was prepared with'
+            )
 
-    Says in the log how many were cut.
+
+def check_examples(c: ConfigDict, prepared: Dataset) -> None:
+    """Checks the examples of all splits, and logs the number of truncated ones.
+
+    Raises:
+      UserError: the network cannot read an example, or `config.data.long_text` forbids its length.
     """
     if prepared.record_type == 'examples':
         for split in sources.SPLITS:
-            _check_pairs(c, prepared, split)
-            _check_labels(c, prepared, split)
+            if config.OBJECTIVES[c.objective].example_type == 'classes':
+                _check_classes(c, prepared, split)
             _check_lengths(c, prepared, split)
 
 
-def _check_pairs(c: ConfigDict, prepared: Dataset, split: str) -> None:
-    pairs = prepared.split(split)['pairs']
-    learns_classes = config.OBJECTIVES[c.objective].example_type == 'classes'
-    if learns_classes and pairs and c.student.type_vocab_size < 2:
+def _check_classes(c: ConfigDict, prepared: Dataset, split: str) -> None:
+    stats = prepared.split(split)
+    if stats['pairs'] and c.student.type_vocab_size < 2:
         raise UserError(
-            f'config.student.type_vocab_size = {c.student.type_vocab_size}: must be at least 2, {pairs} examples of '
-            f'split {split!r} have two texts'
+            f'config.student.type_vocab_size = {c.student.type_vocab_size}: must be at least 2, '
+            f'{stats["pairs"]} examples of split {split!r} have two texts'
         )
-
-
-def _check_labels(c: ConfigDict, prepared: Dataset, split: str) -> None:
-    """Raises UserError for a label that is no class; only classes have labels."""
-    low, high = prepared.split(split)['labels']
-    classes, least = c.student.classes, -1 if c.data.unlabelled and split == 'train' else 0
-    learns_classes = config.OBJECTIVES[c.objective].example_type == 'classes'
-    if not learns_classes or least <= low <= high < classes:
+    allowed = range(-1 if c.data.unlabelled and split == 'train' else 0, c.student.classes)
+    if all(label in allowed for label in stats['labels']):
         return
-    found = prepared.records(split)
-    labels = ((i, found[i].label) for i in range(len(found)))
-    example, label = next((i, label) for i, label in labels if not least <= label < classes)
+    records = prepared.records(split)
+    labels = ((i, record.label) for i in range(len(records)) for record in records.read([i]))
+    example, label = next((i, label) for i, label in labels if label not in allowed)
     raise UserError(
-        f'config.student.classes = {classes}: example {example} of split {split!r} has label '
-        f'{label}, must be at least 0 and below {classes}'
+        f'config.student.classes = {c.student.classes}: example {example} of split {split!r} has '
+        f'label {label}, must be at least 0 and below {c.student.classes}'
     )
 
 
@@ -126,7 +93,6 @@ def _check_lengths(c: ConfigDict, prepared: Dataset, split: str) -> None:
         )
     target = f' and {c.data.target_length} of the target' if c.data.target_length else ''
     _LOG.info(
-        '%s %s: %d of %d examples cut to %d tokens%s',
-        prepared.manifest['source'], split, stats['truncated'], stats['examples'], c.data.length,
-        target,
-    )  # fmt: skip
+        f'{prepared.manifest["source"]} {split}: {stats["truncated"]} of {stats["examples"]} '
+        f'examples cut to {c.data.length} tokens{target}'
+    )

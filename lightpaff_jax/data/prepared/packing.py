@@ -1,4 +1,4 @@
-"""Documents -> rows of ids: blocks of one stream, or whole documents that fit together."""
+"""Turns documents into rows of ids: blocks of one stream, or whole documents that fit together."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
+from lightpaff_jax.data.objectives import Packing
 from lightpaff_jax.data.records import Record
 
 
 class Piece(NamedTuple):
-    """A document, or a part of one that is too long for a row."""
+    """A document, or a part of a document that is too long for a row."""
 
     document: int
     start: int
@@ -20,93 +21,110 @@ class Piece(NamedTuple):
 def join(
     ids: Int[np.ndarray, ' n'], lengths: Int[np.ndarray, ' documents'], separator: int
 ) -> Int32[np.ndarray, ' m']:
-    """One stream of documents with a separator behind each.
+    """Returns the stream of all documents, each followed by a separator.
 
     Args:
-      ids: of the documents, one after the other.
-      lengths: how many are of each.
+      ids: the ids of all documents, concatenated.
+      lengths: the number of ids of each document.
       separator: an id.
     """
     stream = np.full(len(ids) + len(lengths), separator, np.int32)
-    inside = np.ones(len(stream), bool)
-    inside[np.cumsum(lengths) + np.arange(len(lengths))] = False
-    stream[inside] = ids
+    is_id = np.ones(len(stream), bool)
+    is_id[np.cumsum(lengths) + np.arange(len(lengths))] = False
+    stream[is_id] = ids
     return stream
 
 
 def cut(
     stream: Int32[np.ndarray, ' n'], size: int, stride: int
-) -> tuple[list[Int32[np.ndarray, ' size']], Int32[np.ndarray, ' left']]:
-    """Blocks of `size` ids, one every `stride` of them, and what is left for the next call.
+) -> tuple[list[Int32[np.ndarray, ' size']], Int32[np.ndarray, ' rest']]:
+    """Cuts a stream into blocks of `size` ids, which start every `stride` ids.
 
-    What is left begins with the last size - stride ids of the last block; `stream` of the next
-    call is to begin with it.
+    Returns:
+      The full blocks, and the rest of the stream, from the start of the next block. The stream of
+      the next call must begin with this rest.
     """
     blocks = max(0, (len(stream) - (size - stride)) // stride)
     starts = range(0, blocks * stride, stride)
     return [stream[start : start + size] for start in starts], stream[blocks * stride :]
 
 
-def best_fit(lengths: Sequence[int], size: int, each: int, shared: int = 0) -> list[list[Piece]]:
-    """Rows of whole documents: the longest first, each into the fullest row that has room for it.
+def best_fit(
+    lengths: Sequence[int], capacity: int, overhead: int, shared: int = 0
+) -> list[list[Piece]]:
+    """Packs documents into rows: the longest first, each into the fullest row that has space for it.
 
-    sum over the pieces of a row of (ids + each) <= size. A document of more than size - each ids
-    is cut into pieces of so many, the last one shorter, each of which begins with the last `shared`
-    ids of the one before; one without ids is left out. O(n log n) for n documents: the rows that
-    are open are found by their room, a bit each of one number.
+    In each row, the sum of (ids + overhead) over its pieces is at most `capacity`. A document of
+    more than capacity - overhead ids is cut into pieces of this length, the last one shorter; each
+    starts with the last `shared` ids of the piece before. Documents without ids are dropped. It
+    takes O(n log n) for n documents: rows are found by their free space, of which one integer has a
+    bit for each value.
 
     Returns:
-      rows in the order of their first document; the pieces of a row in the order of the text.
+      Rows in the order of their first document; the pieces of a row in the order of the text.
     """
-    room = size - each
-    assert room > shared, 'validation sees to it that a row has room'
+    longest = capacity - overhead
+    assert longest > shared, 'validation ensures that a document fits'
     pieces = [
-        Piece(document, start, min(start + room, length))
+        Piece(document, start, min(start + longest, length))
         for document, length in enumerate(lengths)
-        for start in range(0, length - shared, room - shared)
+        for start in range(0, length - shared, longest - shared)
     ]
     pieces.sort(key=lambda piece: piece.start - piece.stop)  # stable
     rows: list[list[Piece]] = []
-    by_room: list[list[int]] = [[] for _ in range(size + 1)]  # room -> numbers of rows
-    open_rooms = 0  # bit r: by_room[r] is not empty
+    by_space: list[list[int]] = [[] for _ in range(capacity + 1)]  # free space -> numbers of rows
+    spaces = 0  # bit s is set if by_space[s] is not empty
     for piece in pieces:
-        need = piece.stop - piece.start + each
-        fitting = open_rooms >> need
+        size = piece.stop - piece.start + overhead
+        fitting = spaces >> size
         if fitting:
-            left = need + (fitting & -fitting).bit_length() - 1
-            row = by_room[left].pop()
-            if not by_room[left]:
-                open_rooms ^= 1 << left
+            space = size + (fitting & -fitting).bit_length() - 1  # the lowest bit that is set
+            row = by_space[space].pop()
+            if not by_space[space]:
+                spaces ^= 1 << space
             rows[row].append(piece)
         else:
-            left, row = size, len(rows)
+            space, row = capacity, len(rows)
             rows.append([piece])
-        left -= need
-        if left > max(0, each):
-            by_room[left].append(row)
-            open_rooms |= 1 << left
+        space -= size
+        if space > max(0, overhead):
+            by_space[space].append(row)
+            spaces |= 1 << space
     return sorted(sorted(row) for row in rows)
 
 
-def packed(
-    ids: Int[np.ndarray, ' n'], lengths: Int[np.ndarray, ' documents'], size: int, each: int,
-    shared: int = 0,
-) -> list[Record]:  # fmt: skip
-    """Records of whole documents, by `best_fit`; `ids` are theirs, one after the other."""
+def pack(
+    ids: Int[np.ndarray, ' n'], lengths: Int[np.ndarray, ' documents'], packing: Packing
+) -> list[Record]:
+    """Packs whole documents into records by `best_fit`.
+
+    Args:
+      ids: the ids of all documents, concatenated.
+      lengths: the number of ids of each document.
+      packing: size of a row and what a document takes of it.
+    """
+    if packing.separator is not None:
+        ids, lengths = wrap(ids, lengths, packing.separator)
     starts = np.cumsum(lengths) - lengths
+    rows = best_fit(lengths.tolist(), packing.capacity, packing.overhead, packing.shared)
     return [
         Record(
             np.concatenate([ids[starts[d] + a : starts[d] + b] for d, a, b in row]),
             np.array([b - a for _, a, b in row], np.int32),
         )
-        for row in best_fit(lengths.tolist(), size, each, shared)
+        for row in rows
     ]
 
 
-def between(
+def wrap(
     ids: Int[np.ndarray, ' n'], lengths: Int[np.ndarray, ' documents'], separator: int
-) -> tuple[Int32[np.ndarray, ' m'], Int[np.ndarray, ' kept']]:
-    """Documents with a separator before and behind each, and their lengths; empty ones are left out."""
-    kept = lengths[lengths > 0]
-    stops = np.cumsum(kept)
-    return np.insert(ids, np.sort(np.concatenate([stops - kept, stops])), separator), kept + 2
+) -> tuple[Int32[np.ndarray, ' m'], Int[np.ndarray, ' nonempty']]:
+    """Puts a separator before and after each document and drops empty documents.
+
+    Returns:
+      The ids and the new lengths.
+    """
+    lengths = lengths[lengths > 0]
+    stops = np.cumsum(lengths)
+    edges = np.sort(np.concatenate([stops - lengths, stops]))
+    return np.insert(ids, edges, separator), lengths + 2

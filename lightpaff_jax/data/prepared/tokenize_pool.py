@@ -1,8 +1,8 @@
-"""Texts -> ids, in this process or in several that are started for it; always in order.
+"""Tokenizes texts in this process or in several other processes; the results keep their order.
 
-A process that tokenizes is a fresh interpreter that runs worker.py: it imports neither the program
-that started it nor jax, shares no thread or lock with it, and ends when its pipe closes, so also
-when its parent is killed. `multiprocessing` would import the program once more in each.
+A process that tokenizes is a new interpreter that runs tokenize_worker.py. It imports neither the
+main program nor jax and shares no thread or lock with it. It ends when its pipe closes, so also when
+its parent is killed. `multiprocessing` would import the main program again in each process.
 """
 
 import collections
@@ -24,7 +24,7 @@ from lightpaff_jax.data.sources import Example
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import Unfinished
 
-CHUNK = 1 << 18  # characters that are encoded at once; records depend on it
+CHUNK = 1 << 18  # characters of a chunk; packed records depend on it
 _PROGRAM = (
     'import sys; from lightpaff_jax.data.prepared import tokenize_worker; '
     'tokenize_worker.serve(int(sys.argv[1]))'
@@ -32,11 +32,11 @@ _PROGRAM = (
 
 
 class Work(NamedTuple):
-    """What is encoded at once."""
+    """A chunk of examples and the texts to encode for it."""
 
     examples: list[Example]
     texts: list[str]
-    counted: bool
+    with_words: bool
     """Whether to count words."""
 
 
@@ -44,111 +44,103 @@ Encode = Callable[[Iterable[Work]], Iterator[tuple[Work, Encoded]]]
 
 
 def chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """Parts of about CHUNK characters, whatever encodes them."""
-    part: list[Example] = []
+    """Divides examples into chunks of about CHUNK characters."""
+    chunk: list[Example] = []
     size = 0
     for example in examples:
-        part.append(example)
+        chunk.append(example)
         size += len(example.first) + len(example.second)
         if size >= CHUNK:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 @contextlib.contextmanager
-def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
-    """Gives a function that encodes one piece of work after the other.
-
-    It takes work at most 2 * workers + 1 pieces ahead of the results, and raises Unfinished where
-    a process ended.
+def start(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
+    """Starts processes that tokenize, and ends them at exit.
 
     Args:
-      tokenizer: each process gets a copy.
-      workers: processes; 1 is this one alone.
+      tokenizer: the tokenizer, which each process gets a copy of.
+      workers: the number of processes; 1 uses only the calling process.
+
+    Yields:
+      A function that encodes chunks in order. It takes at most 2 * workers + 1 chunks ahead of the
+      results, and raises Unfinished if a process ends.
     """
-
-    def here(works: Iterable[Work]) -> Iterator[tuple[Work, Encoded]]:
-        for work in works:
-            yield work, tokenize_worker.encode(tokenizer.model, work.texts, work.counted)
-
     if workers < 2:
-        yield here
+        yield lambda works: ((work, _encode_here(tokenizer, work)) for work in works)
         return
-    model = pickle.dumps(tokenizer.model)
-    started: list[_Process] = []
     idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-    pool = futures.ThreadPoolExecutor(workers)
 
-    def one(work: Work) -> Encoded:
+    def encode_chunk(work: Work) -> Encoded:
         process = idle.get()
         try:
             return process.encode(work)
         finally:
             idle.put(process)
 
-    def there(works: Iterable[Work]) -> Iterator[tuple[Work, Encoded]]:
-        waiting: collections.deque[tuple[Work, futures.Future[Encoded]]] = collections.deque()
+    def encode(works: Iterable[Work]) -> Iterator[tuple[Work, Encoded]]:
+        pending: collections.deque[tuple[Work, futures.Future[Encoded]]] = collections.deque()
         for work in works:
-            waiting.append((work, pool.submit(one, work)))
-            if len(waiting) > 2 * workers:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
+            pending.append((work, threads.submit(encode_chunk, work)))
+            if len(pending) > 2 * workers:
+                first, encoded = pending.popleft()
+                yield first, encoded.result()
+        for work, encoded in pending:
+            yield work, encoded.result()
 
-    try:
+    model = pickle.dumps(tokenizer.model)
+    threads = futures.ThreadPoolExecutor(workers)
+    with contextlib.ExitStack() as stack:
+        stack.callback(threads.shutdown, cancel_futures=True)
         for _ in range(workers):
-            started.append(_Process(model))
-            idle.put(started[-1])
-        yield there
-    finally:
-        for process in started:
-            process.kill()  # so that no thread waits for it
-        pool.shutdown(cancel_futures=True)
-        for process in started:
-            process.close()
+            process = _Process(model)
+            stack.callback(process.kill)  # called before `shutdown`, which waits for the threads
+            idle.put(process)
+        yield encode
+
+
+def _encode_here(tokenizer: Tokenizer, work: Work) -> Encoded:
+    return tokenize_worker.encode(tokenizer.model, work.texts, work.with_words)
 
 
 class _Process:
-    """One that tokenizes; one thread at a time may ask it."""
+    """A process that tokenizes; used by one thread at a time."""
 
     def __init__(self, model: bytes):
         self._model = model
-        self._pipe, theirs = multiprocessing.connection.Pipe()
+        self._pipe, child = multiprocessing.connection.Pipe()
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-        # Ctrl-C is for this process, which ends the other: that one inherits that it is blocked.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Ctrl-C reaches this process, which ends the child. The child inherits the blocked signal.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process = subprocess.Popen(
-                [sys.executable, '-P', '-c', _PROGRAM, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, '-P', '-c', _PROGRAM, str(child.fileno())],
+                pass_fds=[child.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {'PYTHONPATH': path, 'TOKENIZERS_PARALLELISM': 'false'},
             )
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        child.close()
 
     def encode(self, work: Work) -> Encoded:
         try:
-            if self._model:  # not while the others are yet to be started: a pipe holds less
+            if self._model:  # sent late, because a full pipe would delay the start of the others
                 self._pipe.send_bytes(self._model)
                 self._model = b''
-            self._pipe.send((work.texts, work.counted))
+            self._pipe.send((work.texts, work.with_words))
             return self._pipe.recv()
         except (EOFError, OSError) as error:
             code = self._process.wait()
             how = f'signal {-code}' if code < 0 else f'exit code {code}'
             raise Unfinished(
                 f'a process that tokenizes ended with {how}: if memory was short, fewer '
-                'config.data.workers need less; the same command goes on where this one stopped'
+                'config.data.workers need less; the same command resumes the work'
             ) from error
 
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-
-    def close(self) -> None:
-        self._pipe.close()

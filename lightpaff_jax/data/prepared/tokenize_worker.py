@@ -1,4 +1,4 @@
-"""What a process that tokenizes runs. It imports little: that it starts quickly is half its worth."""
+"""The program of a process that tokenizes. It imports little, so that it starts quickly."""
 
 import contextlib
 import itertools
@@ -10,39 +10,39 @@ import numpy as np
 
 
 class Model(Protocol):
-    """What makes ids of texts; it can be pickled."""
+    """A tokenizer's model, which can be pickled."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text."""
+        """Returns the ids of each text."""
 
 
 class Encoded(NamedTuple):
-    """The ids of several texts."""
+    """The ids of some texts."""
 
     ids: np.ndarray
-    """int32 [n]: of all texts, one after the other."""
+    """int32 [n]: the ids of all texts, concatenated."""
     lengths: np.ndarray
-    """int64 [texts]: how many are of each."""
+    """int64 [texts]: the number of ids of each text."""
     words: np.ndarray | None = None
-    """int64 [texts]: of each text, where they were asked for."""
+    """int64 [texts]: the number of words of each text; None if they are not counted."""
 
 
-def words(text: str) -> int:
-    """White-space words, and one for the end of every line: what perplexity a word divides by."""
+def count_words(text: str) -> int:
+    """Counts white-space words and line ends (one more than newlines), as word perplexity does."""
     return len(text.split()) + text.count('\n') + 1
 
 
-def encode(model: Model, texts: Sequence[str], counted: bool = False) -> Encoded:
-    """Ids of each text, and its words where `counted` says so."""
-    found = model.encode(texts)
-    lengths = np.fromiter(map(len, found), np.int64, len(found))
-    ids = np.fromiter(itertools.chain.from_iterable(found), np.int32, int(lengths.sum()))
-    counts = np.fromiter(map(words, texts), np.int64, len(texts)) if counted else None
-    return Encoded(ids, lengths, counts)
+def encode(model: Model, texts: Sequence[str], with_words: bool = False) -> Encoded:
+    """Encodes texts and, if `with_words`, counts their words."""
+    rows = model.encode(texts)
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(lengths.sum()))
+    words = np.fromiter(map(count_words, texts), np.int64, len(texts)) if with_words else None
+    return Encoded(ids, lengths, words)
 
 
 def serve(descriptor: int) -> None:
-    """Receives a model, then answers every (texts, whether to count words) until the pipe closes."""
+    """Receives a model, then encodes each (texts, with_words) it receives until the pipe closes."""
     pipe = multiprocessing.connection.Connection(descriptor)
     with contextlib.suppress(EOFError, OSError):
         model = pipe.recv()

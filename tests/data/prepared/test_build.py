@@ -43,7 +43,7 @@ def small_chunks(monkeypatch):
     """Chunks of 2,000 characters and shards of 1,000 ids."""
     monkeypatch.setattr(tokenize_pool, 'CHUNK', 2000)
     monkeypatch.setattr(build, 'SHARD_TOKENS', 1000)
-    monkeypatch.setattr(build.make, '__defaults__', (1000,))
+    monkeypatch.setattr(build.build, '__defaults__', (1000,))
 
 
 def test_processes_that_tokenize_change_no_byte(tmp_path, vocabulary, small_chunks):
@@ -282,12 +282,12 @@ def works(n, taken):
     """Small pieces of work; `taken` gets the number of each that is asked for."""
     for i in range(n):
         taken.append(i)
-        yield Work([Example('a b c')], [f'a b c {"d " * i}'], counted=True)
+        yield Work([Example('a b c')], [f'a b c {"d " * i}'], with_words=True)
 
 
 def test_results_come_in_order_and_work_is_taken_only_a_little_ahead(vocabulary, started):
     taken = []
-    with tokenize_pool.encoder(vocabulary, 2) as encode:
+    with tokenize_pool.start(vocabulary, 2) as encode:
         for i, (work, found) in enumerate(encode(works(30, taken))):
             assert found.ids.tolist() == vocabulary.encode(work.texts)[0]
             assert (found.lengths.tolist(), found.words.tolist()) == ([3 + i], [4 + i])
@@ -299,7 +299,7 @@ def test_results_come_in_order_and_work_is_taken_only_a_little_ahead(vocabulary,
 
 @pytest.mark.e2e
 def test_a_process_that_is_killed_ends_all_with_one_line(vocabulary, started):
-    with tokenize_pool.encoder(vocabulary, 2) as encode:
+    with tokenize_pool.start(vocabulary, 2) as encode:
         found = encode(works(30, []))
         next(found)
         started[1].kill()
@@ -311,7 +311,7 @@ def test_a_process_that_is_killed_ends_all_with_one_line(vocabulary, started):
 @pytest.mark.e2e
 def test_no_process_is_left_where_the_work_is_interrupted(vocabulary, started):
     def interrupted():
-        with tokenize_pool.encoder(vocabulary, 2) as encode:
+        with tokenize_pool.start(vocabulary, 2) as encode:
             next(encode(works(30, [])))
             raise KeyboardInterrupt
 
@@ -322,7 +322,7 @@ def test_no_process_is_left_where_the_work_is_interrupted(vocabulary, started):
 
 @pytest.mark.e2e
 def test_an_interrupt_is_not_heard_by_the_others_not_even_while_they_start(vocabulary, started):
-    with tokenize_pool.encoder(vocabulary, 2) as encode:
+    with tokenize_pool.start(vocabulary, 2) as encode:
         for _ in range(100):
             started[0].send_signal(signal.SIGINT)
             time.sleep(0.005)

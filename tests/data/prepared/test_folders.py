@@ -36,7 +36,7 @@ def prepared(c, tokenizer):
 def test_equal_configs_share_a_folder_and_do_not_write_it_again(
     c, tokenizer, prepared, monkeypatch
 ):
-    monkeypatch.setattr(build, 'make', None)
+    monkeypatch.setattr(build, 'build', None)
     other = config.copy(c)
     other.data.packages = tuple(reversed(c.data.packages))
     other.seed, other.data.batch_size = 7, 64

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from lightpaff_jax.data.objectives import Packing
 from lightpaff_jax.data.prepared import packing
 
 
@@ -50,7 +51,7 @@ def test_packed_rows_hold_every_id_once_and_never_too_many(size, each, longest):
         starts[p.document] + i for row in rows for p in row for i in range(p.start, p.stop)
     )
     assert seen == collections.Counter(range(len(ids)))
-    found = packing.packed(ids, lengths, size, each)
+    found = packing.pack(ids, lengths, Packing(size, each))
     assert [[p.stop - p.start for p in row] for row in rows] == [r.second.tolist() for r in found]
     for row, record in zip(rows, found, strict=True):
         parts = [ids[starts[p.document] :][p.start : p.stop] for p in row]
@@ -59,7 +60,7 @@ def test_packed_rows_hold_every_id_once_and_never_too_many(size, each, longest):
 
 def test_pieces_that_share_an_id_predict_every_other_id_of_their_document_once():
     ids, lengths = documents(np.random.default_rng(0), 60, 50)
-    wrapped, sizes = packing.between(ids, lengths, 7_777)
+    wrapped, sizes = packing.wrap(ids, lengths, 7_777)
     starts = np.cumsum(lengths) - lengths
     whole = [[7_777, *ids[a : a + n], 7_777] for a, n in zip(starts, lengths, strict=True) if n]
     assert wrapped.tolist() == [x for document in whole for x in document]
