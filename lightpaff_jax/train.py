@@ -151,9 +151,9 @@ def _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved):
                 saving = time.perf_counter()
                 window = metrics.to_json(progress.window)
                 done = dataclasses.asdict(dataclasses.replace(progress, window=window))
-                writer.keep()
+                writer.upload()
                 saved.save(index, state, {'progress': done, **inputs.identities})
-                writer.rest(time.perf_counter() - saving)
+                writer.exclude(time.perf_counter() - saving)
             if scored or kept:
                 began = time.perf_counter()
     return state, found

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lightpaff_jax import metrics
 from lightpaff_jax.metrics import Writer, add, from_json, means, to_json
+from lightpaff_jax.runtime import progress
 
 SUMS = {'loss': 6.0, 'count': 4.0, 'ce': 3.0, 'labelled': 2.0, 'correct': 1.0}
 TEACHER = {'kl': 2.0, 'teacher_ce': 5.0, 'agree': 3.0}
@@ -166,7 +167,7 @@ def test_without_a_terminal_progress_is_a_plain_line_now_and_then(tmp_path, monk
 def test_on_a_terminal_progress_is_a_bar(tmp_path, monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
-    monkeypatch.setattr(metrics, '_console', lambda: console)
+    monkeypatch.setattr(progress, 'Console', lambda stderr: console)
     with Writer(tmp_path, 10, resume_step=4) as writer:
         writer.log(5, {'loss': 1.25})
         writer.advance(10, 640)
@@ -210,7 +211,7 @@ def test_tokens_a_second_do_not_count_saving(tmp_path, monkeypatch):
         now[0] = 1.0
         writer.advance(2, 200)
         now[0] = 31.0
-        writer.rest(30.0)
+        writer.exclude(30.0)
         now[0] = 32.0
         writer.advance(3, 300)
         writer.log(3, {'loss': 1.0})

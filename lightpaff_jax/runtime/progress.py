@@ -1,49 +1,75 @@
-"""What is seen of a long preparation: a bar on a terminal, else a line now and then."""
+"""Shows the progress of long work on stderr: a bar on a terminal, else a line now and then."""
 
+import math
 import time
+from typing import Self
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
-LINE_EVERY = 10.0  # seconds between lines where there is no terminal
-_BAR_AFTER = 1.0  # seconds; what is quicker shows nothing
+LINE_EVERY = 10.0  # seconds between lines without a terminal
+_BAR_AFTER = 1.0  # seconds before the bar of work of unknown length, which may be short
 
 
-class Shown:
-    """Counts what was encoded, and shows it on stderr; nothing of what takes a few seconds."""
+class Progress:
+    """Shows one line of text that changes as the work advances.
 
-    def __init__(self):
+    Work of known length is shown from its start. Work of unknown length is shown only if it takes
+    longer than a moment.
+
+    Args:
+      total: length of the work in any unit; None if it is unknown.
+    """
+
+    def __init__(self, total: int | None = None):
         self._console = Console(stderr=True)
-        self._began = self._last = time.monotonic()
+        self._total = total
         self._tokens = 0
-        self._bar: Progress | None = None
+        self._began = time.monotonic()
+        self._printed = -1, self._began if total is None else -math.inf
+        self._bar: progress.Progress | None = None
+        if total is not None:
+            self._start_bar()
 
-    def __enter__(self) -> 'Shown':
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes the bar from the terminal's live area."""
         if self._bar is not None:
             self._bar.stop()
 
-    def say(self, line: str) -> None:
-        """Prints a line."""
+    def print(self, line: str) -> None:
+        """Prints a line at once."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def add(self, done: str, tokens: int) -> None:
-        """Counts the tokens of one more chunk; `done` says how far the work is."""
+    def add_tokens(self, tokens: int, text: str) -> None:
+        """Counts more tokens; shows `text` with their number and rate."""
         self._tokens += tokens
+        rate = self._tokens / max(time.monotonic() - self._began, 1e-9)
+        self.show(self._tokens, f'{text}, {self._tokens:,} tokens, {rate:,.0f} tokens/s')
+
+    def show(self, completed: int, text: str) -> None:
+        """Shows `text` as the state after `completed` units of work."""
         now = time.monotonic()
-        rate = self._tokens / max(now - self._began, 1e-9)
-        words = f'{done}, {self._tokens:,} tokens, {rate:,.0f} tokens/s'
         if self._console.is_terminal:
             if self._bar is None and now - self._began >= _BAR_AFTER:
-                self._bar = Progress(
-                    BarColumn(), TextColumn('{task.description}'), console=self._console
-                )
-                self._bar.add_task('', total=None)
-                self._bar.start()
+                self._start_bar()
             if self._bar is not None:
-                self._bar.update(self._bar.task_ids[0], description=words)
-        elif now - self._last >= LINE_EVERY:
-            self._last = now
-            self.say(words)
+                self._bar.update(self._bar.task_ids[0], completed=completed, description=text)
+            return
+        last_completed, last_time = self._printed
+        due = now - last_time >= LINE_EVERY or completed == self._total
+        if due and completed != last_completed:
+            self._printed = completed, now
+            self.print(text)
+
+    def _start_bar(self) -> None:
+        if self._console.is_terminal:
+            columns = progress.BarColumn(), progress.TextColumn('{task.description}')
+            self._bar = progress.Progress(*columns, console=self._console)
+            self._bar.add_task('', total=self._total)
+            self._bar.start()

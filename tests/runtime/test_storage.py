@@ -98,7 +98,7 @@ def log(folder, first, last, resume):
         for step in range(first, last + 1):
             writer.log(step, {'loss': 1 / step})
             if step % 2 == 0:
-                writer.keep()
+                writer.upload()
         writer.log(last, {'ce': 2.0}, kind='validation')
 
 
@@ -119,7 +119,7 @@ def test_lines_are_in_the_bucket_before_their_checkpoint_and_not_after_an_error(
     def stopped():
         with metrics.Writer(bucket, 10, 0, 0) as writer:
             writer.log(1, {'loss': 1.0})
-            writer.keep()
+            writer.upload()
             assert (bucket / 'metrics.jsonl').read_text().count('\n') == 1
             writer.log(2, {'loss': 1.0})
             raise Stop

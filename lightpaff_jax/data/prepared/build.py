@@ -17,7 +17,7 @@ from lightpaff_jax.data.records import Record
 from lightpaff_jax.data.sources import Example
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import Unfinished, Unreadable, UserError
-from lightpaff_jax.runtime.progress import Shown
+from lightpaff_jax.runtime.progress import Progress
 
 SHARD_TOKENS = 1 << 24  # ids of a shard, which ends with the chunk that reaches them
 _LOGGED_ROWS = 10  # skipped rows of a split that are logged one by one
@@ -80,7 +80,7 @@ def build(
     """
     state = shards.State(folder, dataset_identity | {'shard_tokens': shard_tokens})
     try:
-        with tokenize_pool.start(tokenizer, c.data.workers) as encode, Shown() as progress:
+        with tokenize_pool.start(tokenizer, c.data.workers) as encode, Progress() as progress:
             for split in sources.SPLITS:
                 if not state.splits.get(split, {}).get('done'):
                     _build_split(c, split, tokenizer, encode, state, progress)
@@ -109,7 +109,7 @@ def _build_split(
     tokenizer: Tokenizer,
     encode: tokenize_pool.Encode,
     state: shards.State,
-    progress: Shown,
+    progress: Progress,
 ) -> None:
     saved, stored_type = state.splits.get(split, {}), record_type(c)
     maker = _MAKERS[stored_type](c, tokenizer, saved)
@@ -121,7 +121,7 @@ def _build_split(
     chunks = tokenize_pool.chunks(sources.examples(c, split, skipped))
     finished = saved.get('chunks', 0)
     if finished:
-        progress.say(
+        progress.print(
             f'{split}: resumes after {writer.records} records in {len(writer.shards)} shards'
         )
     # The source is read again from its start; finished chunks are skipped.
@@ -130,7 +130,7 @@ def _build_split(
     for work, encoded in encode(to_work(chunks, stored_type)):
         finished, examples = finished + 1, examples + len(work.examples)
         writer.write(maker.add(work.examples, encoded))
-        progress.add(f'{split}: {examples:,} {unit}', len(encoded.ids))
+        progress.add_tokens(len(encoded.ids), f'{split}: {examples:,} {unit}')
         if writer.ids >= state.identity['shard_tokens']:
             writer.end_shard()
             state.save(split, maker.state() | writer.state() | {'chunks': finished})
