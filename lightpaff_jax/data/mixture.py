@@ -32,11 +32,6 @@ class Mixture:
         return self.parts[0].record_type
 
     @property
-    def classes(self) -> int:
-        """0: a mixture has no labels."""
-        return 0
-
-    @property
     def hash(self) -> str:
         """16 hex digits that change with the parts and their weights."""
         content = [[part.hash for part in self.parts], list(self.weights)]

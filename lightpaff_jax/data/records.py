@@ -167,9 +167,6 @@ class Records:
             file, f'has {reader.num_records()} records, {MANIFEST} lists {self._counts[shard]}'
         )
 
-    def __repr__(self) -> str:
-        return f'Records({len(self)} {self._record_type})'
-
 
 def open_reader(file: pathlib.Path):
     """Opens an ArrayRecord file for random access to single records."""
@@ -202,11 +199,6 @@ class Dataset:
     def record_type(self) -> str:
         """'blocks' of one stream of documents, 'packed' rows of whole documents, or 'examples'."""
         return self.manifest['kind']
-
-    @property
-    def classes(self) -> int:
-        """The number of classes of the labels; 0 without labels."""
-        return self.manifest['classes']
 
     @property
     def hash(self) -> str:

@@ -281,5 +281,5 @@ def _check_mixture(c: ConfigDict) -> None:
 
 SOURCES = {
     **registry.READERS,
-    'mixture': Source(_mixture_examples, _mixture_identity, _check_mixture, lambda c: 0),
+    'mixture': Source(_mixture_examples, _mixture_identity, _check_mixture),
 }

@@ -52,6 +52,11 @@ def extension(name: str) -> str:
     return strip_gz(name)[dot:].lower() if dot > 0 else ''
 
 
+def by_extension(extensions: Sequence[str]) -> Callable[[str], str | None]:
+    """Returns the function `group_of` of `find` for a source that reads some extensions."""
+    return lambda name: extension(name) if extension(name) in extensions else None
+
+
 def expected(split: str, extensions: Sequence[str]) -> str:
     """Describes the files that `find` looks for, for messages."""
     return (

@@ -70,8 +70,3 @@ def read(c: ConfigDict, paths: list[Path], on_error: OnError) -> Iterator[Exampl
 def check(c: ConfigDict, path: Path, on_error: OnError | None) -> None:
     """Checks the columns and the first row of a file; see `rows.check`."""
     rows.check(TASKS[c.data.source].schema, path, on_error)
-
-
-def classes(c: ConfigDict) -> int:
-    """Returns the number of classes."""
-    return len(TASKS[c.data.source].schema.labels)

@@ -60,17 +60,6 @@ def read(c: ConfigDict, paths: list[Path], on_error: OnError) -> Iterator[Exampl
                 on_error(f'{path}:{number}: is empty')
 
 
-def check(c: ConfigDict, path: Path, on_error: OnError | None) -> None:
-    """Checks nothing more than `find`: lines are checked when they are read."""
-    del c, path, on_error
-
-
-def classes(c: ConfigDict) -> int:
-    """Returns the number of classes."""
-    del c
-    return len(_CLASSES)
-
-
 def _label(path: Path) -> int:
     """Returns the class of the last class name in a file name, or -1."""
     names = [part for part in files.name_parts(path.name) if part in _CLASSES]

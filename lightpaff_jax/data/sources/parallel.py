@@ -52,17 +52,6 @@ def read(c: ConfigDict, paths: list[Path], on_error: OnError) -> Iterator[Exampl
             yield from _zip_texts(first, second, sources, targets, on_error)
 
 
-def check(c: ConfigDict, path: Path, on_error: OnError | None) -> None:
-    """Checks nothing more than `find`: lines are checked when they are read."""
-    del c, path, on_error
-
-
-def classes(c: ConfigDict) -> int:
-    """Returns 0: pairs have no class."""
-    del c
-    return 0
-
-
 def _suffix(c: ConfigDict, name: str) -> str | None:
     """Returns the one of `config.data.suffixes` that is last in a file name, or None."""
     suffixes = [suffix.lower() for suffix in c.data.suffixes]

@@ -160,16 +160,9 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class View(NamedTuple):
-    """A view: its rows, and its number of classes (0: none) for a list of packages."""
-
-    rows: Callable[[SplitDocuments, Sequence[str]], SplitRows]
-    classes: Callable[[Sequence[str]], int] = lambda packages: 0
-
-
-VIEWS = {
-    'text': View(text),
-    'topic': View(topic, len),
-    'pairs': View(pairs, lambda packages: 2),
-    'summary': View(summary),
+VIEWS: dict[str, Callable[[SplitDocuments, Sequence[str]], SplitRows]] = {
+    'text': text,
+    'topic': topic,
+    'pairs': pairs,
+    'summary': summary,
 }

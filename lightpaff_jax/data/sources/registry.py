@@ -34,7 +34,7 @@ class Source(NamedTuple):
     """Returns the values on which the examples of some splits depend, as JSON values."""
     check: Callable[[ConfigDict], None]
     """Raises UserError for mistakes that can be found without reading whole files."""
-    classes: Callable[[ConfigDict], int]
+    classes: Callable[[ConfigDict], int] = lambda c: config.SOURCES[c.data.source].classes
     """Returns the number of classes; 0 if examples have none."""
     example_type: Callable[[ConfigDict], str] = config.example_type
     """Returns 'documents', 'classes' or 'targets'."""
@@ -52,25 +52,22 @@ class FileFormat(Protocol):
     def read(self, c: ConfigDict, paths: list[Path], on_error: OnError) -> Iterator[Example]:
         """Reads the examples of some files; calls `on_error` for each malformed row."""
 
-    def check(self, c: ConfigDict, path: Path, on_error: OnError | None) -> None:
-        """Checks the first rows of a file; None ignores malformed ones."""
 
-    def classes(self, c: ConfigDict) -> int:
-        """Returns the number of classes; 0 if examples have none."""
-
-
+CheckFile = Callable[[ConfigDict, Path, OnError | None], None]
+"""Checks the first rows of a file; calls the last argument for malformed rows, None ignores them."""
 Postprocess = Callable[[ConfigDict, Example], Example]
+"""Changes an example after the choice of its split."""
 
 
 def _file_source(
-    module: FileFormat, postprocess: Postprocess = lambda c, example: example
+    module: FileFormat,
+    check: CheckFile = lambda c, path, on_error: None,
+    postprocess: Postprocess = lambda c, example: example,
 ) -> Source:
-    """Returns the source of a module; `postprocess` changes examples after the choice of split."""
     return Source(
         functools.partial(_read_files, module, postprocess),
         functools.partial(_file_identity, module),
-        functools.partial(_check_files, module),
-        module.classes,
+        functools.partial(_check_files, module, check),
     )
 
 
@@ -112,22 +109,22 @@ def _file_identity(module: FileFormat, c: ConfigDict, wanted: Sequence[str]) -> 
     }
 
 
-def _check_files(module: FileFormat, c: ConfigDict) -> None:
+def _check_files(module: FileFormat, check: CheckFile, c: ConfigDict) -> None:
     split_files = module.find(c)
     for split in SPLITS:
         _require(module, c, split_files, split)
     for path in itertools.chain(*split_files.values()):
-        module.check(c, path, None if c.data.on_error == 'skip' else _stop)
+        check(c, path, None if c.data.on_error == 'skip' else _stop)
 
 
 READERS = {
     'pydocs': Source(pydocs.examples, pydocs.identity, pydocs.check, pydocs.classes),
-    'text': _file_source(text_files, text_files.detokenize),
-    'sst2': _file_source(glue),
-    'qqp': _file_source(glue),
-    'mrpc': _file_source(glue),
+    'text': _file_source(text_files, text_files.check, text_files.detokenize),
+    'sst2': _file_source(glue, glue.check),
+    'qqp': _file_source(glue, glue.check),
+    'mrpc': _file_source(glue, glue.check),
     'mr': _file_source(movie_reviews),
-    'table': _file_source(tabular),
+    'table': _file_source(tabular, tabular.check)._replace(classes=tabular.classes),
     'parallel': _file_source(parallel),
     'tfds': Source(tfds.examples, tfds.identity, tfds.check, tfds.classes, tfds.example_type),
 }

@@ -1,5 +1,6 @@
 """The source `table`: rows of .tsv, .csv, .jsonl and .parquet files, by the names of their columns."""
 
+import itertools
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -15,17 +16,10 @@ EXTENSIONS = ('.tsv', '.csv', '.jsonl', '.parquet')
 
 def find(c: ConfigDict) -> SplitFiles:
     """Finds the files of each split; raises UserError for a file of another format."""
-
-    def group_of(name: str) -> str | None:
-        extension = files.extension(name)
-        return extension if extension in EXTENSIONS else None
-
-    split_files = files.find(c, group_of)
-    for paths in split_files.values():
-        for path in paths:
-            if group_of(path.name) is None:
-                rule = f'must end in {", ".join(EXTENSIONS)}, or .gz of these'
-                raise UserError(f'{path}: {rule}')
+    split_files = files.find(c, files.by_extension(EXTENSIONS))
+    for path in itertools.chain(*split_files.values()):
+        if files.extension(path.name) not in EXTENSIONS:
+            raise UserError(f'{path}: must end in {", ".join(EXTENSIONS)}, or .gz of these')
     return split_files
 
 

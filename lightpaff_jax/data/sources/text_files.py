@@ -17,12 +17,7 @@ _DEFAULT_COLUMN = 'text'
 
 def find(c: ConfigDict) -> SplitFiles:
     """Finds the files of each split."""
-
-    def group_of(name: str) -> str | None:
-        extension = files.extension(name)
-        return extension if extension in EXTENSIONS else None
-
-    return files.find(c, group_of)
+    return files.find(c, files.by_extension(EXTENSIONS))
 
 
 def expected(c: ConfigDict, split: str) -> str:
@@ -71,12 +66,6 @@ def check(c: ConfigDict, path: Path, on_error: OnError | None) -> None:
     """Checks the first row of a .jsonl or .parquet file; see `rows.check`."""
     if files.extension(path.name) in _ROW_EXTENSIONS:
         rows.check(_schema(c), path, on_error)
-
-
-def classes(c: ConfigDict) -> int:
-    """Returns 0: documents have no class."""
-    del c
-    return 0
 
 
 def detokenize(c: ConfigDict, document: Example) -> Example:

@@ -67,22 +67,17 @@ class Tokenizer:
     @property
     def cls_id(self) -> int | None:
         """The id before a text or a pair of texts."""
-        return self._id('cls')
+        return self.model.ids.get('cls')
 
     @property
     def sep_id(self) -> int | None:
         """The id after each text of a pair."""
-        return self._id('sep')
+        return self.model.ids.get('sep')
 
     @property
     def mask_id(self) -> int | None:
         """The id that replaces a masked token."""
-        return self._id('mask')
-
-    @property
-    def unk_id(self) -> int | None:
-        """The id of characters that are not in the vocabulary."""
-        return self._id('unk')
+        return self.model.ids.get('mask')
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -101,28 +96,6 @@ class Tokenizer:
         (</s>, <pad>) of a SentencePiece model, which are ordinary text.
         """
         return self.model.encode(texts)
-
-    def encode_pair(self, first: str, second: str, length: int) -> tuple[list[int], list[int]]:
-        """Encodes [CLS] first [SEP] second [SEP], or [CLS] first [SEP], as BERT reads them.
-
-        Args:
-          first: a text.
-          second: a text, or '' for none.
-          length: the maximum number of ids; the longer text is truncated first.
-
-        Returns:
-          The ids and the token types, of the same length.
-        """
-        cls, sep = self.cls_id, self.sep_id
-        assert cls is not None, 'prepare() refuses a tokenizer without [CLS]'
-        assert sep is not None, 'prepare() refuses a tokenizer without [SEP]'
-        if not second:
-            ids = [cls, *self.encode([first])[0][: length - 2], sep]
-            return ids, [0] * len(ids)
-        a, b = self.encode([first, second])
-        length_a, length_b = truncated_lengths(len(a), len(b), length - 3)
-        ids = [cls, *a[:length_a], sep, *b[:length_b], sep]
-        return ids, [0] * (length_a + 2) + [1] * (length_b + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text, without SentencePiece's control pieces and others' special tokens."""
@@ -146,9 +119,6 @@ class Tokenizer:
           UserError: a tokenizer.json cannot express this SentencePiece model.
         """
         self.model.save(pathlib.Path(folder), family)
-
-    def _id(self, name: str) -> int | None:
-        return self.model.ids.get(name)
 
 
 def truncated_lengths(first: int, second: int, capacity: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import corpus
 from helpers.objectives import arrays, blocks, configured, record
+from helpers.tokenizers import encode_pair
 
 from lightpaff_jax import config
 from lightpaff_jax.data import objectives
@@ -152,7 +153,7 @@ def test_a_pair_is_cut_and_laid_out_as_the_tokenizer_does(tokenizer, length):
             first_ids, second_ids = tokenizer.encode([a, second])
             fitted = objectives.truncate_pair(c, first_ids, second_ids)
             made = arrays(c, tokenizer, [record(*fitted.first, second=fitted.second, label=0)])
-            ids, types = tokenizer.encode_pair(a, second, length)
+            ids, types = encode_pair(tokenizer, a, second, length)
             assert made['tokens'][0].tolist() == ids + [tokenizer.pad_id] * (length - len(ids))
             assert made['type_ids'][0].tolist() == types + [0] * (length - len(ids))
             assert (fitted.length > fitted.limit) == (len(ids) < fitted.length)

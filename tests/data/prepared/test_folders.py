@@ -70,7 +70,7 @@ def test_another_form_or_target_length_is_another_folder(data_cache, vocabulary)
         for form in ('topic', 'pairs')
     ]
     assert len({p.path for p in found}) == len({p.hash for p in found}) == 4
-    assert [p.classes for p in found] == [0, 0, len(pydocs.PACKAGES), 2]
+    assert [p.manifest['classes'] for p in found] == [0, 0, len(pydocs.PACKAGES), 2]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_prepared_folder_may_be_moved_and_given_by_its_path(c, tokenizer, prep
     found = prepare.prepare(given, tokenizer)
     assert found.hash == prepared.hash
     assert (found.records('test')[0].first == prepared.records('test')[0].first).all()
-    assert sources.classes(given) == found.classes == 0
+    assert sources.classes(given) == found.manifest['classes'] == 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import random
 import pytest
 import sentencepiece
 from helpers import corpus
+from helpers.tokenizers import encode_pair
 
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.data.sources import pydocs
@@ -110,8 +111,8 @@ def test_truncated_pairs_equal_transformers(transformers, tmp_path, length):
     lines = real_lines(400)
     cut = {'truncation': 'longest_first', 'max_length': length}
     first, second = lines[:-1], lines[1:]
-    expected = [tokenizer.encode_pair(*pair, length) for pair in zip(first, second, strict=True)]
-    singles = [tokenizer.encode_pair(line, '', length) for line in lines]
+    expected = [encode_pair(tokenizer, *pair, length) for pair in zip(first, second, strict=True)]
+    singles = [encode_pair(tokenizer, line, '', length) for line in lines]
     for encode in (reference, load_reference(transformers, tmp_path / 'saved', 'bert')):
         for encoding, wanted in (
             (encode(first, second, **cut), expected),
@@ -199,8 +200,8 @@ def test_transformers_adds_the_same_special_tokens(transformers, data_cache, tmp
         assert getattr(reference, f'{name}_token_id') == getattr(tokenizer, f'{name}_id'), name
     (a, b), pair = tokenizer.encode(['one text', 'another']), reference('one text', 'another')
     if family == 'bert':
-        assert (pair['input_ids'], pair['token_type_ids']) == tokenizer.encode_pair(
-            'one text', 'another', 99
+        assert (pair['input_ids'], pair['token_type_ids']) == encode_pair(
+            tokenizer, 'one text', 'another', 99
         )
     else:
         assert pair['input_ids'] == [*a, 1, *b, 1]

@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 import tokenizers as library
 from helpers import corpus
+from helpers.tokenizers import encode_pair
 
 from lightpaff_jax import config
 from lightpaff_jax.data import tokenizers
@@ -125,7 +126,7 @@ def test_each_family_has_its_special_ids(families):
         family: (
             tokenizer.pad_id,
             tokenizer.eos_id,
-            tokenizer.unk_id,
+            tokenizer.model.ids['unk'],
             tokenizer.cls_id,
             tokenizer.sep_id,
             tokenizer.mask_id,
@@ -230,13 +231,13 @@ def test_forked_process_encodes_silently(small, tmp_path):
 
 def test_pairs_equal_handwritten_ones(small):
     a, b = small.encode(['the fox', 'dog'])
-    assert small.encode_pair('the fox', 'dog', 100) == (
+    assert encode_pair(small, 'the fox', 'dog', 100) == (
         [3, *a, 4, *b, 4],
         [0] * (len(a) + 2) + [1] * (len(b) + 1),
     )
-    assert small.encode_pair('the fox', '', 100) == ([3, *a, 4], [0] * (len(a) + 2))
-    assert small.encode_pair('the fox', '', 4) == ([3, *a[:2], 4], [0] * 4)
-    assert small.encode_pair('the fox', 'dog', 6) == ([3, *a[:2], 4, *b[:1], 4], [0] * 4 + [1] * 2)
+    assert encode_pair(small, 'the fox', '', 100) == ([3, *a, 4], [0] * (len(a) + 2))
+    assert encode_pair(small, 'the fox', '', 4) == ([3, *a[:2], 4], [0] * 4)
+    assert encode_pair(small, 'the fox', 'dog', 6) == ([3, *a[:2], 4, *b[:1], 4], [0] * 4 + [1] * 2)
 
 
 def test_truncated_lengths_equal_the_library():
