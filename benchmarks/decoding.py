@@ -73,8 +73,8 @@ def ours(network, ids, size: int, beams: int):
     """A compiled call that writes by the package, and gives the new ids."""
     with tempfile.TemporaryDirectory() as folder:
         network.save_pretrained(folder)
-        model = models.build(checkpoint_dir.read_network('model', folder))
-        params = jax.device_put(checkpoint_dir.read_params('model', folder, model))
+        model = models.build(checkpoint_dir.read_network('--model', folder))
+        params = jax.device_put(checkpoint_dir.read_params('--model', folder, model))
     blank = np.zeros((len(ids), 1), np.int32)
     if model.network.family == 'mass':
         prompt = Batch(blank, blank, blank, source=ids)

@@ -34,3 +34,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
 def one_line(error: BaseException) -> str:
     """Returns the message of an error with each run of white space as one space."""
     return ' '.join(str(error).split())
+
+
+def setting(key: str, value: object) -> str:
+    """Formats a setting as its user writes it: '--model=DIR' or 'config.teacher.path = DIR'."""
+    return f'{key}={value}' if key.startswith('--') else f'{key} = {value}'

@@ -148,14 +148,9 @@ def _run(argv: Sequence[str]) -> None:
     a = _arguments(argv)
     prompts = _prompts(a)
     settings = Settings(**{name: getattr(a, name) for name in Settings._fields})
-    place = tokenizers.find(a.model)
-    try:
-        model, params = pretrained.load(a.model)
-    except UserError as error:  # said of the key that a run has for it
-        raise type(error)(str(error).replace('config.path = ', '--model=')) from error
-    if place is None:
-        raise UserError(f'--model={a.model}: must hold the tokenizer of the network')
-    tokenizer = tokenizers.read(place)
+    source = pretrained.open('--model', a.model)
+    tokenizer = source.tokenizer()
+    model, params = source.load()
     written = texts(
         model, params, tokenizer, prompts, settings, batch_size=min(a.batch_size, len(prompts)),
         seed=a.seed,

@@ -1,9 +1,11 @@
-"""Networks that are there already: in the workdir of a run, or in a Hugging Face folder."""
+"""Loads and saves trained networks: workdirs of finished runs and Hugging Face folders."""
 
+import abc
+import dataclasses
+import functools
 import logging
 import pathlib
 import tempfile
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -12,15 +14,168 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import checkpoint, config, models, sharding
 from lightpaff_jax.data import tokenizers
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import UserError, setting
 from lightpaff_jax.models.huggingface import checkpoint_dir
 from lightpaff_jax.runtime import fingerprint, storage
 
 _log = logging.getLogger('lightpaff_jax')
 
 
+@dataclasses.dataclass(frozen=True)
+class Pretrained(abc.ABC):
+    """A trained network in a workdir or a Hugging Face folder; `open` returns it."""
+
+    label: str
+    """The setting that names the path, with its value; it begins every message."""
+    path: str
+    network: ConfigDict
+    """The shape of the network: the keys of `config.network()`."""
+
+    def tokenizer(self, lowercase: bool = True) -> tokenizers.Tokenizer:
+        """Reads the tokenizer of the network.
+
+        Args:
+          lowercase: whether a vocab.txt is lower case, unless a tokenizer_config.json decides it.
+
+        Raises:
+          UserError: the folder has no tokenizer, or a malformed one.
+        """
+        path = tokenizers.find(self.path)
+        if path is None:
+            raise UserError(
+                f'{self.label}: must hold the tokenizer of the network (tokenizer.json, '
+                'vocab.txt, or vocab.json and merges.txt)'
+            )
+        return tokenizers.read(path, lowercase, self.label)
+
+    @abc.abstractmethod
+    def tokenizer_fingerprint(self, lowercase: bool) -> str:
+        """Returns the fingerprint of the tokenizer that the network was trained with."""
+
+    def check_tokenizer(self, tokenizer: tokenizers.Tokenizer, lowercase: bool) -> None:
+        """Raises UserError unless the network was trained with this tokenizer.
+
+        Args:
+          tokenizer: the tokenizer of the data.
+          lowercase: as in `tokenizer`.
+        """
+        trained_with = self.tokenizer_fingerprint(lowercase)
+        if trained_with != tokenizer.fingerprint:
+            raise UserError(
+                f'{self.label}: its tokenizer has hash {trained_with}, the data here '
+                f'{tokenizer.fingerprint} ({tokenizer.path})'
+            )
+
+    def read_params(
+        self, model: models.Model, mesh: Mesh, head_seed: int | None = None
+    ) -> models.Params:
+        """Reads float32 parameters onto the mesh, sharded by the rules of `sharding`.
+
+        Args:
+          model: a model built from `network`, perhaps with another head.
+          mesh: the devices that hold the parameters.
+          head_seed: the seed of a new head, which replaces a missing one or one of another shape.
+            By default these are errors.
+
+        Raises:
+          UserError: parameters are missing, or have another shape.
+        """
+        params = self._read_params(model, mesh, head_seed)
+        shardings = sharding.param_shardings(mesh, model.abstract_params)
+        return jax.tree.map(jax.device_put, params, shardings)
+
+    @abc.abstractmethod
+    def _read_params(self, model: models.Model, mesh: Mesh, head_seed: int | None) -> models.Params:
+        """Reads parameters onto the host, or already onto the mesh."""
+
+    def load(self) -> tuple[models.Model, models.Params]:
+        """Returns the model, which computes in float32, and its parameters on the first device."""
+        mesh = sharding.make_mesh(config.default(), jax.devices()[:1])
+        with jax.set_mesh(mesh):
+            model = models.build(self.network)
+            return model, self.read_params(model, mesh)
+
+
+class _Workdir(Pretrained):
+    """The network that a finished run trained."""
+
+    @functools.cached_property
+    def _checkpoint(self) -> checkpoint.Reader:
+        return checkpoint.Reader(storage.to_path(self.path) / 'checkpoints')
+
+    def tokenizer_fingerprint(self, lowercase: bool) -> str:
+        del lowercase  # it decided the fingerprint in the checkpoint
+        return self._checkpoint.meta['tokenizer_hash']
+
+    def _read_params(self, model: models.Model, mesh: Mesh, head_seed: int | None) -> models.Params:
+        abstract = models.build(self.network).abstract_params
+        abstract = sharding.abstract_arrays(abstract, sharding.param_shardings(mesh, abstract))
+        params = fingerprint.flatten(self._checkpoint.read_params(abstract))
+        shapes = {name: x.shape for name, x in fingerprint.flatten(model.abstract_params).items()}
+        missing = [
+            name
+            for name, shape in shapes.items()
+            if name not in params or params[name].shape != shape
+        ]
+        if missing:
+            if head_seed is None:
+                raise UserError(
+                    f'{self.label}: its head {self.network.head!r} lacks {", ".join(missing)}; '
+                    'config.student.init_new_head = True initializes a new head'
+                )
+            _log.info('%s: initialized: %s', self.label, ', '.join(missing))
+            initial = fingerprint.flatten(model.init(jax.random.key(head_seed)))
+            params |= {name: initial[name] for name in missing}
+        return fingerprint.unflatten({name: params[name] for name in shapes})
+
+
+class _HuggingFaceFolder(Pretrained):
+    """A network in Hugging Face's format."""
+
+    def tokenizer_fingerprint(self, lowercase: bool) -> str:
+        return self.tokenizer(lowercase).fingerprint
+
+    def _read_params(self, model: models.Model, mesh: Mesh, head_seed: int | None) -> models.Params:
+        del mesh
+        initial = None if head_seed is None else model.init(jax.random.key(head_seed))
+        return checkpoint_dir.read_params(self.label, self.path, model, initial)
+
+
+def open(key: str, path: str) -> Pretrained:
+    """Opens a trained network; reads its shape but no parameters.
+
+    Args:
+      key: the setting that names the path, for messages: 'config.teacher.path' or '--model'.
+      path: the workdir of a finished run, which may be in a bucket, or a local Hugging Face folder
+        with config.json and model.safetensors.
+
+    Raises:
+      UserError: the path is neither, or the network is not supported.
+    """
+    storage.check_reachable(path)
+    folder, label = storage.to_path(path), setting(key, path)
+    if (folder / 'checkpoints').exists():
+        for name in ('config.json', 'result.json'):
+            if not (folder / name).exists():
+                raise UserError(f'{label}: must be the workdir of a finished run, has no {name}')
+        student = config.read(folder).student
+        network = config.network(**{name: student[name] for name in config.network()})
+        return _Workdir(label, path, network)
+    if (folder / 'metrics.jsonl').exists() or not (folder / 'config.json').exists():
+        raise UserError(
+            f'{label}: must be the workdir of a finished run, or a folder with config.json and '
+            'model.safetensors'
+        )
+    if storage.is_remote(path):
+        raise UserError(
+            f'{label}: a Hugging Face folder must be local; copy it, or mount the bucket with '
+            'gcsfuse and name that path'
+        )
+    return _HuggingFaceFolder(label, path, checkpoint_dir.read_network(label, path))
+
+
 def load(path: str) -> tuple[models.Model, models.Params]:
-    """A trained network, ready to compute in float32.
+    """Loads a trained network, ready to compute in float32.
 
         model, params = lightpaff_jax.load('runs/gpt2_stage2')
         logits = model.logits(params, Batch(ids, ids, jnp.ones(ids.shape)))
@@ -30,32 +185,31 @@ def load(path: str) -> tuple[models.Model, models.Params]:
         a BERT, GPT-2 or BART (MASS) in Hugging Face's format.
 
     Returns:
-      the model's pure functions, and its parameters on the first device.
+      The model's pure functions, and its parameters on the first device.
 
     Raises:
-      UserError: it is neither, or cannot be read whole.
+      UserError: the path is neither, or its network cannot be read completely.
     """
-    c = config.default()
-    mesh = sharding.make_mesh(c, jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        model = models.build(read_network('path', path))
-        return model, read_params('path', path, model, mesh)
+    return open('path', path).load()
 
 
-def save(path: str, model: models.Model, params: models.Params,
-         tokenizer: tokenizers.Tokenizer) -> None:  # fmt: skip
-    """Writes a folder that transformers, and `load`, read: config.json, model.safetensors,
-    tokenizer.json.
+def save(
+    path: str, model: models.Model, params: models.Params, tokenizer: tokenizers.Tokenizer
+) -> None:
+    """Writes a folder that transformers and `load` read.
+
+    Writes config.json, model.safetensors and tokenizer.json, which replace files of these names.
+    Other files stay.
 
     Args:
-      path: the folder; what it holds under these names is replaced.
-      model: of `load`, or of `models.build`.
+      path: the local folder; created if it does not exist.
+      model: a model from `load` or `models.build`.
       params: its parameters.
-      tokenizer: whose ids it reads, for instance `tokenizers.read('runs/gpt2_stage2/tokenizer')`.
+      tokenizer: its tokenizer, for example `tokenizers.read('runs/gpt2_stage2/tokenizer')`.
 
     Raises:
-      UserError: the tokenizer has more ids than the model, or no exact tokenizer.json; the path is
-        in a bucket.
+      UserError: the tokenizer has more ids than the model or cannot be written as an exact
+        tokenizer.json, or the path is in a bucket.
     """
     if storage.is_remote(path):
         raise UserError(f'{path}: must be a local folder')
@@ -67,20 +221,20 @@ def save(path: str, model: models.Model, params: models.Params,
     folder = pathlib.Path(path).expanduser()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as temporary:
-        part = pathlib.Path(temporary) / folder.name
-        tokenizer.save(part, model.network.family)  # may be refused: the folder is not touched yet
+        tokenizer_dir = pathlib.Path(temporary) / folder.name
+        tokenizer.save(tokenizer_dir, model.network.family)  # may raise, so before any change
         folder.mkdir(exist_ok=True)
-        # Without config.json the folder is refused until all of it is new.
+        # config.json is written last: `open` rejects a folder without it as incomplete.
         for name in ('config.json', *tokenizers.FILES):
             (folder / name).unlink(missing_ok=True)
-        for file in sorted(part.iterdir()):
+        for file in sorted(tokenizer_dir.iterdir()):
             storage.commit(file, folder / file.name)
-    ids = special_ids(model.network.family, tokenizer)
+    ids = _special_ids(model.network.family, tokenizer)
     checkpoint_dir.write(folder, model, jax.device_get(params), ids=ids)
 
 
-def special_ids(family: str, tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-    """Special tokens as config.json names them."""
+def _special_ids(family: str, tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+    """Returns the ids of the special tokens by their keys in config.json."""
     ids = {'pad_token_id': tokenizer.pad_id}
     if family != 'bert':
         ids |= {'bos_token_id': tokenizer.eos_id, 'eos_token_id': tokenizer.eos_id}
@@ -89,147 +243,46 @@ def special_ids(family: str, tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
     return ids
 
 
-def is_run(path: str) -> bool:
-    """Whether a folder is a run's workdir, and no Hugging Face folder."""
-    storage.check_reachable(path)
-    return (storage.to_path(path) / 'checkpoints').exists()
-
-
-def read_network(key: str, path: str) -> ConfigDict:
-    """Shape of a trained network, with the keys of `config.network()`.
+def select_layers(
+    s: ConfigDict, teacher: models.Model, params: models.Params, student: models.Model
+) -> models.Params:
+    """Initializes a student with some layers of its teacher, and all other parameters of it.
 
     Args:
-      key: the configuration's key that names it, for messages.
-      path: a workdir or a Hugging Face folder.
+      s: the section `config.student`; `init_layers` and `init_decoder_layers` choose the layers,
+        () the lowest.
+      teacher: the teacher's model.
+      params: the teacher's parameters.
+      student: the student's model.
 
     Raises:
-      UserError: it is neither the workdir of a finished run nor a folder with a network we have.
+      UserError: the teacher lacks a layer, the number of layers is not the student's, or another
+        key of the networks differs.
     """
-    folder = storage.to_path(path)
-    if not is_run(path):
-        if (folder / 'metrics.jsonl').exists() or not (folder / 'config.json').exists():
-            raise UserError(
-                f'config.{key} = {path}: must be the workdir of a finished run, or a folder with '
-                'config.json and model.safetensors'
-            )
-        return checkpoint_dir.read_network(key, path)
-    for name in ('config.json', 'result.json'):
-        if not (folder / name).exists():
-            raise UserError(
-                f'config.{key} = {path}: must be the workdir of a finished run, has no {name}'
-            )
-    theirs = config.read(folder).student
-    return config.network(**{name: theirs[name] for name in config.network()})
-
-
-def read_params(key: str, path: str, model: models.Model, mesh: Mesh,
-                fresh: Callable[[], models.Params] | None = None) -> models.Params:  # fmt: skip
-    """The parameters of `model`, float32, on the mesh by sharding's rules.
-
-    Args:
-      key: as in `read_network`.
-      path: likewise.
-      model: built from the network found there, perhaps with another head.
-      mesh: devices to put them on.
-      fresh: gives initial parameters, of which a head that is not there is taken; None: an error.
-
-    Raises:
-      UserError: parameters are missing, or have another shape.
-    """
-    places = sharding.param_shardings(mesh, model.abstract_params)
-    if is_run(path):
-        params = _read_run(key, path, model, mesh, fresh)
-    else:
-        params = checkpoint_dir.read_params(key, path, model, None if fresh is None else fresh())
-    return jax.tree.map(jax.device_put, params, places)
-
-
-def _read_run(key: str, path: str, model: models.Model, mesh: Mesh, fresh) -> models.Params:
-    theirs = models.build(read_network(key, path))
-    abstract = sharding.abstract_arrays(
-        theirs.abstract_params, sharding.param_shardings(mesh, theirs.abstract_params)
-    )
-    saved = storage.to_path(path) / 'checkpoints'
-    found = fingerprint.flatten(checkpoint.Reader(saved).read_params(abstract))
-    wanted = fingerprint.flatten(model.abstract_params)
-    lacking = [
-        name for name, x in wanted.items() if name not in found or found[name].shape != x.shape
-    ]
-    if lacking and fresh is None:
-        raise UserError(
-            f'config.{key} = {path}: its head {theirs.network.head!r} lacks {", ".join(lacking)}; '
-            'config.student.init_new_head = True begins a head fresh'
-        )
-    if lacking:
-        _log.info('config.%s = %s: begins fresh: %s', key, path, ', '.join(lacking))
-        initial = fingerprint.flatten(fresh())
-        found |= {name: initial[name] for name in lacking}
-    return fingerprint.unflatten({name: found[name] for name in wanted})
-
-
-def check_tokenizer(key: str, path: str, tokenizer: tokenizers.Tokenizer, lowercase: bool) -> None:
-    """Raises UserError unless the network at `path` was trained with this tokenizer.
-
-    Args:
-      key: as in `read_network`.
-      path: likewise.
-      tokenizer: of the run.
-      lowercase: `config.tokenizer.lowercase`, for a folder's vocab.txt.
-    """
-    if is_run(path):
-        found = checkpoint.Reader(storage.to_path(path) / 'checkpoints').meta
-        theirs = found['tokenizer_hash']
-    else:
-        place = tokenizers.find(path)
-        if place is None:
-            raise UserError(
-                f'config.{key} = {path}: must hold the tokenizer of the network (tokenizer.json, '
-                'vocab.txt, or vocab.json and merges.txt)'
-            )
-        theirs = tokenizers.read(place, lowercase, key).fingerprint
-    if theirs != tokenizer.fingerprint:
-        raise UserError(
-            f'config.{key} = {path}: its tokenizer has hash {theirs}, the data here '
-            f'{tokenizer.fingerprint} ({tokenizer.path})'
-        )
-
-
-def of_layers(c: ConfigDict, teacher: models.Model, params: models.Params,
-              student: models.Model) -> models.Params:  # fmt: skip
-    """Parameters of a student that takes some of its teacher's layers and all the rest.
-
-    `config.student.init_layers` and `init_decoder_layers` say which; () takes the lowest.
-
-    Raises:
-      UserError: a layer the teacher does not have, another number than the student's layers, or
-        a shape that differs.
-    """
+    t = teacher.network
     for key, value in student.network.items():
-        free = key in ('layers', 'decoder_layers', 'dropout')
-        if not free and teacher.network[key] != value:
+        may_differ = key in ('layers', 'decoder_layers', 'dropout')
+        if not may_differ and t[key] != value:
             raise UserError(
-                f"config.student.{key} = {value}: must equal the teacher's {teacher.network[key]} "
+                f"config.student.{key} = {value}: must equal the teacher's {t[key]} "
                 "for student.init 'teacher_layers'"
             )
-    s, t = c.student, teacher.network
     layers = _layers('init_layers', s.init_layers, s.layers, t.layers)
-    of_decoder = _layers(
+    decoder_layers = _layers(
         'init_decoder_layers', s.init_decoder_layers, s.decoder_layers, t.decoder_layers
     )
-    stacked = {row.path for row in student.table if '{layer}' in row.name}
-    flat = {
-        path: x[of_decoder if path.startswith('decoder/') else layers] if path in stacked else x
-        for path, x in fingerprint.flatten(params).items()
-    }
-    return fingerprint.unflatten(flat)
+    arrays = fingerprint.flatten(params)
+    for path in {row.path for row in student.table if '{layer}' in row.name}:
+        arrays[path] = arrays[path][decoder_layers if path.startswith('decoder/') else layers]
+    return fingerprint.unflatten(arrays)
 
 
-def _layers(key: str, chosen: tuple[int, ...], wanted: int, there: int) -> np.ndarray:
-    layers = chosen or tuple(range(wanted))
+def _layers(key: str, chosen: tuple[int, ...], count: int, teacher_count: int) -> np.ndarray:
+    layers = chosen or tuple(range(count))
     text = ','.join(map(str, layers))
-    if len(layers) != wanted:
-        raise UserError(f'config.student.{key} = {text}: must name {wanted} layers')
-    if any(not 0 <= layer < there for layer in layers):
-        rule = f'must be layers of the teacher, 0 to {there - 1}'
+    if len(layers) != count:
+        raise UserError(f'config.student.{key} = {text}: must name {count} layers')
+    if any(not 0 <= layer < teacher_count for layer in layers):
+        rule = f'must be layers of the teacher, 0 to {teacher_count - 1}'
         raise UserError(f'config.student.{key} = {text}: {rule}')
     return np.asarray(layers, int)

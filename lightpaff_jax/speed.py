@@ -44,6 +44,8 @@ def compare(c: ConfigDict) -> dict:
       times the median over pairs of measurements that follow each other. On other processes
       than 0, which only read what it reads, nothing.
     """
+    student = pretrained.open('config.workdir', c.workdir)
+    teacher = pretrained.open('config.teacher.path', c.teacher.path)
     tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
     whole = next(batches.evaluation(c, prepared, tokenizer, 'test'))
@@ -53,11 +55,10 @@ def compare(c: ConfigDict) -> dict:
     mesh = sharding.make_mesh(config.default(), jax.local_devices()[:1])
     sides, calls = {}, {}
     with jax.set_mesh(mesh):
-        places = (('teacher', 'teacher.path', c.teacher.path), ('student', 'workdir', c.workdir))
-        for name, key, path in places:
-            model = models.build(pretrained.read_network(key, path))
-            pretrained.check_tokenizer(key, path, tokenizer, c.tokenizer.lowercase)
-            params = pretrained.read_params(key, path, model, mesh)
+        for name, source in (('teacher', teacher), ('student', student)):
+            model = models.build(source.network)
+            source.check_tokenizer(tokenizer, c.tokenizer.lowercase)
+            params = source.read_params(model, mesh)
             sides[name] = {
                 'parameters': model.parameter_count,
                 'bytes': 4 * model.parameter_count,
@@ -122,8 +123,6 @@ def run(c: ConfigDict) -> None:
     """Compares the networks of `c.teacher.path` and `c.workdir`; writes and prints speed.json."""
     if not c.teacher.path:
         raise UserError("config.teacher.path = '': must be a workdir or a Hugging Face folder")
-    pretrained.read_network('workdir', c.workdir)
-    pretrained.read_network('teacher.path', c.teacher.path)
     comparison = compare(c)
     workdir.write_json(workdir.folder(c) / 'speed.json', comparison)
     distributed.log_primary(json.dumps(comparison, indent=2))

@@ -1,13 +1,13 @@
-"""The frozen teacher: read, checked against the student, identified; and the student's start."""
+"""Loads the frozen teacher of a run, and the parameters that its student starts from."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lightpaff_jax import models, networks, pretrained, sharding
-from lightpaff_jax.config import STARTS
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import fingerprint
@@ -19,105 +19,112 @@ class Teacher(NamedTuple):
     model: models.Model
     params: models.Params
     hash: str
-    """Identity of its parameters."""
+    """The fingerprint of its parameters in float32."""
 
 
 def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
-    """The teacher of `config.teacher`; None where its path is ''.
+    """Loads the teacher in `config.teacher.path`; None if the path is ''.
+
+    Its parameters are on the mesh, in the type `config.teacher.dtype`.
+
+    Args:
+      c: the configuration of the run.
+      mesh: the devices of the run.
+      tokenizer: the tokenizer of the data.
 
     Raises:
-      UserError: nothing to read there, another shape than the configuration says, another
-        family, vocabulary, tokenizer or number of classes than the student's, or no such head.
+      UserError: the path has no teacher that fits the configuration (see `open`), its tokenizer
+        is another one, or parameters are missing.
     """
-    path = c.teacher.path
-    if not path:
+    if not c.teacher.path:
         return None
-    shape = network(c)
-    pretrained.check_tokenizer('teacher.path', path, tokenizer, c.tokenizer.lowercase)
-    model = networks.teacher(c, shape)
-    params = pretrained.read_params('teacher.path', path, model, mesh)
-    identity = fingerprint.fingerprint(params)
+    source = open(c)
+    source.check_tokenizer(tokenizer, c.tokenizer.lowercase)
+    model = networks.teacher(c, source.network)
+    params = source.read_params(model, mesh)
+    params_fingerprint = fingerprint.fingerprint(params)
     dtype = networks.teacher_dtype(c)
-    params = jax.tree.map(lambda x: _narrowed(x, dtype), params)
-    places = sharding.param_shardings(mesh, model.abstract_params, c.mesh.teacher)
-    return Teacher(model, jax.device_put(params, places), identity)
+    params = jax.tree.map(lambda x: _cast(x, dtype), params)
+    shardings = sharding.param_shardings(mesh, model.abstract_params, c.mesh.teacher)
+    return Teacher(model, jax.device_put(params, shardings), params_fingerprint)
 
 
-def _narrowed(x: jax.Array, dtype: Any) -> jax.Array:
-    """An array in another type, its memory given back: a large teacher is not there twice."""
+def _cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Converts an array and frees its memory, so that a large teacher is never held twice."""
     if x.dtype == dtype:
         return x
-    narrow = jax.block_until_ready(x.astype(dtype))
+    y = jax.block_until_ready(x.astype(dtype))
     x.delete()
-    return narrow
+    return y
 
 
-def network(c: ConfigDict) -> ConfigDict:
-    """The shape of the network in `config.teacher.path`, a section like `config.network()`.
+def open(c: ConfigDict) -> pretrained.Pretrained:
+    """Opens the teacher in `config.teacher.path`; reads no parameters.
+
+    A teacher with the pre-training head of BERT is used as a masked language model. One without a
+    head has the head of the student in `network`; reading its parameters then names what is missing.
 
     Raises:
-      UserError: as `load`, but for what is not of its shape.
+      UserError: the path has no trained network, or its shape differs from `config.teacher`, or
+        does not fit the student or the lengths of the data.
     """
-    path = c.teacher.path
-    shape = pretrained.read_network('teacher.path', path)
-    if shape.head == 'pretraining':  # the masked-LM half of it
-        shape.head = 'lm'
-    if shape.head == 'none':  # what it lacks is named on reading
-        shape.head, shape.classes = c.student.head, c.student.classes
+    source = pretrained.open('config.teacher.path', c.teacher.path)
+    network = source.network
+    if network.head == 'pretraining':
+        network.head = 'lm'
+    if network.head == 'none':
+        network.head, network.classes = c.student.head, c.student.classes
     if c.teacher.layers:
-        _same_shape('teacher', c.teacher, shape, path, but=('head',))
+        _check_same_shape('teacher', c.teacher, source, but=('head',))
     for key in ('family', 'head', 'classes', 'vocab_size'):
-        if shape[key] != c.student[key]:
+        if network[key] != c.student[key]:
             raise UserError(
                 f'config.student.{key} = {c.student[key]}: must equal that of the teacher '
-                f'in {path} = {shape[key]}'
+                f'in {source.path} = {network[key]}'
             )
     for key in ('length', 'target_length'):
-        if c.data[key] > shape.positions:
+        if c.data[key] > network.positions:
             raise UserError(
                 f'config.data.{key} = {c.data[key]}: must be at most the positions of the teacher '
-                f'in {path} = {shape.positions}'
+                f'in {source.path} = {network.positions}'
             )
-    return shape
+    return source
 
 
 def load_initial(
     c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer, teacher: Teacher | None
 ) -> models.Params | None:
-    """The parameters that `config.student.init` starts from; None for 'scratch'.
+    """Loads the parameters that `config.student.init` names; None for 'scratch'.
+
+    Args:
+      c: the configuration of the run.
+      mesh: the devices of the run.
+      tokenizer: the tokenizer of the data.
+      teacher: the teacher of the run, which 'teacher_layers' requires.
 
     Raises:
-      UserError: nothing to read there, or another shape or tokenizer than the student's, or a
-        head that is not there and `config.student.init_new_head` does not ask for.
+      UserError: the path has no trained network, or one of another shape or tokenizer than the
+        student's, or its head is missing and `config.student.init_new_head` is False.
     """
-    path = c.student.init
-    if path == 'scratch':
+    if c.student.init == 'scratch':
         return None
     student = models.build(c.student)
-    if path == 'teacher_layers':
+    if c.student.init == 'teacher_layers':
         assert teacher is not None, 'validation checks it'
+        # Read again, since the teacher's own parameters may be in bfloat16.
+        source = pretrained.open('config.teacher.path', c.teacher.path)
         model = models.build(teacher.model.network)
-        params = pretrained.read_params('teacher.path', c.teacher.path, model, mesh)
-        return pretrained.of_layers(c, model, params, student)
-    found = pretrained.read_network('student.init', path)
-    _same_shape('student', c.student, found, path, but=('head', 'classes'))
-    pretrained.check_tokenizer('student.init', path, tokenizer, c.tokenizer.lowercase)
-
-    def fresh():
-        return student.init(jax.random.key(c.seed))
-
-    return pretrained.read_params(
-        'student.init', path, student, mesh, fresh if c.student.init_new_head else None
-    )
+        params = source.read_params(model, mesh)
+        return pretrained.select_layers(c.student, model, params, student)
+    source = pretrained.open('config.student.init', c.student.init)
+    _check_same_shape('student', c.student, source, but=('head', 'classes'))
+    source.check_tokenizer(tokenizer, c.tokenizer.lowercase)
+    return source.read_params(student, mesh, c.seed if c.student.init_new_head else None)
 
 
-def paths(c: ConfigDict) -> list[tuple[str, str]]:
-    """(key, path) of the networks that a run starts from."""
-    found = [('teacher.path', c.teacher.path)] if c.teacher.path else []
-    return found + ([] if c.student.init in STARTS else [('student.init', c.student.init)])
-
-
-def _same_shape(name: str, wanted: ConfigDict, found: ConfigDict, path: str, but=()) -> None:
-    for key, value in found.items():
-        if key not in ('dropout', *but) and wanted[key] != value:
-            raise UserError(f'config.{name}.{key} = {wanted[key]}: {path} has {value}')
+def _check_same_shape(
+    section: str, expected: ConfigDict, source: pretrained.Pretrained, but: tuple[str, ...]
+) -> None:
+    for key, value in source.network.items():
+        if key not in ('dropout', *but) and expected[key] != value:
+            raise UserError(f'config.{section}.{key} = {expected[key]}: {source.path} has {value}')

@@ -31,8 +31,8 @@ def network(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp('network')
     theirs.save_pretrained(folder)
     with jax.default_matmul_precision('highest'):
-        model = models.build(checkpoint_dir.read_network('model', folder))
-    yield theirs, model, checkpoint_dir.read_params('model', folder, model)
+        model = models.build(checkpoint_dir.read_network('--model', folder))
+    yield theirs, model, checkpoint_dir.read_params('--model', folder, model)
     torch.set_num_threads(threads)
 
 

@@ -262,9 +262,10 @@ def test_a_vocab_txt_without_settings_is_read_as_the_configuration_says(tmp_path
     checkpoint_dir.write(tmp_path, model, model.init(jax.random.key(0)))
     c.student.init, c.tokenizer.lowercase = str(tmp_path), lowercase
     tokenizer = selection.load(c)
-    pretrained.check_tokenizer('student.init', str(tmp_path), tokenizer, lowercase)
+    source = pretrained.open('config.student.init', str(tmp_path))
+    source.check_tokenizer(tokenizer, lowercase)
     with pytest.raises(UserError, match='its tokenizer has hash'):
-        pretrained.check_tokenizer('student.init', str(tmp_path), tokenizer, not lowercase)
+        source.check_tokenizer(tokenizer, not lowercase)
 
 
 def test_saving_leaves_no_tokenizer_of_before_and_no_half_of_a_folder(
@@ -340,8 +341,8 @@ def test_a_teacher_without_its_tokenizer_is_refused(data_cache, places, tmp_path
 
 def test_a_teacher_in_a_narrow_type_is_there_once():
     wide = jax.numpy.arange(8.0)
-    assert teacher._narrowed(wide, jax.numpy.dtype('float32')) is wide
-    narrow = teacher._narrowed(wide, jax.numpy.dtype('bfloat16'))
+    assert teacher._cast(wide, jax.numpy.dtype('float32')) is wide
+    narrow = teacher._cast(wide, jax.numpy.dtype('bfloat16'))
     assert narrow.dtype == 'bfloat16'
     assert narrow.tolist() == [*range(8)]
     assert wide.is_deleted()

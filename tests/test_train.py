@@ -65,7 +65,7 @@ def test_a_longer_run_leaves_nothing_that_is_said_of_fewer_updates(
             train(c)
     assert not (tmp_path / 'result.json').exists()
     with pytest.raises(UserError, match=r'has no result\.json'):
-        pretrained.read_network('path', str(tmp_path))
+        pretrained.open('path', str(tmp_path))
     train(c)
     assert [p.name for p in test.parent.iterdir()] == ['validation.jsonl']
 

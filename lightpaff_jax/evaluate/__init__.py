@@ -277,26 +277,24 @@ def run(c: ConfigDict, path: str, out: str) -> None:
     """
     storage.check_reachable(path)
     storage.check_reachable(out)
-    try:
-        network = pretrained.read_network('model', path)
-        _adopt(c, network, path)
-        needed.check_paths(c)
-        sources.check(c)
-        validate.validate(c, jax.device_count(), jax.process_count())
-        result = _evaluated(c, path, storage.to_path(out))
-    except UserError as error:  # said of the key that a run has for it
-        raise type(error)(str(error).replace('config.model = ', '--model=')) from error
+    source = pretrained.open('--model', path)
+    _adopt(c, source)
+    needed.check_paths(c)
+    sources.check(c)
+    validate.validate(c, jax.device_count(), jax.process_count())
+    result = _evaluated(c, source, storage.to_path(out))
     for split, made in result['scores'].items():
         distributed.log_primary(f'{split}: {scores.said(made)}')
     workdir.write_json(storage.to_path(out) / 'scores.json', result)
     distributed.log_primary(f'{out}/scores.json')
 
 
-def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
+def _adopt(c: ConfigDict, source: pretrained.Pretrained) -> None:
     """Makes the network that is scored the student of the configuration."""
+    network = source.network
     if network.family != c.student.family:
         raise UserError(
-            f'--model={path}: is of family {network.family!r}, the task of the configuration is '
+            f'{source.label}: is of family {network.family!r}, the task of the configuration is '
             f'for {c.student.family!r}'
         )
     needed = config.OBJECTIVES[c.objective].head
@@ -304,13 +302,13 @@ def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
         network.head = 'lm'  # the masked-LM half of it
     if network.head != needed:
         raise UserError(
-            f'--model={path}: its head is {network.head!r}, objective {c.objective!r} needs '
+            f'{source.label}: its head is {network.head!r}, objective {c.objective!r} needs '
             f'{needed!r}'
         )
     classes = sources.classes(c) if needed == 'classify' else 0
     if network.classes != classes:
         raise UserError(
-            f'--model={path}: has {network.classes} classes, the examples of source '
+            f'{source.label}: has {network.classes} classes, the examples of source '
             f'{c.data.source!r} have {classes}'
         )
     for key in config.network():
@@ -319,9 +317,9 @@ def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
     for key in ('init', 'init_new_head', 'init_layers', 'init_decoder_layers'):
         c.student[key] = plain.student[key]
     if not c.tokenizer.path:
-        c.tokenizer.path = tokenizers.find(path) or ''
+        c.tokenizer.path = tokenizers.find(source.path) or ''
     if not (c.tokenizer.path or c.teacher.path):
-        raise UserError(f'--model={path}: must hold the tokenizer of the network')
+        raise UserError(f'{source.label}: must hold the tokenizer of the network')
     if not c.teacher.path:
         c.teacher.update(config.network(layers=0).to_dict())
     # Nothing is trained.
@@ -330,23 +328,23 @@ def _adopt(c: ConfigDict, network: ConfigDict, path: str) -> None:
     c.teacher.microbatch_size = 0
 
 
-def _evaluated(c: ConfigDict, path: str, out: Any) -> dict[str, Any]:
+def _evaluated(c: ConfigDict, source: pretrained.Pretrained, out: Any) -> dict[str, Any]:
     """What scores.json holds."""
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh):
         tokenizer = selection.load(c)
-        pretrained.check_tokenizer('model', path, tokenizer, c.tokenizer.lowercase)
+        source.check_tokenizer(tokenizer, c.tokenizer.lowercase)
         teacher = teacher_lib.load(c, mesh, tokenizer)
         prepared = prepare.prepare(c, tokenizer)
         student = networks.student(c)
-        params = pretrained.read_params('model', path, student, mesh)
+        params = source.read_params(student, mesh)
         evaluation = make(c, mesh, student, teacher, prepared, tokenizer)
         made = {
             split: evaluation.finish(evaluation.find(split, params), params, out / 'predictions')
             for split in workdir.splits(c)
         }
     return workdir.task_keys(c) | {
-        'model': path,
+        'model': source.path,
         'parameters': student.parameter_count,
         'scores': made,
         'protocol': workdir.protocol(c),

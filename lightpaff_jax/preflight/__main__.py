@@ -198,7 +198,7 @@ def _teacher_network(c: ConfigDict) -> ConfigDict | None:
     if c.teacher.path:
         storage.check_reachable(c.teacher.path)
         if storage.to_path(c.teacher.path).is_dir():
-            return teacher.network(c)
+            return teacher.open(c).network
     if c.teacher.layers:
         if c.teacher.head != c.student.head:
             raise UserError(

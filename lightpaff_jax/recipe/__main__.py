@@ -106,7 +106,8 @@ def _resolve_teacher(c: ConfigDict) -> None:
         from lightpaff_jax.data import tokenizers
 
         if not c.teacher.layers:
-            c.teacher.update(pretrained.read_network('teacher.path', c.teacher.path).to_dict())
+            teacher = pretrained.open('config.teacher.path', c.teacher.path)
+            c.teacher.update(teacher.network.to_dict())
         # Students that are pre-trained without the teacher use its tokenizer too.
         c.tokenizer.path = c.tokenizer.path or tokenizers.find(c.teacher.path) or ''
     elif not c.teacher.layers:

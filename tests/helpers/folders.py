@@ -23,8 +23,10 @@ def made(folder, case: str, **more):
 
 def read(folder, model=None, fresh=None):
     """Parameters of a folder, for the model that it describes or another."""
-    model = model or models.build(checkpoint_dir.read_network('teacher.path', folder))
-    return checkpoint_dir.read_params('teacher.path', folder, model, fresh)
+    model = model or models.build(
+        checkpoint_dir.read_network(f'config.teacher.path = {folder}', folder)
+    )
+    return checkpoint_dir.read_params(f'config.teacher.path = {folder}', folder, model, fresh)
 
 
 def refused(folder, model=None, fresh=None) -> str:

@@ -53,8 +53,8 @@ def differences(case: str, folder, x=None, sizes=None, matrices=0.1) -> dict[str
     network = reference_cases.make(architecture, matrices, **CASES[case] | (sizes or {}))
     x = reference_cases.inputs() if x is None else x
     network.save_pretrained(folder)
-    model = models.build(checkpoint_dir.read_network('teacher.path', folder))
-    params = checkpoint_dir.read_params('teacher.path', folder, model)
+    model = models.build(checkpoint_dir.read_network('--model', folder))
+    params = checkpoint_dir.read_params('--model', folder, model)
 
     outputs, loss = reference_cases.theirs(network, x)
     loss.backward()
@@ -184,7 +184,7 @@ def test_two_names_swapped_in_a_table_break_equality(case, tmp_path):
     architecture = case.split()[0]
     network = reference_cases.make(architecture, **CASES[case])
     network.save_pretrained(tmp_path)
-    model = models.build(checkpoint_dir.read_network('teacher.path', tmp_path))
+    model = models.build(checkpoint_dir.read_network('--model', tmp_path))
     x = reference_cases.inputs()
     with torch.no_grad():
         expected, _ = reference_cases.theirs(network, x)
@@ -255,8 +255,8 @@ def test_hidden_states_of_a_real_encoder_equal_the_reference():
     with torch.no_grad():
         out = reference(torch.tensor(ids), attention_mask=torch.tensor(real))
     expected = out.last_hidden_state.numpy()
-    model = models.build(checkpoint_dir.read_network('teacher.path', folder))
-    params = checkpoint_dir.read_params('teacher.path', folder, model)
+    model = models.build(checkpoint_dir.read_network('--model', folder))
+    params = checkpoint_dir.read_params('--model', folder, model)
     batch = Batch(ids, ids, real, segments=real)
     found = np.asarray(jax.jit(model.features)(params, batch))
     apart = np.abs(found - expected)[real == 1].max()

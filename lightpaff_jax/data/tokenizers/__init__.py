@@ -150,7 +150,7 @@ def find(path: str) -> str | None:
     return next((str(folder) for folder in folders if huggingface.find_file(folder)), None)
 
 
-def read(path: str, lowercase: bool = True, key: str = 'tokenizer.path') -> Tokenizer:
+def read(path: str, lowercase: bool = True, label: str = '') -> Tokenizer:
     """Opens a tokenizer.
 
     Args:
@@ -159,12 +159,13 @@ def read(path: str, lowercase: bool = True, key: str = 'tokenizer.path') -> Toke
         first of these is read: tokenizer.model, tokenizer.json, vocab.json with merges.txt,
         encoder.json with vocab.bpe, vocab.txt, the only *.model.
       lowercase: whether a vocab.txt is lower case, unless a tokenizer_config.json decides it.
-      key: the configuration key of the path, for messages.
+      label: the setting that names the path, which begins every message; the default is
+        `config.tokenizer.path`.
 
     Raises:
       UserError: the path does not exist, is malformed, or has no token that ends a text.
     """
-    where, place = f'config.{key} = {path}', pathlib.Path(path).expanduser()
+    where, place = label or f'config.tokenizer.path = {path}', pathlib.Path(path).expanduser()
     if not place.exists():
         raise UserError(f'{where}: no such file')
     file = huggingface.find_file(place) if place.is_dir() else place

@@ -54,7 +54,7 @@ def _configured(c: ConfigDict) -> Tokenizer | None:
     for key, path in places:
         tokenizer_path = tokenizers.find(path) if path else None
         if tokenizer_path:
-            return tokenizers.read(tokenizer_path, c.tokenizer.lowercase, key)
+            return tokenizers.read(tokenizer_path, c.tokenizer.lowercase, f'config.{key} = {path}')
     if prepared:
         # Raises an error of its own if the folder is not a prepared dataset.
         records.read_manifest(pathlib.Path(prepared[1]).expanduser())

@@ -25,27 +25,26 @@ _SHARD = re.compile(r'model-\d{5}-of-\d{5}\.safetensors')
 _UNREAD = ('.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack')
 
 
-def read_network(key: str, path: str | pathlib.Path) -> ConfigDict:
+def read_network(label: str, path: str | pathlib.Path) -> ConfigDict:
     """Shape of the network in a folder, with the keys of `config.network()`.
 
     Args:
-      key: the configuration's key that names the folder, for messages.
+      label: the setting that names the folder, which begins every message.
       path: the folder.
 
     Raises:
       UserError: no config.json, or an architecture or a setting that our networks do not have.
     """
-    where = f'config.{key} = {path}'
-    return config_json.read(where, _json(where, pathlib.Path(path).expanduser() / _CONFIG))
+    return config_json.read(label, _json(label, pathlib.Path(path).expanduser() / _CONFIG))
 
 
 def read_params(
-    key: str, path: str | pathlib.Path, model: Model, fresh: Params | None = None
+    label: str, path: str | pathlib.Path, model: Model, fresh: Params | None = None
 ) -> dict[str, Any]:
     """float32 parameters of `model` on the host, from a folder's safetensors.
 
     Args:
-      key: the configuration's key that names the folder, for messages.
+      label: the setting that names the folder, which begins every message.
       path: the folder; its numbers may be float32, float16 or bfloat16.
       model: built from the network of the folder, perhaps with another head.
       fresh: initial parameters, of which those of a head that the folder lacks are taken.
@@ -53,12 +52,12 @@ def read_params(
     Raises:
       UserError: no safetensors, one that is not whole, or tensors that do not fit.
     """
-    where, folder = f'config.{key} = {path}', pathlib.Path(path).expanduser()
+    folder = pathlib.Path(path).expanduser()
     names = MODELS[model.network.family][0].NAMES
     with contextlib.ExitStack() as stack:
-        tensors = _Tensors(where, _places(where, folder, stack))
+        tensors = _Tensors(label, _places(label, folder, stack))
         return weights.from_huggingface(
-            where, tensors, model.table, names, model.abstract_params, model.vocab_size, fresh
+            label, tensors, model.table, names, model.abstract_params, model.vocab_size, fresh
         )
 
 

@@ -21,7 +21,7 @@ from lightpaff_jax.models.huggingface import checkpoint_dir, weights
 def test_import_of_an_export_is_the_identity_bit_for_bit(case, padding, tmp_path):
     model, params = made(tmp_path / 'one', case, ids={'pad_token_id': padding})
     assert json.loads((tmp_path / 'one/config.json').read_text())['pad_token_id'] == padding
-    found = checkpoint_dir.read_network('teacher.path', tmp_path / 'one')
+    found = checkpoint_dir.read_network('--model', tmp_path / 'one')
     assert found.to_dict() == model.network.to_dict()
     back = read(tmp_path / 'one')
     chex.assert_trees_all_equal(back, params)
@@ -175,7 +175,7 @@ def test_heads_that_are_not_wanted_are_left_out_with_their_names_in_the_log(tmp_
     _, params = made(tmp_path, 'bert pretraining')
     model = other_head('bert pretraining', 'lm')
     with caplog.at_level(logging.INFO, 'lightpaff_jax'):
-        found = checkpoint_dir.read_params('teacher.path', tmp_path, model)
+        found = checkpoint_dir.read_params(f'config.teacher.path = {tmp_path}', tmp_path, model)
     chex.assert_trees_all_equal(found, {name: params[name] for name in model.abstract_params})
     (line,) = caplog.messages
     left = ('bert.pooler.dense.weight', 'bert.pooler.dense.bias', 'cls.seq_relationship.weight',
@@ -192,7 +192,7 @@ def test_a_head_that_is_not_there_begins_fresh_only_where_it_may(tmp_path, caplo
     for name in ('bert.pooler.dense.weight', 'classifier.weight', 'classifier.bias'):
         assert f'- {name}' in message
     with caplog.at_level(logging.INFO, 'lightpaff_jax'):
-        found = checkpoint_dir.read_params('student.init', tmp_path, model, fresh)
+        found = checkpoint_dir.read_params('--model', tmp_path, model, fresh)
     heads = ('pooler', 'classifier')
     expected = {name: (fresh if name in heads else params)[name] for name in model.abstract_params}
     chex.assert_trees_all_equal(found, expected)
