@@ -61,7 +61,7 @@ def ids(tokenizer):
         tokenizer.cls_id,
         tokenizer.sep_id,
         tokenizer.mask_id,
-        tokenizer.model.ids['unk'],
+        tokenizer.model.ids.get('unk'),
     )
 
 

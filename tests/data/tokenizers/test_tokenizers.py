@@ -126,7 +126,7 @@ def test_each_family_has_its_special_ids(families):
         family: (
             tokenizer.pad_id,
             tokenizer.eos_id,
-            tokenizer.model.ids['unk'],
+            tokenizer.model.ids.get('unk'),
             tokenizer.cls_id,
             tokenizer.sep_id,
             tokenizer.mask_id,
