@@ -55,7 +55,7 @@ setup(
         'Typing :: Typed',
     ],
     packages=find_packages(include=['lightpaff_jax', 'lightpaff_jax.*']),
-    package_data={'lightpaff_jax': ['py.typed']},
+    package_data={'lightpaff_jax': ['py.typed'], 'lightpaff_jax.report': ['page.html']},
     zip_safe=False,
     python_requires='>=3.11,<3.14',
     install_requires=[
@@ -76,6 +76,7 @@ setup(
         'rouge-score>=0.1.2',
         'tensorboardX>=2.6.5',
         'rich>=15.0',
+        'jinja2>=3.1.6',
         'matplotlib>=3.11',
         'numpy>=2.4',
         'etils[epath]>=1.15.0',
