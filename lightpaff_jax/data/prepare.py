@@ -20,7 +20,7 @@ from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.prepared import build, compatibility, shards
 from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import Tokenizer, selection
-from lightpaff_jax.errors import Unfinished, UserError, nearest
+from lightpaff_jax.errors import Unfinished, UserError, nearest, one_line
 from lightpaff_jax.runtime import interrupts, lock, storage
 
 _LOG = logging.getLogger('lightpaff_jax')
@@ -110,15 +110,9 @@ on, to the same files. DIR then holds:
 
 Keys, defaults and units: lightpaff_jax/config.py
 """
-_FLAGS = (
-    'source', 'tokenizer', 'train-tokenizer', 'out', 'workers', 'on-error', 'shard-tokens',
-)  # fmt: skip
-_OURS = (
-    'tokenizer',
-    '.tokenizer',
-    '.lock',
-    records.STATE + storage.PART,
-)  # before there is a shard
+_FLAGS = ('source', 'tokenizer', 'train-tokenizer', 'out', 'workers', 'on-error', 'shard-tokens')
+# Files that can exist before STATE does.
+_FIRST_FILES = ('tokenizer', '.tokenizer', '.lock', records.STATE + storage.PART)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,18 +142,18 @@ def _command(argv: Sequence[str]) -> None:
     options, rest = _options(argv)
     shard_tokens = _number(options, 'shard-tokens', build.SHARD_TOKENS)
     out = storage.local_folder('--out=', options['out'])
-    c, tokenizer = _asked(options, rest)
+    c, tokenizer = _configure(options, rest)
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with lock.exclusive_lock(out / '.lock'):
-        tokenizer = tokenizer or _trained(c)
+        tokenizer = tokenizer or _train_tokenizer(c)
         compatibility.check_tokenizer(c, tokenizer)
         identity = build.identity(c, tokenizer)
-        made = _is_made(out, identity | {'shard_tokens': shard_tokens})
-        _keep(tokenizer, out, c.student.family)
-        if not made:
+        is_complete = _is_complete(out, identity | {'shard_tokens': shard_tokens})
+        _save_tokenizer(tokenizer, out, c.student.family)
+        if not is_complete:
             build.build(out, c, tokenizer, identity, shard_tokens)
-    _print(Dataset.open(out))
+    _print_summary(Dataset.open(out))
 
 
 def _options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -180,9 +174,9 @@ def _number(options: dict[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokenizer | None]:
-    """The configuration, checked, and the tokenizer that is given."""
-    recipe = any(word.startswith('--config=') for word in rest)
+def _configure(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokenizer | None]:
+    """Returns the configuration, which is checked, and the tokenizer of --tokenizer."""
+    has_recipe = any(word.startswith('--config=') for word in rest)
     source, _, path = options['source'].partition(':')
     if source not in config.SOURCES:
         raise UserError(
@@ -191,20 +185,20 @@ def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokeni
         )
     c = flags.parse(rest, config.default())
     c.data.source, c.data.path = source, path
-    _check_tokenizer(c, options, recipe)
-    told = any(word.startswith('--config.data.workers') for word in rest)
-    told = told or c.data.workers != config.default().data.workers
-    c.data.workers = _number(options, 'workers', c.data.workers if told else _cores())
+    _check_tokenizer_path(c, options, has_recipe)
+    has_workers = any(word.startswith('--config.data.workers') for word in rest)
+    if not has_workers and c.data.workers == config.default().data.workers:
+        c.data.workers = _cores()
+    c.data.workers = _number(options, 'workers', c.data.workers)
     c.data.on_error = options.get('on-error', c.data.on_error)
     c.tokenizer.path = options.get('tokenizer', '')
-    record = config.SOURCES[source]
-    if record.has_parts or not record.has_text:
-        must = "must have text; of a mixture, prepare each part and mix 'prepared:DIR=WEIGHT'"
-        raise UserError(f'--source={c.data.source}: {must}')
+    if config.SOURCES[source].has_parts or not config.SOURCES[source].has_text:
+        rule = "must have text; of a mixture, prepare each part and mix 'prepared:DIR=WEIGHT'"
+        raise UserError(f'--source={source}: {rule}')
     tokenizer = None
-    if 'tokenizer' in options:
+    if c.tokenizer.path:
         tokenizer = tokenizers.read(c.tokenizer.path, c.tokenizer.lowercase)
-    if not recipe:
+    if not has_recipe:
         c.student.vocab_size = tokenizer.vocab_size if tokenizer else c.student.vocab_size
         _fit_network(c)
     if tokenizer is None:
@@ -215,22 +209,22 @@ def _asked(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokeni
     return c, tokenizer
 
 
-def _check_tokenizer(c: ConfigDict, options: dict[str, str], recipe: bool) -> None:
-    """Raises UserError where a key names another tokenizer than the flags, which would be ignored.
+def _check_tokenizer_path(c: ConfigDict, options: dict[str, str], has_recipe: bool) -> None:
+    """Raises UserError if a key names another tokenizer than the flags, and would be ignored.
 
-    A recipe's is another matter where --tokenizer is given: it says what a run has by default.
+    --tokenizer may replace the tokenizer of a recipe.
     """
-    told = c.tokenizer.path
-    if told and told != options.get('tokenizer') and not (recipe and 'tokenizer' in options):
+    path = c.tokenizer.path
+    if path and path != options.get('tokenizer') and not (has_recipe and 'tokenizer' in options):
         flag = 'tokenizer' if 'tokenizer' in options else 'train-tokenizer'
         raise UserError(
-            f'--{flag}={options[flag]}: config.tokenizer.path = {told} names another tokenizer, '
+            f'--{flag}={options[flag]}: config.tokenizer.path = {path} names another tokenizer, '
             'must be one of both'
         )
 
 
 def _fit_network(c: ConfigDict) -> None:
-    """Makes the default network one that could read the set, so that the configuration is valid."""
+    """Changes the default network to one that can read the dataset, so that `c` is valid."""
     if c.objective not in config.OBJECTIVES:
         return  # validation reports it
     objective = config.OBJECTIVES[c.objective]
@@ -244,91 +238,90 @@ def _fit_network(c: ConfigDict) -> None:
 
 
 def _cores() -> int:
-    """Of this machine, that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def _trained(c: ConfigDict) -> Tokenizer:
-    """A vocabulary of the train split, kept in `config.data.cache` too."""
-    alone = config.copy(c)
-    alone.teacher.path, alone.student.init = '', config.STARTS[0]
-    return selection.load(alone)
+def _train_tokenizer(c: ConfigDict) -> Tokenizer:
+    """Trains a vocabulary on the split train; `config.data.cache` keeps it too."""
+    c = config.copy(c)
+    c.teacher.path, c.student.init = '', config.STARTS[0]
+    return selection.load(c)
 
 
 def _check_folder(out: pathlib.Path) -> None:
-    """Raises UserError where something else is in the folder, or it is none."""
+    """Raises UserError if the path is not a folder, or has other files than a dataset."""
     if out.exists() and not out.is_dir():
         raise UserError(f'--out={out}: must be a folder')
     if (out / records.STATE).exists() or (out / records.MANIFEST).exists():
         return
-    others = sorted(path.name for path in out.glob('*') if path.name not in _OURS)
+    others = sorted(path.name for path in out.glob('*') if path.name not in _FIRST_FILES)
     if others:
         raise UserError(
-            f'--out={out}: must be empty or what this command made; there is {others[0]}'
+            f'--out={out}: must be empty or hold a dataset of this command, has {others[0]}'
         )
 
 
-def _is_made(out: pathlib.Path, wanted: dict[str, Any]) -> bool:
-    """Whether the set is there, whole; raises UserError if another one is, or a part of it."""
+def _is_complete(out: pathlib.Path, identity: dict[str, Any]) -> bool:
+    """Returns whether the folder holds the complete dataset.
+
+    Raises:
+      UserError: it holds another dataset, or one whose files are damaged.
+    """
     if not (out / records.MANIFEST).is_file():
         return False
-    made = records.read_manifest(out)
-    found = shards.differences(
-        {key: made.get(key) for key in wanted}, json.loads(json.dumps(wanted))
-    )
-    if found:
-        raise UserError(
-            f'--out={out}: holds another set ({found}): remove it, or choose another folder'
-        )
     prepared = Dataset.open(out)
+    changes = shards.differences(
+        {key: prepared.manifest.get(key) for key in identity}, json.loads(json.dumps(identity))
+    )
+    if changes:
+        raise UserError(
+            f'--out={out}: holds another dataset ({changes}): remove it, or choose another folder'
+        )
     for split in prepared.manifest['splits']:
-        whole = prepared.records(split)
+        split_records = prepared.records(split)
         if prepared.record_type == 'examples':
-            whole.lengths()
-    (out / records.STATE).unlink(missing_ok=True)  # killed between the last two steps
+            split_records.lengths()
+    (out / records.STATE).unlink(missing_ok=True)  # left if killed after writing the manifest
     print(f'{out}: is prepared already')
     return True
 
 
-def _keep(tokenizer: Tokenizer, out: pathlib.Path, family: str) -> None:
-    """Puts the tokenizer beside the ids, so that the folder is all that a run needs."""
-    place, part = out / 'tokenizer', out / '.tokenizer'
-    if place.exists():
-        there = tokenizers.read(str(place)).fingerprint
-        if there != tokenizer.fingerprint:
+def _save_tokenizer(tokenizer: Tokenizer, out: pathlib.Path, family: str) -> None:
+    """Saves the tokenizer next to the ids, so that a run needs only this folder."""
+    folder, part = out / 'tokenizer', out / '.tokenizer'
+    if folder.exists():
+        fingerprint = tokenizers.read(str(folder)).fingerprint
+        if fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f'{place}: is tokenizer {there}, not {tokenizer.fingerprint}: remove {out}, or choose '
-                'another folder'
+                f'{folder}: is tokenizer {fingerprint}, not {tokenizer.fingerprint}: remove {out}, '
+                'or choose another folder'
             )
         return
     shutil.rmtree(part, ignore_errors=True)
     try:
         tokenizer.save(part, family)
     except UserError as error:
-        _LOG.info('%s: no copy of the tokenizer is kept: %s', place, error)
+        _LOG.info(f'{folder}: no copy of the tokenizer is kept: {error}')
         return
-    except Exception as error:  # `tokenizers` raises no narrower one where the disk is full
-        reason = ' '.join(str(error).split())
+    except Exception as error:  # `tokenizers` raises no narrower class if the disk is full
         raise Unfinished(
-            f'{place}: cannot be written: {reason}; the same command goes on'
+            f'{folder}: cannot be written: {one_line(error)}; the same command resumes'
         ) from error
-    storage.commit(part, place)
+    storage.commit(part, folder)
 
 
-def _print(prepared: Dataset) -> None:
+def _print_summary(prepared: Dataset) -> None:
+    unit = 'examples' if prepared.record_type == 'examples' else 'documents'
     for split in sources.SPLITS:
         stats = prepared.split(split)
-        many = 'examples' if prepared.record_type == 'examples' else 'documents'
-        parts = [
-            f'{split}: {stats[many]:,} {many}', f'{stats["words"]:,} words',
-            f'{stats["tokens"]:,} tokens', f'{stats["records"]:,} records',
-            f'{len(stats["shards"])} shards',
-        ]  # fmt: skip
+        counts = [f'{stats[name]:,} {name}' for name in (unit, 'words', 'tokens', 'records')]
+        line = f'{split}: {", ".join(counts)}, {len(stats["shards"])} shards'
         if prepared.record_type == 'packed':
-            parts.append(f'rows {stats["fill"]:.1%} full')
+            line += f', rows {stats["fill"]:.1%} full'
         if stats['skipped']:
-            parts.append(f'{stats["skipped"]:,} malformed rows left out')
-        print(', '.join(parts))
+            line += f', {stats["skipped"]:,} malformed rows skipped'
+        print(line)
     print(f'{prepared.path}: hash {prepared.hash}')
 
 

@@ -297,8 +297,8 @@ def test_malformed_rows_are_counted_and_the_first_ones_named(
     with caplog.at_level(logging.INFO, 'lightpaff_jax'):
         prepared = prepare.prepare(c, vocabulary)
     assert [prepared.split(split)['skipped'] for split in sources.SPLITS] == [14, 0, 0]
-    named = [f'left out: row {row}' for row in range(10)]
-    assert caplog.messages == [*named, 'left out of train: 14 malformed rows in all']
+    named = [f'skipped: row {row}' for row in range(10)]
+    assert caplog.messages == [*named, 'train: 14 malformed rows skipped']
 
 
 def test_pairs_need_a_network_with_two_token_types(classify, vocabulary, monkeypatch):

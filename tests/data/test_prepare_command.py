@@ -129,7 +129,7 @@ def test_a_finished_set_that_lacks_its_tokenizer_has_it_again(capsys, given, tmp
 def test_as_many_processes_tokenize_as_are_asked_for(given, monkeypatch, flag, wanted):
     monkeypatch.setattr(prepare, '_cores', lambda: 7)
     options, rest = flags.flags([*given[:3], *flag], ('source', 'tokenizer', 'out', 'workers'))
-    c, _ = prepare._asked(options, rest)
+    c, _ = prepare._configure(options, rest)
     assert c.data.workers == wanted
 
 
@@ -155,7 +155,7 @@ def test_another_set_in_the_folder_is_an_error_that_says_what_differs(
     call(capsys, *given)
     before = corpus.file_digests(tmp_path / 'set')
     line = mistake(capsys, *given, change)
-    assert line.startswith(f'--out={tmp_path}/set: holds another set ({says}')
+    assert line.startswith(f'--out={tmp_path}/set: holds another dataset ({says}')
     assert corpus.file_digests(tmp_path / 'set') == before
 
 
@@ -164,7 +164,7 @@ def test_text_that_changed_is_another_set(capsys, given, place, tmp_path):
     argv = (f'--source=text:{tmp_path}/text', *given[1:])
     call(capsys, *argv)
     (tmp_path / 'text/test.txt').write_text('the dog')
-    assert 'holds another set (made_from.files.test' in mistake(capsys, *argv)
+    assert 'holds another dataset (made_from.files.test' in mistake(capsys, *argv)
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_examples_of_every_kind_are_prepared(capsys, given, tmp_path):
     assert [path.name for path in (tmp_path / 'pairs').iterdir()] == ['tokenizer']
     code, out, err = call(capsys, *table, *pairs, f'--out={tmp_path}/pairs', '--on-error=skip')
     assert code == 0
-    assert err.count('left out: ') == 3
-    assert out.count('3 examples, ') == out.count(', 1 malformed rows left out') == 3
+    assert err.count('skipped: ') == 3
+    assert out.count('3 examples, ') == out.count(', 1 malformed rows skipped') == 3
     made = records.read_manifest(tmp_path / 'pairs')
     assert (made['classes'], made['splits']['train']['pairs']) == (2, 3)
     targets = ('--config.objective=seq2seq', '--config.data.columns=first,second',
@@ -254,7 +254,7 @@ MISTAKES = [
     (('--source=text:{text}', '--out={out}', '--tokenizer={v}x'), 'tokenizer.path = {v}x: no such file'),
     (('--source=text:{text}x', '--out={out}', '--tokenizer={v}'), 'data.path = {text}x: no such path'),
     (('--source=text', '--out={out}', '--tokenizer={v}'), "data.path = '': must be a folder"),
-    (('--source=text:{text}', '--out={text}', '--tokenizer={v}'), '--out={text}: must be empty or what'),
+    (('--source=text:{text}', '--out={text}', '--tokenizer={v}'), '--out={text}: must be empty or hold'),
     (('--source=text:{text}', '--out={v}/vocab.txt', '--tokenizer={v}'), 'vocab.txt: must be a folder'),
     (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--workers=0'), '--workers=0: must be a'),
     (('--source=text:{text}', '--out={out}', '--tokenizer={v}', '--shard-tokens=many'), 'must be a whole'),

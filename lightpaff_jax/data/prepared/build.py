@@ -139,7 +139,7 @@ def _build_split(
     if not writer.shards:
         raise UserError(f'empty corpus: no example for {split}')
     if skipped.count > _LOGGED_ROWS:
-        _LOG.info(f'left out of {split}: {skipped.count} malformed rows in all')
+        _LOG.info(f'{split}: {skipped.count} malformed rows skipped')
     maker.counts |= {'records': writer.records, 'skipped': skipped.count}
     state.save(split, maker.state() | writer.state() | {'done': True})
 
@@ -163,7 +163,7 @@ class _SkippedRows:
     def __call__(self, message: str) -> None:
         self.count += 1
         if self.count <= _LOGGED_ROWS:
-            _LOG.info(f'left out: {message}')
+            _LOG.info(f'skipped: {message}')
 
 
 class _Maker:

@@ -54,7 +54,7 @@ class State:
         changes = differences(content['identity'], self.identity)
         if changes:
             raise UserError(
-                f'{folder}: holds unfinished work of another set ({changes}): remove it, or '
+                f'{folder}: holds unfinished work of another dataset ({changes}): remove it, or '
                 'choose another folder'
             )
         for split, saved in content['splits'].items():

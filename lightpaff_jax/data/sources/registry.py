@@ -79,7 +79,7 @@ def _require(
 
 
 def _stop(message: str) -> None:
-    raise UserError(f"{message} (config.data.on_error = 'skip' leaves such rows out)")
+    raise UserError(f"{message} (config.data.on_error = 'skip' skips such rows)")
 
 
 def _read_files(

@@ -284,7 +284,7 @@ def test_line_that_is_not_utf8_is_reported_or_skipped(tmp_path):
     write_file(tmp_path / 'train.txt', b'good\n\nbad \xe9t\xe9\n\nlast\n')
     c = make_config('text', tmp_path)
     message = f'{tmp_path}/train.txt:3: must be UTF-8, has byte 0xe9: invalid continuation byte'
-    hint = " (config.data.on_error = 'skip' leaves such rows out)"
+    hint = " (config.data.on_error = 'skip' skips such rows)"
     assert read_error(c) == message + hint
     c.data.on_error, skipped = 'skip', []
     read = list(sources.examples(c, 'train', skipped.append))

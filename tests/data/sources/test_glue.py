@@ -6,7 +6,7 @@ from helpers.sources import check_error, make_config, read_error, read_texts, wr
 from lightpaff_jax.data import sources
 from lightpaff_jax.data.sources import Example
 
-HINT = " (config.data.on_error = 'skip' leaves such rows out)"
+HINT = " (config.data.on_error = 'skip' skips such rows)"
 
 
 def glue(folder, **contents):

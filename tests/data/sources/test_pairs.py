@@ -9,7 +9,7 @@ from helpers.sources import make_config, read_texts, write_file, write_files
 from lightpaff_jax.data import sources
 from lightpaff_jax.data.sources import Example
 
-HINT = " (config.data.on_error = 'skip' leaves such rows out)"
+HINT = " (config.data.on_error = 'skip' skips such rows)"
 
 
 # Parallel files.

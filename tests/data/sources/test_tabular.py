@@ -12,7 +12,7 @@ from lightpaff_jax.data import sources
 from lightpaff_jax.data.sources import Example, files
 
 COLUMNS = ('text', 'other', 'mark')
-HINT = " (config.data.on_error = 'skip' leaves such rows out)"
+HINT = " (config.data.on_error = 'skip' skips such rows)"
 ROWS = [('a good one', 'why "so" ?', 'yes'), ('two,\twords ä', '', 'no'), ('"three"', 'x', 'yes')]
 EXPECTED = [
     Example('a good one', 'why "so" ?', 1),
