@@ -1,10 +1,9 @@
 """Texts written by a trained network: the functions, and a command."""
 
-import argparse
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 
 from lightpaff_jax import models, pretrained
 from lightpaff_jax.batch import Batch
+from lightpaff_jax.config import flags
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.models.decoding import Generated, Settings, make_generate
@@ -34,46 +34,22 @@ finished run or a Hugging Face folder with its tokenizer. FILE has one prompt a 
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes are UserErrors, of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument('--model', required=True)
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument('--prompt')
-    given.add_argument('--file')
-    for name, default in (
-        ('max-length', 64), ('min-length', 0), ('beams', 1), ('top-k', 0), ('seed', 0),
-        ('batch-size', 16),
-    ):  # fmt: skip
-        parser.add_argument(f'--{name}', type=int, default=default)
-    for name in ('length-penalty', 'temperature', 'top-p'):
-        parser.add_argument(f'--{name}', type=float, default=1.0)
-    parser.add_argument('--sample', action='store_true')
-    parser.add_argument('--no-early-stop', action='store_false', dest='early_stop')
-    a = parser.parse_args(argv)
-    if a.batch_size < 1:
-        raise UserError(f'--batch-size={a.batch_size}: must be at least 1')
-    if not 0 <= a.seed < 2**31:
-        raise UserError(f'--seed={a.seed}: must be at least 0 and below 2**31')
-    unread = [
-        ('--seed', 'with --sample', a.seed and not a.sample),
-        (
-            '--length-penalty',
-            'by a search, of 2 beams or more',
-            a.beams == 1 and a.length_penalty != 1,
-        ),
-        ('--no-early-stop', 'by a search, of 2 beams or more', a.beams == 1 and not a.early_stop),
-    ]
-    for flag, where, ignored in unread:
-        if ignored:
-            raise UserError(f'{flag}: is read {where}')
-    return a
+FLAGS = {
+    'model': '',
+    'prompt': str,
+    'file': str,
+    'max-length': 64,
+    'min-length': 0,
+    'beams': 1,
+    'length-penalty': 1.0,
+    'no-early-stop': False,
+    'sample': False,
+    'temperature': 1.0,
+    'top-k': 0,
+    'top-p': 1.0,
+    'seed': 0,
+    'batch-size': 16,
+}
 
 
 def texts(
@@ -130,47 +106,53 @@ def texts(
             yield tokenizer.decode_valid(new[new != eos])
 
 
-def _prompts(a: argparse.Namespace) -> list[str]:
-    if a.file is None:
-        return [a.prompt]
+def _read_prompts(file: str) -> list[str]:
     try:
-        text = pathlib.Path(a.file).expanduser().read_text(encoding='utf-8')
+        text = pathlib.Path(file).expanduser().read_text(encoding='utf-8')
     except UnicodeDecodeError as error:
-        raise UserError(f'--file={a.file}: must be UTF-8: {error}') from error
+        raise UserError(f'--file={file}: must be UTF-8: {error}') from error
     except OSError as error:
-        raise UserError(f'--file={a.file}: {error.strerror}') from error
+        raise UserError(f'--file={file}: {error.strerror}') from error
     if not text:
-        raise UserError(f'--file={a.file}: must have at least one line')
-    return text.removesuffix('\n').split('\n')  # a page's end is no line's, nor U+2028
+        raise UserError(f'--file={file}: must have at least one line')
+    return text.removesuffix('\n').split('\n')  # form feeds and U+2028 end no line
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises UserError for a flag that is missing, out of range or would be ignored."""
+    if not options['model']:
+        raise UserError('--model=DIR: must be given')
+    if (options['prompt'] is None) == (options['file'] is None):
+        raise UserError('one of --prompt=TEXT and --file=FILE must be given')
+    if options['batch_size'] < 1:
+        raise UserError(f'--batch-size={options["batch_size"]}: must be at least 1')
+    if not 0 <= options['seed'] < 2**31:
+        raise UserError(f'--seed={options["seed"]}: must be at least 0 and below 2**31')
+    if options['seed'] and not options['sample']:
+        raise UserError('--seed: requires --sample')
+    for flag in ('length-penalty', 'no-early-stop'):
+        if options['beams'] == 1 and options[flag.replace('-', '_')] != FLAGS[flag]:
+            raise UserError(f'--{flag}: requires --beams >= 2')
 
 
 def _run(argv: Sequence[str]) -> None:
-    a = _arguments(argv)
-    prompts = _prompts(a)
-    settings = Settings(**{name: getattr(a, name) for name in Settings._fields})
-    source = pretrained.open('--model', a.model)
+    options = flags.arguments(argv, FLAGS, config=False).options
+    _check_options(options)
+    file = options['file']
+    prompts = [options['prompt']] if file is None else _read_prompts(file)
+    options['early_stop'] = not options['no_early_stop']
+    settings = Settings(**{name: options[name] for name in Settings._fields})
+    source = pretrained.open('--model', options['model'])
     tokenizer = source.tokenizer()
     model, params = source.load()
-    written = texts(
-        model, params, tokenizer, prompts, settings, batch_size=min(a.batch_size, len(prompts)),
-        seed=a.seed,
-    )  # fmt: skip
-    for text in written:
+    size, seed = min(options['batch_size'], len(prompts)), options['seed']
+    for text in texts(model, params, tokenizer, prompts, settings, batch_size=size, seed=seed):
         print(' '.join(text.splitlines()), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints one line a prompt; 2 after one line on stderr for bad input."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or '-h' in argv or '--help' in argv:
-        print(USAGE.strip())
-        return 0 if argv else 2
-    try:
-        _run(argv)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command; returns its exit code."""
+    return flags.execute(_run, USAGE, argv)
 
 
 if __name__ == '__main__':

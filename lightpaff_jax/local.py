@@ -11,6 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from lightpaff_jax.config import flags
+from lightpaff_jax.errors import UserError
+
 USAGE = """
 ./launch/local.sh N COMMAND [ARGUMENT ...]
 
@@ -30,17 +33,20 @@ GRACE, END = 9.0, 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the processes; the exit code."""
+    """Runs the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ('-h', '--help'):
-        print(USAGE.strip())
-        return 0 if argv else 2
+    # The arguments after the first are those of another command, so --help there is not ours.
+    return flags.execute(lambda _: _run(argv), USAGE, argv[:1])
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Runs the processes; returns the exit code of the first that failed, or 0."""
     number, *command = argv
     devices = os.environ.get('DEVICES', '1')
     if not number.isdecimal() or int(number) < 1 or not command:
-        return _mistake(f'{" ".join(argv)}: must be N COMMAND [ARGUMENT ...], N at least 1')
+        raise UserError(f'{" ".join(argv)}: must be N COMMAND [ARGUMENT ...], N at least 1')
     if not devices.isdecimal() or int(devices) < 1:
-        return _mistake(f'DEVICES = {devices}: must be a whole number, at least 1')
+        raise UserError(f'DEVICES = {devices}: must be a whole number, at least 1')
     stop = threading.Event()  # an exception could come between a process and its place in the list
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda *_: stop.set())
@@ -54,17 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             processes.append(process)
             threads += readers
         return _watched(processes, stop)
-    except OSError as error:
-        return _mistake(f'{error.filename}: {error.strerror}')
     finally:
         _end(processes)
         for thread in threads:
             thread.join()
-
-
-def _mistake(text: str) -> int:
-    print(f'error: {text}', file=sys.stderr)
-    return 2
 
 
 def _environment(processes: int, devices: str) -> dict[str, str]:

@@ -1,43 +1,42 @@
-"""One run: `python -m lightpaff_jax.main --config=configs/gpt2_stage1.py:tiny`."""
+"""Trains one network: `python -m lightpaff_jax.main --config=configs/gpt2_stage1.py:tiny`."""
 
 import sys
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax.config import flags, needed
+from lightpaff_jax import check
+from lightpaff_jax.config import flags
 from lightpaff_jax.runtime import distributed
 
 USAGE = """
 python -m lightpaff_jax.main --config=FILE[:PRESET] [--config.KEY=VALUE ...]
 
-Trains one network, from its newest checkpoint where there is one, and writes into
-config.workdir (default: runs/<config name>):
+Trains one network and writes into config.workdir (default: runs/<config name>). It resumes from the
+newest checkpoint there. The workdir then holds:
   result.json        scores, cost, versions        metrics.jsonl   losses by update
   checkpoints/       newest states, verified       timing.jsonl    seconds, tokens/s
   config.json        every key of the run          tensorboard/    the same as curves
-  predictions/       of validation and test, one JSON object an example
+  predictions/       of validation and test, one JSON object per example
 
-Keys, defaults and units: lightpaff_jax/config.py
+Keys, defaults and units: lightpaff_jax/config/__init__.py
 """
 
 
 def run(c: ConfigDict) -> None:
-    """Trains what `c` says, after the runs that it needs, and prints the scores."""
-    needed.check_paths(c, runs=not c.requires)
+    """Trains a network, after the runs that it requires, and prints the scores."""
+    check.check(c, runs=not c.requires)
     from lightpaff_jax.evaluate import scores
-    from lightpaff_jax.train import check, train
+    from lightpaff_jax.train import train
 
-    if c.requires:
-        check(c, runs=False)
     for spec in c.requires:
-        before = flags.parse([f'--config={spec}'])
-        before.data.cache = c.data.cache
-        before.train.compilation_cache = c.train.compilation_cache
+        required = flags.parse([f'--config={spec}'])
+        required.data.cache = c.data.cache
+        required.train.compilation_cache = c.train.compilation_cache
         distributed.log_primary(f'first {spec}')
-        run(before)
+        run(required)
     result = train(c)
-    for split, found in result['scores'].items():
-        distributed.log_primary(f'{split}: {scores.said(found)}')
+    for split, split_scores in result['scores'].items():
+        distributed.log_primary(f'{split}: {scores.said(split_scores)}')
     distributed.log_primary(f'{c.workdir}/result.json')
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config, models, pretrained, sharding, workdir
+from lightpaff_jax import check, config, models, pretrained, sharding, workdir
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.config import flags
 from lightpaff_jax.data import batches, objectives, prepare
@@ -123,6 +123,7 @@ def run(c: ConfigDict) -> None:
     """Compares the networks of `c.teacher.path` and `c.workdir`; writes and prints speed.json."""
     if not c.teacher.path:
         raise UserError("config.teacher.path = '': must be a workdir or a Hugging Face folder")
+    check.check(c, runs=False, devices=())
     comparison = compare(c)
     workdir.write_json(workdir.folder(c) / 'speed.json', comparison)
     distributed.log_primary(json.dumps(comparison, indent=2))

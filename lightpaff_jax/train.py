@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import (
     checkpoint,
-    config,
     distill_step,
     evaluate,
     metrics,
@@ -26,8 +25,7 @@ from lightpaff_jax import (
 )
 from lightpaff_jax import teacher as teacher_lib
 from lightpaff_jax.batch import Shape
-from lightpaff_jax.config import needed, validate
-from lightpaff_jax.data import batches, prepare, sources, tokenizers
+from lightpaff_jax.data import batches, prepare, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import selection
@@ -69,7 +67,6 @@ def train(c: ConfigDict) -> dict:
     Raises:
       UserError: the configuration, its data, its teacher or its workdir does not fit.
     """
-    check(c)
     folder = workdir.folder(c)
     workdir.check_unchanged(c, folder)
     keep_compiled(c.train.compilation_cache)
@@ -205,36 +202,6 @@ def _keep_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, famil
         shutil.rmtree(folder)  # of an attempt that came to nothing
     if not folder.exists():
         storage.publish(folder, lambda temporary: tokenizer.save(temporary, family))
-
-
-def check(c: ConfigDict, runs: bool = True) -> None:
-    """Raises UserError for what can be known before any device works.
-
-    Args:
-      c: the run's configuration.
-      runs: whether the runs that it starts from must be there already.
-    """
-    if c.teacher.layers and not c.teacher.path:
-        raise UserError(
-            "config.teacher.path = '': must be the workdir of a run, as config.teacher.layers is "
-            'given; `python -m lightpaff_jax.recipe` is the command that trains its teacher'
-        )
-    needed.check_paths(c, runs)
-    sources.check(c)
-    if c.data.unlabelled and not c.teacher.path:
-        raise UserError(
-            f'config.data.unlabelled = {",".join(c.data.unlabelled)}: needs a teacher, which alone '
-            'speaks there'
-        )
-    learns_classes = config.OBJECTIVES[c.objective].example_type == 'classes'
-    there = sources.classes(c) if learns_classes else c.student.classes
-    if there != c.student.classes:
-        raise UserError(
-            f'config.student.classes = {c.student.classes}: must be {there}, as many as the '
-            f'examples of source {c.data.source!r} have'
-        )
-    validate.validate(c, jax.device_count(), jax.process_count())
-    networks.kernel(c, 'student', c.student, None, c.student.dropout)
 
 
 def keep_compiled(folder: str) -> None:

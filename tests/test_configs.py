@@ -14,8 +14,9 @@ from lightpaff_jax.recipe import plan
 @pytest.mark.parametrize('spec', RECIPES, ids=name_of)
 def test_every_recipe_and_every_run_of_its_plan_is_valid(spec):
     c = flags.parse([f'--config={spec}'])
+    validate.validate(c)
     for devices in (1, 8):
-        validate.validate(c, devices)
+        validate.check_devices(c, devices)
     assert c.workdir == f'runs/{name_of(spec)}'
     for before in c.requires:
         validate.validate(flags.load(before))
@@ -28,7 +29,8 @@ def test_every_recipe_and_every_run_of_its_plan_is_valid(spec):
         for task in table['tasks'].values():
             assert len(task['students']) >= 4 * len(c.recipe.seeds)
         for run in runs.values():
-            validate.validate(run, 1)
+            validate.validate(run)
+            validate.check_devices(run, 1)
 
 
 @pytest.mark.parametrize('spec', RECIPES, ids=name_of)

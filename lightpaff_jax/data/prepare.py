@@ -8,20 +8,20 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
-from lightpaff_jax.config import flags, needed, validate
+from lightpaff_jax.config import flags, validate
 from lightpaff_jax.data import records, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.prepared import build, compatibility, shards
 from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import Tokenizer, selection
 from lightpaff_jax.errors import Unfinished, UserError, nearest, one_line
-from lightpaff_jax.runtime import interrupts, lock, storage
+from lightpaff_jax.runtime import lock, storage
 
 _LOG = logging.getLogger('lightpaff_jax')
 
@@ -95,104 +95,93 @@ def _open_or_build(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
 USAGE = """
 python -m lightpaff_jax.data.prepare --source=NAME[:PATH] --tokenizer=PATH --out=DIR [OPTION ...]
 
-Makes ids of the text of a source, once, for any number of runs with
---config.data.source=prepared --config.data.path=DIR. Stopped at any moment, the same command goes
-on, to the same files. DIR then holds:
-  manifest.json        where the ids come from, counts, hashes      tokenizer/   its tokenizer
-  train-00000.array_record ..., validation-..., test-...            the ids
+Tokenizes the text of a source once, for any number of runs with
+--config.data.source=prepared --config.data.path=DIR. If it is stopped, the same command resumes and
+writes the same files. DIR then holds:
+  manifest.json        origin of the ids, counts, hashes        tokenizer/   its tokenizer
+  train-00000.array_record ..., validation-..., test-...        the ids
 
   --train-tokenizer=SIZE  instead of --tokenizer: trains a SentencePiece vocabulary on train first
-  --workers=K             processes that tokenize; default: the cores
-  --on-error=skip         leaves malformed rows out and counts them; default: stops at the first
-  --shard-tokens=N        ids a file, about; default: 16777216
-  --config=FILE[:PRESET] a recipe file to take all else from; default: that of config.py
+  --workers=K             processes that tokenize; default: the number of cores
+  --on-error=skip         skips malformed rows and counts them; default: stops at the first
+  --shard-tokens=N        approximate number of ids per file; default: 16777216
+  --config=FILE[:PRESET]  a recipe file to take all other keys from; default: config.default()
   --config.KEY=VALUE      any key: objective, data.length, data.packing, data.held_out, ...
 
-Keys, defaults and units: lightpaff_jax/config.py
+Keys, defaults and units: lightpaff_jax/config/__init__.py
 """
-_FLAGS = ('source', 'tokenizer', 'train-tokenizer', 'out', 'workers', 'on-error', 'shard-tokens')
+_FLAGS = {
+    'source': '',
+    'tokenizer': '',
+    'train-tokenizer': int,
+    'out': '',
+    'workers': int,
+    'on-error': '',
+    'shard-tokens': build.SHARD_TOKENS,
+}
 # Files that can exist before STATE does.
 _FIRST_FILES = ('tokenizer', '.tokenizer', '.lock', records.STATE + storage.PART)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or '-h' in argv or '--help' in argv:
-        print(USAGE.strip())
-        return 0 if argv else 2
+    """Runs the command; returns its exit code."""
+    return flags.execute(_run, USAGE, argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
-        with flags.notes(), interrupts.deliver_sigint_during_gc():
-            _command(argv)
-    except UserError as error:
-        return _ended(str(error), 2)
-    except OSError as error:  # no permission, a file where a folder should be
-        return _ended(f'{error.filename or "file system"}: {error.strerror}', 2)
+        _command(flags.arguments(argv, _FLAGS))
     except KeyboardInterrupt:
-        return _ended('interrupted; the same command goes on where this one stopped', 130)
+        print('error: interrupted; the same command resumes', file=sys.stderr)
+        return 130
     return 0
 
 
-def _ended(line: str, code: int) -> int:
-    print(f'error: {line}', file=sys.stderr)
-    return code
-
-
-def _command(argv: Sequence[str]) -> None:
-    options, rest = _options(argv)
-    shard_tokens = _number(options, 'shard-tokens', build.SHARD_TOKENS)
+def _command(words: flags.Arguments) -> None:
+    options = words.options
+    for name in ('source', 'out'):
+        if not options[name]:
+            raise UserError(f'--{name}: must be given')
+    if bool(options['tokenizer']) == (options['train_tokenizer'] is not None):
+        raise UserError('one of --tokenizer=PATH and --train-tokenizer=SIZE must be given')
+    for name in ('train_tokenizer', 'workers', 'shard_tokens'):
+        if options[name] is not None and options[name] < 1:
+            flag = name.replace('_', '-')
+            raise UserError(f'--{flag}={options[name]}: must be a whole number above 0')
     out = storage.local_folder('--out=', options['out'])
-    c, tokenizer = _configure(options, rest)
+    c, tokenizer = _configure(words)
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with lock.exclusive_lock(out / '.lock'):
         tokenizer = tokenizer or _train_tokenizer(c)
         compatibility.check_tokenizer(c, tokenizer)
         identity = build.identity(c, tokenizer)
-        is_complete = _is_complete(out, identity | {'shard_tokens': shard_tokens})
+        is_complete = _is_complete(out, identity | {'shard_tokens': options['shard_tokens']})
         _save_tokenizer(tokenizer, out, c.student.family)
         if not is_complete:
-            build.build(out, c, tokenizer, identity, shard_tokens)
+            build.build(out, c, tokenizer, identity, options['shard_tokens'])
     _print_summary(Dataset.open(out))
 
 
-def _options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The flags of this command, and the arguments of a configuration."""
-    found, rest = flags.flags(argv, _FLAGS)
-    for name in ('source', 'out'):
-        if name not in found:
-            raise UserError(f'--{name}: must be given')
-    if ('tokenizer' in found) == ('train-tokenizer' in found):
-        raise UserError('one of --tokenizer=PATH and --train-tokenizer=SIZE must be given')
-    return found, rest
-
-
-def _number(options: dict[str, str], name: str, default: int) -> int:
-    text = options.get(name, str(default))
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f'--{name}={text}: must be a whole number above 0')
-    return int(text)
-
-
-def _configure(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, Tokenizer | None]:
-    """Returns the configuration, which is checked, and the tokenizer of --tokenizer."""
-    has_recipe = any(word.startswith('--config=') for word in rest)
+def _configure(words: flags.Arguments) -> tuple[ConfigDict, Tokenizer | None]:
+    """Returns the configuration, checked, and the tokenizer of --tokenizer."""
+    options, has_recipe = words.options, bool(words.spec)
     source, _, path = options['source'].partition(':')
     if source not in config.SOURCES:
         raise UserError(
             f'--source={options["source"]}: must be NAME:PATH with a NAME of '
             f'{", ".join(config.SOURCES)}{nearest(source, list(config.SOURCES))}'
         )
-    c = flags.parse(rest, config.default())
+    c = flags.configuration(words, config.default())
     c.data.source, c.data.path = source, path
     _check_tokenizer_path(c, options, has_recipe)
-    has_workers = any(word.startswith('--config.data.workers') for word in rest)
-    if not has_workers and c.data.workers == config.default().data.workers:
-        c.data.workers = _cores()
-    c.data.workers = _number(options, 'workers', c.data.workers)
-    c.data.on_error = options.get('on-error', c.data.on_error)
-    c.tokenizer.path = options.get('tokenizer', '')
-    if config.SOURCES[source].has_parts or not config.SOURCES[source].has_text:
+    is_set = any(key == 'data.workers' for key, _ in words.changes)
+    default = c.data.workers == config.default().data.workers and not is_set
+    c.data.workers = options['workers'] or (_cores() if default else c.data.workers)
+    c.data.on_error = options['on_error'] or c.data.on_error
+    c.tokenizer.path = options['tokenizer']
+    record = config.SOURCES[source]
+    if record.has_parts or not record.has_text:
         rule = "must have text; of a mixture, prepare each part and mix 'prepared:DIR=WEIGHT'"
         raise UserError(f'--source={source}: {rule}')
     tokenizer = None
@@ -202,24 +191,23 @@ def _configure(options: dict[str, str], rest: list[str]) -> tuple[ConfigDict, To
         c.student.vocab_size = tokenizer.vocab_size if tokenizer else c.student.vocab_size
         _fit_network(c)
     if tokenizer is None:
-        c.student.vocab_size = _number(options, 'train-tokenizer', 0)
+        c.student.vocab_size = options['train_tokenizer']
     validate.validate(c)
-    needed.check_paths(c, runs=False)
+    validate.check_paths(c, runs=False)
     sources.check(c)
     return c, tokenizer
 
 
-def _check_tokenizer_path(c: ConfigDict, options: dict[str, str], has_recipe: bool) -> None:
-    """Raises UserError if a key names another tokenizer than the flags, and would be ignored.
+def _check_tokenizer_path(c: ConfigDict, options: Mapping[str, Any], has_recipe: bool) -> None:
+    """Raises UserError if a key names another tokenizer than the flags: it would be ignored.
 
-    --tokenizer may replace the tokenizer of a recipe.
+    With --tokenizer, the tokenizer of a recipe file is only the default of its runs.
     """
-    path = c.tokenizer.path
-    if path and path != options.get('tokenizer') and not (has_recipe and 'tokenizer' in options):
-        flag = 'tokenizer' if 'tokenizer' in options else 'train-tokenizer'
+    path, flag = c.tokenizer.path, 'tokenizer' if options['tokenizer'] else 'train-tokenizer'
+    if path and path != options['tokenizer'] and not (has_recipe and options['tokenizer']):
         raise UserError(
-            f'--{flag}={options[flag]}: config.tokenizer.path = {path} names another tokenizer, '
-            'must be one of both'
+            f'--{flag}={options[flag.replace("-", "_")]}: config.tokenizer.path = {path} names '
+            'another tokenizer, must be one of both'
         )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from lightpaff_jax import (
+    check,
     config,
     distill_step,
     generate,
@@ -25,7 +25,7 @@ from lightpaff_jax import (
     workdir,
 )
 from lightpaff_jax import teacher as teacher_lib
-from lightpaff_jax.config import flags, needed, validate
+from lightpaff_jax.config import flags, validate
 from lightpaff_jax.data import batches, prepare, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Dataset
@@ -241,50 +241,47 @@ def _writer(c: ConfigDict, mesh: Mesh, student: models.Model, tokenizer: Tokeniz
 USAGE = """
 python -m lightpaff_jax.evaluate --model=DIR --config=FILE[:PRESET] [--out=DIR] [--config.KEY=VALUE ...]
 
-Scores a network on the data of a configuration, as the end of a run of it does, and prints the scores.
+Scores a network on the data of a configuration, exactly as a run does at its end, and prints the
+scores.
 
   --model=DIR   the workdir of a run, or a Hugging Face folder (BERT, GPT-2, BART)
-  --config=...  says the data, the objective, eval and generate; of config.student only the family
-  --out=DIR     gets scores.json and predictions/<split>.jsonl; default: evaluation/ in --model
+  --config=...  the data, the objective, eval and generate; of config.student only the family is read
+  --out=DIR     receives scores.json and predictions/<split>.jsonl; default: evaluation/ in --model
 
-It is compared with the teacher of config.teacher.path; --config.teacher.path= compares with none.
-Keys, defaults and units: lightpaff_jax/config.py
+The network is compared with the teacher in config.teacher.path; --config.teacher.path= compares with
+none. Keys, defaults and units: lightpaff_jax/config/__init__.py
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or '-h' in argv or '--help' in argv:
-        return flags.main(lambda c: None, USAGE, argv)
-    try:
-        options, rest = flags.flags(argv, ('model', 'out'))
-        if 'model' not in options:
-            raise UserError('--model=DIR: must be given')
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    path = options['model']
-    out = options.get('out') or f'{path.rstrip("/")}/evaluation'
-    return flags.main(lambda c: run(c, path, out), USAGE, rest)
+    """Runs the command; returns its exit code."""
+    return flags.main(run, USAGE, argv, {'model': '', 'out': ''})
 
 
-def run(c: ConfigDict, path: str, out: str) -> None:
-    """Scores the network in `path` as `c` says; prints, and writes into `out`.
+def run(c: ConfigDict, model: str, out: str) -> None:
+    """Scores a network; prints the scores and writes them.
+
+    Args:
+      c: the configuration of the task.
+      model: path of the network.
+      out: folder to write into; '' is evaluation/ in `model`.
 
     Raises:
-      UserError: there is no network, or it does not fit the task, its data or its positions.
+      UserError: the network does not exist, or does not fit the task or its data.
     """
-    storage.check_reachable(path)
+    if not model:
+        raise UserError('--model=DIR: must be given')
+    out = out or f'{model.rstrip("/")}/evaluation'
+    validate.validate(c)  # the task; the network replaces its student afterwards
+    storage.check_reachable(model)
     storage.check_reachable(out)
-    source = pretrained.open('--model', path)
+    distributed.sync_devices()
+    source = pretrained.open('--model', model)
     _adopt(c, source)
-    needed.check_paths(c)
-    sources.check(c)
-    validate.validate(c, jax.device_count(), jax.process_count())
+    check.check(c)
     result = _evaluated(c, source, storage.to_path(out))
-    for split, made in result['scores'].items():
-        distributed.log_primary(f'{split}: {scores.said(made)}')
+    for split, split_scores in result['scores'].items():
+        distributed.log_primary(f'{split}: {scores.said(split_scores)}')
     workdir.write_json(storage.to_path(out) / 'scores.json', result)
     distributed.log_primary(f'{out}/scores.json')
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lightpaff_jax import (
+    check,
     config,
     distill_step,
     models,
@@ -24,7 +25,7 @@ from lightpaff_jax import (
     teacher,
     workdir,
 )
-from lightpaff_jax.config import flags, validate
+from lightpaff_jax.config import flags
 from lightpaff_jax.data import batches
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.preflight import hlo
@@ -44,7 +45,7 @@ Ends with 1 where the step does not fit.
   --quick         compiles the step as it is, and searches no larger batch
 
 It needs no data and no weights: the teacher's shape is config.teacher, or that of config.teacher.path
-where this is there. Keys, defaults and units: lightpaff_jax/config.py
+where this is there. Keys, defaults and units: lightpaff_jax/config/__init__.py
 """
 _USED = re.compile(r'Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm')
 _TEMPORARY = re.compile(r'required for HLO temporaries \(([\d.]+)([KMGT])\)')
@@ -65,45 +66,26 @@ class Plan(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code: 1 where the step does not fit."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or '-h' in argv or '--help' in argv:
-        return flags.main(lambda c: None, USAGE, argv)
-    fits = True
+    """Runs the command; returns its exit code: 1 if the step does not fit."""
     jax.config.update('jax_platforms', 'cpu')  # no device is needed, nor waited for
     os.environ |= {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}  # nor the other hosts of a pod
-
-    def run(c: ConfigDict) -> None:
-        nonlocal fits
-        result = preflight(c, options['topology'], options['slices'], largest=not options['quick'])
-        fits = result['fits']
-        distributed.log_primary(said(result))
-        if options['out']:
-            path = pathlib.Path(options['out']).expanduser()
-            text = json.dumps(result, indent=2, allow_nan=False)
-            path.write_text(text + '\n', encoding='utf-8')
-
-    try:
-        options, rest = _options(argv)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    code = flags.main(run, USAGE, rest)
-    return code or int(not fits)
+    return flags.main(run, USAGE, argv, {'topology': '', 'slices': 1, 'out': '', 'quick': False})
 
 
-def _options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    found, rest = flags.flags(argv, ('topology', 'slices', 'out'), ('quick',))
-    if 'topology' not in found:
+def run(c: ConfigDict, topology: str, slices: int, out: str, quick: bool) -> int:
+    """Prints and writes the result; returns 1 if the step does not fit."""
+    if not topology:
         raise UserError('--topology=CHIP:SHAPE: must be given, as v5e:4x4')
-    slices = found.get('slices', '1')
-    if not slices.isdecimal() or not int(slices):
+    if slices < 1:
         raise UserError(f'--slices={slices}: must be a whole number of at least 1')
-    out = found.get('out', '')
-    if out and not pathlib.Path(out).expanduser().absolute().parent.is_dir():
-        raise UserError(f'--out={out}: its folder must be there')
-    return {'topology': found['topology'], 'slices': int(slices), 'out': out,
-            'quick': 'quick' in found}, rest  # fmt: skip
+    path = pathlib.Path(out).expanduser()
+    if out and not path.absolute().parent.is_dir():
+        raise UserError(f'--out={out}: its folder must exist')
+    result = preflight(c, topology, slices, largest=not quick)
+    distributed.log_primary(said(result))
+    if out:
+        path.write_text(json.dumps(result, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+    return int(not result['fits'])
 
 
 def preflight(c: ConfigDict, topology: str, slices: int = 1, largest: bool = True) -> dict:
@@ -122,7 +104,7 @@ def preflight(c: ConfigDict, topology: str, slices: int = 1, largest: bool = Tru
       UserError: the configuration does not fit the slice.
     """
     devices = chips.devices(topology, slices)
-    validate.validate(c, len(devices), len({device.process_index for device in devices}))
+    check.check(c, files=False, devices=devices)
     mesh = sharding.make_mesh(c, devices)
     net = _teacher_network(c)
     plan = compiled(c, mesh, net)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config
+from lightpaff_jax import check, config
 from lightpaff_jax.config import flags, validate
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.recipe import plan
@@ -49,24 +49,26 @@ def run(c: ConfigDict) -> None:
     Raises:
       UserError: a setting is invalid, for the recipe or for one of its runs.
     """
-    import jax
-
+    validate.validate(c)
     _check_settings(c)
     _resolve_teacher(c)
     runs, _ = plan.expand(c)
+    distributed.sync_devices()
+    import jax
+
     # Checked here, so that the message names the key of the recipe and not that of a run.
     for phase in config.PHASES:
         imported = phase == 'teacher_pretrain' and c.teacher.path
         if c.recipe[phase].updates and not imported:
             batch_size = c.recipe[phase].batch_size
             validate.check_batch(f'recipe.{phase}.batch_size', batch_size, c, jax.device_count())
-    from lightpaff_jax import report, train, workdir
-
     for name, r in runs.items():
         try:
-            train.check(r, runs=False)
+            check.check(r, runs=False)
         except UserError as error:
             raise type(error)(f'run {name}: {error}') from error
+
+    from lightpaff_jax import report, workdir
 
     folder = workdir.folder(c)
     record = _execute(c, folder, len(runs))

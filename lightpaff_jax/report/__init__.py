@@ -9,9 +9,9 @@ predictions of a run. The paper's figures are in paper_table.
 import dataclasses
 import html
 import pathlib
-import sys
 from collections.abc import Sequence
 
+from lightpaff_jax.config import flags
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.report import disagreements, paper_table, sweeps
 from lightpaff_jax.report.findings import family_headlines, headlines, speed_sentence
@@ -19,8 +19,6 @@ from lightpaff_jax.report.html_page import Part, render
 from lightpaff_jax.report.plots import learning_curves, overview, sweep_curves, task_plots
 from lightpaff_jax.report.results import Row, read, read_speed, unstable_timings
 from lightpaff_jax.report.tables import Table, main_table, provenance, speed_table
-
-USAGE = 'usage: python -m lightpaff_jax.report WORKDIR'
 
 
 def markdown(table: Table) -> str:
@@ -142,26 +140,20 @@ def _markdown_page(
     return '\n\n'.join(block for block in blocks if block) + '\n'
 
 
+USAGE = """
+python -m lightpaff_jax.report WORKDIR
+
+Writes report.md and report.html into the workdir of a recipe, and prints the table of results.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes a report and prints its tables.
+    """Runs the command; returns its exit code."""
+    return flags.execute(_run, USAGE, argv)
 
-    Args:
-      argv: arguments of the command; None reads sys.argv.
 
-    Returns:
-      The exit code: 0, or 2 after one line on stderr if an argument or a file is invalid.
-    """
-    argv = sys.argv[1:] if argv is None else argv
+def _run(argv: Sequence[str]) -> None:
     if len(argv) != 1 or argv[0].startswith('-'):
-        print(USAGE, file=sys.stderr)
-        return 2
-    try:
-        print(write(pathlib.Path(argv[0])))
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f'error: {error.filename or argv[0]}: {error.strerror or error}', file=sys.stderr)
-        return 2
+        raise UserError(f'{" ".join(argv)}: must be WORKDIR, the workdir of a recipe')
+    print(write(pathlib.Path(argv[0])))
     print(f'wrote {argv[0]}/report.md and report.html')
-    return 0

@@ -27,6 +27,7 @@ _LOOK, _GRACE, _LEAVE = 0.5, 1.5, 5.0
 _ROOT = 'lightpaff_jax'
 _calls = itertools.count()
 _watch: '_Watch | None' = None
+_synced = False
 
 
 def process_count() -> int:
@@ -73,15 +74,17 @@ def initialize() -> None:
 
 
 def sync_devices() -> None:
-    """Connects the devices of all processes, at a moment when all are here.
+    """Connects the devices of all processes; the first call needs all processes at the same time.
 
     On CPUs this has a limit of 30 s, which processes that prepare data for minutes would pass.
 
     Raises:
       UserError: the processes have different devices.
     """
-    if process_count() == 1:
+    global _synced
+    if process_count() == 1 or _synced:
         return
+    _synced = True
     import jax
     from jax.experimental import multihost_utils
 

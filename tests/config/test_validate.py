@@ -5,16 +5,21 @@ import math
 import pytest
 
 from lightpaff_jax import config
-from lightpaff_jax.config import needed, validate
+from lightpaff_jax.config import validate
 from lightpaff_jax.errors import MissingPaths, UserError
 
 
 def test_the_default_is_valid_on_devices_that_divide_its_batch():
     validate.validate(config.default())
     for devices in (1, 2, 4, 8):
-        validate.validate(config.default(), devices)
+        validate_for(config.default(), devices)
     with pytest.raises(UserError, match=r'data\.batch_size = 8: must be a multiple'):
-        validate.validate(config.default(), 3)
+        validate_for(config.default(), 3)
+
+
+def validate_for(c, devices):
+    validate.validate(c)
+    validate.check_devices(c, devices)
 
 
 NAN, INF = math.nan, math.inf
@@ -33,30 +38,30 @@ BAD = [
     ('teacher.dtype', 'float16', "'float16': must be one of auto, float32, bfloat16; did you mean bfloat16?"),
     ('student.family', 'bert', "objective = 'clm': must be one of mlm, classify for family 'bert'; did you mean mlm?"),
     ('student.family', 'mass', '''student.decoder_layers = 0: must be at least 1 for family 'mass' '''.strip()),
-    ('student.decoder_layers', 1, '1: is of MASS alone'),
-    ('student.head', 'none', "'none': is of BERT alone; others have 'lm'"),
+    ('student.decoder_layers', 1, "1: is only read for family 'mass'"),
+    ('student.head', 'none', "'none': must be 'lm' for family 'gpt2'"),
     ('student.head', 'lms', "'lms': must be one of lm, classify, pretraining, none; did you mean lm?"),
-    ('student.classes', 2, "2: is read for head 'classify'"),
+    ('student.classes', 2, "2: is only read for head 'classify'"),
     ('student.activation', 'gelu_new', "'gelu_new': must be one of gelu, relu; did you mean gelu?"),
     ('student.tied', 'both', "'both': must be one of all, decoder, none"),
     ('student.type_vocab_size', 0, '0: must be at least 1'),
-    ('student.init', 'teacher_layers', 'teacher_layers: needs a teacher.path'),
-    ('student.init_layers', (1,), "(1,): is read for student.init 'teacher_layers'"),
+    ('student.init', 'teacher_layers', 'teacher_layers: requires teacher.path'),
+    ('student.init_layers', (1,), "(1,): is only read for student.init 'teacher_layers'"),
     ('objective', 'cml', "'cml': must be one of clm for family 'gpt2'; did you mean clm?"),
     ('data.view', 'topics', "'topics': must be one of text, topic, pairs, summary; did you mean topic?"),
     ('data.view', 'topic', "'topic': must be one of text for objective 'clm'"),
-    ('data.target_length', 8, "8: is read for objective 'mass' or 'seq2seq'"),
+    ('data.target_length', 8, "8: is only read for objective 'mass' or 'seq2seq'"),
     ('data.source', 'SST2', "'SST2': must be one of pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, mixture, prepared; did you mean sst2?"),
-    ('data.path', 'x', 'x: is not read from \'pydocs\''),
-    ('data.files', ('train=a',), "('train=a',): is not read from 'pydocs'"),
-    ('data.held_out', 0.1, "0.1: is not read from 'pydocs'"),
+    ('data.path', 'x', 'x: is not read for source \'pydocs\''),
+    ('data.files', ('train=a',), "('train=a',): is not read for source 'pydocs'"),
+    ('data.held_out', 0.1, "0.1: is not read for source 'pydocs'"),
     ('data.held_out', 0.5, '0.5: must be at least 0 and below 0.5'),
     ('data.documents', 'lines', "'lines': must be one of blank, line, file; did you mean line?"),
     ('data.detokenize', 'wiki', "'wiki': must be one of none, wikitext, ptb; did you mean wikitext?"),
     ('data.on_error', 'ignore', "'ignore': must be one of stop, skip"),
     ('data.classes', -1, '-1: must be at least 0'),
     ('data.packing', 'best', "'best': must be one of contiguous, best_fit; did you mean best_fit?"),
-    ('data.buckets', (64, 128), "64,128: is read for objective 'classify' or 'seq2seq'"),
+    ('data.buckets', (64, 128), "64,128: is only read for objective 'classify' or 'seq2seq'"),
     ('data.workers', 0, '0: must be at least 1'),
     ('eval.stride', -1, '-1: must be at least 0 and at most data.length = 128'),
     ('eval.stride', 129, '129: must be at least 0 and at most data.length = 128'),
@@ -79,9 +84,9 @@ BAD = [
     ('optim.warmup', -1, '-1: must be at least 0'),
     ('optim.warmup', 2**31, '2147483648: must be below 2**31'),
     ('train.updates', 2**31, '2147483648: must be below 2**31'),
-    ('data.mask_rate', 0.3, "0.3: is read for objective 'mlm'"),
-    ('data.whole_words', True, "True: is read for objective 'mlm'"),
-    ('data.span_rate', 0.3, "0.3: is read for objective 'mass'"),
+    ('data.mask_rate', 0.3, "0.3: is only read for objective 'mlm'"),
+    ('data.whole_words', True, "True: is only read for objective 'mlm'"),
+    ('data.span_rate', 0.3, "0.3: is only read for objective 'mass'"),
     ('optim.b1', 1.0, '1.0: must be in [0, 1)'),
     ('optim.b2', -0.1, '-0.1: must be in [0, 1)'),
     ('optim.eps', 0.0, '0.0: must be above 0 and finite'),
@@ -111,8 +116,8 @@ BAD = [
     ('mesh.tensor', -1, '-1: must be at least 1'),
     ('mesh.fsdp', 3, 'mesh = (data -1, fsdp 3, tensor 1): fsdp x tensor must divide the number of devices = 8'),
     ('mesh.data', 16, 'mesh = (data 16, fsdp 1, tensor 1): the product must be at most the number of devices = 8'),
-    ('recipe.seeds', (), '(): must name at least one seed, none twice'),
-    ('recipe.seeds', (1, 2, 1), '1,2,1: must name at least one seed, none twice'),
+    ('recipe.seeds', (), '(): must name at least one seed, and none twice'),
+    ('recipe.seeds', (1, 2, 1), '1,2,1: must name at least one seed, and none twice'),
     ('recipe.seeds', (0, -1), '0,-1: must be at least 0 and below 2**31'),
     ('recipe.teacher_pretrain.updates', 0, '0: must be at least 1'),
     ('recipe.teacher_finetune.peak_lr', NAN, 'nan: must be above 0 and finite'),
@@ -120,15 +125,15 @@ BAD = [
     ('recipe.student_finetune.temperature', 0.0, '0.0: must be above 0 and finite'),
     ('recipe.student_finetune.warmup', -1, '-1: must be at least 0'),
     ('recipe.student_finetune.batch_size', 0, '0: must be at least 1'),
-    ('recipe.tasks', ('a.py', 'a.py'), 'a.py,a.py: must name none twice'),
+    ('recipe.tasks', ('a.py', 'a.py'), 'a.py,a.py: must name no task twice'),
     ('recipe.student_finetune.sweep_peak_lr', (1e-3, 0.0), '0.0: must be above 0 and finite'),
-    ('recipe.student_finetune.sweep_peak_lr', (1e-3, 1e-3), '0.001,0.001: has one twice'),
+    ('recipe.student_finetune.sweep_peak_lr', (1e-3, 1e-3), '0.001,0.001: must not repeat a value'),
     ('recipe.student_finetune.sweep_lambda', (0.5, 1.5), '1.5: must be in [0, 1]'),
     ('eval.metric', 'bleu', "'bleu': must be one of perplexity for objective 'clm'"),
     ('generate.beams', 0, '0: must be at least 1'),
     ('generate.max_length', 4000, '4000: must be at most student.positions = 128'),
     ('generate.length_penalty', NAN, 'nan: must be finite'),
-    ('data.unlabelled', ('text:x',), "text:x: is read for objective 'classify'"),
+    ('data.unlabelled', ('text:x',), "text:x: is only read for objective 'classify'"),
 ]  # fmt: skip
 
 
@@ -139,7 +144,7 @@ def test_a_bad_value_is_named_with_its_key_and_its_rule(key, value, message):
     if ' = ' not in message.partition(':')[0]:
         message = f'{key} = {message}'
     with pytest.raises(UserError) as error:
-        validate.validate(c, 8)
+        validate_for(c, 8)
     assert str(error.value) == f'config.{message}'
 
 
@@ -156,7 +161,7 @@ def test_the_rule_of_the_batch_counts_micro_steps_and_devices():
     validate.validate(c)
     message = 'config.data.batch_size = 100: must be a multiple of grad_accum_steps x devices = 32'
     with pytest.raises(UserError) as error:
-        validate.validate(c, 8)
+        validate_for(c, 8)
     assert str(error.value) == message
 
 
@@ -164,10 +169,10 @@ def test_devices_of_one_matrix_product_share_their_examples():
     c = config.default()
     c.mesh.tensor, c.data.batch_size = 4, 2
     c.eval.batch_size, c.student.heads = 6, 4
-    validate.validate(c, 8)
+    validate_for(c, 8)
     c.mesh.tensor = 1
     with pytest.raises(UserError, match=r'data\.batch_size = 2: must be a multiple'):
-        validate.validate(c, 8)
+        validate_for(c, 8)
 
 
 @pytest.mark.parametrize('name', ['student', 'teacher'])
@@ -175,12 +180,12 @@ def test_heads_that_devices_share_must_divide(name):
     c = config.default()
     c.mesh.tensor, c.student.heads = 4, 4
     c.teacher.update({'layers': 2, 'heads': 4})
-    validate.validate(c, 8)
+    validate_for(c, 8)
     c[name].heads = 2
     with pytest.raises(UserError, match=rf'mesh\.tensor = 4: must divide {name}\.heads = 2'):
-        validate.validate(c, 8)
+        validate_for(c, 8)
     c.mesh[name] = ('fsdp',)
-    validate.validate(c, 8)
+    validate_for(c, 8)
 
 
 def test_teacher_and_student_must_share_a_vocabulary():
@@ -198,7 +203,7 @@ def test_a_source_of_files_needs_their_folder(source):
     c = config.default()
     c.data.source = source
     with pytest.raises(UserError) as error:
-        needed.check_paths(c)
+        validate.check_paths(c)
     assert str(error.value) == f"config.data.path = '': must be a folder for source '{source}'"
 
 
@@ -207,7 +212,7 @@ SOURCE_RULES = [
     ({'source': 'table', 'columns': tuple('abcd')}, 'data.columns = a,b,c,d: must be at most 3'),
     ({'source': 'text', 'columns': tuple('ab')}, 'data.columns = a,b: must be at most 1'),
     ({'source': 'mixture'}, "data.mixture = (): must not be empty for source 'mixture'"),
-    ({'source': 'text', 'suffixes': ('en', 'de')}, "data.suffixes = ('en', 'de'): is not read from 'text'"),
+    ({'source': 'text', 'suffixes': ('en', 'de')}, "data.suffixes = ('en', 'de'): is not read for source 'text'"),
 ]  # fmt: skip
 
 
@@ -232,13 +237,13 @@ def classifier():
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [
-        ('buckets', (64, 32, 128), '64,32,128: must rise from at least 4'),
-        ('buckets', (2, 128), '2,128: must rise from at least 4'),
+        ('buckets', (64, 32, 128), '64,32,128: must increase and begin with at least 4'),
+        ('buckets', (2, 128), '2,128: must increase and begin with at least 4'),
         ('buckets', (32, 64), '32,64: must end with data.length = 128'),
         (
             'packing',
             'best_fit',
-            "best_fit: is read for objective 'clm' or 'mlm' or 'mass'",
+            "best_fit: is only read for objective 'clm' or 'mlm' or 'mass'",
         ),
     ],
 )
@@ -268,7 +273,7 @@ def test_an_objective_accepts_its_example_type_or_documents(source, example_type
             continue
         with pytest.raises(UserError) as error:
             validate.validate(c)
-        rule = f'has {example_type}, which objective {name!r} does not learn from'
+        rule = f'has {example_type}; objective {name!r} requires {objective.example_type}'
         assert str(error.value) == f'config.data.source = {source!r}: {rule}'
 
 
@@ -286,7 +291,7 @@ def test_every_path_that_is_not_there_is_named_in_one_line(tmp_path):
     c.data.source, c.data.path, c.student.init = 'text', str(tmp_path), 'runs/a'
     c.teacher.path, c.tokenizer.path, c.tokenizer.text = 'runs/b', 'c.model', 'd'
     with pytest.raises(MissingPaths) as error:
-        needed.check_paths(c)
+        validate.check_paths(c)
     named = [part.partition(':')[0] for part in str(error.value).split('; ')]
     assert sorted(named) == [
         'config.student.init = runs/a',

@@ -128,8 +128,7 @@ def test_a_finished_set_that_lacks_its_tokenizer_has_it_again(capsys, given, tmp
                                               (['--config.data.workers=3'], 3)])  # fmt: skip
 def test_as_many_processes_tokenize_as_are_asked_for(given, monkeypatch, flag, wanted):
     monkeypatch.setattr(prepare, '_cores', lambda: 7)
-    options, rest = flags.flags([*given[:3], *flag], ('source', 'tokenizer', 'out', 'workers'))
-    c, _ = prepare._configure(options, rest)
+    c, _ = prepare._configure(flags.arguments([*given[:3], *flag], prepare._FLAGS))
     assert c.data.workers == wanted
 
 

@@ -124,7 +124,7 @@ MISTAKES = {
     ),
     'an unknown flag': (
         ['--model=runs/text', '--config=small.py:text', '--modle=x'],
-        "argument '--modle=x': must be one of --model, --out, --config; did you mean --model?",
+        "argument '--modle=x': must be one of --model, --out, --config, --config.KEY; did you mean --model?",
     ),
     'a flag without its value': (
         ['--config=small.py:text', '--model'], "argument '--model': must be followed by a value",

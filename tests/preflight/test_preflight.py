@@ -177,8 +177,8 @@ def test_another_failure_of_the_compiler_is_one_line():
         (['--topology=v5e'], 'must be CHIP:SHAPE'),
         (['--topology=v5e:2x2', '--slices=0'], '--slices=0: must be a whole number'),
         (['--topology=v5e:2x2', '--topology=v4:2x2'], 'must be given once'),
-        (['--topology=v5e:2x2', '--quick=yes'], '--quick: has no value'),
-        (['--topology=v5e:2x2', '--out=/nowhere/x.json'], 'its folder must be there'),
+        (['--topology=v5e:2x2', '--quick=yes'], '--quick: takes no value'),
+        (['--topology=v5e:2x2', '--out=/nowhere/x.json'], 'its folder must exist'),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, capsys):

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
-from lightpaff_jax.config import needed
+from lightpaff_jax.config import validate
 from lightpaff_jax.data import records
 from lightpaff_jax.data.sources import decontaminate, registry, specs, splits
 from lightpaff_jax.data.sources.decontaminate import MIN_SENTENCE_WORDS, OverlapIndex
@@ -197,7 +197,7 @@ def check(c: ConfigDict) -> None:
     for key in ('decontaminate', 'unlabelled'):
         for part, entry in zip(_parts(c, key), c.data[key], strict=True):
             with specs.name_entry(key, entry):
-                needed.check_folder(part.c)
+                validate.check_data_path(part.c)
                 _source(part.c).check(part.c)
 
 
@@ -275,7 +275,7 @@ def _mixture_identity(c: ConfigDict, wanted: Sequence[str]) -> dict[str, Any]:
 def _check_mixture(c: ConfigDict) -> None:
     for (part, _), entry in zip(parts(c), c.data.mixture, strict=True):
         with specs.name_entry('mixture', entry):
-            needed.check_folder(part)
+            validate.check_data_path(part)
             check(part)
 
 

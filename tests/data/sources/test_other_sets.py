@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import corpus
 
-from lightpaff_jax import config, train
+from lightpaff_jax import check, config
 from lightpaff_jax.config import validate
 from lightpaff_jax.data import prepare, sources
 from lightpaff_jax.data.sources import decontaminate, specs
@@ -212,8 +212,8 @@ def test_a_value_of_a_set_s_own_is_checked(key, query, says):
 @pytest.mark.parametrize(
     ('entry', 'says'),
     [
-        ('parallel:x?suffixes=en', "must be two marks in names of files for source 'parallel'"),
-        ('parallel:x?suffixes=en,EN', "must be two marks in names of files for source 'parallel'"),
+        ('parallel:x?suffixes=en', "must be two different suffixes for source 'parallel'"),
+        ('parallel:x?suffixes=en,EN', "must be two different suffixes for source 'parallel'"),
         ('pydocs?view=txt', "config.data.view = 'txt': must be one of text, topic, pairs, summary"),
         ('table:x?columns=0,1,', 'config.data.columns = 0,1,: must name the column of the class'),
     ],
@@ -307,11 +307,11 @@ def _alone(c):
 
 def test_unlabelled_text_needs_a_teacher_and_classes(mr, sst2):
     c = polarity(mr, unlabelled=(f'sst2:{sst2}?held_out=0.05',))
-    with pytest.raises(UserError, match=r'data.unlabelled = sst2:.*: needs a teacher, which alone'):
-        train.check(c)
+    with pytest.raises(UserError, match=r'data.unlabelled = sst2:.*: requires a teacher'):
+        check.check(c)
     c.objective, c.student.head, c.student.classes = 'mlm', 'lm', 0
     with pytest.raises(
-        UserError, match=r"data.unlabelled = sst2:.*: is read for objective 'classify'"
+        UserError, match=r"data.unlabelled = sst2:.*: is only read for objective 'classify'"
     ):
         validate.validate(c)
 
