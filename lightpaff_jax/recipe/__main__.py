@@ -51,9 +51,9 @@ def run(c: ConfigDict) -> None:
     """
     validate.validate(c)
     _check_settings(c)
+    distributed.sync_devices()
     _resolve_teacher(c)
     runs, _ = plan.expand(c)
-    distributed.sync_devices()
     import jax
 
     # Checked here, so that the message names the key of the recipe and not that of a run.

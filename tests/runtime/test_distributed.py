@@ -104,6 +104,7 @@ from lightpaff_jax.runtime import cluster, distributed
 cluster.WAIT_BY_HAND, cluster.SILENCE = 4, 8
 
 def run(c):
+    distributed.sync_devices()
     import jax, numpy
     from jax.experimental import multihost_utils
     from lightpaff_jax import checkpoint
