@@ -59,7 +59,7 @@ def ours(c, dense: bool):
     mesh = sharding.make_mesh(c, jax.devices()[:1])
     student = networks.student(c)
     teacher = networks.teacher(c, c.teacher)
-    rule = optimizer.make(c)
+    rule = optimizer.make(c.optim)
     places = distill_step.state_shardings(c, mesh, student, rule)
     state = jax.device_put(distill_step.init_state(student, rule, 0), places)
     dtype = networks.teacher_dtype(c)

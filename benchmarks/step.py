@@ -53,7 +53,7 @@ def flops(c) -> float:
 def parts(c) -> dict:
     """What a step is made of -> (a call of it alone, FLOPs of its matrix products)."""
     student, teacher = networks.student(c), networks.teacher(c, c.teacher)
-    rule = optimizer.make(c)
+    rule = optimizer.make(c.optim)
     state = distill_step.init_state(student, rule, 0)
     frozen = teacher.init(jax.random.key(1))
     frozen = jax.tree.map(lambda x: x.astype(networks.teacher_dtype(c)), frozen)

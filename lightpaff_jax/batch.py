@@ -1,4 +1,4 @@
-"""The Batch: what data/ makes and models/ read. Fixed shapes, arrays only."""
+"""Batches: arrays of fixed shapes that data/ makes and models/ read."""
 
 import dataclasses
 from typing import NamedTuple
@@ -8,48 +8,52 @@ from jaxtyping import Array, Float, Int
 
 
 class Shape(NamedTuple):
-    """Lengths of one example."""
+    """Lengths of one example.
+
+    Attributes:
+      tokens: T, input length of the stack that predicts: the decoder of an encoder-decoder.
+      predicted: P, number of predicted positions.
+      source: S, input length of the encoder of an encoder-decoder; 0 for other families.
+    """
 
     tokens: int
-    """T, read by the stack whose features are predicted from."""
     predicted: int
-    """P, predicted positions."""
     source: int = 0
-    """S, read by the encoder of an encoder-decoder."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One batch, or one of its micro-batches; B sequences, T tokens, P predicted positions.
+    """A batch or micro-batch: B sequences of T tokens, with P predicted positions each.
 
-    On the way to the step every array has one more leading axis, M micro-batches. A field that
-    is None is nowhere in the compiled program.
+    The step receives every array with a leading axis of M micro-batches. A field that is None does
+    not exist in the compiled program.
+
+    Attributes:
+      tokens: input ids, in an encoder-decoder those of the decoder.
+      labels: id or class of each predicted position; -1 if unlabelled: the student learns only from
+        the teacher there.
+      weights: weight of each predicted position in the loss; 0 on padding.
+      positions: indices of the predicted positions; None predicts all (P = T).
+      segments: a position attends to its own segment only; 0 is padding. None is a single segment.
+      type_ids: token types, 0 in the first text of a pair and 1 in the second; None is 0.
+      position_ids: rows of the position table; None is 0 ... T-1.
+      source: input ids of the encoder of an encoder-decoder.
+      source_segments: segments of the source. A target position attends to its own segment of the
+        source, or to all of the source but 0 if `segments` is None. None has no padding.
+      source_position_ids: rows of the encoder's position table; None is 0 ... S-1.
     """
 
     tokens: Int[Array, '*m B T']
-    """Input ids; of an encoder-decoder, the decoder's."""
     labels: Int[Array, '*m B P']
-    """Id or class to predict at each predicted position; -1: no label, only the teacher speaks."""
     weights: Float[Array, '*m B P']
-    """Weight of each predicted position in the loss; 0 on padding."""
     positions: Int[Array, '*m B P'] | None = None
-    """Which positions are predicted; None: every one (P = T)."""
-    lambda_: Float[Array, '*m B'] | None = None
-    """Weight of the teacher for each example; None: the configuration's."""
     segments: Int[Array, '*m B T'] | None = None
-    """A position attends to those of its own segment; padding is 0. None: all are one segment."""
     type_ids: Int[Array, '*m B T'] | None = None
-    """Token types: 0 in the first text of a pair, 1 in the second; None: 0."""
     position_ids: Int[Array, '*m B T'] | None = None
-    """Rows of the position table; None: 0 ... T-1."""
     source: Int[Array, '*m B S'] | None = None
-    """Ids that the encoder of an encoder-decoder reads."""
     source_segments: Int[Array, '*m B S'] | None = None
-    """Of the source, as `segments`. A target position attends to its own segment of the source; where
-    `segments` is None, to all that is not 0. None: no padding."""
     source_position_ids: Int[Array, '*m B S'] | None = None
-    """Rows of the encoder's position table; None: 0 ... S-1."""
 
     @property
     def shape(self) -> Shape:

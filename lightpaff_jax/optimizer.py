@@ -1,17 +1,17 @@
-"""AdamW with warm-up, decay of the learning rate, clipping, and a decay mask."""
+"""AdamW with warm-up, decay of the learning rate, gradient clipping and a decay mask."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 
 class Hyperparameters(NamedTuple):
-    """Arguments of a step that differ between the runs of a recipe: these share one program."""
+    """Arguments of the step that differ between runs of a recipe, which share one program."""
 
     seed: np.int32
     peak_lr: np.float32
@@ -20,39 +20,56 @@ class Hyperparameters(NamedTuple):
 
 
 def hyperparameters(c: ConfigDict) -> Hyperparameters:
-    """Those of a run."""
-    o = c.optim
+    """Returns the hyperparameters of a run."""
     return Hyperparameters(
-        np.int32(c.seed), np.float32(o.peak_lr), np.int32(o.warmup), np.int32(c.train.updates)
+        np.int32(c.seed),
+        np.float32(c.optim.peak_lr),
+        np.int32(c.optim.warmup),
+        np.int32(c.train.updates),
     )
 
 
-def learning_rate(c: ConfigDict, k: Hyperparameters, step) -> Float[Array, '']:
-    """Linear warm-up to the peak, then `optim.schedule` down to `optim.final_lr` of it."""
+def learning_rate(
+    optim: ConfigDict, hyperparameters: Hyperparameters, step: int | Int[Array, '']
+) -> Float[Array, '']:
+    """Returns the learning rate of an update.
+
+    It rises linearly to the peak, then falls by `optim.schedule` to `optim.final_lr` times the peak.
+    """
+    _, peak_lr, warmup, updates = hyperparameters
     step = jnp.asarray(step, jnp.float32)
-    done = jnp.clip((step - k.warmup) / jnp.maximum(1, k.updates - k.warmup), 0, 1)
-    left = {
-        'linear': lambda: 1 - done,
-        'cosine': lambda: (1 + jnp.cos(jnp.pi * done)) / 2,
+    progress = jnp.clip((step - warmup) / jnp.maximum(1, updates - warmup), 0, 1)
+    decay = {
+        'linear': lambda: 1 - progress,
+        'cosine': lambda: (1 + jnp.cos(jnp.pi * progress)) / 2,
         'constant': lambda: jnp.ones(()),
-    }[c.optim.schedule]()
-    # The first update already moves: update n of the warm-up has (n + 1) / warmup of the peak.
-    rising = (step + 1) / jnp.maximum(1, k.warmup)
-    final = c.optim.final_lr
-    return k.peak_lr * jnp.where(step < k.warmup, rising, final + (1 - final) * left)
+    }[optim.schedule]()
+    # Update n of the warm-up has (n + 1) / warmup of the peak, so the first one has an effect.
+    rise = (step + 1) / jnp.maximum(1, warmup)
+    final = optim.final_lr
+    return peak_lr * jnp.where(step < warmup, rise, final + (1 - final) * decay)
 
 
-def make(c: ConfigDict) -> optax.GradientTransformation:
-    """The update rule of `config.optim` at a learning rate of 1; its state is float32."""
-    o = c.optim
+def make(optim: ConfigDict) -> optax.GradientTransformation:
+    """Returns the update rule at a learning rate of 1; its state is float32."""
     adamw = optax.adamw(
-        1.0, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=decay_mask
+        1.0,
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        mask=decay_mask,
     )
-    return optax.chain(optax.clip_by_global_norm(o.clip_norm), adamw) if o.clip_norm else adamw
+    if not optim.clip_norm:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)
 
 
-def decay_mask(params):
-    """True for matrices; biases and norms do not decay. Stacked biases are known by name."""
+def decay_mask(params: Any) -> Any:
+    """Returns True for matrices; biases and norms do not decay.
+
+    Names decide, because stacked biases are matrices too.
+    """
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key in ('kernel', 'table'), params
     )

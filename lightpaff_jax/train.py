@@ -80,7 +80,7 @@ def train(c: ConfigDict) -> dict:
         student = networks.student(c)
         network = None if inputs.teacher is None else inputs.teacher.model
         teacher_params = None if inputs.teacher is None else inputs.teacher.params
-        rule = optimizer.make(c)
+        rule = optimizer.make(c.optim)
         step = distill_step.make_step(c, mesh, student, network, rule)
         evaluation = evaluate.make(
             c, mesh, student, inputs.teacher, inputs.prepared, inputs.tokenizer

@@ -75,7 +75,7 @@ class Run:
         shape = config.network(layers=3, width=48, heads=4, ffn=96, vocab_size=VOCAB)
         shape.update(NETWORKS[kind])
         self.teacher = models.build(shape) if with_teacher else None
-        self.rule = optimizer.make(c)
+        self.rule = optimizer.make(c.optim)
         places = distill_step.state_shardings(c, self.mesh, self.student, self.rule)
         self.state = jax.device_put(
             distill_step.init_state(self.student, self.rule, c.seed), places

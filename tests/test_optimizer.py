@@ -12,7 +12,7 @@ from lightpaff_jax import config, models, optimizer
 
 def schedule(c):
     """The learning rate of an update, counted from 0."""
-    return functools.partial(optimizer.learning_rate, c, optimizer.hyperparameters(c))
+    return functools.partial(optimizer.learning_rate, c.optim, optimizer.hyperparameters(c))
 
 
 def configured(**changes):
@@ -45,7 +45,7 @@ def test_matrices_decay_and_biases_and_norms_do_not():
     c = configured(weight_decay=0.5, schedule='constant', warmup=0)
     params = models.build(c.student).init(jax.random.key(0))
     params = jax.tree.map(jnp.ones_like, params)
-    rule = optimizer.make(c)
+    rule = optimizer.make(c.optim)
     updates, _ = rule.update(jax.tree.map(jnp.zeros_like, params), rule.init(params), params)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         expected = -0.5 if path[-1].key in ('kernel', 'table') else 0.0
@@ -55,7 +55,7 @@ def test_matrices_decay_and_biases_and_norms_do_not():
 def test_a_long_gradient_is_clipped_and_a_short_one_is_not():
     # Without momentum AdamW's update depends on the direction alone, so look at the moments.
     c = configured(clip_norm=1.0, b1=0.0)
-    rule = optimizer.make(c)
+    rule = optimizer.make(c.optim)
     params = {'kernel': jnp.zeros((2, 2))}
     for scale, norm in ((10.0, 1.0), (0.1, 0.2)):
         gradient = {'kernel': jnp.full((2, 2), scale)}

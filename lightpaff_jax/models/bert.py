@@ -9,26 +9,30 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
+from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.models import attention, layers
-from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm
+from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm, output
 
 _EPSILON = 1e-12
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
 class BERT(nnx.Module):
-    """Embeddings and blocks, then what the head needs: the transform of the masked-LM head (its
-    matrix is the token embedding), the pooler of the classifier, both, or neither.
+    """Embeddings, blocks, and the layers that the head needs.
+
+    The masked-LM head has a transform and the token embedding as its matrix. The classifier has a
+    pooler and a matrix. The head 'pretraining' has both, 'none' has a pooler only.
     """
 
-    def __init__(self, c, padded_vocab: int, rngs: nnx.Rngs):
+    def __init__(self, c: ConfigDict, padded_vocab: int, rngs: nnx.Rngs):
         std = layers.initial_std(c.width)
-        self.token_embedding = layers.Embedding(padded_vocab, c.vocab_size, c.width, std, rngs)
-        self.position_embedding = layers.Embedding(c.positions, c.positions, c.width, std, rngs)
-        self.type_embedding = layers.Embedding(
-            c.type_vocab_size, c.type_vocab_size, c.width, std, rngs
-        )
+        embedding = functools.partial(layers.Embedding, width=c.width, std=std, rngs=rngs)
+        self.token_embedding = embedding(padded_vocab, c.vocab_size)
+        self.position_embedding = embedding(c.positions, c.positions)
+        self.type_embedding = embedding(c.type_vocab_size, c.type_vocab_size)
         self.embedding_norm = layers.LayerNorm(c.width, _EPSILON)
         self.blocks = layers.stack(
             lambda rngs: layers.PostNormBlock(c, _gelu, _EPSILON, rngs), c.layers, rngs
@@ -43,41 +47,43 @@ class BERT(nnx.Module):
             self.classifier = layers.Output(c.classes, c.width, std, rngs)
         if c.head == 'pretraining':
             self.next_sentence = layers.Output(2, c.width, std, rngs)
-        self.kind = c.head
+        self.head_type = c.head
         self.dropout = c.dropout
 
-    def __call__(self, batch, *, how: layers.Compute, key=None):
-        """Ids [B, T] -> features [B, P, D]; the head's transform sees predicted positions only."""
-        embedded, blocks, pooled = layers.split_key(key, 3)
-        x_BTD = self.token_embedding(batch.tokens, how.dtype)
+    def __call__(
+        self, batch: Batch, *, compute: layers.Compute, key: Array | None = None
+    ) -> Float[Array, 'B P D']:
+        """Maps ids [B, T] to features; the head's transform reads predicted positions only."""
+        embedding_key, blocks_key, pooler_key = layers.split_key(key, 3)
+        x_BTD = self.token_embedding(batch.tokens, compute.dtype)
         x_BTD += layers.position_embeddings(
-            self.position_embedding, batch.tokens, batch.position_ids, how.dtype
+            self.position_embedding, batch.tokens, batch.position_ids, compute.dtype
         )
         types = jnp.zeros_like(batch.tokens) if batch.type_ids is None else batch.type_ids
-        x_BTD += self.type_embedding(types, how.dtype)
-        x_BTD = layers.dropout(self.embedding_norm(x_BTD), embedded, self.dropout)
-        sight = attention.self_mask(batch.segments, False, how.attention)
-        x_BTD = layers.scan(self.blocks, x_BTD, blocks, how.remat, sight)
+        x_BTD += self.type_embedding(types, compute.dtype)
+        x_BTD = layers.dropout(self.embedding_norm(x_BTD), embedding_key, self.dropout)
+        mask = attention.self_mask(batch.segments, False, compute.attention)
+        x_BTD = layers.scan(self.blocks, x_BTD, blocks_key, compute.remat, mask)
         x_BPD = layers.gather_positions(x_BTD, batch.positions)
-        if self.kind == 'none':
+        if self.head_type == 'none':
             return x_BPD
-        if self.kind == 'classify':
-            return layers.dropout(jnp.tanh(self.pooler(x_BPD)), pooled, self.dropout)
+        if self.head_type == 'classify':
+            return layers.dropout(jnp.tanh(self.pooler(x_BPD)), pooler_key, self.dropout)
         return self.transform_norm(_gelu(self.transform(x_BPD)))
 
-    def head(self):
-        """Output matrix [V, D] and bias [V], V classes for a classifier."""
-        if self.kind == 'none':
+    def head(self) -> tuple[Array, Array]:
+        """Returns the output matrix [V, D] and bias [V], for V ids or classes."""
+        if self.head_type == 'none':
             raise ValueError("a BERT with head 'none' predicts nothing")
-        if self.kind == 'classify':
+        if self.head_type == 'classify':
             return self.classifier.table[...], self.classifier.bias[...]
         return self.token_embedding.table[...], self.output_bias.bias[...]
 
 
-def flops(c, shape) -> float:
-    """Matrix products of one example's forward pass, head excluded."""
-    last = 0 if c.head == 'none' else 2.0 * shape.predicted * c.width**2
-    return c.layers * layers.block_flops(c, shape.tokens) + last
+def flops(c: ConfigDict, shape: Shape) -> float:
+    """Returns the FLOPs of one example's forward pass, head excluded."""
+    transform = 0 if c.head == 'none' else 2.0 * shape.predicted * c.width**2
+    return c.layers * layers.block_flops(c, shape.tokens) + transform
 
 
 NAMES = Names(
@@ -87,13 +93,14 @@ NAMES = Names(
 )
 
 
-def table(c) -> tuple[Row, ...]:
-    """Our parameters in Hugging Face's names."""
+def table(c: ConfigDict) -> tuple[Row, ...]:
+    """Returns the parameters' names in Hugging Face's format."""
     layer, embeddings = 'bert.encoder.layer.{layer}', 'bert.embeddings'
-    decoder = ('cls.predictions.decoder.weight',) if c.head in ('lm', 'pretraining') else ()
+    cls, tokens = 'cls.predictions', f'{embeddings}.word_embeddings.weight'
+    has_lm_head = c.head in ('lm', 'pretraining')
+    tied = (f'{cls}.decoder.weight',) if has_lm_head else ()
     rows = [
-        Row(f'{embeddings}.word_embeddings.weight', 'token_embedding/table', vocab=True,
-            same=decoder),
+        Row(tokens, 'token_embedding/table', vocab=True, same=tied),
         Row(f'{embeddings}.position_embeddings.weight', 'position_embedding/table'),
         Row(f'{embeddings}.token_type_embeddings.weight', 'type_embedding/table'),
         *norm(f'{embeddings}.LayerNorm', 'embedding_norm'),
@@ -105,23 +112,18 @@ def table(c) -> tuple[Row, ...]:
         *linear(f'{layer}.intermediate.dense', 'blocks/ffn/up'),
         *linear(f'{layer}.output.dense', 'blocks/ffn/down'),
         *norm(f'{layer}.output.LayerNorm', 'blocks/ffn_norm'),
-    ]  # fmt: skip
-    if c.head in ('lm', 'pretraining'):
+    ]
+    if has_lm_head:
+        tied = (f'{cls}.decoder.bias',)
         rows += [
-            *linear('cls.predictions.transform.dense', 'transform', head=True),
-            *norm('cls.predictions.transform.LayerNorm', 'transform_norm', head=True),
-            Row('cls.predictions.bias', 'output_bias/bias', vocab=True, head=True,
-                same=('cls.predictions.decoder.bias',)),
-        ]  # fmt: skip
+            *linear(f'{cls}.transform.dense', 'transform', head=True),
+            *norm(f'{cls}.transform.LayerNorm', 'transform_norm', head=True),
+            Row(f'{cls}.bias', 'output_bias/bias', vocab=True, head=True, same=tied),
+        ]
     if c.head != 'lm':
         rows += linear('bert.pooler.dense', 'pooler', head=True)
-    if c.head in ('classify', 'pretraining'):
-        theirs, ours = {
-            'classify': ('classifier', 'classifier'),
-            'pretraining': ('cls.seq_relationship', 'next_sentence'),
-        }[c.head]
-        rows += [
-            Row(f'{theirs}.weight', f'{ours}/table', head=True),
-            Row(f'{theirs}.bias', f'{ours}/bias', head=True),
-        ]
+    if c.head == 'classify':
+        rows += output('classifier', 'classifier')
+    if c.head == 'pretraining':
+        rows += output('cls.seq_relationship', 'next_sentence')
     return tuple(rows)

@@ -4,11 +4,15 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
+from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.models import attention, layers
 from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm
 
@@ -18,9 +22,9 @@ _gelu = functools.partial(jax.nn.gelu, approximate=True)
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each on normalised features and added to the stream."""
+    """Attention and feed-forward, each on normalised features with a residual addition."""
 
-    def __init__(self, c, rngs: nnx.Rngs):
+    def __init__(self, c: ConfigDict, rngs: nnx.Rngs):
         out_std = _STD / (2 * c.layers) ** 0.5
         self.norm1 = layers.LayerNorm(c.width, _EPSILON)
         self.attention = layers.SelfAttention(c.width, c.heads, _STD, out_std, rngs)
@@ -28,51 +32,51 @@ class Block(nnx.Module):
         self.ffn = layers.FeedForward(c.width, c.ffn, _gelu, _STD, out_std, rngs)
         self.dropout = c.dropout
 
-    def __call__(self, x_BTD, key, sight):
-        inner, outer, ffn = layers.split_key(key, 3)
-        mixed_BTD = self.attention(self.norm1(x_BTD), sight, inner, self.dropout)
-        x_BTD += layers.dropout(mixed_BTD, outer, self.dropout)
-        return x_BTD + layers.dropout(self.ffn(self.norm2(x_BTD)), ffn, self.dropout)
+    def __call__(self, x_BTD, key, mask):
+        weights_key, attention_key, ffn_key = layers.split_key(key, 3)
+        mixed_BTD = self.attention(self.norm1(x_BTD), mask, weights_key, self.dropout)
+        x_BTD += layers.dropout(mixed_BTD, attention_key, self.dropout)
+        return x_BTD + layers.dropout(self.ffn(self.norm2(x_BTD)), ffn_key, self.dropout)
 
-    def keys(self, x_BTD):
-        """What later tokens attend to."""
-        return self.attention.keys(self.norm1(x_BTD))
+    def cache(self, x_BTD):
+        return self.attention.cache(self.norm1(x_BTD))
 
-    def step(self, x_BWD, memory, step, seen):
-        """One token of each hypothesis: features, and the layer's memory with it."""
-        mixed_BWD, own = self.attention.step(
-            self.norm1(x_BWD), memory['own'], step, seen, memory['prompt']
+    def decode_step(self, x_BWD, cache, step, visible):
+        mixed_BWD, generated = self.attention.decode_step(
+            self.norm1(x_BWD), cache['generated'], step, visible, cache['prompt']
         )
         x_BWD += mixed_BWD
-        return x_BWD + self.ffn(self.norm2(x_BWD)), memory | {'own': own}
+        return x_BWD + self.ffn(self.norm2(x_BWD)), cache | {'generated': generated}
 
 
 class GPT2(nnx.Module):
-    """Embeddings, blocks, and the last norm; the head is the token embedding."""
+    """Embeddings, blocks and a last norm; the head is the token embedding."""
 
-    def __init__(self, c, padded_vocab: int, rngs: nnx.Rngs):
+    def __init__(self, c: ConfigDict, padded_vocab: int, rngs: nnx.Rngs):
         self.token_embedding = layers.Embedding(padded_vocab, c.vocab_size, c.width, _STD, rngs)
         self.position_embedding = layers.Embedding(c.positions, c.positions, c.width, _STD, rngs)
         self.blocks = layers.stack(lambda rngs: Block(c, rngs), c.layers, rngs)
         self.norm = layers.LayerNorm(c.width, _EPSILON)
         self.dropout = c.dropout
 
-    def __call__(self, batch, *, how: layers.Compute, key=None):
-        """Ids [B, T] -> features [B, P, D]."""
-        embedded, blocks = layers.split_key(key, 2)
-        x_BTD = self.token_embedding(batch.tokens, how.dtype)
+    def __call__(
+        self, batch: Batch, *, compute: layers.Compute, key: Array | None = None
+    ) -> Float[Array, 'B P D']:
+        """Maps ids [B, T] to features."""
+        embedding_key, blocks_key = layers.split_key(key, 2)
+        x_BTD = self.token_embedding(batch.tokens, compute.dtype)
         x_BTD += layers.position_embeddings(
-            self.position_embedding, batch.tokens, batch.position_ids, how.dtype
+            self.position_embedding, batch.tokens, batch.position_ids, compute.dtype
         )
-        x_BTD = layers.dropout(x_BTD, embedded, self.dropout)
-        sight = attention.self_mask(batch.segments, True, how.attention)
-        x_BTD = layers.scan(self.blocks, x_BTD, blocks, how.remat, sight)
+        x_BTD = layers.dropout(x_BTD, embedding_key, self.dropout)
+        mask = attention.self_mask(batch.segments, True, compute.attention)
+        x_BTD = layers.scan(self.blocks, x_BTD, blocks_key, compute.remat, mask)
         return self.norm(layers.gather_positions(x_BTD, batch.positions))
 
-    def begin(self, batch, start_id: int, steps: int, beams: int, *, dtype):
-        """The first token to step from, [B], and the memory of those before it.
+    def prefill(self, batch: Batch, start_id: int, steps: int, beams: int, *, dtype: Any):
+        """Returns the prompt's last tokens [B], and the cache of the tokens before them.
 
-        That is the last of the prompt (`start_id` is for decoders that have none).
+        `start_id` is for decoders without a prompt.
         """
         del start_id
         layers.check_positions(self.position_embedding, batch.tokens.shape[1] + steps)
@@ -80,41 +84,36 @@ class GPT2(nnx.Module):
         last_B = jnp.maximum(jnp.sum(real_BT, axis=1, dtype=jnp.int32) - 1, 0)
         x_BTD = self.token_embedding(batch.tokens, dtype)
         x_BTD += layers.position_embeddings(self.position_embedding, batch.tokens, None, dtype)
-        prompt = layers.scan_caches(self.blocks, x_BTD, Block.keys, attention.self_mask(None, True))
-        memory = {
-            'layers': [
-                {'prompt': one, 'own': layers.empty_cache(one, beams * steps)}
-                for one in layers.unstack(prompt)
-            ],
-            'seen': jnp.arange(batch.tokens.shape[1]) < last_B[:, None],
+        mask = attention.self_mask(None, True)
+        prompt = layers.scan_caches(self.blocks, x_BTD, Block.cache, mask)
+        cache = {
+            'layers': layers.layer_caches('prompt', prompt, beams * steps),
+            'visible': jnp.arange(batch.tokens.shape[1]) < last_B[:, None],
             'position': last_B,
         }
-        tokens_B = jnp.take_along_axis(batch.tokens, last_B[:, None], axis=1)[:, 0]
-        return tokens_B, memory
+        return jnp.take_along_axis(batch.tokens, last_B[:, None], axis=1)[:, 0], cache
 
-    def single(self, dtype):
-        """Parameters of each layer that a token goes through."""
+    def unstack_params(self, dtype: Any) -> list[nnx.State]:
+        """Returns the parameters of each layer."""
         return layers.unstack_params(self.blocks, dtype)
 
-    def step(self, blocks, memory, tokens_BW, step, seen_BWS, *, dtype):
-        """One token of each hypothesis: features [B, W, D], and the memory with it."""
+    def decode_step(self, blocks, cache, tokens_BW, step, visible_BWS, *, dtype: Any):
+        """Returns the features [B, W, D] of one token of each hypothesis, and the new cache."""
         x_BWD = self.token_embedding(tokens_BW, dtype)
-        x_BWD += self.position_embedding(memory['position'] + step, dtype)[:, None]
-        seen, new = (memory['seen'][:, None], seen_BWS), []
-        for params, old in zip(blocks, memory['layers'], strict=True):
-            x_BWD, one = layers.bind_layer(self.blocks, params).step(x_BWD, old, step, seen)
-            new.append(one)
-        return self.norm(x_BWD), memory | {'layers': new}
+        x_BWD += self.position_embedding(cache['position'] + step, dtype)[:, None]
+        visible = cache['visible'][:, None], visible_BWS
+        x_BWD, new = layers.decode_step(self.blocks, blocks, x_BWD, cache['layers'], step, visible)
+        return self.norm(x_BWD), cache | {'layers': new}
 
-    def head(self):
-        """The tied output matrix [V, D]; GPT-2 has no output bias."""
+    def head(self) -> tuple[Array, None]:
+        """Returns the tied output matrix [V, D]; GPT-2 has no output bias."""
         return self.token_embedding.table[...], None
 
 
-def flops(c, shape) -> float:
-    """Matrix products of one example's forward pass, head excluded.
+def flops(c: ConfigDict, shape: Shape) -> float:
+    """Returns the FLOPs of one example's forward pass, head excluded.
 
-    Attention counts the whole T x T square: that is what the XLA path computes.
+    Attention counts the whole T x T square, which the kernel 'xla' computes.
     """
     return c.layers * layers.block_flops(c, shape.tokens)
 
@@ -122,12 +121,12 @@ def flops(c, shape) -> float:
 NAMES = Names(prefix='transformer.', buffers=r'h\.\d+\.attn\.(bias|masked_bias)')
 
 
-def table(c) -> tuple[Row, ...]:
-    """Our parameters in Hugging Face's names, which store matrices as [in, out], as we do."""
-    layer = 'transformer.h.{layer}'
+def table(c: ConfigDict) -> tuple[Row, ...]:
+    """Returns the parameters' names in Hugging Face's format, whose matrices are [in, out] too."""
+    del c
+    layer, tokens = 'transformer.h.{layer}', 'transformer.wte.weight'
     return (
-        Row('transformer.wte.weight', 'token_embedding/table', vocab=True,
-            same=('lm_head.weight',)),
+        Row(tokens, 'token_embedding/table', vocab=True, same=('lm_head.weight',)),
         Row('transformer.wpe.weight', 'position_embedding/table'),
         *norm(f'{layer}.ln_1', 'blocks/norm1'),
         *linear(f'{layer}.attn.c_attn', 'blocks/attention/qkv', transpose=False),
@@ -136,4 +135,4 @@ def table(c) -> tuple[Row, ...]:
         *linear(f'{layer}.mlp.c_fc', 'blocks/ffn/up', transpose=False),
         *linear(f'{layer}.mlp.c_proj', 'blocks/ffn/down', transpose=False),
         *norm('transformer.ln_f', 'norm'),
-    )  # fmt: skip
+    )

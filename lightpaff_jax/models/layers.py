@@ -1,7 +1,8 @@
 """Layers that the families share, as Flax NNX modules.
 
-Letters: B batch, T time, D width, H heads, K head width, F feed-forward, L layers, V vocabulary.
-Parameters are float32; matrix products run in `dtype`; softmax and norms in float32.
+Axes: B batch, T time, S source time or cached tokens, W hypotheses of one row, D width, H heads,
+K head width, F feed-forward, L layers, V vocabulary. Parameters are float32; matrix products run in
+`dtype`; softmax and norms in float32.
 """
 
 import functools
@@ -12,57 +13,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
 from lightpaff_jax.models.attention import AttentionMask, attention
 
-KVCache = dict[str, Array]
-"""Keys and values of one attention, 'key' and 'value', each [B H S K]."""
+KVCache = dict[str, Array]  # 'key' and 'value' of one attention, each [B H S K]
 
 
 class Compute(NamedTuple):
-    """How a network is computed; what it says is the same, up to rounding."""
+    """How to compute a network; results are equal up to rounding.
+
+    Attributes:
+      dtype: of features and matrix products; norms and softmax stay float32.
+      remat: activations that the backward pass recomputes, one of config.REMAT.
+      attention: one of attention.KERNELS.
+    """
 
     dtype: Any
-    """Of features and matrix products; norms and softmax stay float32."""
     remat: str = 'none'
-    """What the backward pass computes again, one of config.REMAT."""
     attention: str = 'xla'
-    """One of attention.KERNELS."""
 
 
-def normal(key, shape, std: float) -> nnx.Param:
-    """Normal values of standard deviation `std`."""
+def normal(key: Array, shape: tuple[int, ...], std: float) -> nnx.Param:
+    """Returns normal values of standard deviation `std`."""
     return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
 
 
-def initial_std(width: int) -> float:
-    """Of weights of post-LayerNorm blocks: BERT's 0.02 at BERT-base's width, 768.
+def zeros(*shape: int) -> nnx.Param:
+    """Returns zeros, the initial values of biases."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32))
 
-    So products of a normalised input have the same variance at any width.
+
+def initial_std(width: int) -> float:
+    """Returns the standard deviation of weights of post-LayerNorm blocks.
+
+    It is 0.02 at BERT-base's width, 768. Products of a normalised input have the same variance at
+    any width.
     """
     return 0.02 * (768 / width) ** 0.5
 
 
-def zeros(*shape: int) -> nnx.Param:
-    """Zeros, as biases begin."""
-    return nnx.Param(jnp.zeros(shape, jnp.float32))
-
-
 class Embedding(nnx.Module):
-    """Rows of a table [V, D]; rows from `used` on are padding, zero, and never read."""
+    """A table [V, D]; rows from `used` on are padding: zero, and never read."""
 
     def __init__(self, rows: int, used: int, width: int, std: float, rngs: nnx.Rngs):
         table = std * jax.random.normal(rngs.params(), (used, width), jnp.float32)
         self.table = nnx.Param(jnp.pad(table, [(0, rows - used), (0, 0)]))
 
-    def __call__(self, ids: Int[Array, '...'], dtype) -> Float[Array, '... D']:
-        # Cast after the gather: the gradients of one id's occurrences add up in float32.
+    def __call__(self, ids: Int[Array, '...'], dtype: Any) -> Float[Array, '... D']:
+        # The cast comes after the gather: gradients of one id's occurrences add up in float32.
         return self.table[...][ids].astype(dtype)
 
 
 class Output(nnx.Module):
-    """A head of its own: matrix [V, D] and bias [V], V ids or classes."""
+    """A separate head: matrix [V, D] and bias [V] for V ids or classes."""
 
     def __init__(self, rows: int, width: int, std: float, rngs: nnx.Rngs):
         self.table = normal(rngs.params(), (rows, width), std)
@@ -70,18 +75,18 @@ class Output(nnx.Module):
 
 
 class Bias(nnx.Module):
-    """A bias [V] of a head whose matrix is an embedding."""
+    """The bias [V] of a head that shares its matrix with an embedding."""
 
     def __init__(self, rows: int):
         self.bias = zeros(rows)
 
 
-# What is cheap to compute again is not kept for the backward pass: of a norm its input alone.
-_again = functools.partial(jax.checkpoint, prevent_cse=False)
+# The backward pass recomputes cheap functions instead of keeping their activations.
+_recompute = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the features in float32."""
+    """Normalises features in float32."""
 
     def __init__(self, width: int, epsilon: float):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
@@ -93,50 +98,64 @@ class LayerNorm(nnx.Module):
             high = x.astype(jnp.float32)
             centred = high - jnp.mean(high, axis=-1, keepdims=True)
             variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-            normal_ = centred * jax.lax.rsqrt(variance + self.epsilon)
-            return (normal_ * scale + bias).astype(x.dtype)
+            normalised = centred * jax.lax.rsqrt(variance + self.epsilon)
+            return (normalised * scale + bias).astype(x.dtype)
 
-        return _again(norm)(x, self.scale[...], self.bias[...])
+        return _recompute(norm)(x, self.scale[...], self.bias[...])
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention; one kernel holds those of queries, keys and values."""
+    """Multi-head self-attention with one kernel for queries, keys and values."""
 
     def __init__(self, width: int, heads: int, std: float, out_std: float, rngs: nnx.Rngs):
         self.qkv = Linear((width, 3, heads, width // heads), 1, std, rngs)
         self.out = Linear((heads, width // heads, width), 2, out_std, rngs)
 
     def __call__(
-        self, x_BTD: Float[Array, 'B T D'], sight: AttentionMask, key=None, dropout: float = 0.0
+        self,
+        x_BTD: Float[Array, 'B T D'],
+        mask: AttentionMask,
+        key: Array | None = None,
+        dropout: float = 0.0,
     ) -> Float[Array, 'B T D']:
         q_BTHK, k_BTHK, v_BTHK = self.qkv.parts(x_BTD)
-        return self.out(attention(q_BTHK, k_BTHK, v_BTHK, sight, key, dropout))
+        return self.out(attention(q_BTHK, k_BTHK, v_BTHK, mask, key, dropout))
 
-    def keys(self, x_BTD: Float[Array, 'B T D']) -> KVCache:
-        """What later tokens attend to."""
+    def cache(self, x_BTD: Float[Array, 'B T D']) -> KVCache:
+        """Returns the keys and values that later tokens attend to."""
         return kv_cache(*self.qkv.parts(x_BTD)[1:])
 
-    def step(self, x_BWD: Float[Array, 'B W D'], own: KVCache, step, seen, prompt=None):
-        """One token of each hypothesis; returns the mixed features and the longer memory.
+    def decode_step(
+        self,
+        x_BWD: Float[Array, 'B W D'],
+        cache: KVCache,
+        step: Int[Array, ''],
+        visible: Sequence[Bool[Array, 'B W S']],
+        prompt: KVCache | None = None,
+    ) -> tuple[Float[Array, 'B W D'], KVCache]:
+        """Attends from one token of each hypothesis to the tokens before it.
 
         Args:
           x_BWD: features of the token.
-          own: what the tokens before it left, of fixed size.
-          step: how many they are.
-          seen: of each memory, `prompt` first, whether a token sees it, [B W S].
-          prompt: a memory that all hypotheses share, or None.
+          cache: keys and values of the generated tokens, of fixed size.
+          step: number of generated tokens in the cache.
+          visible: of each cache, `prompt` first, the tokens that a hypothesis attends to.
+          prompt: a cache that all hypotheses share, or None.
+
+        Returns:
+          The mixed features, and the cache with the new token.
         """
         q_BWHK, *new = jnp.moveaxis(self.qkv(x_BWD), -3, 0)
         start = (0, 0, step * x_BWD.shape[1], 0)
-        own = jax.tree.map(
-            lambda x, y: jax.lax.dynamic_update_slice(x, y, start), own, kv_cache(*new)
+        cache = jax.tree.map(
+            lambda x, y: jax.lax.dynamic_update_slice(x, y, start), cache, kv_cache(*new)
         )
-        memories = [own] if prompt is None else [prompt, own]
-        return self.out(cached_attention(q_BWHK, memories, seen)), own
+        caches = [cache] if prompt is None else [prompt, cache]
+        return self.out(cached_attention(q_BWHK, caches, visible)), cache
 
 
 class CrossAttention(nnx.Module):
-    """Multi-head attention of target positions to the encoder's output."""
+    """Multi-head attention from target positions to the encoder's output."""
 
     def __init__(self, width: int, heads: int, std: float, rngs: nnx.Rngs):
         self.query = Linear((width, heads, width // heads), 1, std, rngs)
@@ -144,68 +163,75 @@ class CrossAttention(nnx.Module):
         self.out = Linear((heads, width // heads, width), 2, std, rngs)
 
     def __call__(
-        self, x_BTD: Float[Array, 'B T D'], source_BSD: Float[Array, 'B S D'], sight: AttentionMask,
-        key=None, dropout: float = 0.0,
-    ) -> Float[Array, 'B T D']:  # fmt: skip
+        self,
+        x_BTD: Float[Array, 'B T D'],
+        source_BSD: Float[Array, 'B S D'],
+        mask: AttentionMask,
+        key: Array | None = None,
+        dropout: float = 0.0,
+    ) -> Float[Array, 'B T D']:
         k_BSHK, v_BSHK = self.kv.parts(source_BSD)
-        return self.out(attention(self.query(x_BTD), k_BSHK, v_BSHK, sight, key, dropout))
+        return self.out(attention(self.query(x_BTD), k_BSHK, v_BSHK, mask, key, dropout))
 
-    def keys(self, source_BSD: Float[Array, 'B S D']) -> KVCache:
-        """What target tokens attend to."""
+    def cache(self, source_BSD: Float[Array, 'B S D']) -> KVCache:
+        """Returns the keys and values that target tokens attend to."""
         return kv_cache(*self.kv.parts(source_BSD))
 
-    def step(self, x_BWD: Float[Array, 'B W D'], source: KVCache, seen) -> Float[Array, 'B W D']:
-        """One token of each hypothesis attends to the source; `seen` [B 1 S]."""
-        return self.out(cached_attention(self.query(x_BWD), [source], [seen]))
+    def decode_step(
+        self, x_BWD: Float[Array, 'B W D'], source: KVCache, visible_B1S: Bool[Array, 'B 1 S']
+    ) -> Float[Array, 'B W D']:
+        """Attends from one token of each hypothesis to the source."""
+        return self.out(cached_attention(self.query(x_BWD), [source], [visible_B1S]))
 
 
-def kv_cache(k_BSHK, v_BSHK) -> KVCache:
-    """Keys and values, each as [B H S K]."""
+def kv_cache(k_BSHK: Float[Array, 'B S H K'], v_BSHK: Float[Array, 'B S H K']) -> KVCache:
+    """Returns keys and values as a cache, each [B H S K]."""
     return {'key': k_BSHK.swapaxes(1, 2), 'value': v_BSHK.swapaxes(1, 2)}
 
 
-def empty_cache(like: KVCache, size: int) -> KVCache:
-    """A memory for `size` tokens, of a layer with a memory `like` this."""
-    return {name: jnp.zeros((*x.shape[:2], size, x.shape[3]), x.dtype) for name, x in like.items()}
-
-
-def cached_attention(q_BWHK, memories: Sequence[KVCache], seen) -> Float[Array, 'B W H K']:
-    """Softmax attention of single tokens to all memories together.
+def cached_attention(
+    q_BWHK: Float[Array, 'B W H K'],
+    caches: Sequence[KVCache],
+    visible: Sequence[Bool[Array, 'B W S']],
+) -> Float[Array, 'B W H K']:
+    """Computes softmax attention from single tokens to all caches together.
 
     Args:
-      q_BWHK: queries of W hypotheses; they share the memories of their row.
-      memories: keys and values.
-      seen: of each memory, [B W S] (B or W may be 1): True where a hypothesis may see it.
+      q_BWHK: queries of W hypotheses, which share the caches of their row.
+      caches: keys and values.
+      visible: of each cache, the tokens that a hypothesis attends to; B or W may be 1.
     """
     q_BHWK = (q_BWHK * q_BWHK.shape[-1] ** -0.5).swapaxes(1, 2)
-    parts = [
+    logits = [
         jnp.where(
-            may[:, None],
-            jnp.einsum('bhwk,bhsk->bhws', q_BHWK, one['key'], preferred_element_type=jnp.float32),
+            visible_BWS[:, None],
+            jnp.einsum('bhwk,bhsk->bhws', q_BHWK, cache['key'], preferred_element_type=jnp.float32),
             jnp.finfo(jnp.float32).min,
         )
-        for one, may in zip(memories, seen, strict=True)
+        for cache, visible_BWS in zip(caches, visible, strict=True)
     ]
-    weights = jax.nn.softmax(jnp.concatenate(parts, -1)).astype(q_BWHK.dtype)
-    shares = jnp.split(weights, np.cumsum([part.shape[-1] for part in parts])[:-1], axis=-1)
+    weights = jax.nn.softmax(jnp.concatenate(logits, -1)).astype(q_BWHK.dtype)
+    shares = jnp.split(weights, np.cumsum([part.shape[-1] for part in logits])[:-1], axis=-1)
     mixed = [
-        jnp.einsum('bhws,bhsk->bhwk', share, one['value'])
-        for share, one in zip(shares, memories, strict=True)
+        jnp.einsum('bhws,bhsk->bhwk', share, cache['value'])
+        for share, cache in zip(shares, caches, strict=True)
     ]
     return sum(mixed[1:], mixed[0]).swapaxes(1, 2)
 
 
-def gather_positions(x_BTD, positions_BP) -> Float[Array, 'B P D']:
-    """Features at the given positions; None takes all."""
+def gather_positions(
+    x_BTD: Float[Array, 'B T D'], positions_BP: Int[Array, 'B P'] | None
+) -> Float[Array, 'B P D']:
+    """Returns the features at the given positions; None takes all."""
     if positions_BP is None:
         return x_BTD
     return jnp.take_along_axis(x_BTD, positions_BP[..., None], axis=1)
 
 
 def position_embeddings(
-    table: Embedding, ids_BT, position_ids_BT, dtype
+    table: Embedding, ids_BT: Array, position_ids_BT: Int[Array, 'B T'] | None, dtype: Any
 ) -> Float[Array, '... T D']:
-    """Embeddings of the positions of ids: those given, or 0 ... T-1.
+    """Returns the embeddings of the given positions; None is 0 ... T-1.
 
     Raises:
       ValueError: the table has fewer than T rows.
@@ -216,21 +242,21 @@ def position_embeddings(
 
 
 def check_positions(table: Embedding, length: int) -> None:
-    """Raises ValueError where a table of positions has fewer than `length` rows."""
+    """Raises ValueError if a table of positions has fewer than `length` rows."""
     rows = table.table[...].shape[0]
     if length > rows:
         raise ValueError(f'{length} tokens, must be at most the {rows} positions of the model')
 
 
-def block_flops(c, length: int) -> float:
-    """Matrix products of self-attention and feed-forward over one sequence."""
+def block_flops(c: ConfigDict, length: int) -> float:
+    """Returns the FLOPs of self-attention and feed-forward over one sequence."""
     return length * 2.0 * (4 * c.width**2 + 2 * c.width * c.ffn + 2 * length * c.width)
 
 
 class PostNormBlock(nnx.Module):
-    """Attention and feed-forward, each added to the stream, which is then normalised."""
+    """Attention and feed-forward; a norm after each residual addition."""
 
-    def __init__(self, c, activation: Callable, epsilon: float, rngs: nnx.Rngs):
+    def __init__(self, c: ConfigDict, activation: Callable, epsilon: float, rngs: nnx.Rngs):
         std = initial_std(c.width)
         self.attention = SelfAttention(c.width, c.heads, std, std, rngs)
         self.attention_norm = LayerNorm(c.width, epsilon)
@@ -239,67 +265,75 @@ class PostNormBlock(nnx.Module):
         self.dropout = c.dropout
 
     def __call__(
-        self, x_BTD: Float[Array, 'B T D'], key, sight: AttentionMask
+        self, x_BTD: Float[Array, 'B T D'], key: Array | None, mask: AttentionMask
     ) -> Float[Array, 'B T D']:
-        inner, outer, ffn = split_key(key, 3)
-        mixed_BTD = self.attention(x_BTD, sight, inner, self.dropout)
-        x_BTD = self.attention_norm(x_BTD + dropout(mixed_BTD, outer, self.dropout))
-        return self.ffn_norm(x_BTD + dropout(self.ffn(x_BTD), ffn, self.dropout))
+        weights_key, attention_key, ffn_key = split_key(key, 3)
+        mixed_BTD = self.attention(x_BTD, mask, weights_key, self.dropout)
+        x_BTD = self.attention_norm(x_BTD + dropout(mixed_BTD, attention_key, self.dropout))
+        return self.ffn_norm(x_BTD + dropout(self.ffn(x_BTD), ffn_key, self.dropout))
 
 
 class FeedForward(nnx.Module):
     """Up to F, an activation, and down to D."""
 
-    def __init__(self, width: int, ffn: int, activation: Callable, std: float, out_std: float,
-                 rngs: nnx.Rngs):  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        ffn: int,
+        activation: Callable,
+        std: float,
+        out_std: float,
+        rngs: nnx.Rngs,
+    ):
         self.up = Linear((width, ffn), 1, std, rngs)
         self.down = Linear((ffn, width), 1, out_std, rngs)
         self.activation = activation
 
     def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-        # `up` is kept, its activation is not: `down` is not computed again, as nothing asks for it.
-        return _again(lambda up: self.down(self.activation(up)))(self.up(x))
+        # The backward pass keeps the output of `up` and recomputes the activation only: nothing
+        # needs the output of `down`, so XLA removes its recomputation.
+        return _recompute(lambda up: self.down(self.activation(up)))(self.up(x))
 
 
 class Linear(nnx.Module):
-    """Contracts the last `inputs` axes of x with the first of its kernel, and adds a bias."""
+    """Contracts the last `inputs` axes of x with the first axes of its kernel, and adds a bias."""
 
     def __init__(self, shape: tuple[int, ...], inputs: int, std: float, rngs: nnx.Rngs):
         self.kernel = normal(rngs.params(), shape, std)
         self.bias = zeros(*shape[inputs:])
         self.inputs = inputs
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
         axes = tuple(range(self.inputs))
         contracted = tuple(x.ndim - self.inputs + i for i in axes)
         kernel = self.kernel[...].astype(x.dtype)
         product = jax.lax.dot_general(x, kernel, ((contracted, axes), ((), ())))
         return product + self.bias[...].astype(x.dtype)
 
-    def parts(self, x) -> list:
-        """One product for each entry of the kernel's second axis, of those behind it.
+    def parts(self, x: Float[Array, '... D']) -> list[Float[Array, '... H K']]:
+        """Returns a separate product for each entry of the kernel's second axis.
 
-        Of a joint product, what an attention kernel reads would be copied out.
+        An attention kernel would copy its inputs out of a joint product.
         """
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
         return [jnp.tensordot(x, kernel[:, i], 1) + bias[i] for i in range(len(bias))]
 
 
-def dropout(x, key, rate: float):
-    """Dropout: zeroes a share `rate` of x and scales the rest; none without a key."""
+def dropout(x: Float[Array, '...'], key: Array | None, rate: float) -> Float[Array, '...']:
+    """Sets a share `rate` of x to zero and scales the rest; returns x if there is no key."""
     if key is None or not rate:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def split_key(key, count: int):
-    """`count` keys, or as many times None."""
+def split_key(key: Array | None, count: int) -> list[Any]:
+    """Returns `count` keys, or `count` times None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """One module whose parameters have a leading axis of `layers`, each initialised on its own."""
+    """Returns one module whose parameters have a leading axis of independently drawn layers."""
 
     @nnx.split_rngs(splits=layers)
     @nnx.vmap(in_axes=(0,), out_axes=0)
@@ -309,11 +343,11 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
     return build(rngs)
 
 
-_KEPT = {'block': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+_REMAT_POLICIES = {'block': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
-def scan(blocks: nnx.Module, x, key, remat: str, *constants):
-    """x through stacked blocks, one after the other: compiled once, whatever their number.
+def scan(blocks: nnx.Module, x: Array, key: Array | None, remat: str, *constants: Any) -> Array:
+    """Passes x through stacked blocks. The block is compiled once for any number of layers.
 
     A block is called as (x, its key or None, *constants).
     """
@@ -326,40 +360,77 @@ def scan(blocks: nnx.Module, x, key, remat: str, *constants):
         return nnx.merge(graph, params)(x, key, *constants), None
 
     if remat != 'none':
-        block = jax.checkpoint(block, prevent_cse=False, policy=_KEPT[remat])
+        block = jax.checkpoint(block, prevent_cse=False, policy=_REMAT_POLICIES[remat])
     x, _ = jax.lax.scan(block, x, (params, keys))
     return x
 
 
-def scan_caches(blocks: nnx.Module, x, keys: Callable, *constants):
-    """As `scan` without dropout; returns `keys(block, x)` of every layer, stacked, and no features."""
+def scan_caches(
+    blocks: nnx.Module, x: Array, cache: Callable[[Any, Array], KVCache], *constants: Any
+) -> KVCache:
+    """Passes x through stacked blocks without dropout; returns `cache(block, x)` of all layers."""
     graph, params = nnx.split(blocks)
 
-    def block(x, params):
-        one = nnx.merge(graph, params)
-        return one(x, None, *constants), keys(one, x)
+    def step(x, params):
+        block = nnx.merge(graph, params)
+        return block(x, None, *constants), cache(block, x)
 
-    return jax.lax.scan(block, x, params)[1]
+    return jax.lax.scan(step, x, params)[1]
 
 
-def unstack(tree) -> list:
-    """Trees of the single layers of a tree whose arrays have a leading axis of layers."""
-    layers = jax.tree.leaves(tree)[0].shape[0]
-    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]
+def layer_caches(name: str, stacked: KVCache, size: int) -> list[dict[str, KVCache]]:
+    """Returns the initial caches of each layer for generation.
+
+    Args:
+      name: name of the stacked cache.
+      stacked: keys and values of all layers, on a leading axis.
+      size: number of tokens that may be generated, over all hypotheses of a row.
+
+    Returns:
+      For each layer its cache by `name`, and an empty one for `size` tokens by 'generated'.
+    """
+
+    def empty(x):
+        return jnp.zeros((*x.shape[:2], size, x.shape[3]), x.dtype)
+
+    return [{name: cache, 'generated': jax.tree.map(empty, cache)} for cache in _unstack(stacked)]
+
+
+def decode_step(
+    blocks: nnx.Module,
+    layers: Sequence[nnx.State],
+    x_BWD: Float[Array, 'B W D'],
+    caches: Sequence[dict[str, KVCache]],
+    *constants: Any,
+) -> tuple[Float[Array, 'B W D'], list[dict[str, KVCache]]]:
+    """Passes one token of each hypothesis through all layers; returns features and new caches.
+
+    A block's `decode_step` is called as (x, its cache, *constants).
+    """
+    new_caches = []
+    for params, cache in zip(layers, caches, strict=True):
+        x_BWD, cache = bind_layer(blocks, params).decode_step(x_BWD, cache, *constants)
+        new_caches.append(cache)
+    return x_BWD, new_caches
 
 
 def bind_layer(blocks: nnx.Module, params: nnx.State) -> Any:
-    """One of stacked blocks, with its own parameters."""
+    """Returns one of stacked blocks, with its own parameters."""
     return nnx.merge(nnx.split(blocks)[0], params)
 
 
-def unstack_params(blocks: nnx.Module, dtype) -> list[nnx.State]:
-    """Parameters of each of stacked blocks; kernels as they are multiplied.
+def unstack_params(blocks: nnx.Module, dtype: Any) -> list[nnx.State]:
+    """Returns the parameters of each layer, with kernels in `dtype`.
 
-    A loop over tokens reads them in place, where slices of a stack would be copied for each.
+    A loop over tokens reads them in place; it would copy slices of a stack for each token.
     """
 
     def cast(path, x):
         return x.astype(dtype) if 'kernel' in jax.tree_util.keystr(path) else x
 
-    return unstack(jax.tree_util.tree_map_with_path(cast, nnx.split(blocks)[1]))
+    return _unstack(jax.tree_util.tree_map_with_path(cast, nnx.split(blocks)[1]))
+
+
+def _unstack(tree: Any) -> list[Any]:
+    layers = jax.tree.leaves(tree)[0].shape[0]
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]

@@ -1,19 +1,23 @@
 """MASS: an encoder-decoder of post-LayerNorm blocks with learned positions.
 
-Layer for layer a BART that scales its token embeddings by sqrt(D). In pre-training the decoder
+The network is a BART that scales its token embeddings by sqrt(D). In pre-training the decoder
 predicts one masked fragment of the source, at the fragment's own positions.
 
-Source: Song et al., "MASS: Masked Sequence to Sequence Pre-training for Language Generation",
-2019; the layout: Lewis et al., "BART", 2019.
+Sources: Song et al., "MASS: Masked Sequence to Sequence Pre-training for Language Generation",
+2019; for the layers Lewis et al., "BART", 2019.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
+from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.models import attention, layers
 from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm
 
@@ -27,7 +31,7 @@ _ACTIVATIONS: dict[str, Callable] = {
 class DecoderBlock(nnx.Module):
     """Causal self-attention, attention to the source, feed-forward; a norm after each."""
 
-    def __init__(self, c, rngs: nnx.Rngs):
+    def __init__(self, c: ConfigDict, rngs: nnx.Rngs):
         std = layers.initial_std(c.width)
         self.attention = layers.SelfAttention(c.width, c.heads, std, std, rngs)
         self.attention_norm = layers.LayerNorm(c.width, _EPSILON)
@@ -38,137 +42,136 @@ class DecoderBlock(nnx.Module):
         self.ffn_norm = layers.LayerNorm(c.width, _EPSILON)
         self.dropout = c.dropout
 
-    def __call__(self, x_BTD, key, sight, source_BSD, source_sight):
+    def __call__(self, x_BTD, key, mask, source_BSD, source_mask):
         rate = self.dropout
-        inner, outer, cross_inner, cross_outer, ffn = layers.split_key(key, 5)
-        mixed_BTD = self.attention(x_BTD, sight, inner, rate)
-        x_BTD = self.attention_norm(x_BTD + layers.dropout(mixed_BTD, outer, rate))
-        mixed_BTD = self.cross(x_BTD, source_BSD, source_sight, cross_inner, rate)
-        x_BTD = self.cross_norm(x_BTD + layers.dropout(mixed_BTD, cross_outer, rate))
-        return self.ffn_norm(x_BTD + layers.dropout(self.ffn(x_BTD), ffn, rate))
+        weights_key, attention_key, cross_weights_key, cross_key, ffn_key = layers.split_key(key, 5)
+        mixed_BTD = self.attention(x_BTD, mask, weights_key, rate)
+        x_BTD = self.attention_norm(x_BTD + layers.dropout(mixed_BTD, attention_key, rate))
+        mixed_BTD = self.cross(x_BTD, source_BSD, source_mask, cross_weights_key, rate)
+        x_BTD = self.cross_norm(x_BTD + layers.dropout(mixed_BTD, cross_key, rate))
+        return self.ffn_norm(x_BTD + layers.dropout(self.ffn(x_BTD), ffn_key, rate))
 
-    def step(self, x_BWD, memory, step, seen, source_seen):
-        """One token of each hypothesis: features, and the layer's memory with it."""
-        mixed_BWD, own = self.attention.step(x_BWD, memory['own'], step, [seen])
+    def decode_step(self, x_BWD, cache, step, visible, source_visible):
+        mixed_BWD, generated = self.attention.decode_step(
+            x_BWD, cache['generated'], step, [visible]
+        )
         x_BWD = self.attention_norm(x_BWD + mixed_BWD)
-        x_BWD = self.cross_norm(x_BWD + self.cross.step(x_BWD, memory['source'], source_seen))
-        return self.ffn_norm(x_BWD + self.ffn(x_BWD)), memory | {'own': own}
+        mixed_BWD = self.cross.decode_step(x_BWD, cache['source'], source_visible)
+        x_BWD = self.cross_norm(x_BWD + mixed_BWD)
+        return self.ffn_norm(x_BWD + self.ffn(x_BWD)), cache | {'generated': generated}
 
 
 class MASS(nnx.Module):
-    """Encoder and decoder; `tied` says which of their embeddings and the output are one matrix."""
+    """Encoder and decoder; `tied` states which of their embeddings and the output are one matrix."""
 
-    def __init__(self, c, padded_vocab: int, rngs: nnx.Rngs):
-        std = layers.initial_std(c.width)
-        if c.scale_embedding:
-            std = c.width**-0.5  # unit variance once it is scaled
-
-        def table():
-            return layers.Embedding(padded_vocab, c.vocab_size, c.width, std, rngs)
-
-        def positions():
-            return layers.Embedding(c.positions, c.positions, c.width, std, rngs)
-
-        self.token_embedding = table()
+    def __init__(self, c: ConfigDict, padded_vocab: int, rngs: nnx.Rngs):
+        # Scaled embeddings have unit variance.
+        std = c.width**-0.5 if c.scale_embedding else layers.initial_std(c.width)
+        embedding = functools.partial(layers.Embedding, width=c.width, std=std, rngs=rngs)
+        self.token_embedding = embedding(padded_vocab, c.vocab_size)
         if c.tied != 'all':
-            self.decoder_token_embedding = table()
+            self.decoder_token_embedding = embedding(padded_vocab, c.vocab_size)
         if c.tied == 'none':
-            self.output = table()
+            self.output = embedding(padded_vocab, c.vocab_size)
         self.output_bias = layers.Bias(padded_vocab)
         activation = _ACTIVATIONS[c.activation]
-        self.encoder_position = positions()
+        self.encoder_position = embedding(c.positions, c.positions)
         self.encoder_norm = layers.LayerNorm(c.width, _EPSILON)
         self.encoder = layers.stack(
             lambda rngs: layers.PostNormBlock(c, activation, _EPSILON, rngs), c.layers, rngs
         )
-        self.decoder_position = positions()
+        self.decoder_position = embedding(c.positions, c.positions)
         self.decoder_norm = layers.LayerNorm(c.width, _EPSILON)
         self.decoder = layers.stack(lambda rngs: DecoderBlock(c, rngs), c.decoder_layers, rngs)
         self.scale = c.width**0.5 if c.scale_embedding else 1.0
         self.tied = c.tied
         self.dropout = c.dropout
 
-    def __call__(self, batch, *, how: layers.Compute, key=None):
-        """Source ids [B, S] and decoder inputs [B, T] -> the decoder's features [B, P, D]."""
-        encoder, embedded, blocks = layers.split_key(key, 3)
-        x_BSD = self.encode(batch, how=how, key=encoder)
-        y_BTD = self.embedded(batch.tokens, how.dtype)
+    def __call__(
+        self, batch: Batch, *, compute: layers.Compute, key: Array | None = None
+    ) -> Float[Array, 'B P D']:
+        """Maps source ids [B, S] and decoder inputs [B, T] to the decoder's features."""
+        encoder_key, embedding_key, blocks_key = layers.split_key(key, 3)
+        x_BSD = self.encode(batch, compute=compute, key=encoder_key)
+        y_BTD = self.decoder_embeddings(batch.tokens, compute.dtype)
         y_BTD += layers.position_embeddings(
-            self.decoder_position, batch.tokens, batch.position_ids, how.dtype
+            self.decoder_position, batch.tokens, batch.position_ids, compute.dtype
         )
-        y_BTD = layers.dropout(self.decoder_norm(y_BTD), embedded, self.dropout)
-        sight = attention.self_mask(batch.segments, True, how.attention)
-        source_sight = attention.cross_mask(
-            batch.segments, batch.source_segments, batch.tokens, how.attention
+        y_BTD = layers.dropout(self.decoder_norm(y_BTD), embedding_key, self.dropout)
+        mask = attention.self_mask(batch.segments, True, compute.attention)
+        source_mask = attention.cross_mask(
+            batch.segments, batch.source_segments, batch.tokens, compute.attention
         )
-        y_BTD = layers.scan(self.decoder, y_BTD, blocks, how.remat, sight, x_BSD, source_sight)
+        y_BTD = layers.scan(
+            self.decoder, y_BTD, blocks_key, compute.remat, mask, x_BSD, source_mask
+        )
         return layers.gather_positions(y_BTD, batch.positions)
 
-    def embedded(self, ids, dtype):
-        """Embeddings of the decoder's ids, scaled."""
+    def decoder_embeddings(self, ids, dtype: Any):
+        """Returns the scaled embeddings of the decoder's ids."""
         embedding = self.token_embedding if self.tied == 'all' else self.decoder_token_embedding
         return embedding(ids, dtype) * self.scale
 
-    def encode(self, batch, *, how: layers.Compute, key=None):
-        """Source ids [B, S] -> the encoder's features [B, S, D]."""
-        embedded, blocks = layers.split_key(key, 2)
-        x_BSD = self.token_embedding(batch.source, how.dtype) * self.scale
+    def encode(
+        self, batch: Batch, *, compute: layers.Compute, key: Array | None = None
+    ) -> Float[Array, 'B S D']:
+        """Maps source ids [B, S] to the encoder's features."""
+        embedding_key, blocks_key = layers.split_key(key, 2)
+        x_BSD = self.token_embedding(batch.source, compute.dtype) * self.scale
         x_BSD += layers.position_embeddings(
-            self.encoder_position, batch.source, batch.source_position_ids, how.dtype
+            self.encoder_position, batch.source, batch.source_position_ids, compute.dtype
         )
-        x_BSD = layers.dropout(self.encoder_norm(x_BSD), embedded, self.dropout)
-        sight = attention.self_mask(batch.source_segments, False, how.attention)
-        return layers.scan(self.encoder, x_BSD, blocks, how.remat, sight)
+        x_BSD = layers.dropout(self.encoder_norm(x_BSD), embedding_key, self.dropout)
+        mask = attention.self_mask(batch.source_segments, False, compute.attention)
+        return layers.scan(self.encoder, x_BSD, blocks_key, compute.remat, mask)
 
-    def begin(self, batch, start_id: int, steps: int, beams: int, *, dtype):
-        """The first token to step from, [B] times `start_id`, and the memory of the source.
+    def prefill(self, batch: Batch, start_id: int, steps: int, beams: int, *, dtype: Any):
+        """Returns `start_id` for each row [B], and the cache of the source.
 
-        The source goes through the encoder, and is projected for every decoder layer, once.
+        The source goes through the encoder once, and is projected for every decoder layer once.
         """
         layers.check_positions(self.decoder_position, steps)
-        x_BSD = self.encode(batch, how=layers.Compute(dtype))
+        x_BSD = self.encode(batch, compute=layers.Compute(dtype))
         source = jax.lax.map(
-            lambda one: layers.bind_layer(self.decoder, one).cross.keys(x_BSD),
+            lambda params: layers.bind_layer(self.decoder, params).cross.cache(x_BSD),
             nnx.split(self.decoder)[1],
         )
-        real = batch.source_segments
-        memory = {
-            'layers': [
-                {'source': one, 'own': layers.empty_cache(one, beams * steps)}
-                for one in layers.unstack(source)
-            ],
-            'seen': jnp.ones((1, batch.source.shape[1]), bool) if real is None else real != 0,
+        segments = batch.source_segments
+        visible = jnp.ones((1, batch.source.shape[1]), bool) if segments is None else segments != 0
+        cache = {
+            'layers': layers.layer_caches('source', source, beams * steps),
+            'visible': visible,
         }
-        return jnp.full(len(batch.source), start_id, jnp.int32), memory
+        return jnp.full(len(batch.source), start_id, jnp.int32), cache
 
-    def single(self, dtype):
-        """Parameters of each layer that a token goes through."""
+    def unstack_params(self, dtype: Any) -> list[nnx.State]:
+        """Returns the parameters of each decoder layer."""
         return layers.unstack_params(self.decoder, dtype)
 
-    def step(self, blocks, memory, tokens_BW, step, seen_BWS, *, dtype):
-        """One token of each hypothesis: features [B, W, D], and the memory with it."""
-        x_BWD = self.embedded(tokens_BW, dtype) + self.decoder_position(step, dtype)
+    def decode_step(self, blocks, cache, tokens_BW, step, visible_BWS, *, dtype: Any):
+        """Returns the features [B, W, D] of one token of each hypothesis, and the new cache."""
+        x_BWD = self.decoder_embeddings(tokens_BW, dtype) + self.decoder_position(step, dtype)
         x_BWD = self.decoder_norm(x_BWD)
-        source_seen, new = memory['seen'][:, None], []
-        for params, old in zip(blocks, memory['layers'], strict=True):
-            x_BWD, one = layers.bind_layer(self.decoder, params).step(
-                x_BWD, old, step, seen_BWS, source_seen
-            )
-            new.append(one)
-        return x_BWD, memory | {'layers': new}
+        visible = visible_BWS, cache['visible'][:, None]
+        x_BWD, new = layers.decode_step(
+            self.decoder, blocks, x_BWD, cache['layers'], step, *visible
+        )
+        return x_BWD, cache | {'layers': new}
 
-    def head(self):
-        """Output matrix [V, D], and the bias [V] of an imported checkpoint, which is not trained."""
-        matrix = {
-            'all': lambda: self.token_embedding,
-            'decoder': lambda: self.decoder_token_embedding,
-            'none': lambda: self.output,
-        }[self.tied]()
+    def head(self) -> tuple[Array, Array]:
+        """Returns the output matrix [V, D] and the bias [V].
+
+        Only imported checkpoints have a bias other than 0; training leaves it as it is.
+        """
+        if self.tied == 'all':
+            matrix = self.token_embedding
+        else:
+            matrix = self.decoder_token_embedding if self.tied == 'decoder' else self.output
         return matrix.table[...], jax.lax.stop_gradient(self.output_bias.bias[...])
 
 
-def flops(c, shape) -> float:
-    """Matrix products of one example's forward pass, head excluded."""
+def flops(c: ConfigDict, shape: Shape) -> float:
+    """Returns the FLOPs of one example's forward pass, head excluded."""
     target, source, width = shape.tokens, shape.source, c.width
     cross = 2.0 * (2 * (target + source) * width**2 + 2 * target * source * width)
     encoder = c.layers * layers.block_flops(c, source)
@@ -179,15 +182,11 @@ NAMES = Names(prefix='model.', buffers=r'(encoder|decoder)\.version|shared\.weig
 _OFFSET = 2  # rows of BART's position tables before position 0
 
 
-def table(c) -> tuple[Row, ...]:
-    """Our parameters in the names of Hugging Face's BART.
-
-    Where not everything is one matrix, its `shared.weight` is no part of the network: it is not
-    read, and written only because transformers asks for it.
-    """
+def table(c: ConfigDict) -> tuple[Row, ...]:
+    """Returns the parameters' names in the format of Hugging Face's BART."""
     cross = 'model.decoder.layers.{layer}.encoder_attn'
     return (
-        *_tables(c),
+        *_embeddings(c),
         Row('final_logits_bias', 'output_bias/bias', vocab=True, lead=True, optional=True),
         *_stack('encoder'),
         *_stack('decoder'),
@@ -199,20 +198,26 @@ def table(c) -> tuple[Row, ...]:
     )
 
 
-def _tables(c) -> list[Row]:
+def _embeddings(c: ConfigDict) -> list[Row]:
+    """Returns the rows of embeddings and output.
+
+    Unless all are one matrix, `shared.weight` is not part of the network: it is never read, and
+    written only because transformers requires it.
+    """
     shared, head = 'model.shared.weight', 'lm_head.weight'
     encoder, decoder = 'model.encoder.embed_tokens.weight', 'model.decoder.embed_tokens.weight'
-    ours = ('token_embedding/table', 'decoder_token_embedding/table', 'output/table')
+    path, decoder_path = 'token_embedding/table', 'decoder_token_embedding/table'
     if c.tied == 'all':
-        return [Row(shared, ours[0], vocab=True, same=(encoder, decoder, head))]
-    rows = [Row(encoder, ours[0], vocab=True, copies=(shared,))]
+        return [Row(shared, path, vocab=True, same=(encoder, decoder, head))]
+    rows = [Row(encoder, path, vocab=True, copies=(shared,))]
     if c.tied == 'decoder':
-        return [*rows, Row(decoder, ours[1], vocab=True, same=(head,), copies=(head,))]
-    return [*rows, Row(decoder, ours[1], vocab=True), Row(head, ours[2], vocab=True, head=True)]
+        return [*rows, Row(decoder, decoder_path, vocab=True, same=(head,), copies=(head,))]
+    output = Row(head, 'output/table', vocab=True, head=True)
+    return [*rows, Row(decoder, decoder_path, vocab=True), output]
 
 
 def _stack(side: str) -> list[Row]:
-    """Rows that the encoder and the decoder both have."""
+    """Returns the rows that the encoder and the decoder both have."""
     stack, layer = f'model.{side}', f'model.{side}.layers.{{layer}}'
     return [
         Row(f'{stack}.embed_positions.weight', f'{side}_position/table', offset=_OFFSET),

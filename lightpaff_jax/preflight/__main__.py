@@ -144,7 +144,7 @@ def compiled(c: ConfigDict, mesh: Mesh, net: Any) -> Plan:
     """
     student = networks.student(c, 'tpu')
     teacher_model = None if net is None else networks.teacher(c, net, 'tpu')
-    rule = optimizer.make(c)
+    rule = optimizer.make(c.optim)
     state = distill_step.abstract_state(c, mesh, student, rule)
     batch = batches.abstract_batches(c)[-1]
     place = sharding.batch_sharding(mesh, micro=True)
@@ -208,7 +208,7 @@ def _teacher_params(c: ConfigDict, mesh: Mesh, teacher_model: models.Model | Non
 def _held(c: ConfigDict, mesh: Mesh, net: Any) -> dict[str, float]:
     """Bytes of a chip that stay from step to step."""
     student = networks.student(c, 'tpu')
-    state = distill_step.abstract_state(c, mesh, student, optimizer.make(c))
+    state = distill_step.abstract_state(c, mesh, student, optimizer.make(c.optim))
     teacher_model = None if net is None else networks.teacher(c, net, 'tpu')
 
     def size(tree) -> float:

@@ -1,4 +1,4 @@
-"""Networks as Hugging Face folders: config.json and model.safetensors, read and written."""
+"""Reads and writes Hugging Face folders: config.json and safetensors."""
 
 import contextlib
 import json
@@ -13,128 +13,125 @@ import safetensors
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import UserError, one_line
 from lightpaff_jax.models import MODELS, Model, Params
 from lightpaff_jax.models.huggingface import config_json, weights
 from lightpaff_jax.runtime import storage
 
 _CONFIG = 'config.json'
-_WHOLE = 'model.safetensors'
+_SINGLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
 _SHARD = re.compile(r'model-\d{5}-of-\d{5}\.safetensors')
-_UNREAD = ('.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack')
+_OTHER_FORMATS = ('.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack')
 
 
 def read_network(label: str, path: str | pathlib.Path) -> ConfigDict:
-    """Shape of the network in a folder, with the keys of `config.network()`.
+    """Returns the network of a folder, with the keys of `config.network()`.
 
     Args:
-      label: the setting that names the folder, which begins every message.
+      label: setting that names the folder, the start of all messages.
       path: the folder.
 
     Raises:
-      UserError: no config.json, or an architecture or a setting that our networks do not have.
+      UserError: config.json is missing, or has an architecture or a setting that our networks do
+        not have.
     """
-    return config_json.read(label, _json(label, pathlib.Path(path).expanduser() / _CONFIG))
+    return config_json.read(label, _read_json(label, pathlib.Path(path).expanduser() / _CONFIG))
 
 
 def read_params(
-    label: str, path: str | pathlib.Path, model: Model, fresh: Params | None = None
-) -> dict[str, Any]:
-    """float32 parameters of `model` on the host, from a folder's safetensors.
+    label: str, path: str | pathlib.Path, model: Model, initial: Params | None = None
+) -> Params:
+    """Returns the parameters of `model` in float32 on the host, from a folder's safetensors.
 
     Args:
-      label: the setting that names the folder, which begins every message.
-      path: the folder; its numbers may be float32, float16 or bfloat16.
-      model: built from the network of the folder, perhaps with another head.
-      fresh: initial parameters, of which those of a head that the folder lacks are taken.
+      label: setting that names the folder, the start of all messages.
+      path: the folder; its tensors may be float32, float16 or bfloat16.
+      model: built from the folder's network, perhaps with another head.
+      initial: initial parameters, used for a head that the folder does not have.
 
     Raises:
-      UserError: no safetensors, one that is not whole, or tensors that do not fit.
+      UserError: the folder has no safetensors, a damaged one, or tensors that do not fit.
     """
     folder = pathlib.Path(path).expanduser()
     names = MODELS[model.network.family][0].NAMES
     with contextlib.ExitStack() as stack:
-        tensors = _Tensors(label, _places(label, folder, stack))
+        tensors = _Tensors(label, _open_tensors(label, folder, stack))
         return weights.from_huggingface(
-            label, tensors, model.table, names, model.abstract_params, model.vocab_size, fresh
+            label, tensors, model.table, names, model.abstract_params, model.vocab_size, initial
         )
 
 
 class _Tensors(Mapping):
-    """The tensors of open files, each read when it is asked for."""
+    """Tensors of open files, each read on access."""
 
-    def __init__(self, where: str, places: dict[str, Any]):
-        self.where, self.places = where, places
+    def __init__(self, label: str, files: dict[str, Any]):
+        self.label, self.files = label, files
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:
-            return self.places[name].get_tensor(name)
+            return self.files[name].get_tensor(name)
         except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:
-            raise UserError(f'{self.where}: {name} cannot be read: {_line(error)}') from error
+            raise UserError(f'{self.label}: cannot read {name}: {one_line(error)}') from error
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
+        return iter(self.files)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.files)
 
 
-def _places(where: str, folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Name of each tensor -> its open file, whether one holds all or an index tells."""
-    if (folder / _WHOLE).exists():
-        file = _open(where, folder / _WHOLE, stack)
+def _open_tensors(label: str, folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Returns the open file of each tensor, from the single file or the shards of the index."""
+
+    def open_file(name: str) -> Any:
+        try:
+            return stack.enter_context(safetensors.safe_open(folder / name, 'np'))
+        except (safetensors.SafetensorError, OSError) as error:
+            rule = 'is not a valid safetensors file'
+            raise UserError(f'{label}: {name} {rule}: {one_line(error)}') from error
+
+    if (folder / _SINGLE).exists():
+        file = open_file(_SINGLE)
         return dict.fromkeys(file.keys(), file)
     if not (folder / _INDEX).exists():
-        raise UserError(f'{where}: {_lacking(folder)}')
-    index = _json(where, folder / _INDEX)
-    shards = ({'weight_map': None} | index)['weight_map']
+        raise UserError(f'{label}: {_missing_weights(folder)}')
+    shards = _read_json(label, folder / _INDEX).get('weight_map')
     if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
-        raise UserError(f'{where}: {_INDEX} must have a weight_map from tensors to files')
-    places: dict[str, Any] = {}
+        raise UserError(f'{label}: {_INDEX} must have a weight_map from tensors to files')
+    files: dict[str, Any] = {}
     for name in sorted({*shards.values()}):
         if pathlib.PurePath(name).name != name or not (folder / name).exists():
-            raise UserError(f'{where}: has no {name}, which {_INDEX} names')
-        file = _open(where, folder / name, stack)
-        wanted = {tensor for tensor, shard in shards.items() if shard == name}
-        wrong = [f'- {tensor}' for tensor in sorted(wanted - {*file.keys()})]
-        wrong += [f'+ {tensor}' for tensor in sorted({*file.keys()} - wanted)]
-        if wrong:
-            raise UserError(f'{where}: {name} does not fit {_INDEX}: {", ".join(wrong)}')
-        places |= dict.fromkeys(wanted, file)
-    return places
+            raise UserError(f'{label}: {name} of {_INDEX} does not exist')
+        file = open_file(name)
+        indexed = {tensor for tensor, shard in shards.items() if shard == name}
+        differences = [f'- {tensor}' for tensor in sorted(indexed - {*file.keys()})]
+        differences += [f'+ {tensor}' for tensor in sorted({*file.keys()} - indexed)]
+        if differences:
+            raise UserError(f'{label}: {name} does not fit {_INDEX}: {", ".join(differences)}')
+        files |= dict.fromkeys(indexed, file)
+    return files
 
 
-def _open(where: str, file: pathlib.Path, stack: contextlib.ExitStack):
-    try:
-        return stack.enter_context(safetensors.safe_open(file, 'np'))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f'{where}: {file.name} is no whole safetensors: {_line(error)}') from error
-
-
-def _lacking(folder: pathlib.Path) -> str:
-    found = [file.name for file in sorted(folder.glob('*')) if file.suffix in _UNREAD]
-    if not found:
-        return f'has neither {_WHOLE} nor {_INDEX}'
+def _missing_weights(folder: pathlib.Path) -> str:
+    others = [file.name for file in sorted(folder.glob('*')) if file.suffix in _OTHER_FORMATS]
+    if not others:
+        return f'has neither {_SINGLE} nor {_INDEX}'
     return (
-        f'has {", ".join(found)} but no {_WHOLE}: pickles and other formats are not read; on a '
+        f'has {", ".join(others)} but no {_SINGLE}: pickles and other formats are not read; on a '
         'machine where you trust the file, load it in transformers and write it again by '
         'save_pretrained(folder, safe_serialization=True)'
     )
 
 
-def _json(where: str, file: pathlib.Path) -> dict[str, Any]:
+def _read_json(label: str, file: pathlib.Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding='utf-8'))
+        values = json.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
-        raise UserError(f'{where}: {file.name} cannot be read: {_line(error)}') from error
-    if not isinstance(found, dict):
-        raise UserError(f'{where}: {file.name} must hold an object')
-    return found
-
-
-def _line(error: Exception) -> str:
-    return ' '.join(str(error).split())
+        raise UserError(f'{label}: cannot read {file.name}: {one_line(error)}') from error
+    if not isinstance(values, dict):
+        raise UserError(f'{label}: {file.name} must hold an object')
+    return values
 
 
 def write(
@@ -146,18 +143,18 @@ def write(
 ) -> None:
     """Writes config.json and model.safetensors, or shards of it with their index.
 
-    Files of these names are replaced, others stay. config.json goes first and comes last: a
-    folder that was interrupted has none, and is refused.
+    Replaces files of these names and keeps others. The old config.json is removed first and the new
+    one is moved last: an interrupted folder has none, and readers refuse it.
 
     Args:
-      path: the folder; made if it is not there.
+      path: the folder, created if missing.
       model: the network.
       params: its parameters.
-      shard_bytes: largest file of weights, unless one tensor is larger.
-      ids: of special tokens, by transformers' keys ('pad_token_id', 'eos_token_id', ...).
+      shard_bytes: maximum size of a file of weights, unless one tensor is larger.
+      ids: ids of special tokens by transformers' keys ('pad_token_id', 'eos_token_id', ...).
 
     Raises:
-      OSError: no space, no permission.
+      OSError: no space or no permission.
     """
     folder = pathlib.Path(path).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,34 +165,33 @@ def write(
     with tempfile.TemporaryDirectory(dir=folder, prefix='.writing.') as temporary:
         part = pathlib.Path(temporary)
         _write_tensors(part, tensors, shard_bytes)
-        new = sorted(part.iterdir())
-        values = config_json.write(model.network, {} if ids is None else ids)
-        (part / _CONFIG).write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
+        files = [*sorted(part.iterdir()), part / _CONFIG]
+        _write_json(part / _CONFIG, config_json.write(model.network, {} if ids is None else ids))
         shards = [file for file in folder.glob('model-*') if _SHARD.fullmatch(file.name)]
-        for old in (folder / _CONFIG, folder / _INDEX, folder / _WHOLE, *shards):
+        for old in (folder / _CONFIG, folder / _INDEX, folder / _SINGLE, *shards):
             old.unlink(missing_ok=True)
-        for file in (*new, part / _CONFIG):
+        for file in files:
             storage.commit(file, folder / file.name)
 
 
 def _write_tensors(folder: pathlib.Path, tensors: dict[str, np.ndarray], shard_bytes: int) -> None:
     shards: list[dict[str, np.ndarray]] = [{}]
-    size = 0
     for name, tensor in tensors.items():
+        size = sum(x.nbytes for x in shards[-1].values())
         if shards[-1] and size + tensor.nbytes > shard_bytes:
             shards.append({})
-            size = 0
         shards[-1][name] = tensor
-        size += tensor.nbytes
     if len(shards) == 1:
-        save_file(tensors, folder / _WHOLE, {'format': 'pt'})
+        save_file(tensors, folder / _SINGLE, {'format': 'pt'})
         return
-    index: dict[str, Any] = {
-        'metadata': {'total_size': sum(x.nbytes for x in tensors.values())},
-        'weight_map': {},
-    }
+    shard_of: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
         save_file(shard, folder / name, {'format': 'pt'})
-        index['weight_map'] |= dict.fromkeys(shard, name)
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
+        shard_of |= dict.fromkeys(shard, name)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    _write_json(folder / _INDEX, {'metadata': {'total_size': total}, 'weight_map': shard_of})
+
+
+def _write_json(file: pathlib.Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')

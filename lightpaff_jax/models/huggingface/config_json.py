@@ -1,39 +1,27 @@
-"""Hugging Face's config.json and the keys of `config.network()`, in both directions."""
+"""Converts Hugging Face's config.json to and from the keys of `config.network()`."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
 
+# Name -> our family and head. The first name of a pair is the one that we write.
 ARCHITECTURES = {
     'BertForMaskedLM': ('bert', 'lm'),
     'BertForPreTraining': ('bert', 'pretraining'),
     'BertModel': ('bert', 'none'),
     'BertForSequenceClassification': ('bert', 'classify'),
     'GPT2LMHeadModel': ('gpt2', 'lm'),
-    'GPT2Model': ('gpt2', 'lm'),  # a head that is the embedding needs no tensor
+    'GPT2Model': ('gpt2', 'lm'),  # the head is the embedding and needs no tensor
     'BartForConditionalGeneration': ('mass', 'lm'),
     'BartModel': ('mass', 'lm'),
 }
-"""Name -> our family and head; the first of a pair is the one we write."""
-
-
-class Rule(NamedTuple):
-    """A setting that our networks have built in."""
-
-    key: str
-    default: Any
-    """Transformers' value where the key is absent."""
-    allowed: tuple
-    """Values that mean what we compute; the first is written."""
-
-
 _MODEL_TYPES = {'bert': 'bert', 'gpt2': 'gpt2', 'mass': 'bart'}
 
-# Our key -> theirs, and transformers' default.
+# Our key -> Hugging Face's key, and transformers' default.
 _SIZES: dict[str, dict[str, tuple[str, int]]] = {
     'bert': {
         'vocab_size': ('vocab_size', 30522),
@@ -49,7 +37,7 @@ _SIZES: dict[str, dict[str, tuple[str, int]]] = {
         'width': ('n_embd', 768),
         'layers': ('n_layer', 12),
         'heads': ('n_head', 12),
-        'ffn': ('n_inner', 0),  # or null: 4 n_embd
+        'ffn': ('n_inner', 0),  # 0 or null means 4 n_embd
         'positions': ('n_positions', 1024),
     },
     'mass': {
@@ -62,73 +50,78 @@ _SIZES: dict[str, dict[str, tuple[str, int]]] = {
         'positions': ('max_position_embeddings', 1024),
     },
 }
-# The first is the one that is read: a network of ours has one rate for all. The others are for
-# training alone, so they change no result of a teacher.
+# Our networks have one rate for all dropouts: the reader takes the first key, the writer sets all.
+# The others change training only, no result of a teacher.
 _DROPOUTS = {
     'bert': ('hidden_dropout_prob', 'attention_probs_dropout_prob'),
     'gpt2': ('resid_pdrop', 'embd_pdrop', 'attn_pdrop'),
     'mass': ('dropout', 'attention_dropout'),
 }
-_DROPOUT = 0.1  # transformers' default of the first, in all three families
-_RULES = {
-    'bert': (
-        Rule('hidden_act', 'gelu', ('gelu',)),
-        Rule('layer_norm_eps', 1e-12, (1e-12,)),
-        Rule('position_embedding_type', 'absolute', ('absolute',)),
-        Rule('is_decoder', False, (False,)),
-        Rule('add_cross_attention', False, (False,)),
-    ),
-    'gpt2': (
-        Rule('activation_function', 'gelu_new', ('gelu_new', 'gelu_pytorch_tanh')),
-        Rule('layer_norm_epsilon', 1e-5, (1e-5,)),
-        Rule('scale_attn_weights', True, (True,)),
-        Rule('scale_attn_by_inverse_layer_idx', False, (False,)),
-        Rule('add_cross_attention', False, (False,)),
-        Rule('tie_word_embeddings', True, (True,)),
-    ),
-    # The three of norms are no keys of transformers' BART any more; CTranslate2 asks for them.
-    'mass': (
-        Rule('activation_function', 'gelu', ('gelu', 'relu')),
-        Rule('normalize_before', False, (False,)),
-        Rule('add_final_layer_norm', False, (False,)),
-        Rule('normalize_embedding', True, (True,)),
-        Rule('is_encoder_decoder', True, (True,)),
-        Rule('static_position_embeddings', False, (False,)),
-        Rule('extra_pos_embeddings', 2, (2,)),
-    ),
+_DROPOUT = 0.1  # transformers' default of the first key, in all families
+
+# Key -> the values that our networks compute. The first is written. Transformers' default is always
+# among them, so an absent key needs no check.
+_RULES: dict[str, dict[str, tuple]] = {
+    'bert': {
+        'hidden_act': ('gelu',),
+        'layer_norm_eps': (1e-12,),
+        'position_embedding_type': ('absolute',),
+        'is_decoder': (False,),
+        'add_cross_attention': (False,),
+    },
+    'gpt2': {
+        'activation_function': ('gelu_new', 'gelu_pytorch_tanh'),
+        'layer_norm_epsilon': (1e-5,),
+        'scale_attn_weights': (True,),
+        'scale_attn_by_inverse_layer_idx': (False,),
+        'add_cross_attention': (False,),
+        'tie_word_embeddings': (True,),
+    },
+    # Transformers' BART no longer has the three keys of norms; CTranslate2 requires them.
+    'mass': {
+        'activation_function': ('gelu', 'relu'),
+        'normalize_before': (False,),
+        'add_final_layer_norm': (False,),
+        'normalize_embedding': (True,),
+        'is_encoder_decoder': (True,),
+        'static_position_embeddings': (False,),
+        'extra_pos_embeddings': (2,),
+    },
 }
-_HEAD_RULES = {
-    'lm': (Rule('tie_word_embeddings', True, (True,)),),
-    'pretraining': (Rule('tie_word_embeddings', True, (True,)),),
-    'classify': (
-        Rule('problem_type', None, ('single_label_classification', None)),
-    ),
-    'none': (),
-}  # fmt: skip
-# fairseq's name: where not everything is one matrix, decoder and output may be.
+_BERT_HEAD_RULES: dict[str, dict[str, tuple]] = {
+    'lm': {'tie_word_embeddings': (True,)},
+    'pretraining': {'tie_word_embeddings': (True,)},
+    'classify': {'problem_type': ('single_label_classification', None)},
+    'none': {},
+}
+# fairseq's key: if not all embeddings are one matrix, decoder and output may be.
 _SHARED_OUTPUT = 'share_decoder_input_output_embed'
 _TOKENS = {
     'bert': ('pad_token_id',),
     'gpt2': ('pad_token_id', 'bos_token_id', 'eos_token_id'),
-    'mass': ('pad_token_id', 'bos_token_id', 'eos_token_id', 'decoder_start_token_id',
-             'forced_eos_token_id'),
-}  # fmt: skip
+    'mass': (
+        'pad_token_id',
+        'bos_token_id',
+        'eos_token_id',
+        'decoder_start_token_id',
+        'forced_eos_token_id',
+    ),
+}
 
 
-def read(where: str, found: Mapping[str, Any]) -> ConfigDict:
-    """The network that a config.json describes; absent keys have transformers' defaults.
+def read(where: str, values: Mapping[str, Any]) -> ConfigDict:
+    """Returns the network of a config.json; absent keys have transformers' defaults.
 
-    Dropout is that of the hidden states: one that differs for attention is not kept.
+    Dropout is that of the hidden states; another rate for attention is dropped.
 
     Args:
-      where: begins the messages.
-      found: config.json.
+      where: start of the messages.
+      values: config.json.
 
     Raises:
       UserError: an architecture or a setting that our networks do not have.
     """
-    found = {'architectures': None, **found}
-    names = found['architectures']
+    names = values.get('architectures')
     name = str(names[0]) if isinstance(names, list) and names else ''
     if name not in ARCHITECTURES:
         raise UserError(
@@ -136,33 +129,33 @@ def read(where: str, found: Mapping[str, Any]) -> ConfigDict:
             f'{", ".join(ARCHITECTURES)}'
         )
     family, head = ARCHITECTURES[name]
-    rules = (*_rules(family, head), Rule('quantization_config', None, (None,)))
-    found = _defaults(family) | {rule.key: rule.default for rule in rules} | found
-    for rule in rules:
-        must = f'must be {" or ".join(map(repr, rule.allowed))}'
-        _check(where, found, rule.key, found[rule.key] in rule.allowed, must)
-    rate = found[_DROPOUTS[family][0]]
-    _check(where, found, _DROPOUTS[family][0], _number(rate) and 0 <= rate < 1, 'must be in [0, 1)')
-    changes = {'family': family, 'head': head, 'dropout': float(rate)}
-    changes |= _sizes(where, family, found)
+    rules = _rules(family, head) | {'quantization_config': (None,)}
+    values = _defaults(family) | {key: allowed[0] for key, allowed in rules.items()} | {**values}
+    for key, allowed in rules.items():
+        rule = f'must be {" or ".join(map(repr, allowed))}'
+        _check(where, values, key, values[key] in allowed, rule)
+    dropout_key = _DROPOUTS[family][0]
+    rate = values[dropout_key]
+    _check(where, values, dropout_key, _is_number(rate) and 0 <= rate < 1, 'must be in [0, 1)')
+    network = {'family': family, 'head': head, 'dropout': float(rate)}
+    network |= _sizes(where, family, values)
     if head == 'classify':
-        labels = found['id2label']
-        found['num_labels'] = len(labels) if isinstance(labels, dict) else found['num_labels']
-        _check(where, found, 'num_labels', _whole(found['num_labels'], 2), 'must be at least 2')
-        changes['classes'] = found['num_labels']
+        labels = values['id2label']
+        classes = len(labels) if isinstance(labels, dict) else values['num_labels']
+        values['num_labels'] = network['classes'] = classes
+        _check(where, values, 'num_labels', _is_integer(classes, 2), 'must be at least 2')
     if family == 'mass':
-        changes |= _mass(where, found)
-    return config.network(**changes)
+        network |= _mass_settings(where, values)
+    return config.network(**network)
 
 
-def _rules(family: str, head: str) -> tuple[Rule, ...]:
-    return _RULES[family] + (_HEAD_RULES[head] if family == 'bert' else ())
+def _rules(family: str, head: str) -> dict[str, tuple]:
+    return _RULES[family] | (_BERT_HEAD_RULES[head] if family == 'bert' else {})
 
 
 def _defaults(family: str) -> dict[str, Any]:
-    """Transformers' values of the keys that are read and no Rule."""
-    values: dict[str, Any] = {_DROPOUTS[family][0]: _DROPOUT}
-    values |= dict(_SIZES[family].values())
+    """Returns transformers' defaults of the keys without a rule."""
+    values: dict[str, Any] = {_DROPOUTS[family][0]: _DROPOUT, **dict(_SIZES[family].values())}
     if family == 'bert':
         values |= {'id2label': None, 'num_labels': 2}
     if family == 'mass':
@@ -171,63 +164,62 @@ def _defaults(family: str) -> dict[str, Any]:
     return values
 
 
-def _check(where: str, found: Mapping, key: str, holds: bool, rule: str) -> None:
+def _check(where: str, values: Mapping[str, Any], key: str, holds: bool, rule: str) -> None:
     if not holds:
-        raise UserError(f'{where}: config.json has {key} = {found[key]!r}: {rule}')
+        raise UserError(f'{where}: config.json has {key} = {values[key]!r}: {rule}')
 
 
-def _number(value) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _whole(value, least: int) -> bool:
-    return _number(value) and isinstance(value, int) and value >= least
+def _is_integer(value: Any, minimum: int) -> bool:
+    return _is_number(value) and isinstance(value, int) and value >= minimum
 
 
-def _sizes(where: str, family: str, found: dict[str, Any]) -> dict[str, int]:
-    keys = {ours: theirs for ours, (theirs, _) in _SIZES[family].items()}
-    if family == 'gpt2' and not found['n_inner'] and _whole(found['n_embd'], 1):
-        found['n_inner'] = 4 * found['n_embd']
-    for theirs in keys.values():
-        _check(where, found, theirs, _whole(found[theirs], 1), 'must be a whole number above 0')
-    width = found[keys['width']]
-    _check(
-        where, found, keys['heads'], width % found[keys['heads']] == 0,
-        f'must divide {keys["width"]} = {width}',
-    )  # fmt: skip
-    return {ours: found[theirs] for ours, theirs in keys.items()}
+def _sizes(where: str, family: str, values: dict[str, Any]) -> dict[str, int]:
+    keys = {key: hf_key for key, (hf_key, _) in _SIZES[family].items()}
+    if family == 'gpt2' and not values['n_inner'] and _is_integer(values['n_embd'], 1):
+        values['n_inner'] = 4 * values['n_embd']
+    for hf_key in keys.values():
+        is_size = _is_integer(values[hf_key], 1)
+        _check(where, values, hf_key, is_size, 'must be a whole number above 0')
+    width, heads = values[keys['width']], values[keys['heads']]
+    rule = f'must divide {keys["width"]} = {width}'
+    _check(where, values, keys['heads'], width % heads == 0, rule)
+    return {key: values[hf_key] for key, hf_key in keys.items()}
 
 
-def _mass(where: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """What BART alone has; encoder and decoder of ours have the same heads and width."""
+def _mass_settings(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys that only BART has; our encoder and decoder have equal heads and width."""
     for key in ('attention_heads', 'ffn_dim'):
-        one, other = f'encoder_{key}', f'decoder_{key}'
-        same = found[one] == found[other]
-        _check(where, found, other, same, f'must equal {one} = {found[one]}')
+        encoder, decoder = f'encoder_{key}', f'decoder_{key}'
+        equal = values[encoder] == values[decoder]
+        _check(where, values, decoder, equal, f'must equal {encoder} = {values[encoder]}')
     for key in ('tie_word_embeddings', 'scale_embedding', _SHARED_OUTPUT):
-        _check(where, found, key, isinstance(found[key], bool), 'must be true or false')
-    untied = 'decoder' if found[_SHARED_OUTPUT] else 'none'
+        _check(where, values, key, isinstance(values[key], bool), 'must be true or false')
+    untied = 'decoder' if values[_SHARED_OUTPUT] else 'none'
     return {
-        'activation': found['activation_function'],
-        'scale_embedding': found['scale_embedding'],
-        'tied': 'all' if found['tie_word_embeddings'] else untied,
+        'activation': values['activation_function'],
+        'scale_embedding': values['scale_embedding'],
+        'tied': 'all' if values['tie_word_embeddings'] else untied,
     }
 
 
 def write(c: ConfigDict, ids: Mapping[str, int]) -> dict[str, Any]:
-    """config.json of a network.
+    """Returns the config.json of a network.
 
     Args:
       c: the keys of `config.network()`.
-      ids: of special tokens, by transformers' keys ('pad_token_id', ...); those not given are
-        null, and a sequence is forced to end in eos_token_id.
+      ids: ids of special tokens by transformers' keys ('pad_token_id', ...). Others are null, except
+        that sequences are forced to end in eos_token_id.
     """
     family = c.family
     names = [name for name, pair in ARCHITECTURES.items() if pair == (family, c.head)]
     values: dict[str, Any] = {'architectures': names[:1], 'model_type': _MODEL_TYPES[family]}
-    values |= {theirs: c[ours] for ours, (theirs, _) in _SIZES[family].items()}
+    values |= {hf_key: c[key] for key, (hf_key, _) in _SIZES[family].items()}
     values |= dict.fromkeys(_DROPOUTS[family], c.dropout)
-    values |= {rule.key: rule.allowed[0] for rule in _rules(family, c.head)}
+    values |= {key: allowed[0] for key, allowed in _rules(family, c.head).items()}
     if c.head == 'classify':
         values['id2label'] = {str(i): f'LABEL_{i}' for i in range(c.classes)}
         values['label2id'] = {f'LABEL_{i}': i for i in range(c.classes)}
@@ -240,8 +232,7 @@ def write(c: ConfigDict, ids: Mapping[str, int]) -> dict[str, Any]:
             'tie_word_embeddings': c.tied == 'all',
             _SHARED_OUTPUT: c.tied == 'decoder',
         }
-    tokens: dict[str, int | None] = dict.fromkeys(_TOKENS[family])
-    tokens |= ids
+    values |= dict.fromkeys(_TOKENS[family]) | {**ids}
     if family == 'mass' and 'forced_eos_token_id' not in ids:
-        tokens['forced_eos_token_id'] = tokens['eos_token_id']
-    return values | tokens
+        values['forced_eos_token_id'] = values['eos_token_id']
+    return values

@@ -1,10 +1,10 @@
-"""Our parameters in Hugging Face's names, read from one table in both directions."""
+"""Converts parameters to and from Hugging Face's tensors by one table of names per family."""
 
 import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,192 +13,219 @@ from lightpaff_jax.runtime.fingerprint import flatten, unflatten
 
 _log = logging.getLogger('lightpaff_jax')
 _DTYPES = ('float32', 'float16', 'bfloat16')
-_LEGACY = {'.LayerNorm.gamma': '.LayerNorm.weight', '.LayerNorm.beta': '.LayerNorm.bias'}
+_OLD_SUFFIXES = {'.LayerNorm.gamma': '.LayerNorm.weight', '.LayerNorm.beta': '.LayerNorm.bias'}
 
 
 class Row(NamedTuple):
-    """One tensor of a checkpoint and its place in our tree."""
+    """One tensor of a checkpoint and its place in our parameters.
+
+    Attributes:
+      name: Hugging Face's name with the trunk's prefix; {layer} stands for the layer's index.
+      path: our path; layers are stacked on its leading axis if the name has {layer}.
+      transpose: whether Hugging Face stores the matrix transposed, as [out, in].
+      vocab: whether the first axis is the vocabulary, which we pad to a multiple of 128.
+      part: index among the fused matrices of our array: 0 query, 1 key, 2 value.
+      offset: rows before our first row: dropped by the reader, zeros for the writer.
+      lead: whether Hugging Face has a leading axis of 1.
+      head: whether it belongs to a head, which may be newly initialised.
+      optional: whether an absent tensor means zeros.
+      same: names of tensors that repeat this one; if present they must be equal.
+      copies: names under which the writer repeats it.
+    """
 
     name: str
-    """Hugging Face's name, with the trunk's prefix; {layer} stands for the layer's index."""
     path: str
-    """Our path; layers are stacked on its leading axis where the name has {layer}."""
     transpose: bool = False
-    """Whether Hugging Face stores the matrix the other way round, as [out, in]."""
     vocab: bool = False
-    """Whether its first axis is the vocabulary, which we pad to a multiple of 128."""
     part: int | None = None
-    """Which of the fused matrices of our tensor it is: 0 query, 1 key, 2 value."""
     offset: int = 0
-    """Rows before our first: dropped when read, zeros when written."""
     lead: bool = False
-    """Whether Hugging Face has a leading axis of 1."""
     head: bool = False
-    """Whether it is of a head, which may begin fresh."""
     optional: bool = False
-    """Whether a file may lack it, and zeros are meant."""
     same: tuple[str, ...] = ()
-    """Names of tensors that are this one again; where they are there, they must be equal."""
     copies: tuple[str, ...] = ()
-    """Names that it is written under as well."""
 
 
 class Names(NamedTuple):
-    """What a family's checkpoints hold beside the rows."""
+    """Names of a family's checkpoints that its table does not have.
+
+    Attributes:
+      prefix: prefix of the trunk's names, which architectures without a head omit.
+      buffers: regular expression of tensors that are not parameters, for names without prefix.
+      heads: regular expression of the parameters of all heads, for names without prefix.
+    """
 
     prefix: str
-    """Of the trunk's names; an architecture without a head leaves it out."""
     buffers: str = ''
-    """Regular expression of tensors that are computed, not learned; names without the prefix."""
     heads: str = ''
-    """Regular expression of the parameters of all heads; names without the prefix."""
 
     def plain(self, name: str) -> str:
-        """Without prefix, and in today's spelling."""
-        for old, new in _LEGACY.items():
+        """Returns the name without prefix, with the current suffix."""
+        for old, new in _OLD_SUFFIXES.items():
             name = name.replace(old, new)
         return name.removeprefix(self.prefix)
 
 
-def linear(name: str, path: str, transpose: bool = True, **more) -> tuple[Row, Row]:
-    """Rows of a matrix and its bias."""
+def linear(name: str, path: str, transpose: bool = True, **options: Any) -> tuple[Row, Row]:
+    """Returns the rows of a matrix and its bias."""
     return (
-        Row(f'{name}.weight', f'{path}/kernel', transpose=transpose, **more),
-        Row(f'{name}.bias', f'{path}/bias', **more),
+        Row(f'{name}.weight', f'{path}/kernel', transpose=transpose, **options),
+        Row(f'{name}.bias', f'{path}/bias', **options),
     )
 
 
-def norm(name: str, path: str, **more) -> tuple[Row, Row]:
-    """Rows of a LayerNorm."""
+def norm(name: str, path: str, head: bool = False) -> tuple[Row, Row]:
+    """Returns the rows of a LayerNorm."""
     return (
-        Row(f'{name}.weight', f'{path}/scale', **more),
-        Row(f'{name}.bias', f'{path}/bias', **more),
+        Row(f'{name}.weight', f'{path}/scale', head=head),
+        Row(f'{name}.bias', f'{path}/bias', head=head),
     )
 
 
-def from_huggingface(where: str, tensors: Mapping[str, np.ndarray], table: Sequence[Row],
-                     names: Names, like, vocab_size: int, fresh=None) -> dict:  # fmt: skip
-    """Hugging Face's tensors -> our nested dict of float32 arrays, on the host.
+def output(name: str, path: str) -> tuple[Row, Row]:
+    """Returns the rows of a head's matrix, which both sides store as [out, in], and its bias."""
+    return (
+        Row(f'{name}.weight', f'{path}/table', head=True),
+        Row(f'{name}.bias', f'{path}/bias', head=True),
+    )
 
-    Parameters of heads that the table does not have are left out, with a line in the log.
+
+def from_huggingface(
+    where: str,
+    tensors: Mapping[str, np.ndarray],
+    table: Sequence[Row],
+    names: Names,
+    abstract_params: dict[str, Any],
+    vocab_size: int,
+    initial: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns our parameters as float32 arrays on the host.
+
+    Parameters of heads that the table does not have are ignored and logged.
 
     Args:
-      where: begins the messages.
-      tensors: by Hugging Face's names; each is asked for once, or twice if it is tied.
+      where: start of the messages.
+      tensors: tensors by Hugging Face's names; each is read once, or twice if it is tied.
       table: rows of the network.
-      names: of its family.
-      like: our tree of ShapeDtypeStructs; its shapes decide layers and vocabulary padding.
-      vocab_size: ids in use, which are the rows of Hugging Face's tables.
-      fresh: initial parameters, of which the rows of a head that is missing or has other classes
-        are taken, with a line in the log; None: they are errors, as those of the trunk always are.
+      names: other names of its family.
+      abstract_params: ShapeDtypeStructs, which give layers and padding of the vocabulary.
+      vocab_size: ids in use, the rows of Hugging Face's embeddings.
+      initial: initial parameters. They replace a head that is missing or has other classes, which
+        is logged; None makes such a head an error.
 
     Raises:
-      UserError: names every missing (-), unexpected (+) and misfit tensor.
+      UserError: lists each missing (-), unexpected (+) and inconsistent tensor.
     """
-    flat = {path: np.zeros(x.shape, np.float32) for path, x in flatten(like).items()}
-    initial = {} if fresh is None else flatten(fresh)
-    found: dict[str, str] = {}
-    faults, begun, known = [], [], set()
+    params = {path: np.zeros(x.shape, np.float32) for path, x in flatten(abstract_params).items()}
+    initial = {} if initial is None else flatten(initial)
+    errors, initialised, expected = [], [], set()
+    stored: dict[str, str] = {}  # plain name -> name of the tensor
     for name in tensors:
-        if found.setdefault(names.plain(name), name) != name:
-            faults.append(f'+ {name}')
-    lost = {
-        _part_of(row)
-        for row in table
-        if row.head and initial and not _fits(row, flat[row.path].shape, found, names, tensors)
-    }
+        if stored.setdefault(names.plain(name), name) != name:
+            errors.append(f'+ {name}')
+
+    def sources(name: str, row: Row) -> list[str]:
+        """Returns the names of the tensors that hold a row."""
+        plain_names = map(names.plain, (name, *row.same))
+        return [stored[plain] for plain in plain_names if plain in stored]
+
+    def fits(row: Row) -> bool:
+        stored_names = sources(row.name, row)
+        shape = _tensor_shape(row, params[row.path].shape)
+        return bool(stored_names) and (row.vocab or tensors[stored_names[0]].shape == shape)
+
+    # A head is newly initialised as a whole.
+    new_heads = {_module(row) for row in table if row.head and initial and not fits(row)}
     for row in table:
-        for layer, name in _names(row, flat[row.path]):
-            slot = _slot(flat[row.path], row, layer, vocab_size)
-            here = [names.plain(one) for one in (name, *row.same)]
-            known |= {*here, *map(names.plain, row.copies)}
-            sources = [found[one] for one in here if one in found]
-            if sources and _part_of(row) not in lost:
-                faults += _fill(slot, row, sources, tensors)
-            elif _part_of(row) in lost:
-                slot[...] = _slot(np.asarray(initial[row.path]), row, layer, vocab_size)
-                begun.append(name)
+        for layer, name in _layer_names(row, params[row.path]):
+            view = _view(params[row.path], row, layer, vocab_size)
+            expected |= {*map(names.plain, (name, *row.same, *row.copies))}
+            if _module(row) in new_heads:
+                view[...] = _view(np.asarray(initial[row.path]), row, layer, vocab_size)
+                initialised.append(name)
+            elif stored_names := sources(name, row):
+                errors += _fill(view, row, stored_names, tensors)
             elif not row.optional:
-                faults.append(f'- {name}')
-    others = [name for plain, name in found.items() if plain not in known]
-    others = [name for name in others if not re.fullmatch(names.buffers, names.plain(name))]
-    left = [name for name in others if re.fullmatch(names.heads, names.plain(name))]
-    faults += [f'+ {name}' for name in others if name not in left]
-    if faults:
-        raise UserError(f'{where}: tensors do not fit the model: {", ".join(faults)}')
-    if left:
-        _log.info('%s: left out, of other heads: %s', where, ', '.join(left))
-    if begun:
-        _log.info('%s: begins fresh: %s', where, ', '.join(begun))
-    return unflatten(flat)
+                errors.append(f'- {name}')
+    others = [
+        name
+        for plain, name in stored.items()
+        if plain not in expected and not re.fullmatch(names.buffers, plain)
+    ]
+    ignored = [name for name in others if re.fullmatch(names.heads, names.plain(name))]
+    errors += [f'+ {name}' for name in others if name not in ignored]
+    if errors:
+        raise UserError(f'{where}: tensors do not fit the model: {", ".join(errors)}')
+    if ignored:
+        _log.info('%s: ignored, of other heads: %s', where, ', '.join(ignored))
+    if initialised:
+        _log.info('%s: newly initialised: %s', where, ', '.join(initialised))
+    return unflatten(params)
 
 
-def _part_of(row: Row) -> str:
-    """The module of ours that a row is in: a head begins fresh as a whole."""
+def _module(row: Row) -> str:
     return row.path.partition('/')[0]
 
 
-def _fits(row: Row, shape: tuple[int, ...], found: Mapping, names: Names, tensors) -> bool:
-    """Whether a file has the row of a head, of as many classes."""
-    here = [found[names.plain(one)] for one in (row.name, *row.same) if names.plain(one) in found]
-    return bool(here) and (row.vocab or tensors[here[0]].shape == _shape(row, shape))
-
-
-def _fill(slot: np.ndarray, row: Row, sources: list[str], tensors: Mapping) -> list[str]:
-    """Puts the first of `sources` into our array; returns the faults of any."""
-    tensor = tensors[sources[0]]
-    goal = _shape(row, slot.shape)
+def _fill(
+    view: np.ndarray, row: Row, names: list[str], tensors: Mapping[str, np.ndarray]
+) -> list[str]:
+    """Writes the first of the named tensors into our array; returns the errors of all."""
+    name, *repeats = names
+    tensor, shape = tensors[name], _tensor_shape(row, view.shape)
     if str(tensor.dtype) not in _DTYPES:
-        return [f'{sources[0]}: {tensor.dtype} must be one of {", ".join(_DTYPES)}']
-    if tensor.shape != goal:
-        return [f'{sources[0]}: {tensor.shape} does not fit {goal}']
-    ours = tensor[0] if row.lead else tensor[row.offset :]
-    ours = ours.T if row.transpose else ours
-    slot[...] = ours.reshape(slot.shape)
-    again = {name: tensors[name] for name in sources[1:]}
+        return [f'{name}: {tensor.dtype} must be one of {", ".join(_DTYPES)}']
+    if tensor.shape != shape:
+        return [f'{name}: {tensor.shape} does not fit {shape}']
+    matrix = tensor[0] if row.lead else tensor[row.offset :]
+    view[...] = (matrix.T if row.transpose else matrix).reshape(view.shape)
     return [
-        f'{name}: must equal {sources[0]}, which it repeats'
-        for name, other in again.items()
-        if other.shape != goal or not np.array_equal(other, tensor)
+        f'{repeat}: must equal {name}, which it repeats'
+        for repeat in repeats
+        if not np.array_equal(tensors[repeat], tensor)
     ]
 
 
-def to_huggingface(params, table: Sequence[Row], vocab_size: int) -> dict[str, np.ndarray]:
-    """Our tree -> Hugging Face's tensors, vocabulary padding cut off.
+def to_huggingface(
+    params: dict[str, Any], table: Sequence[Row], vocab_size: int
+) -> dict[str, np.ndarray]:
+    """Returns Hugging Face's tensors, without padding of the vocabulary.
 
-    Matrices of several output or input axes (heads x head width) are flattened to two.
+    Matrices with several output or input axes (heads x head width) get two axes.
     """
     flat = {path: np.asarray(x, np.float32) for path, x in flatten(params).items()}
     tensors: dict[str, np.ndarray] = {}
     for row in table:
-        for layer, name in _names(row, flat[row.path]):
-            slot = _slot(flat[row.path], row, layer, vocab_size)
-            part = slot.reshape(_flat(row, slot.shape))
-            part = part.T if row.transpose else part
+        for layer, name in _layer_names(row, flat[row.path]):
+            view = _view(flat[row.path], row, layer, vocab_size)
+            tensor = view.reshape(_matrix_shape(row, view.shape))
+            tensor = tensor.T if row.transpose else tensor
             if row.offset:
-                part = np.pad(part, [(row.offset, 0)] + [(0, 0)] * (part.ndim - 1))
-            part = np.ascontiguousarray(part[None] if row.lead else part)
-            tensors |= dict.fromkeys((name, *row.copies), part)
+                tensor = np.pad(tensor, [(row.offset, 0)] + [(0, 0)] * (tensor.ndim - 1))
+            tensor = np.ascontiguousarray(tensor[None] if row.lead else tensor)
+            tensors |= dict.fromkeys((name, *row.copies), tensor)
     return tensors
 
 
-def _names(row: Row, whole: np.ndarray) -> Iterator[tuple[int | None, str]]:
-    """Layer (None: no layers) and name of each tensor of a row."""
+def _layer_names(row: Row, array: np.ndarray) -> Iterator[tuple[int | None, str]]:
+    """Yields layer (None without layers) and name of each tensor of a row."""
     if '{layer}' not in row.name:
-        return iter([(None, row.name)])
-    return ((layer, row.name.format(layer=layer)) for layer in range(whole.shape[0]))
+        yield None, row.name
+    else:
+        for layer in range(array.shape[0]):
+            yield layer, row.name.format(layer=layer)
 
 
-def _slot(whole: np.ndarray, row: Row, layer: int | None, vocab_size: int) -> np.ndarray:
-    """View of the one tensor of a row in our array, without padding of the vocabulary."""
-    part = whole if layer is None else whole[layer]
+def _view(array: np.ndarray, row: Row, layer: int | None, vocab_size: int) -> np.ndarray:
+    """Returns the view of one tensor in our array, without padding of the vocabulary."""
+    view = array if layer is None else array[layer]
     if row.part is not None:
-        part = part[row.part] if row.path.endswith('/bias') else part[:, row.part]
-    return part[:vocab_size] if row.vocab else part
+        view = view[row.part] if row.path.endswith('/bias') else view[:, row.part]
+    return view[:vocab_size] if row.vocab else view
 
 
-def _flat(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Our shape with heads and head width as one axis."""
+def _matrix_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns our shape with heads and head width as one axis."""
     if row.path.endswith(('/bias', '/scale')):
         return (math.prod(shape),)
     if row.path.endswith('/out/kernel'):
@@ -206,9 +233,7 @@ def _flat(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], math.prod(shape[1:]))
 
 
-def _shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Hugging Face's shape of a row that has `shape` in our tree."""
-    flat = _flat(row, shape)
-    flat = flat[::-1] if row.transpose else flat
-    flat = (flat[0] + row.offset, *flat[1:])
-    return (1, *flat) if row.lead else flat
+def _tensor_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns Hugging Face's shape of a row that has `shape` in our parameters."""
+    first, *rest = _matrix_shape(row, shape)[:: -1 if row.transpose else 1]
+    return (1,) * row.lead + (first + row.offset, *rest)
