@@ -79,9 +79,7 @@ def parts(c) -> dict:
         return optax.apply_updates(params, updates), opt_state
 
     def predictor(model, params):
-        return losses.Predictor(
-            jax.jit(model.features)(params, batch), losses.Head(*model.head(params))
-        )
+        return losses.Predictor(jax.jit(model.features)(params, batch), model.head(params))
 
     body, head = {}, {}
     for name, net in (('student', c.student), ('teacher', c.teacher)):

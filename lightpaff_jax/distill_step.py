@@ -123,10 +123,9 @@ def make_gradient(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | No
         params: Params, target: Predictor | None, microbatch: Batch, key: Array
     ) -> tuple[Sums, Params]:
         """Computes sums and gradient of the device's examples, with a leading axis of 1."""
+        device_key = None
         if c.student.dropout > 0:
             device_key = jax.random.fold_in(key, jax.lax.axis_index(BATCH_AXES))
-        else:
-            device_key = None
 
         def loss(params: Params) -> tuple[Float[Array, ''], Sums]:
             with jax.named_scope('student'):
@@ -149,8 +148,8 @@ def make_gradient(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | No
         params: Params, teacher_params: Params | None, batch: Batch, key: Array
     ) -> tuple[Sums, Params]:
         # Gathered over `fsdp` once, not in every micro-batch.
-        params = _gather_params(mesh, params, c.mesh.student)
-        teacher_head = None
+        params = _gather_params(c, mesh, params)
+        teacher_head: Any = None
         if teacher is not None:
             teacher_head = _gather_head(mesh, teacher.head(teacher_params))
 
@@ -160,9 +159,7 @@ def make_gradient(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | No
             replicated: Any = P()
             if teacher is not None:
                 with jax.named_scope('teacher'):
-                    features = _teacher_features(
-                        mesh, teacher, teacher_params, microbatch, c.teacher.microbatch_size
-                    )
+                    features = _teacher_features(c, mesh, teacher, teacher_params, microbatch)
                 target = Predictor(features, teacher_head)
                 target_spec = Predictor(rows, Head(replicated, replicated))
             return jax.shard_map(
@@ -202,22 +199,12 @@ def _predict(
 
 
 def _teacher_features(
-    mesh: Mesh, teacher: Model, params: Params | None, batch: Batch, microbatch_size: int
+    c: ConfigDict, mesh: Mesh, teacher: Model, params: Params | None, batch: Batch
 ) -> Float[Array, 'B P D']:
-    """Computes the teacher's features some rows at a time, which bounds its activation memory.
-
-    Args:
-      mesh: the mesh that splits the rows.
-      teacher: the teacher.
-      params: its parameters.
-      batch: one micro-batch.
-      microbatch_size: rows of a device at a time; 0 chooses.
-    """
+    """Computes the teacher's features some rows at a time, which bounds its activation memory."""
     local_rows = batch.labels.shape[0] // (mesh.shape['data'] * mesh.shape['fsdp'])
-    microbatch_size = microbatch_size or _microbatch_size(
-        local_rows, batch.shape, teacher.network.ffn
-    )
-    parts = local_rows // microbatch_size
+    size = c.teacher.microbatch_size
+    parts = local_rows // (size or _microbatch_size(local_rows, batch.shape, teacher.network.ffn))
     if parts == 1:
         return teacher.features(params, batch)
     rows, rows_of_parts = P(BATCH_AXES), P(None, BATCH_AXES)
@@ -225,32 +212,32 @@ def _teacher_features(
     on_devices = functools.partial(
         jax.shard_map, mesh=mesh, axis_names=set(BATCH_AXES), check_vma=False
     )
-    split = on_devices(
-        lambda batch: jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch),
-        in_specs=rows,
-        out_specs=rows_of_parts,
-    )
-    join = on_devices(
-        lambda features: features.reshape(-1, *features.shape[2:]),
-        in_specs=rows_of_parts,
-        out_specs=rows,
-    )
+
+    @functools.partial(on_devices, in_specs=rows, out_specs=rows_of_parts)
+    def split(batch: Batch) -> Batch:
+        return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+    @functools.partial(on_devices, in_specs=rows_of_parts, out_specs=rows)
+    def join(features: Array) -> Array:
+        return features.reshape(-1, *features.shape[2:])
+
     return join(jax.lax.map(functools.partial(teacher.features, params), split(batch)))
 
 
 def _microbatch_size(rows: int, shape: Shape, ffn: int) -> int:
-    """Returns the largest divisor of `rows` whose activations are at most _MAX_ACTIVATIONS."""
+    """Returns the largest divisor of `rows` with at most _MAX_ACTIVATIONS numbers."""
     limit = max(1, _MAX_ACTIVATIONS // (max(shape.tokens, shape.source) * ffn))
     return max(size for size in range(1, rows + 1) if rows % size == 0 and size <= limit)
 
 
-def _gather_params(mesh: Mesh, params: Params, split: tuple[str, ...]) -> Params:
-    shardings = sharding.param_shardings(mesh, params, {'tensor'} & {*split})
+def _gather_params(c: ConfigDict, mesh: Mesh, params: Params) -> Params:
+    """Gathers parameters over `fsdp`; matrices stay split over `tensor`."""
+    shardings = sharding.param_shardings(mesh, params, {'tensor'} & {*c.mesh.student})
     return jax.tree.map(jax.lax.with_sharding_constraint, params, shardings)
 
 
 def _gather_head(mesh: Mesh, head: Head) -> Head:
-    shardings = Head(sharding.head_sharding(mesh, head.weight.shape), sharding.replicated(mesh))
+    shardings = sharding.head_sharding(mesh, head.weight.shape), sharding.replicated(mesh)
     return Head(*map(jax.lax.with_sharding_constraint, head, shardings))
 
 
@@ -259,22 +246,26 @@ def make_evaluation(
 ) -> jax.stages.Wrapped:
     """Returns the jitted `(params, teacher_params, batch) -> outputs` over one batch [B, ...].
 
-    Every device and process gets the whole outputs. They depend on the objective's `outputs`:
+    Every device and process gets all outputs. The objective's `outputs` decides which:
 
         'sums'    sums of `distillation_loss` over the batch
-        'rows'    sums of `distillation_loss` of each row [B]; predicted ids [B, T] and source
-                  [B, S], -1 at other positions
-        'logits'  logits and teacher_logits [B, V], label [B], ids [B, T], -1 on padding
+        'rows'    sums of `distillation_loss` of each row [B]; ids [B, T] that are predicted, and
+                  source [B, S]; other positions are -1
+        'logits'  logits and teacher_logits [B, V], label [B], ids [B, T], with -1 on padding
 
     As in training, `kl` is at `config.loss.temperature`.
     """
     outputs = config.OBJECTIVES[c.objective].outputs
     loss = functools.partial(distillation_loss, temperature=c.loss.temperature, chunk=c.loss.chunk)
 
-    def evaluate(params: Params, teacher_params: Params | None, batch: Batch) -> dict[str, Array]:
-        params = _gather_params(mesh, params, c.mesh.student)
+    def evaluate(params: Params, teacher_params: Params | None, batch: Any) -> dict[str, Array]:
+        params = _gather_params(c, mesh, params)
         if outputs == 'logits':
-            return _class_logits(student, teacher, params, teacher_params, batch)
+            arrays = {'logits': student.logits(params, batch)[:, 0]}
+            if teacher is not None:
+                arrays['teacher_logits'] = teacher.logits(teacher_params, batch)[:, 0]
+            ids_BT = jnp.where(batch.segments > 0, batch.tokens, -1)
+            return arrays | {'label': batch.labels[:, 0], 'ids': ids_BT}
         prediction = _predict(student, params, batch)
         target = None if teacher is None else _predict(teacher, teacher_params, batch)
         if outputs == 'sums':
@@ -286,20 +277,6 @@ def make_evaluation(
         return sums
 
     return jax.jit(evaluate, out_shardings=sharding.replicated(mesh))
-
-
-def _class_logits(
-    student: Model,
-    teacher: Model | None,
-    params: Params,
-    teacher_params: Params | None,
-    batch: Batch,
-) -> dict[str, Array]:
-    outputs = {'logits': student.logits(params, batch)[:, 0]}
-    if teacher is not None:
-        outputs['teacher_logits'] = teacher.logits(teacher_params, batch)[:, 0]
-    ids_BT = jnp.where(batch.segments > 0, batch.tokens, -1)
-    return outputs | {'label': batch.labels[:, 0], 'ids': ids_BT}
 
 
 def _sums_of_rows(

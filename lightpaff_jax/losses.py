@@ -54,7 +54,7 @@ class _Inputs(NamedTuple):
     teacher: Predictor | None
     labels: Int[Array, 'B P']
     weights: Float[Array, 'B P']
-    lambda_: float | Array
+    lambda_: Any  # scalar or [B] for the checks, then [B]
 
 
 def distillation_loss(
@@ -233,7 +233,7 @@ def _scan_chunks(
         split(jnp.broadcast_to(lambda_B[:, None], labels.shape)),
     )
 
-    def scan_chunk(sums: Sums, arrays: Any) -> tuple[Sums, Array | None]:
+    def scan_chunk(sums: Sums, arrays: Any) -> tuple[Sums, Any]:
         features_CD, teacher_features_CD, *targets = arrays
         logits_CV = _logits(features_CD, student.head)
         teacher_CV = None if teacher is None else _logits(teacher_features_CD, teacher.head)
@@ -242,7 +242,7 @@ def _scan_chunks(
         gradient_CV = None if gradient_CV is None else gradient_CV.astype(dtype)
         return jax.tree.map(jnp.add, sums, terms), gradient_CV
 
-    def scan_group(carry: Any, arrays: Any) -> tuple[Any, Array | None]:
+    def scan_group(carry: Any, arrays: Any) -> tuple[Any, Any]:
         sums, head_gradient = carry
         sums, gradient_GCV = jax.lax.scan(scan_chunk, sums, arrays)
         if not differentiate:

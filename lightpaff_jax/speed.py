@@ -17,7 +17,7 @@ from lightpaff_jax.config import flags
 from lightpaff_jax.data import batches, objectives, prepare
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.losses import Head, Predictor, distillation_loss
+from lightpaff_jax.losses import Predictor, distillation_loss
 from lightpaff_jax.runtime import distributed
 
 USAGE = """
@@ -95,7 +95,7 @@ def _scorer(model: models.Model, params, batch: Batch) -> Callable[[], None]:
 
     @jax.jit
     def score(params, batch):
-        mine = Predictor(model.features(params, batch), Head(*model.head(params)))
+        mine = Predictor(model.features(params, batch), model.head(params))
         return distillation_loss(mine, None, batch.labels, batch.weights)['ce']
 
     def call():

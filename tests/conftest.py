@@ -71,7 +71,7 @@ def full_compilation():
         jax.config.update('jax_disable_most_optimizations', not on)
         jax.config.update('jax_enable_compilation_cache', not on)
         compilation_cache.reset_cache()  # which else goes on as it began
-        models._built.cache_clear()  # with what jax compiled of these networks
+        models._build.cache_clear()  # with what jax compiled of these networks
 
     full(True)
     yield

@@ -208,7 +208,7 @@ def test_settings_out_of_range_are_named(change, message):
 
 
 def test_an_encoder_is_refused_and_so_are_more_tokens_than_positions():
-    with pytest.raises(UserError, match="family 'bert' writes no texts"):
+    with pytest.raises(UserError, match="family 'bert' generates no text"):
         generate.make_generate(
             made('bert lm')[0], generate.Settings(4), start_id=2, eos_id=3, pad_id=0
         )
@@ -279,7 +279,7 @@ def test_a_line_ends_at_its_end_alone(folders, capsys, tmp_path):
         (['--model={}/gpt2'], 'one of --prompt=TEXT and --file=FILE must be given'),
         (['--model={}/gpt2', '--prompt=a', '--beams=x'], '--beams=x: must be a whole number'),
         (['--model={}/gpt2', '--prompt=a', '--beams=0'], 'beams = 0: must be at least 1'),
-        (['--model={}/gpt2', '--prompt=a', '--top-k=4'], 'top_k = 4: must be 0 where nothing is drawn'),
+        (['--model={}/gpt2', '--prompt=a', '--top-k=4'], 'top_k = 4: must be 0 without sampling'),
         (['--model={}/gpt2', '--prompt=a', '--sample', '--beams=2'],
          'sample = True: must be False with 2 beams'),
         (['--model={}/gpt2', '--prompt=a', '--batch-size=0'], '--batch-size=0: must be at least 1'),
@@ -292,7 +292,7 @@ def test_a_line_ends_at_its_end_alone(folders, capsys, tmp_path):
          '--no-early-stop: requires --beams >= 2'),
         (['--model={}/gpt2', '--prompt=a', '--beams=3', '--length-penalty=1e999'],
          'length_penalty = inf: must be finite'),
-        (['--model={}/bert', '--prompt=a'], "a network of the family 'bert' writes no texts"),
+        (['--model={}/bert', '--prompt=a'], "a network of the family 'bert' generates no text"),
         (['--model={}/none', '--prompt=a'],
          '--model={}/none: must be the workdir of a finished run, or a folder with config.json '
          'and model.safetensors'),

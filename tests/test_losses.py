@@ -22,7 +22,7 @@ from helpers.losses import (
     predictor,
 )
 
-from lightpaff_jax.losses import Head, Predictor, _compared, _looked_up, distillation_loss
+from lightpaff_jax.losses import Head, Predictor, _by_comparison, _by_index, distillation_loss
 
 # The formula
 
@@ -162,7 +162,7 @@ def test_what_is_chosen_is_found_by_index_as_by_comparison(vocabulary):
     labels = random.integers(-1, vocabulary, 50)
     labels[1] = vocabulary  # no id, as padding may have it
     known = (labels >= 0) & (labels < vocabulary)
-    for find in (_compared, _looked_up):
+    for find in (_by_comparison, _by_index):
         found = jax.jit(find)(logits, labels)
         np.testing.assert_array_equal(found.top_C, logits.max(1))
         np.testing.assert_array_equal(found.id_C, logits.argmax(1))

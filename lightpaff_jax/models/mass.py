@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from lightpaff_jax.batch import Batch, Shape
+from lightpaff_jax.batch import Shape
 from lightpaff_jax.models import attention, layers
 from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm
 
@@ -88,7 +88,7 @@ class MASS(nnx.Module):
         self.dropout = c.dropout
 
     def __call__(
-        self, batch: Batch, *, compute: layers.Compute, key: Array | None = None
+        self, batch, *, compute: layers.Compute, key: Array | None = None
     ) -> Float[Array, 'B P D']:
         """Maps source ids [B, S] and decoder inputs [B, T] to the decoder's features."""
         encoder_key, embedding_key, blocks_key = layers.split_key(key, 3)
@@ -113,7 +113,7 @@ class MASS(nnx.Module):
         return embedding(ids, dtype) * self.scale
 
     def encode(
-        self, batch: Batch, *, compute: layers.Compute, key: Array | None = None
+        self, batch, *, compute: layers.Compute, key: Array | None = None
     ) -> Float[Array, 'B S D']:
         """Maps source ids [B, S] to the encoder's features."""
         embedding_key, blocks_key = layers.split_key(key, 2)
@@ -125,7 +125,7 @@ class MASS(nnx.Module):
         mask = attention.self_mask(batch.source_segments, False, compute.attention)
         return layers.scan(self.encoder, x_BSD, blocks_key, compute.remat, mask)
 
-    def prefill(self, batch: Batch, start_id: int, steps: int, beams: int, *, dtype: Any):
+    def prefill(self, batch, start_id: int, steps: int, beams: int, *, dtype: Any):
         """Returns `start_id` for each row [B], and the cache of the source.
 
         The source goes through the encoder once, and is projected for every decoder layer once.

@@ -124,7 +124,7 @@ def test_each_position_of_the_encoder_of_mass_depends_on_all():
     def encode(params):
         nnx.replace_by_pure_dict(state, params)
         batch = batch_of(jnp.zeros((1, 3), jnp.int32), source=jnp.arange(12)[None])
-        return nnx.merge(graph, state).encode(batch, how=layers.Compute(jnp.float32))
+        return nnx.merge(graph, state).encode(batch, compute=layers.Compute(jnp.float32))
 
     assert np.all(influence(encode, params, 12) > 0)
 

@@ -252,9 +252,8 @@ def classify(
     Returns:
       tokens, segments, type_ids [B, T]: segments are 1, type_ids 1 in `b` and its [SEP]; both are 0
         on padding.
-      positions, labels, weights [B, 1]: positions are 0, the position of [CLS].
-      lambda_ [B]: only with `config.data.unlabelled`; 1 for a row without a label (-1), which is
-        trained on the teacher's prediction only.
+      positions, labels, weights [B, 1]: positions are 0, the position of [CLS]; labels are -1 for
+        a text of `config.data.unlabelled`.
     """
     del keys
     length, cls, sep = c.data.length, [tokenizer.cls_id], [tokenizer.sep_id]
@@ -263,7 +262,7 @@ def classify(
     second_BT = np.arange(length) >= np.array([len(r.first) + 2 for r in records])[:, None]
     padding_B1 = np.array([[is_padding(r)] for r in records])
     labels_B1 = np.array([[r.label] for r in records], np.int32)
-    arrays = {
+    return {
         'tokens': ids_BT,
         'segments': real_BT.astype(np.int32),
         'type_ids': (real_BT & second_BT).astype(np.int32),
@@ -271,10 +270,6 @@ def classify(
         'labels': np.where(padding_B1, 0, labels_B1),
         'weights': (~padding_B1).astype(np.float32),
     }
-    if c.data.unlabelled:
-        lambda_B = np.where(labels_B1[:, 0] < 0, 1.0, c.loss.lambda_)
-        arrays['lambda_'] = lambda_B.astype(np.float32)
-    return arrays
 
 
 def truncate_pair(c: ConfigDict, first: list[int], second: list[int]) -> Truncation:

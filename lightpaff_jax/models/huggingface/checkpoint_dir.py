@@ -72,7 +72,7 @@ class _Tensors(Mapping):
         try:
             return self.files[name].get_tensor(name)
         except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:
-            raise UserError(f'{self.label}: cannot read {name}: {one_line(error)}') from error
+            raise UserError(f'{self.label}: {name} cannot be read: {one_line(error)}') from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
@@ -128,7 +128,7 @@ def _read_json(label: str, file: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
-        raise UserError(f'{label}: cannot read {file.name}: {one_line(error)}') from error
+        raise UserError(f'{label}: {file.name} cannot be read: {one_line(error)}') from error
     if not isinstance(values, dict):
         raise UserError(f'{label}: {file.name} must hold an object')
     return values

@@ -53,13 +53,13 @@ def test_a_folder_without_any_weights_is_refused(tmp_path):
 def test_a_truncated_file_is_refused(size, tmp_path):
     made(tmp_path, 'gpt2')
     (tmp_path / WHOLE).write_bytes((tmp_path / WHOLE).read_bytes()[:size])
-    assert refused(tmp_path).startswith(f'{WHOLE} is no whole safetensors: ')
+    assert refused(tmp_path).startswith(f'{WHOLE} is not a valid safetensors file: ')
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     made(tmp_path, 'gpt2')
     (tmp_path / WHOLE).write_bytes(b'PK\x03\x04' * 1000)
-    assert refused(tmp_path).startswith(f'{WHOLE} is no whole safetensors: ')
+    assert refused(tmp_path).startswith(f'{WHOLE} is not a valid safetensors file: ')
 
 
 def test_shards_that_do_not_fit_their_index_are_refused(tmp_path):
@@ -76,12 +76,12 @@ def test_shards_that_do_not_fit_their_index_are_refused(tmp_path):
     wrong = with_map(**{name: files[1]})
     assert wrong == f'{files[0]} does not fit {INDEX}: + {name}'
     assert with_map(other=files[0]) == f'{files[0]} does not fit {INDEX}: - other'
-    assert with_map(other='../x') == f'has no ../x, which {INDEX} names'
+    assert with_map(other='../x') == f'../x of {INDEX} does not exist'
     (tmp_path / INDEX).write_text('{"weight_map": []}')
     assert refused(tmp_path) == f'{INDEX} must have a weight_map from tensors to files'
     (tmp_path / INDEX).write_text(json.dumps(index))
     shutil.move(tmp_path / files[2], tmp_path / 'elsewhere')
-    assert refused(tmp_path) == f'has no {files[2]}, which {INDEX} names'
+    assert refused(tmp_path) == f'{files[2]} of {INDEX} does not exist'
 
 
 @pytest.mark.parametrize(

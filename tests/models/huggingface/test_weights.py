@@ -180,7 +180,7 @@ def test_heads_that_are_not_wanted_are_left_out_with_their_names_in_the_log(tmp_
     (line,) = caplog.messages
     left = ('bert.pooler.dense.weight', 'bert.pooler.dense.bias', 'cls.seq_relationship.weight',
             'cls.seq_relationship.bias')  # fmt: skip
-    assert line.split(': ')[:2] == [f'config.teacher.path = {tmp_path}', 'left out, of other heads']
+    assert line.split(': ')[:2] == [f'config.teacher.path = {tmp_path}', 'ignored, of other heads']
     assert sorted(line.split(': ')[2].split(', ')) == sorted(left)
 
 
@@ -196,7 +196,7 @@ def test_a_head_that_is_not_there_begins_fresh_only_where_it_may(tmp_path, caplo
     heads = ('pooler', 'classifier')
     expected = {name: (fresh if name in heads else params)[name] for name in model.abstract_params}
     chex.assert_trees_all_equal(found, expected)
-    assert [line for line in caplog.messages if 'begins fresh: ' in line]
+    assert [line for line in caplog.messages if 'newly initialised: ' in line]
 
 
 @pytest.mark.parametrize('name', ['bert.embeddings.LayerNorm.bias', 'bert.encoder.layer.1.output.dense.weight'])  # fmt: skip
