@@ -6,9 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from lightpaff_jax.data.records import PADDING, Dataset, Record, Records
+from lightpaff_jax.data.records import Dataset, Record, Records, read_parts
 
 _SUMMED = ('records', 'tokens', 'words', 'documents', 'skipped')
 
@@ -52,21 +50,13 @@ class MixedRecords:
 
     def __init__(self, parts: Sequence[Records]):
         self._parts = parts
-        self._ends = np.cumsum([len(part) for part in parts])
+        self._sizes = [len(part) for part in parts]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return sum(self._sizes)
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         """Returns the records at `indices`, in that order."""
-        numbers = np.asarray(indices, np.int64)
-        assert not numbers.size or numbers.max() < len(self), 'record index out of range'
-        records: list[Record] = [PADDING] * len(numbers)
-        owners = np.searchsorted(self._ends, numbers, side='right')
-        for owner, part in enumerate(self._parts):
-            slots = np.flatnonzero(owners == owner)
-            if len(slots):
-                offsets = numbers[slots] - (self._ends[owner] - len(part))
-                for slot, record in zip(slots.tolist(), part.read(offsets.tolist()), strict=True):
-                    records[slot] = record
-        return records
+        return read_parts(
+            self._sizes, indices, lambda part, numbers: self._parts[part].read(numbers)
+        )

@@ -5,7 +5,7 @@ import hashlib
 import json
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,14 +102,13 @@ class Records:
         """
         self._files = [file for file, _ in shards]
         self._counts = [count for _, count in shards]
-        self._ends = np.cumsum(self._counts)
         self._readers: list[Any] = [None] * len(self._files)
         self._lock = threading.Lock()
         self._record_type = record_type
         self._dtype = dtype
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return sum(self._counts)
 
     def __getitem__(self, index: int) -> Record:
         return self.read([index])[0]
@@ -124,17 +123,7 @@ class Records:
           IndexError: an index is out of range.
           UserError: a file is damaged.
         """
-        numbers = np.asarray(indices, np.int64)
-        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
-            raise IndexError(f'record indices must be at least 0 and below {len(self)}')
-        records: list[Record] = [PADDING] * len(numbers)
-        shards = np.searchsorted(self._ends, numbers, side='right')
-        for shard in np.unique(shards).tolist():
-            slots = np.flatnonzero(shards == shard)
-            offsets = numbers[slots] - (self._ends[shard] - self._counts[shard])
-            for slot, data in zip(slots.tolist(), self._read_shard(shard, offsets), strict=True):
-                records[slot] = from_bytes(data, self._record_type, self._dtype)
-        return records
+        return read_parts(self._counts, indices, self._read_shard)
 
     def lengths(self) -> Int32[np.ndarray, 'n 2']:
         """Returns the number of ids in the first and the second text of each example.
@@ -154,18 +143,45 @@ class Records:
             parts.append(part.astype(np.int32))
         return np.concatenate(parts)
 
-    def _read_shard(self, shard: int, offsets: np.ndarray) -> list[bytes]:
+    def _read_shard(self, shard: int, indices: list[int]) -> list[Record]:
         file = self._files[shard]
         try:
             with self._lock:
                 reader = self._readers[shard] = self._readers[shard] or open_reader(file)
             if reader.num_records() == self._counts[shard]:
-                return reader.read(offsets.tolist())
+                blobs = reader.read(indices)
+                return [from_bytes(data, self._record_type, self._dtype) for data in blobs]
         except RuntimeError as error:  # the checksum of a record's block differs
             raise _damage(file, f'is damaged: {" ".join(str(error).split())}') from error
         raise _damage(
             file, f'has {reader.num_records()} records, {MANIFEST} lists {self._counts[shard]}'
         )
+
+
+def read_parts(
+    sizes: Sequence[int], indices: Sequence[int], read: Callable[[int, list[int]], list[Record]]
+) -> list[Record]:
+    """Reads records by an index over several parts, such as shards.
+
+    Args:
+      sizes: the number of records of each part.
+      indices: indices over all parts.
+      read: maps the number of a part and indices into it to records; called once for each part.
+
+    Raises:
+      IndexError: an index is out of range.
+    """
+    ends, numbers = np.cumsum(sizes), np.asarray(indices, np.int64)
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < ends[-1]:
+        raise IndexError(f'record indices must be at least 0 and below {ends[-1]}')
+    records: list[Record] = [PADDING] * len(numbers)
+    parts = np.searchsorted(ends, numbers, side='right')
+    for part in np.unique(parts).tolist():
+        slots = np.flatnonzero(parts == part)
+        offsets = numbers[slots] - (ends[part] - sizes[part])
+        for slot, record in zip(slots.tolist(), read(part, offsets.tolist()), strict=True):
+            records[slot] = record
+    return records
 
 
 def open_reader(file: pathlib.Path):

@@ -94,13 +94,12 @@ def build(
             'kind': record_type(c),
             'classes': sources.classes(c),
             'dtype': records.id_type(tokenizer.vocab_size).str,
-            'splits': {split: _manifest_entry(saved) for split, saved in state.splits.items()},
+            'splits': {
+                split: saved['counts'] | {'hash': saved['hash'][:16], 'shards': saved['shards']}
+                for split, saved in state.splits.items()
+            },
         }
     )
-
-
-def _manifest_entry(saved: dict[str, Any]) -> dict[str, Any]:
-    return saved['counts'] | {'hash': saved['hash'][:16], 'shards': saved['shards']}
 
 
 def _build_split(

@@ -70,7 +70,10 @@ def start(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
       results, and raises Unfinished if a process ends.
     """
     if workers < 2:
-        yield lambda works: ((work, _encode_here(tokenizer, work)) for work in works)
+        yield lambda works: (
+            (work, tokenize_worker.encode(tokenizer.model, work.texts, work.with_words))
+            for work in works
+        )
         return
     idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
 
@@ -100,10 +103,6 @@ def start(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
             stack.callback(process.kill)  # called before `shutdown`, which waits for the threads
             idle.put(process)
         yield encode
-
-
-def _encode_here(tokenizer: Tokenizer, work: Work) -> Encoded:
-    return tokenize_worker.encode(tokenizer.model, work.texts, work.with_words)
 
 
 class _Process:

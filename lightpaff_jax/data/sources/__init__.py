@@ -4,6 +4,7 @@
 ids instead of text, so it has no functions here; see `lightpaff_jax.data.records`.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -44,14 +45,8 @@ def examples(c: ConfigDict, split: str, on_skip: OnError = _ignore) -> Iterator[
     Raises:
       UserError: there is no example, or the source raises an error.
     """
-    empty = True
-    for example in _decontaminated_examples(c, split, on_skip):
-        empty = False
-        yield example
-    if empty:
-        raise UserError(
-            f'config.data.path = {c.data.path}: empty corpus, no example of split {split!r}'
-        )
+    message = f'config.data.path = {c.data.path}: empty corpus, no example of split {split!r}'
+    return splits.require_any(_decontaminated_examples(c, split, on_skip), message)
 
 
 def _decontaminated_examples(c: ConfigDict, split: str, on_skip: OnError) -> Iterator[Example]:
@@ -81,18 +76,18 @@ def _unlabelled_examples(c: ConfigDict, repair: Repair, on_skip: OnError) -> Ite
     for split in ('validation', 'test'):
         _add_texts(index, _read(c, split, _ignore), False, repair)
     for part, entry in zip(_parts(c, 'unlabelled'), c.data.unlabelled, strict=True):
-        source, empty = _source(part.c), True
+        source = _source(part.c)
         has_pairs = source.example_type(part.c) == 'classes'
-        for split in part.splits:
-            texts = source.examples(part.c, split, on_skip)
-            for example in _drop_overlaps(texts, index, MIN_SENTENCE_WORDS, repair):
-                empty = False
-                yield Example(example.first, example.second if has_pairs else '')
-        if empty:
-            raise UserError(
-                f'config.data.unlabelled = {entry!r}: nothing is left of it, all of its texts are '
-                'evaluated on or excluded'
-            )
+        streams = (source.examples(part.c, split, on_skip) for split in part.splits)
+        remaining = _drop_overlaps(
+            itertools.chain.from_iterable(streams), index, MIN_SENTENCE_WORDS, repair
+        )
+        message = (
+            f'config.data.unlabelled = {entry!r}: nothing is left of it, all of its texts are '
+            'evaluated on or excluded'
+        )
+        for example in splits.require_any(remaining, message):
+            yield Example(example.first, example.second if has_pairs else '')
 
 
 def _spellings(example: Example, repaired: Example) -> tuple[str, ...]:

@@ -310,7 +310,10 @@ def digests(cache: str, paths: Sequence[Path]) -> list[str]:
         if name and time.time_ns() - state[1] > _CLOCK_STEP * 10**9:
             new[name] = [*state, digest]
     if new:
-        _write_digests(store, cached | new)
+        text = json.dumps(cached | new, indent=1, sort_keys=True)
+        # Without the store, files are only read again.
+        with contextlib.suppress(OSError, UserError):
+            storage.publish(store, lambda part: part.write_text(text, encoding='utf-8'))
     return result
 
 
@@ -321,9 +324,3 @@ def _read_digests(store: pathlib.Path) -> dict[str, list]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write_digests(store: pathlib.Path, content: dict[str, list]) -> None:
-    text = json.dumps(content, indent=1, sort_keys=True)
-    with contextlib.suppress(OSError, UserError):  # without the store, files are only read again
-        storage.publish(store, lambda part: part.write_text(text, encoding='utf-8'))

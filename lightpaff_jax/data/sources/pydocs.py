@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from lightpaff_jax.data.sources import files, pydocs_views
+from lightpaff_jax.data.sources import files, pydocs_views, splits
 from lightpaff_jax.data.sources.pydocs_views import Document, SplitDocuments
 from lightpaff_jax.data.sources.splits import SPLITS, Example, OnError
 from lightpaff_jax.errors import UserError, nearest
@@ -69,19 +69,17 @@ def examples(c: ConfigDict, split: str, on_error: OnError) -> Iterator[Example]:
     """
     del on_error
     packages = _packages(c)
-    empty = True
-    for row in load(c.data.cache, c.data.view).as_data_source(split):
-        if not packages or row['package'].decode() in packages:
-            empty = False
-            if c.data.view == 'text':
-                yield Example(row['text'].decode())
-            else:
-                yield Example(row['first'].decode(), row['second'].decode(), int(row['label']))
-    if empty:
-        raise UserError(
-            f'config.data.packages = {tuple(c.data.packages)}: empty corpus, '
-            f'no {c.data.view!r} of pydocs in split {split!r}'
-        )
+    rows = load(c.data.cache, c.data.view).as_data_source(split)
+    chosen = (row for row in rows if not packages or row['package'].decode() in packages)
+    message = (
+        f'config.data.packages = {tuple(c.data.packages)}: empty corpus, '
+        f'no {c.data.view!r} of pydocs in split {split!r}'
+    )
+    for row in splits.require_any(chosen, message):
+        if c.data.view == 'text':
+            yield Example(row['text'].decode())
+        else:
+            yield Example(row['first'].decode(), row['second'].decode(), int(row['label']))
 
 
 def identity(c: ConfigDict, wanted: Sequence[str]) -> dict:

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
 from lightpaff_jax.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')
+T = TypeVar('T')
 
 # Called with a message for each malformed row: raises an error, or records that the row is skipped.
 OnError = Callable[[str], None]
@@ -92,6 +93,16 @@ def select(examples: Iterable[Example], source: SplitSource, held_out: float) ->
     for example in examples:
         if source.shares == SPLITS or _share(example.first, held_out) in source.shares:
             yield example
+
+
+def require_any(items: Iterable[T], message: str) -> Iterator[T]:
+    """Yields all items; raises UserError with the message if there is none."""
+    empty = True
+    for item in items:
+        empty = False
+        yield item
+    if empty:
+        raise UserError(message)
 
 
 def _share(text: str, held_out: float) -> str:

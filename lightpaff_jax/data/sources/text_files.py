@@ -4,11 +4,10 @@ from collections.abc import Iterable, Iterator
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax.data.sources import files, rows
+from lightpaff_jax.data.sources import files, rows, splits
 from lightpaff_jax.data.sources.detokenize import DETOKENIZERS
 from lightpaff_jax.data.sources.files import Path, SplitFiles
 from lightpaff_jax.data.sources.splits import Example, OnError
-from lightpaff_jax.errors import UserError
 
 EXTENSIONS = ('.txt', '.tokens', '.raw', '.text', '.jsonl', '.parquet')
 _ROW_EXTENSIONS = ('.jsonl', '.parquet')
@@ -41,12 +40,8 @@ def read(c: ConfigDict, paths: list[Path], on_error: OnError) -> Iterator[Exampl
       UserError: a file cannot be read or has no document.
     """
     for path in paths:
-        empty = True
-        for document in _read_file(c, path, on_error):
-            empty = False
-            yield document
-        if empty:
-            raise UserError(f'{path}: empty corpus, must hold a document')
+        message = f'{path}: empty corpus, must hold a document'
+        yield from splits.require_any(_read_file(c, path, on_error), message)
 
 
 def _read_file(c: ConfigDict, path: Path, on_error: OnError) -> Iterator[Example]:

@@ -44,20 +44,17 @@ class SentencePiece:
         self.vocab_size = len(self._pieces)
         types = convert_sentencepiece.SPECIAL_TYPES
         special = {i for i, piece in enumerate(self._proto.pieces) if piece.type in types}
-        self.ids = self._role_ids({self._pieces[i]: i for i in special})
+        # Roles that the model declares take precedence over the usual spellings; -1 is none.
+        declared = {
+            role: getattr(self._processor, f'{role}_id')() for role in ('eos', 'pad', 'bos', 'unk')
+        }
+        ids = huggingface.standard_ids({self._pieces[i]: i for i in special}) | declared
+        self.ids = {role: i for role, i in ids.items() if i >= 0}
         self.special_ids = frozenset(special)
 
     def __reduce__(self):
         """Pickles only the content of the file: the processor cannot be pickled."""
         return SentencePiece, (self.identity, self._where)
-
-    def _role_ids(self, special: dict[str, int]) -> dict[str, int]:
-        """Returns role -> id: as the model declares, or else by the usual spellings."""
-        declared = {
-            role: getattr(self._processor, f'{role}_id')() for role in ('eos', 'pad', 'bos', 'unk')
-        }
-        ids = huggingface.standard_ids(special) | declared
-        return {role: i for role, i in ids.items() if i >= 0}
 
     @functools.cached_property
     def word_starts(self) -> np.ndarray:
