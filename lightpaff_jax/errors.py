@@ -1,4 +1,4 @@
-"""Errors that a command prints as one line, and the words that they share."""
+"""Errors that a command prints as one line, and helpers for their messages."""
 
 import difflib
 from collections.abc import Sequence
@@ -26,14 +26,15 @@ class Unfinished(UserError):
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """Returns '; did you mean X?' for the closest of the names, or '' if none is close."""
-    lower = {known.lower(): known for known in reversed(names)}
+    lower = {candidate.lower(): candidate for candidate in reversed(names)}
     matches = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.5)
     return f'; did you mean {lower[matches[0]]}?' if matches else ''
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message of an error with each run of white space as one space."""
-    return ' '.join(str(error).split())
+    """Returns the message of an error in one line; for the system's errors, only the reason."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return ' '.join((reason or str(error)).split())
 
 
 def setting(key: str, value: object) -> str:

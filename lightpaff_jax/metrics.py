@@ -134,6 +134,7 @@ class Writer:
             purge_step=resume_step + 1 if resume_step else 0,
             filename_suffix=f'.{resume_step}',
         )
+        self._began = time.monotonic()
         self._clock = _Clock(resume_step, tokens)
         self._total = total_updates
         self._progress = Progress(total_updates)
@@ -170,12 +171,10 @@ class Writer:
             return
         values = {name: float(metrics[name]) for name in sorted(metrics)}
         if kind == 'train':
-            rate = self._clock.lap(step)
-            seconds = round(self._clock.seconds(), 3)
-            self._write('timing', {'step': step, 'seconds': seconds, 'tokens_per_second': rate})
             self.advance(step, loss=values.get('loss'))
-        else:
-            self._clock.pause(step)
+            seconds, rate = round(time.monotonic() - self._began, 3), self._clock.speed(step)[0]
+            self._write('timing', {'step': step, 'seconds': seconds, 'tokens_per_second': rate})
+        self._clock.pause(step)
         self._write('metrics', {'step': step, 'kind': kind, **values})
         for name, value in values.items():
             self._tensorboard.add_scalar(f'{kind}/{name}', value, step)
@@ -193,16 +192,16 @@ class Writer:
         """
         if not self._active:
             return
-        self._clock.start(step, tokens, idle)
+        self._clock.advance(step, tokens, idle)
         self._loss = self._loss if loss is None else loss
         fields = [f'update {step}/{self._total}']
         if self._loss is not None:
             fields.append(f'loss {self._loss:.4f}')
-        if (rate := self._clock.rate(step)) is not None:
-            fields.append(f'{rate:,.0f} tokens/s')
-        if (seconds := self._clock.seconds_per_update(step)) is not None:
-            minutes, second = divmod(round(seconds * (self._total - step)), 60)
-            fields.append(f'{minutes // 60}:{minutes % 60:02}:{second:02} left')
+        rate, seconds_per_update = self._clock.speed(step)
+        if rate is not None and seconds_per_update is not None:
+            minutes, seconds = divmod(round(seconds_per_update * (self._total - step)), 60)
+            left = f'{minutes // 60}:{minutes % 60:02}:{seconds:02} left'
+            fields += [f'{rate:,.0f} tokens/s', left]
         self._progress.show(step, '  '.join(fields))
 
     def exclude(self, seconds: float) -> None:
@@ -251,17 +250,15 @@ def _parse(text: bytes) -> dict | None:
 
 
 class _Clock:
-    """Measures tokens per second of updates only, without evaluation, compilation and saving."""
+    """Measures the speed of updates only, without evaluation, compilation and saving."""
 
     def __init__(self, step: int, tokens: int):
         self._tokens = tokens
-        self._begin = time.monotonic()
         self._started = False
-        self._mark = step, tokens, self._begin
-        self._rate: float | None = None
-        self._seconds_per_update: float | None = None
+        self._mark = step, tokens, time.monotonic()
+        self._speed: tuple[float | None, float | None] = None, None
 
-    def start(self, step: int, tokens: int | None, idle: float) -> None:
+    def advance(self, step: int, tokens: int | None, idle: float) -> None:
         self._tokens = self._tokens if tokens is None else tokens
         self.exclude(idle)
         if not self._started:  # the first update includes the compilation
@@ -269,31 +266,18 @@ class _Clock:
             self.pause(step)
 
     def exclude(self, seconds: float) -> None:
-        step, tokens, began = self._mark
-        self._mark = step, tokens, began + seconds
+        step, tokens, start = self._mark
+        self._mark = step, tokens, start + seconds
 
     def pause(self, step: int) -> None:
+        """Begins to measure at this step."""
         self._mark = step, self._tokens, time.monotonic()
 
-    def lap(self, step: int) -> float | None:
-        """Returns the rate since the last lap or pause; None before the first update."""
-        self._rate = self.rate(step)
-        self.pause(step)
-        return self._rate
-
-    def rate(self, step: int) -> float | None:
-        updates, tokens, seconds = self._since_mark(step)
-        return round(tokens / seconds, 1) if updates > 0 and seconds > 0 else self._rate
-
-    def seconds_per_update(self, step: int) -> float | None:
-        updates, _, seconds = self._since_mark(step)
+    def speed(self, step: int) -> tuple[float | None, float | None]:
+        """Returns tokens per second and seconds per update; None before the second update."""
+        first_step, first_tokens, start = self._mark
+        updates, seconds = step - first_step, time.monotonic() - start
         if updates > 0 and seconds > 0:
-            self._seconds_per_update = seconds / updates
-        return self._seconds_per_update
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._begin
-
-    def _since_mark(self, step: int) -> tuple[int, int, float]:
-        """Returns updates, tokens and seconds since the mark."""
-        return step - self._mark[0], self._tokens - self._mark[1], time.monotonic() - self._mark[2]
+            rate = round((self._tokens - first_tokens) / seconds, 1)
+            self._speed = rate, seconds / updates
+        return self._speed

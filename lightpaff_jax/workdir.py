@@ -1,7 +1,7 @@
-"""A run's folder: whose it is, whether its run is finished, and what result.json says.
+"""The workdir of a run: its configuration, its result, and how its scores were measured.
 
-It may be in a bucket. Process 0 alone reads and writes here, what it finds all are told: so no
-process can see a file that another one is about to write. All processes make every call.
+The workdir may be in a bucket. Only process 0 reads and writes it and sends the others the answer,
+so that no process sees a file that another one is about to write. All processes make every call.
 """
 
 import json
@@ -24,52 +24,55 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def folder(c: ConfigDict) -> Any:
-    """The folder of `config.workdir`.
-
-    Raises:
-      UserError: its bucket cannot be reached.
-    """
+    """Returns the path of `config.workdir`; raises UserError if its bucket does not answer."""
     storage.check_reachable(c.workdir)
     return storage.to_path(c.workdir)
 
 
 def check_unchanged(c: ConfigDict, folder: pathlib.Path) -> None:
-    """Raises UserError if the folder holds a run with another configuration; names the keys."""
+    """Raises UserError with the keys that differ if the folder holds another run."""
 
-    def changed() -> list[str]:
+    def compare() -> list[str]:
         with storage.translate_errors(folder):
             if not (folder / 'checkpoints').is_dir() and not (folder / 'result.json').is_file():
-                return []  # an attempt that came to nothing
+                return []  # a run that ended before its first checkpoint
             return config.differences(config.read(folder), c)
 
-    found = distributed.broadcast_from_primary(changed)
-    if found:
+    differences = distributed.broadcast_from_primary(compare)
+    if differences:
         raise UserError(
             f'config.workdir = {c.workdir}: holds a run with another configuration '
-            f'({"; ".join(found)}); choose another workdir or remove it'
+            f'({"; ".join(differences)}); choose another workdir or remove it'
         )
 
 
 def write_config(c: ConfigDict, folder: pathlib.Path) -> None:
-    """Makes the folder this run's: writes config.json."""
+    """Writes config.json, which makes the folder this run's workdir."""
     write_text(folder / 'config.json', config.to_json(c) + '\n')
 
 
-def completed_result(c: ConfigDict, folder: pathlib.Path, identities: dict) -> dict | None:
-    """result.json of a run that did `c.train.updates` and read, and was scored on, the same.
+def completed_result(c: ConfigDict, folder: pathlib.Path, fingerprints: dict) -> dict | None:
+    """Returns result.json if it is the result of this configuration and these inputs, else None.
 
-    Splits that are asked for now may be missing in it, see `unscored`.
+    It may lack splits that `c.eval` asks for, see `missing_splits`.
+
+    Args:
+      c: the run's configuration.
+      folder: its workdir.
+      fingerprints: of tokenizer, data, teacher and start, by their keys in result.json.
 
     Raises:
-      UserError: the file is no JSON; or a process has other identities than process 0.
+      UserError: the file is not a JSON object, or the processes have different fingerprints.
     """
-    distributed.assert_equal(identities, 'all processes must read the same')
-    return distributed.broadcast_from_primary(
-        lambda: _finished(c, folder / 'result.json', identities)
-    )
+    distributed.assert_equal(fingerprints, 'all processes must read the same')
+    result = distributed.broadcast_from_primary(lambda: _read_result(folder / 'result.json'))
+    wanted = {'updates': c.train.updates, 'protocol': protocol(c), **task_keys(c), **fingerprints}
+    if result is None or any(result.get(key, '') != value for key, value in wanted.items()):
+        return None
+    return result
 
 
-def _finished(c: ConfigDict, path: pathlib.Path, identities: dict) -> dict | None:
+def _read_result(path: pathlib.Path) -> dict | None:
     with storage.translate_errors(path):
         if not path.is_file():
             return None
@@ -82,63 +85,61 @@ def _finished(c: ConfigDict, path: pathlib.Path, identities: dict) -> dict | Non
         raise UserError(
             f'{path}: must be JSON: {error}; remove it to score the run again'
         ) from error
-    wanted = {'updates': c.train.updates, 'protocol': protocol(c), **task_keys(c), **identities}
-    return result if all(result.get(name, '') == value for name, value in wanted.items()) else None
+    return result
 
 
 def missing_splits(c: ConfigDict, scores: dict) -> list[str]:
-    """Splits that are to be scored and have no score of the metric in `scores`."""
+    """Returns the splits to score that have no score of the run's metric in `scores`."""
     return [name for name in splits(c) if task_keys(c)['metric'] not in scores.get(name, ())]
 
 
 def splits(c: ConfigDict) -> tuple[str, ...]:
-    """The splits that the end of a run scores."""
+    """Returns the splits that are scored at the end of a run."""
     return ('validation', 'test') if c.eval.test else ('validation',)
 
 
 def task_keys(c: ConfigDict) -> dict[str, str]:
-    """What was learnt and what runs of it are compared by, as result.json says it."""
+    """Returns the task, the objective and the metric of a run, as in result.json."""
     metric = c.eval.metric or config.OBJECTIVES[c.objective].metrics[0]
     return {'task': c.task, 'objective': c.objective, 'metric': metric}
 
 
 def protocol(c: ConfigDict) -> str:
-    """How the scores were measured."""
-    part = f', at most {c.eval.batches} batches of {c.eval.batch_size}' if c.eval.batches else ''
+    """Describes how the scores of a run are measured. Only equal protocols are compared."""
     length = c.data.length
     blocks = f'disjoint blocks of {length} tokens'
     if c.data.packing == 'best_fit':
         blocks = f'whole documents, cut at {length} tokens'
     if 0 < c.eval.stride < length:
         blocks = f'windows of {length} tokens, one every {c.eval.stride}, each token scored once'
+    text = config.OBJECTIVES[c.objective].protocol.format(blocks=blocks, **c.data)
     if c.data.detokenize != 'none':
-        part = f', text as before the word tokenization of {c.data.detokenize}{part}'
-    how = config.OBJECTIVES[c.objective].protocol.format(blocks=blocks, **c.data)
-    return how + part + _writing(c)
+        text += f', text as before the word tokenization of {c.data.detokenize}'
+    if c.eval.batches:
+        text += f', at most {c.eval.batches} batches of {c.eval.batch_size}'
+    return text + _generation_protocol(c)
 
 
-def _writing(c: ConfigDict) -> str:
-    """How texts were written and compared, where the metric is one of these."""
+def _generation_protocol(c: ConfigDict) -> str:
+    """Describes how texts are generated and scored; '' if the metric needs no text."""
     metric, g = task_keys(c)['metric'], c.generate
     if metric not in config.GENERATION_METRICS:
         return ''
-    how = 'the most probable token each'
+    search = 'the most probable token each'
     if g.beams > 1:
         ends = 'ending early' if g.early_stop else 'ending late'
-        how = f'beam search of {g.beams}, length penalty {g.length_penalty:g}, {ends}'
+        search = f'beam search of {g.beams}, length penalty {g.length_penalty:g}, {ends}'
     longest = g.max_length or c.data.target_length
-    scored = 'BLEU of sacrebleu'
-    if metric != 'bleu':
-        scored = 'ROUGE F of rouge-score, words stemmed'
+    scorer = 'BLEU of sacrebleu' if metric == 'bleu' else 'ROUGE F of rouge-score, words stemmed'
     ids = '' if config.SOURCES[c.data.source].has_text else ' that is decoded ids'
     return (
-        f'; texts written: {how}, {g.min_length} to {longest} tokens; {scored} against the whole '
+        f'; texts written: {search}, {g.min_length} to {longest} tokens; {scorer} against the whole '
         f'target{ids}'
     )
 
 
 def provenance(devices: int) -> dict:
-    """What ran where: hardware, with as many devices as were used, versions, commit."""
+    """Returns hardware, with the number of devices that were used, versions and commit."""
     device = jax.devices()[0]
     cores = f'{os.cpu_count()} cores, {platform.machine()}'
     return {
@@ -154,16 +155,16 @@ def provenance(devices: int) -> dict:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with -dirty where files differ; None outside a checkout."""
+    """Returns the commit of this code, with -dirty if files differ; None outside a checkout."""
     root = pathlib.Path(__file__).parents[1]
 
-    def git(*words: str) -> str:
-        command = ['git', '-C', str(root), *words]
+    def git(*arguments: str) -> str:
+        command = ['git', '-C', str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         if pathlib.Path(git('rev-parse', '--show-toplevel')).resolve() != root.resolve():
-            return None  # installed inside of somebody's checkout
+            return None  # installed inside another checkout
         dirty = '-dirty' if git('status', '--porcelain', '--untracked-files=no') else ''
         return git('rev-parse', '--short=12', 'HEAD') + dirty
     except (OSError, subprocess.CalledProcessError):
@@ -181,7 +182,7 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-    """Process 0 removes a file that may be there."""
+    """Removes a file on process 0, if it exists."""
     if distributed.is_primary():
         with storage.translate_errors(path):
             path.unlink(missing_ok=True)

@@ -1,31 +1,28 @@
-"""TPU chips: what one has, and the devices of a slice that need not be there.
-
-Figures are Google's system architecture pages of Cloud TPU; HBM is what the compiler lets a
-program use, which is less.
-"""
+"""TPU chips: their speeds and sizes, and the devices of slices that need not be attached."""
 
 import importlib.util
 import os
 from typing import NamedTuple
 
-from lightpaff_jax.errors import UserError, nearest
+from lightpaff_jax.errors import UserError, nearest, one_line
 
 GIB = 1 << 30
 
 
 class Chip(NamedTuple):
-    """Of one chip, which is one device."""
+    """One chip, which JAX shows as one device."""
 
     hbm: float
-    """Bytes that a program may use."""
+    """Bytes of HBM that the compiler lets a program use; less than the chip has."""
     flops: float
-    """Of matrix products in bfloat16, a second."""
+    """FLOPs per second of matrix products in bfloat16."""
     hbm_rate: float
-    """Bytes a second to and from HBM."""
+    """Bytes per second between chip and HBM."""
     ici_rate: float
-    """Bytes a second to its neighbours, all links together."""
+    """Bytes per second to the neighbour chips, over all links."""
 
 
+# Figures of Google's pages on the system architecture of Cloud TPU.
 CHIPS = {
     'v4': Chip(30.75 * GIB, 275e12, 1228e9, 300e9),
     'v5e': Chip(15.75 * GIB, 197e12, 819e9, 200e9),
@@ -35,28 +32,26 @@ CHIPS = {
 
 
 def devices(topology: str, slices: int = 1) -> list:
-    """The devices of a slice, described: programs can be compiled for them, and not run.
+    """Returns descriptions of the devices of a slice, for which programs can be compiled.
 
     Args:
-      topology: NAME:SHAPE, as v5e:4x4 or v5p:2x2x2.
-      slices: how many of them, joined by the data centre's network.
+      topology: CHIP:SHAPE, for example v5e:4x4 or v5p:2x2x2.
+      slices: number of such slices, which the network of the data centre joins.
 
     Raises:
-      UserError: no such chip or shape, or no compiler for TPUs.
+      UserError: the chip or the shape does not exist, or libtpu is not installed.
     """
     name, colon, shape = topology.partition(':')
     if name not in CHIPS or not colon:
-        known = ', '.join(CHIPS)
         raise UserError(
-            f'--topology={topology}: must be CHIP:SHAPE with a chip of {known}, as v5e:4x4'
-            f'{nearest(name, list(CHIPS))}'
+            f'--topology={topology}: must be CHIP:SHAPE with a chip of {", ".join(CHIPS)}, as '
+            f'v5e:4x4{nearest(name, list(CHIPS))}'
         )
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(
             '--topology: needs the compiler for TPUs, the extra tpu: ./launch/environment.sh tpu'
         )
-    # Before the library is loaded: it must not look for a TPU, complain that there is none, nor be alone
-    # on this machine.
+    # Set before libtpu is loaded: it must not search for an attached TPU, nor lock the machine.
     os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
     os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-1')
@@ -68,8 +63,6 @@ def devices(topology: str, slices: int = 1) -> list:
     if set(shape.split('x')) == {'1'}:
         options['chips_per_host_bounds'] = (1, 1, 1)
     try:
-        found = topologies.get_topology_desc(platform='tpu', topology_name=topology, **options)
-    except Exception as error:
-        text = ' '.join(str(error).split())
-        raise UserError(f'--topology={topology}: {text[:200]}') from error
-    return list(found.devices)
+        return list(topologies.get_topology_desc(topology, 'tpu', **options).devices)
+    except Exception as error:  # the plugin raises many types
+        raise UserError(f'--topology={topology}: {one_line(error)[:200]}') from error

@@ -1,8 +1,8 @@
-"""Several processes as one run: kept in step, and ended together.
+"""Runs several processes as one: keeps them in step, and ends them together.
 
-A process that is alone needs nothing of this, and every function here then returns at once.
-What processes tell each other goes through the key-value store of jax's coordinator, which is in
-process 0, and through no device: so it works before the first collective, and waiting has no limit.
+In a run of one process every function returns at once. Processes exchange values through the
+key-value store of jax's coordinator, which is part of process 0, and not through devices. So this
+works before the first collective, and waiting has no time limit.
 """
 
 import contextlib
@@ -20,9 +20,10 @@ from lightpaff_jax.runtime import cluster
 
 T = TypeVar('T')
 
-# From the end of one process to that of the others: to notice (_LOOK), to come to the same error by
-# themselves (_GRACE), to be seen off by process 0, with which the key-value store goes (_LEAVE).
-_LOOK, _GRACE, _LEAVE = 0.5, 1.5, 5.0
+# Seconds between the failure of a process and the exit of the others: to notice it (_POLL), to meet
+# the same error themselves (_GRACE), and for process 0, which holds the key-value store, to wait
+# for the others (_LEAVE).
+_POLL, _GRACE, _LEAVE = 0.5, 1.5, 5.0
 
 _ROOT = 'lightpaff_jax'
 _calls = itertools.count()
@@ -31,44 +32,41 @@ _synced = False
 
 
 def process_count() -> int:
-    """How many processes make this run."""
+    """Returns the number of processes of this run."""
     return 1 if 'jax' not in sys.modules else _state().num_processes
 
 
 def process_index() -> int:
-    """This process's number, from 0."""
+    """Returns the number of this process, from 0."""
     return 0 if 'jax' not in sys.modules else _state().process_id
 
 
 def is_primary() -> bool:
-    """Whether this is process 0, which prints and writes."""
+    """Returns whether this is process 0, which prints and writes files."""
     return process_index() == 0
 
 
 def log_primary(text: str) -> None:
-    """Prints a line of the results, once."""
+    """Prints a line of the results on process 0."""
     if is_primary():
         print(text, flush=True)
 
 
-# Beginning.
-
-
 def initialize() -> None:
-    """Joins the other processes that the environment names; before any device is used.
+    """Joins the other processes of the environment. Call it before any device is used.
 
     Raises:
-      UserError: the environment is wrong, or nobody answers.
+      UserError: the environment is invalid, or no coordinator answers.
     """
     global _watch
-    found = cluster.setting(os.environ)
-    if found is None or _watch is not None:
+    processes = cluster.detect(os.environ)
+    if processes is None or _watch is not None:
         return
     import jax
 
-    # Its service would take SIGTERM for itself, and nobody here asks it for what it heard.
+    # The service would catch SIGTERM, and this program does not ask it for the signal.
     jax.config.update('jax_enable_preemption_service', False)
-    cluster.join(found)
+    cluster.join(processes)
     if process_count() > 1:
         _watch = _Watch()
 
@@ -76,7 +74,8 @@ def initialize() -> None:
 def sync_devices() -> None:
     """Connects the devices of all processes; the first call needs all processes at the same time.
 
-    On CPUs this has a limit of 30 s, which processes that prepare data for minutes would pass.
+    On CPUs the connection has a limit of 30 s. Without this call, a process that prepares data for
+    minutes would exceed it.
 
     Raises:
       UserError: the processes have different devices.
@@ -90,71 +89,71 @@ def sync_devices() -> None:
 
     devices = f'{jax.local_device_count()} of {jax.local_devices()[0].device_kind}'
     assert_equal({'devices': devices}, 'all processes must have the same')
-    _keep_stdout()
+    _redirect_native_stdout()
     multihost_utils.sync_global_devices(_ROOT)
 
 
-def _keep_stdout() -> None:
-    """File 1 is for results: gloo, behind Python's back, says there whom it connected."""
+def _redirect_native_stdout() -> None:
+    """Discards what native code writes to file descriptor 1, where gloo reports its connections."""
     sys.stdout.flush()
-    encoding = sys.stdout.encoding
-    sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1, encoding=encoding)
+    sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1, encoding=sys.stdout.encoding)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
 
 
-# Talking. All processes make these calls, and in the same order.
-
-
 def all_gather(value: Any) -> list[Any]:
-    """`value` of every process, JSON, in their order."""
+    """Returns the JSON `value` of every process, by process number.
+
+    All processes must make the calls of this function in the same order.
+    """
     if process_count() == 1:
         return [value]
     number, client = next(_calls), _client()
-    place = f'{_ROOT}/{number}'
-    client.key_value_set(f'{place}/of/{process_index()}', json.dumps(value))
-    if is_primary():
-        found = [json.loads(text) for text in _wait(f'{place}/of', process_count())]
-        client.key_value_set(f'{place}/all/0', json.dumps(found))
-        if number:  # all are here, so all have read the one before
-            client.key_value_delete(f'{_ROOT}/{number - 1}')
-        return found
-    return json.loads(_wait(f'{place}/all', 1)[0])
+    folder = f'{_ROOT}/{number}'
+    client.key_value_set(f'{folder}/of/{process_index()}', json.dumps(value))
+    if not is_primary():
+        return json.loads(_wait(f'{folder}/all', 1)[0])
+    values = [json.loads(text) for text in _wait(f'{folder}/of', process_count())]
+    client.key_value_set(f'{folder}/all/0', json.dumps(values))
+    if number:  # every process is in this call, so all have read the values of the previous one
+        client.key_value_delete(f'{_ROOT}/{number - 1}')
+    return values
 
 
 def assert_equal(values: Mapping[str, Any], rule: str) -> None:
-    """Raises UserError, on all, where a process has other values than process 0."""
-    found = all_gather(dict(values))
-    for number, theirs in enumerate(found):
-        for name, value in found[0].items():
-            if theirs[name] != value:
+    """Raises UserError on every process if one has other values than process 0."""
+    first, *others = all_gather(dict(values))
+    for number, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
                 raise UserError(
-                    f'process {number}: {name} = {theirs[name]}, process 0 has {value}: {rule}'
+                    f'process {number}: {name} = {other[name]}, process 0 has {value}: {rule}'
                 )
 
 
-def broadcast_from_primary(make: Callable[[], T]) -> T:
-    """`make()`, JSON, of process 0: only there it is called."""
+def broadcast_from_primary(call: Callable[[], T]) -> T:
+    """Calls `call` on process 0 only; returns its JSON result on every process."""
     if process_count() == 1:
-        return make()
-    return all_gather(make() if is_primary() else None)[0]
+        return call()
+    return all_gather(call() if is_primary() else None)[0]
 
 
 def _wait(folder: str, number: int) -> list[str]:
-    """Values of `number` keys below a folder, by the number that each key ends with."""
+    """Waits for `number` keys in a folder; returns their values by the number that ends the key."""
     pause = 0.002
-    while len(found := _client().key_value_dir_get(folder)) < number:
-        time.sleep(pause)  # and not inside jax, where Ctrl-C is not heard
+    while len(entries := _client().key_value_dir_get(folder)) < number:
+        time.sleep(pause)  # waiting inside jax would not notice Ctrl-C
         pause = min(1.5 * pause, 0.25)
-    return [text for _, text in sorted(found, key=lambda pair: int(pair[0].rpartition('/')[2]))]
+    return [text for _, text in sorted(entries, key=lambda entry: _number(entry[0]))]
 
 
-# Ending.
+def _number(key: str) -> int:
+    return int(key.rpartition('/')[2])
 
 
 def shutdown() -> None:
-    """Waits for all processes, however long they still work, and leaves them."""
+    """Waits for all processes without a time limit, then disconnects from them."""
     global _watch
     if _watch is None:
         return
@@ -167,19 +166,19 @@ def shutdown() -> None:
 
 
 def exit_with_error(text: str, code: int, lost: bool = False) -> int:
-    """Says why this process ends, in one line on stderr, and ends the others with it.
+    """Prints an error in one line on stderr, and ends all processes.
 
-    They end within about two seconds, with a line that names this process and its error; where
-    several have the same error, process 0 alone says it.
+    The others end within about two seconds with a line that names this process and its error. If
+    several processes have the same error, only process 0 prints it.
 
     Args:
       text: the error.
       code: the exit code.
-      lost: whether the error is that another process has ended; if that one said why, it is why
-        this one ends too.
+      lost: whether the error is that another process has ended. If that process reported an error,
+        this one ends with it.
 
     Returns:
-      the exit code, where this process is alone; else the process ends here.
+      The exit code in a run of one process; otherwise this process exits.
     """
     if _watch is None:
         print(f'error: {text}', file=sys.stderr)
@@ -189,95 +188,95 @@ def exit_with_error(text: str, code: int, lost: bool = False) -> int:
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error says that another process has ended: of a collective or the coordinator."""
-    text = str(error)
+    """Returns whether a collective or the coordinator failed because another process has ended."""
     signs = ('Gloo ', 'coordination service', 'Socket closed', 'NCCL ')
-    return _watch is not None and any(sign in text for sign in signs)
+    return _watch is not None and any(sign in str(error) for sign in signs)
 
 
 class _Watch:
-    """A thread that ends this process, whatever it waits for, when another one has failed."""
+    """A thread that ends this process when another one has failed."""
 
     def __init__(self) -> None:
         self._client = _client()
         self._index, self._count = process_index(), process_count()
-        self._done = threading.Event()
+        self._stopped = threading.Event()
         self._leaving = threading.Lock()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
 
-    def _look(self) -> None:
-        while not self._done.wait(_LOOK):
-            failed = self._failed()
-            if failed:
-                self._done.wait(_GRACE)
-                self.leave(*_told(failed), follows=True)
+    def _poll(self) -> None:
+        while not self._stopped.wait(_POLL):
+            failures = self._failures()
+            if failures:
+                self._stopped.wait(_GRACE)
+                self.leave(*_first(failures), follows=True)
 
     def stop(self) -> None:
-        """Ends the thread, before the interpreter does: it must not be inside jax then."""
-        self._done.set()
+        """Ends the thread before the interpreter ends, when it must not be inside jax."""
+        self._stopped.set()
         self._thread.join()
 
     def leave(self, text: str, code: int, follows: bool = False) -> None:
-        """Says it, if process 0 does not say the same, and exits; process 0 as the last one."""
-        self._leaving.acquire()  # the second to come waits for the end
-        failed = self._failed() if follows else {}
-        if failed:
-            text, code = _told(failed)
+        """Prints the error, unless process 0 prints the same one, and exits. Process 0 exits last.
+
+        Args:
+          text: the error.
+          code: the exit code.
+          follows: whether to end with the error of a process that failed before, if there is one.
+        """
+        self._leaving.acquire()  # never released: a second thread waits here for the exit
+        failures = self._failures() if follows else {}
+        if failures:
+            text, code = _first(failures)
         else:
             self._set('failed', json.dumps([text, code]))
-        if failed or not self._said(text):
+        if failures or not self._primary_reports(text):
             print(f'error: {text}', file=sys.stderr, flush=True)
         self._set('ended', '')
-        until = time.monotonic() + _LEAVE
-        while not self._index and len(self._under('ended')) < self._count:
-            if time.monotonic() > until:
-                break  # of one that was killed there comes no sign
-            time.sleep(0.05)
-        else:
-            time.sleep(0.2)  # they are on their way out
-        _exit(code)
+        if self._index == 0:
+            deadline = time.monotonic() + _LEAVE  # a killed process never says that it ended
+            while len(self._get('ended')) < self._count and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.2)  # for their exit
+        # Exit handlers are skipped, as jax's would wait minutes for the processes that have ended.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
-    def _said(self, text: str) -> bool:
-        """Whether process 0 has this very error; it may take a moment to come to it."""
-        until = time.monotonic() + _GRACE
-        while self._index and time.monotonic() < until:
-            if 0 in (found := self._failed()):
-                return found[0][0] == text
+    def _primary_reports(self, text: str) -> bool:
+        """Returns whether process 0 has this error too; waits a moment for it."""
+        deadline = time.monotonic() + _GRACE
+        while self._index and time.monotonic() < deadline:
+            if 0 in (failures := self._failures()):
+                return failures[0][0] == text
             time.sleep(0.05)
         return False
 
-    def _failed(self) -> dict[int, tuple[str, int]]:
-        """Process -> its error and exit code."""
-        return {number: tuple(json.loads(text)) for number, text in self._under('failed').items()}
+    def _failures(self) -> dict[int, tuple[str, int]]:
+        """Returns process -> its error and exit code."""
+        return {number: tuple(json.loads(text)) for number, text in self._get('failed').items()}
 
-    def _under(self, folder: str) -> dict[int, str]:
-        with contextlib.suppress(Exception):  # the coordinator is gone; jax ends this process then
-            found = self._client.key_value_dir_get(f'{_ROOT}/{folder}')
-            return {int(key.rpartition('/')[2]): text for key, text in found}
+    def _get(self, folder: str) -> dict[int, str]:
+        """Returns process -> its value; nothing if process 0 has ended, as jax then ends this one."""
+        with contextlib.suppress(Exception):
+            entries = self._client.key_value_dir_get(f'{_ROOT}/{folder}')
+            return {_number(key): text for key, text in entries}
         return {}
 
     def _set(self, folder: str, text: str) -> None:
-        place = f'{_ROOT}/{folder}/{self._index}'
-        with contextlib.suppress(Exception):  # as above
-            self._client.key_value_set(place, text, allow_overwrite=True)
+        with contextlib.suppress(Exception):  # as in `_get`
+            key = f'{_ROOT}/{folder}/{self._index}'
+            self._client.key_value_set(key, text, allow_overwrite=True)
 
 
-def _told(failed: Mapping[int, tuple[str, int]]) -> tuple[str, int]:
-    """The error and exit code of those that follow the first that failed."""
-    number, (text, code) = min(failed.items())
+def _first(failures: Mapping[int, tuple[str, int]]) -> tuple[str, int]:
+    """Returns the error, with its process, and the exit code of the lowest failed process."""
+    number, (text, code) = min(failures.items())
     return f'process {number}: {text}', code
 
 
-def _exit(code: int) -> None:
-    """Ends without the exit handlers: jax's would wait minutes for processes that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def _state() -> Any:
-    from jax._src import distributed  # its key-value store has no public name
+    from jax._src import distributed  # the key-value store has no public name
 
     return distributed.global_state
 

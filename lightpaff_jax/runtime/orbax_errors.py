@@ -1,4 +1,4 @@
-"""Failures of Orbax, without what it prints and leaves behind."""
+"""Errors of Orbax in one line, without the messages and warnings that its failed tasks leave."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def root_cause(error: BaseException) -> str:
-    """The first cause of an error, on one line of some 200 characters: its start and its end."""
+    """Returns the first cause of an error in one line; shortens its middle above 200 characters."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = ' '.join(str(error).partition('[tensorstore_spec')[0].split())
@@ -25,54 +25,61 @@ def root_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def suppress_orbax_noise() -> Iterator[list[str]]:
-    """A list for problems. Where Orbax fails it drops coroutines; they end here, unseen."""
-    failed: list[str] = []
+    """Gives a list for error messages; suppresses what Orbax reports beside its exception.
+
+    After a failure Orbax drops coroutines, and Python warns about each when it is collected. So a
+    list that is not empty makes this collect garbage before the warnings are shown again.
+    """
+    failures: list[str] = []
     hook = sys.unraisablehook
-    if getattr(hook, 'func', None) is not _unraisable:
-        sys.unraisablehook = functools.partial(_unraisable, hook)
+    if getattr(hook, 'func', None) is not _report_unraisable:
+        sys.unraisablehook = functools.partial(_report_unraisable, hook)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
-        yield failed
-        if failed:
+        yield failures
+        if failures:
             gc.collect()
-    if not failed:  # else reads are under way that will end in a closed event loop
+    if not failures:  # after a failure, pending reads still end later, in a closed event loop
         sys.unraisablehook = hook
 
 
-def _unraisable(hook: Callable, event: Any) -> None:
-    """Passes on what Python cannot raise, unless it is a rest of a failed read."""
+def _report_unraisable(hook: Callable, event: Any) -> None:
+    """Calls the previous hook unless the exception comes from a failed read of Orbax."""
     code = getattr(event.object, 'cr_code', None)
-    of_orbax = code is not None and _in_orbax(code.co_filename)
-    if not of_orbax and str(event.exc_value) != 'Event loop is closed':
+    from_orbax = code is not None and _in_orbax(code.co_filename)
+    if not from_orbax and str(event.exc_value) != 'Event loop is closed':
         hook(event)
 
 
-def _quiet(record: logging.LogRecord) -> bool:
-    """Drops what Orbax logs, and tasks of its that fail: the user gets one line of ours."""
-    of_orbax = _in_orbax(record.pathname)
-    return not (of_orbax or (record.name == 'asyncio' and _names_orbax(record)))
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Filters the log: drops records of Orbax, and asyncio's about its failed tasks."""
+    failed_task = record.name == 'asyncio' and _mentions_orbax(record)
+    return not failed_task and not _in_orbax(record.pathname)
 
 
 def _in_orbax(filename: str) -> bool:
-    """Whether a source file belongs to Orbax; this module's own name contains `orbax` too."""
+    """Returns whether a source file belongs to Orbax; this module's own name contains it too."""
     return 'orbax' in pathlib.PurePath(filename).parts
 
 
-_STATUS = (
-    'CANCELLED|UNKNOWN|INVALID_ARGUMENT|DEADLINE_EXCEEDED|NOT_FOUND|ALREADY_EXISTS|PERMISSION_DENIED|'
-    'RESOURCE_EXHAUSTED|FAILED_PRECONDITION|ABORTED|OUT_OF_RANGE|UNIMPLEMENTED|INTERNAL|UNAVAILABLE|'
-    'DATA_LOSS|UNAUTHENTICATED'
-)  # of absl::Status
+_STATUS = re.compile(
+    '(CANCELLED|UNKNOWN|INVALID_ARGUMENT|DEADLINE_EXCEEDED|NOT_FOUND|ALREADY_EXISTS|'
+    'PERMISSION_DENIED|RESOURCE_EXHAUSTED|FAILED_PRECONDITION|ABORTED|OUT_OF_RANGE|UNIMPLEMENTED|'
+    'INTERNAL|UNAVAILABLE|DATA_LOSS|UNAUTHENTICATED): '
+)
+"""A code of absl::Status, with which the messages of TensorStore begin."""
 
 
-def _names_orbax(record: logging.LogRecord) -> bool:
+def _mentions_orbax(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    frames = traceback.extract_tb(error.__traceback__) if error else []
-    # A read of its storage that fails after another one has no frames, and a status as its first word.
-    of_storage = error is not None and not frames and re.match(f'({_STATUS}): ', str(error))
-    named = 'orbax' in record.getMessage() or any(_in_orbax(frame.filename) for frame in frames)
-    return named or bool(of_storage)
+    if error is None:
+        return 'orbax' in record.getMessage()
+    frames = traceback.extract_tb(error.__traceback__)
+    # A read of TensorStore that fails after another one has no frames.
+    from_storage = not frames and _STATUS.match(str(error)) is not None
+    in_frames = any(_in_orbax(frame.filename) for frame in frames)
+    return from_storage or in_frames or 'orbax' in record.getMessage()
 
 
 for _name in ('absl', 'asyncio'):
-    logging.getLogger(_name).addFilter(_quiet)
+    logging.getLogger(_name).addFilter(_is_relevant)

@@ -1,4 +1,7 @@
-"""Paths that may be in a bucket, gs://BUCKET/...: by etils.epath, with a limit and in one line."""
+"""Paths on a disk or in a bucket (gs://BUCKET/...), and files that are written atomically.
+
+Paths in a bucket are those of etils.epath; its errors become one line, and its waits are limited.
+"""
 
 import atexit
 import contextlib
@@ -12,34 +15,34 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lightpaff_jax.errors import Unreadable, UserError
+from lightpaff_jax.errors import Unreadable, UserError, one_line
 
 PART = '.part'  # suffix of a temporary file
-PATIENCE = 30.0  # seconds that a bucket may take to answer first; without a network it never does
-_ANSWERED: set[str] = set()  # buckets that did
+TIMEOUT = 30.0  # seconds for the first answer of a bucket; without a network it never comes
+_reached: set[str] = set()  # buckets that have answered
 
 
 def is_remote(path: Any) -> bool:
-    """Whether a path is in a bucket."""
+    """Returns whether a path is in a bucket."""
     return '://' in str(path)
 
 
 def to_path(path: str) -> Any:
-    """A path that can be read and written wherever it is; `~` is the home folder."""
+    """Returns a path of etils.epath; `~` is the home folder."""
     from etils import epath
 
     return epath.Path(path) if is_remote(path) else epath.Path(path).expanduser()
 
 
 def local_folder(key: str, path: str) -> pathlib.Path:
-    """A folder that ArrayRecord reads and writes; `~` is the home folder.
+    """Returns a folder that ArrayRecord can read and write; `~` is the home folder.
 
     Args:
-      key: what names the path, with its `=`, for the message.
-      path: of the folder.
+      key: name of the path in messages, with its `=`.
+      path: the folder.
 
     Raises:
-      UserError: it is in a bucket.
+      UserError: the folder is in a bucket.
     """
     if is_remote(path):
         raise UserError(
@@ -49,9 +52,9 @@ def local_folder(key: str, path: str) -> pathlib.Path:
 
 
 def check_reachable(path: str) -> None:
-    """Raises UserError unless the bucket of a path answers in time; a local path is reached.
+    """Raises UserError unless the bucket of a path answers in time; the path need not exist.
 
-    A bucket that answered once is not asked again. Whether the path is there is another question.
+    A bucket is asked only once per process. A local path is always reachable.
     """
     if not is_remote(path):
         return
@@ -59,75 +62,74 @@ def check_reachable(path: str) -> None:
     bucket = rest.partition('/')[0]
     if scheme != 'gs' or not bucket:
         raise UserError(f'{path}: must be a local path or gs://BUCKET/...')
-    if bucket not in _ANSWERED:
-        logging.getLogger('gcsfs').propagate = False  # it prints tracebacks of what it retries
+    if bucket not in _reached:
+        logging.getLogger('gcsfs').propagate = False  # it logs tracebacks of each attempt
         logging.getLogger('gcsfs').addHandler(logging.NullHandler())
         with translate_errors(path), contextlib.suppress(FileNotFoundError):
-            call_within(PATIENCE, path, lambda: to_path(f'gs://{bucket}/x').exists())
-        _ANSWERED.add(bucket)
+            call_within(TIMEOUT, path, to_path(f'gs://{bucket}/x').exists)
+        _reached.add(bucket)
 
 
 def call_within(seconds: float, path: str, call: Callable[[], Any]) -> None:
-    """Calls in a thread of its own; raises what that raises, or Unreadable after so many seconds.
+    """Calls `call` in a thread and raises its error, or Unreadable after so many seconds.
 
-    The thread stays behind: a connection that hangs cannot be stopped, and ends with the process.
+    A connection that hangs cannot be stopped, so its thread runs until the process ends.
     """
-    raised: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
             call()
         except BaseException as error:
-            raised.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
         raise Unreadable(f'{path}: cannot be reached within {seconds:g} s')
-    if raised:
-        raise raised[0]
+    if errors:
+        raise errors[0]
 
 
 @contextlib.contextmanager
 def translate_errors(path: Any) -> Iterator[None]:
-    """Makes Unreadable of what a bucket raises; a missing file stays what it is."""
+    """Turns the errors of a bucket into Unreadable, but leaves FileNotFoundError."""
     try:
         yield
     except (UserError, FileNotFoundError):
         raise
-    except Exception as error:  # of aiohttp, of gcsfs, of Google's credentials
+    except Exception as error:  # from aiohttp, from gcsfs, from Google's credentials
         if not is_remote(path):
             raise
         if isinstance(error, ImportError):
             needs = 'buckets need the extra gs: ./launch/environment.sh gs'
             raise UserError(f'{path}: {needs}') from error
-        text = ' '.join(str(error).split())
-        raise Unreadable(f'{path}: {type(error).__name__}: {text}') from error
+        raise Unreadable(f'{path}: {type(error).__name__}: {one_line(error)}') from error
 
 
-def download(file: Any, to: pathlib.Path) -> None:
-    """Copies a file of a bucket here; nothing where it is not there."""
-    with translate_errors(file), contextlib.suppress(FileNotFoundError):
-        to.write_bytes(file.read_bytes())
+def download(source: Any, target: pathlib.Path) -> None:
+    """Copies a file from a bucket; does nothing if it does not exist."""
+    with translate_errors(source), contextlib.suppress(FileNotFoundError):
+        target.write_bytes(source.read_bytes())
 
 
 @functools.cache
 def download_folder(folder: str) -> pathlib.Path:
-    """The files of a bucket's folder in a folder here, which goes with the process."""
-    here = tempfile.TemporaryDirectory()
-    atexit.register(here.cleanup)
+    """Copies the files of a bucket's folder into a temporary folder, removed with the process."""
+    temporary = tempfile.TemporaryDirectory()
+    atexit.register(temporary.cleanup)
     with translate_errors(folder), contextlib.suppress(FileNotFoundError):
         for file in to_path(folder).iterdir():
-            download(file, pathlib.Path(here.name) / file.name)
-    return pathlib.Path(here.name)
+            download(file, pathlib.Path(temporary.name) / file.name)
+    return pathlib.Path(temporary.name)
 
 
-def upload(folder: pathlib.Path, to: Any) -> None:
-    """Copies the files below a folder into a bucket; each appears there when it is whole."""
-    with translate_errors(to):
-        for file in sorted(path for path in folder.rglob('*') if path.is_file()):
-            (to / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+def upload(source: pathlib.Path, target: Any) -> None:
+    """Copies all files below a folder into a bucket, which shows a file only when it is complete."""
+    with translate_errors(target):
+        for file in sorted(path for path in source.rglob('*') if path.is_file()):
+            (target / file.relative_to(source).as_posix()).write_bytes(file.read_bytes())
 
 
 def write_json(path: Any, value: Any, sort_keys: bool = False) -> None:
@@ -165,7 +167,7 @@ def publish(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
         temporary = tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent)
     except OSError as error:
         raise UserError(
-            f'config.data.cache: cannot write to {path.parent}: {error.strerror}'
+            f'config.data.cache: cannot write to {path.parent}: {one_line(error)}'
         ) from error
     with temporary as folder:
         part = pathlib.Path(folder) / path.name

@@ -10,7 +10,7 @@ from helpers import processes as process_cases
 
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import cluster, distributed
-from lightpaff_jax.runtime.cluster import Setting, setting
+from lightpaff_jax.runtime.cluster import Cluster, detect
 
 HAND = {
     'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3',
@@ -22,25 +22,25 @@ HAND = {
     [
         ({}, None),
         ({'JAX_PLATFORMS': ''}, None),
-        (HAND, Setting('host:1234', 4, 3)),
+        (HAND, Cluster('host:1234', 4, 3)),
         (HAND | {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}, None),
-        ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Setting(None, None, None)),
+        ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Cluster(None, None, None)),
         ({'SLURM_STEP_NODELIST': 'a', 'SLURM_NTASKS': '1'}, None),
         ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2'}, None),  # in a batch script, outside of srun
         ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2', 'JAX_NUM_PROCESSES': '1'}, None),
-        (HAND | {'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Setting('host:1234', 4, 3)),
+        (HAND | {'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Cluster('host:1234', 4, 3)),
         (
             {'JAX_COORDINATOR_ADDRESS': '[::1]:9', 'JOB_COMPLETION_INDEX': '0'},
-            Setting('[::1]:9', None, None),
+            Cluster('[::1]:9', None, None),
         ),
         ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, None),  # a pod of no indexed job
-        ({'OMPI_COMM_WORLD_SIZE': '2'}, Setting(None, None, None)),
-        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, Setting(None, None, None)),
+        ({'OMPI_COMM_WORLD_SIZE': '2'}, Cluster(None, None, None)),
+        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, Cluster(None, None, None)),
         ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
     ],
 )
 def test_the_environment_says_who_is_there(environment, found):
-    assert setting(environment) == found
+    assert detect(environment) == found
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_environment_says_who_is_there(environment, found):
 )
 def test_a_wrong_environment_is_named(changes, line):
     with pytest.raises(UserError) as raised:
-        setting(HAND | changes)
+        detect(HAND | changes)
     assert str(raised.value) == line
 
 
@@ -80,7 +80,7 @@ def test_a_cluster_that_jax_does_not_find_is_named(monkeypatch):
     monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
     monkeypatch.setattr(jax.distributed, 'initialize', refuse)
     with pytest.raises(UserError, match=r'OMPI_COMM_WORLD_SIZE = 2: jax .* finds no cluster; set'):
-        cluster.join(setting(os.environ))
+        cluster.join(detect(os.environ))
 
 
 def refuse(*args, **options):

@@ -101,7 +101,7 @@ if failing and mode == 'another value':
     argv.append('--config.train.updates=3')
 from lightpaff_jax.config import flags
 from lightpaff_jax.runtime import cluster, distributed
-cluster.WAIT_BY_HAND, cluster.SILENCE = 4, 8
+cluster.JOIN_TIMEOUT, cluster.HEARTBEAT_TIMEOUT = 4, 8
 
 def run(c):
     distributed.sync_devices()
@@ -335,7 +335,7 @@ def test_when_one_is_killed_while_they_train_the_other_ends_within_the_heartbeat
         'from lightpaff_jax import main\n'
         'from lightpaff_jax.config import flags\n'
         'from lightpaff_jax.runtime import cluster\n'
-        'cluster.SILENCE = 8\n'
+        'cluster.HEARTBEAT_TIMEOUT = 8\n'
         "sys.exit(flags.main(main.run, '', sys.argv[1:]))\n"
     )
     words = ['-c', code, '--config=small.py', '--config.train.updates=1000000',

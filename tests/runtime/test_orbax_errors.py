@@ -24,7 +24,7 @@ def test_of_failed_tasks_only_those_of_orbax_are_dropped(logger, place, text, sa
         logger, logging.ERROR, '/python/asyncio/base_events.py', 1, text, None,
         (type(error), error, error.__traceback__),
     )  # fmt: skip
-    assert bool(orbax_errors._quiet(record)) is said
+    assert bool(orbax_errors._is_relevant(record)) is said
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_of_futures_that_fail_in_no_frame_those_of_the_storage_are_dropped(text,
         'asyncio', logging.ERROR, '/python/asyncio/base_events.py', 1,
         'Future exception was never retrieved', None, (type(error), error, None),
     )  # fmt: skip
-    assert bool(orbax_errors._quiet(record)) is said
+    assert bool(orbax_errors._is_relevant(record)) is said

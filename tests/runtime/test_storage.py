@@ -183,7 +183,7 @@ def test_a_bucket_that_never_answers_ends_a_command_with_one_line():
         'from lightpaff_jax import main\n'
         'from lightpaff_jax.config import flags\n'
         'from lightpaff_jax.runtime import storage\n'
-        'storage.PATIENCE = 2.0\n'
+        'storage.TIMEOUT = 2.0\n'
         "sys.exit(flags.main(main.run, '', ['--config=configs/quickstart.py', "
         "'--config.workdir=gs://bucket/x']))\n"
     )

@@ -313,7 +313,7 @@ import sys
 from lightpaff_jax import config
 from lightpaff_jax.runtime import storage
 from lightpaff_jax.data import sources
-storage.PATIENCE = float(sys.argv[1])
+storage.TIMEOUT = float(sys.argv[1])
 c = config.default()
 c.data.source, c.data.path = 'text', 'gs://bucket/folder'
 try:
