@@ -13,7 +13,7 @@ from lightpaff_jax import models, pretrained
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.config import flags
 from lightpaff_jax.data import tokenizers
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import UserError, one_line
 from lightpaff_jax.models.decoding import Generated, Settings, make_generate
 
 __all__ = ['Generated', 'Settings', 'make_generate', 'texts']
@@ -112,7 +112,7 @@ def _read_prompts(file: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f'--file={file}: must be UTF-8: {error}') from error
     except OSError as error:
-        raise UserError(f'--file={file}: {error.strerror}') from error
+        raise UserError(f'--file={file}: {one_line(error)}') from error
     if not text:
         raise UserError(f'--file={file}: must have at least one line')
     return text.removesuffix('\n').split('\n')  # form feeds and U+2028 end no line

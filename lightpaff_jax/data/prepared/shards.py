@@ -19,7 +19,7 @@ from array_record.python import array_record_module
 from lightpaff_jax import config
 from lightpaff_jax.data import records
 from lightpaff_jax.data.records import MANIFEST, STATE, Record
-from lightpaff_jax.errors import Unfinished, UserError
+from lightpaff_jax.errors import Unfinished, UserError, one_line
 from lightpaff_jax.runtime import storage
 
 _LOG = logging.getLogger('lightpaff_jax')
@@ -229,10 +229,7 @@ def _translate_errors(file: pathlib.Path, finished: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)  # errors of NumPy have no strerror
-        else:
-            reason = str(error).partition(';')[0].removeprefix('write() failed: ')
+        reason = one_line(error).partition(';')[0].removeprefix('write() failed: ')
         raise Unfinished(
             f'{file}: cannot be written: {reason}; {finished} are kept, the same command resumes '
             'there'

@@ -210,7 +210,7 @@ def translate_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         # Without an errno the error comes from a library, which reports a malformed file this way.
         kind = Unreadable if error.errno or storage.is_remote(path) else UserError
-        raise kind(f'{path}: {error.strerror or one_line(error)}') from error
+        raise kind(f'{path}: {one_line(error)}') from error
 
 
 @contextlib.contextmanager

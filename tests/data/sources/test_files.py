@@ -297,7 +297,7 @@ def test_only_buckets_are_checked_for_an_answer(monkeypatch):
     monkeypatch.setattr(storage, 'call_within', lambda *arguments: checked.append(arguments[1]))
     for path in ('/no/such/path', 'data', 'gs://asked_of_a_local_path/x'):
         storage.check_reachable(path)
-    storage._ANSWERED.discard('asked_of_a_local_path')
+    storage._reached.discard('asked_of_a_local_path')
     assert checked == ['gs://asked_of_a_local_path/x']
 
 
