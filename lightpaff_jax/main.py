@@ -36,7 +36,7 @@ def run(c: ConfigDict) -> None:
         run(required)
     result = train(c)
     for split, split_scores in result['scores'].items():
-        distributed.log_primary(f'{split}: {scores.said(split_scores)}')
+        distributed.log_primary(f'{split}: {scores.format_scores(split_scores)}')
     distributed.log_primary(f'{c.workdir}/result.json')
 
 

@@ -82,7 +82,7 @@ def train(c: ConfigDict) -> dict:
         teacher_params = None if inputs.teacher is None else inputs.teacher.params
         rule = optimizer.make(c.optim)
         step = distill_step.make_step(c, mesh, student, network, rule)
-        evaluation = evaluate.make(
+        evaluation = evaluate.Evaluation(
             c, mesh, student, inputs.teacher, inputs.prepared, inputs.tokenizer
         )
         state, progress = restore(c, mesh, student, rule, saved, inputs)
@@ -103,7 +103,7 @@ def train(c: ConfigDict) -> dict:
         scores = {} if last is not None else known
         for split in workdir.missing_splits(c, scores):
             used = last if last is not None and last.split == split else None
-            found = used or evaluation.find(split, state.params)
+            found = used or evaluation.score(split, state.params)
             scores[split] = evaluation.finish(found, state.params, folder / 'predictions')
     result = (
         summary(c, student, progress, scores) | workdir.provenance(mesh.size) | inputs.identities
@@ -142,7 +142,7 @@ def _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved):
                 jax.block_until_ready(state)
                 progress.seconds += time.perf_counter() - began
             if scored:
-                found = evaluation.find('validation', state.params)
+                found = evaluation.score('validation', state.params)
                 writer.log(index, found.scores, kind='validation')
             if kept:  # after all lines of this update: a resumed run repeats none of them
                 saving = time.perf_counter()

@@ -80,13 +80,13 @@ def test_a_split_that_was_scored_is_not_scored_again(data_cache, tmp_path, monke
     c = configured(data_cache, tmp_path)
     c.eval.test = False
     first, found = train(c), []
-    real = evaluate.Evaluation.find
+    real = evaluate.Evaluation.score
 
     def find(self, split, params):
         found.append(split)
         return real(self, split, params)
 
-    monkeypatch.setattr(evaluate.Evaluation, 'find', find)
+    monkeypatch.setattr(evaluate.Evaluation, 'score', find)
     c.eval.test = True
     both = train(c)
     assert found == ['test']

@@ -1,8 +1,7 @@
-"""Scores of a network on a split: every example once, whatever devices and processes share it."""
+"""Scores a network on the splits of a run's data; the command `python -m lightpaff_jax.evaluate`."""
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,202 +37,178 @@ from lightpaff_jax.runtime import distributed, storage
 Scores = dict[str, float | str]
 
 
-def language_model(c: ConfigDict, found: Mapping[str, Any], stats: Mapping) -> Scores:
-    """Perplexity where every token of a text is predicted.
-
-    Per token: exp(nll / predicted tokens). Per word: exp(nll / words), words as counted in the
-    original text with one end of line each, so that tokenizers can be compared.
-
-    Args:
-      c: the run's configuration.
-      found: what `distill_step.make_evaluation` found of each example, or the sums over all.
-      stats: the split's `tokens` and `words`, as prepared.
-
-    Returns:
-      ce (nats a token), perplexity, word_perplexity, accuracy, tokens, words; with a teacher
-      also its kl, agreement and teacher_ce. Of a split read in part, words are counted in
-      proportion.
-    """
-    total = _total(found)
-    words = stats['words'] * total['labelled'] / stats['tokens']
-    word_perplexity = metrics.exp(total['ce'] / words)
-    return masked(c, found, stats) | {'word_perplexity': word_perplexity, 'words': round(words)}
-
-
-def masked(c: ConfigDict, found: Mapping[str, Any], stats: Mapping) -> Scores:
-    """Perplexity of masked tokens, or of a masked fragment: arguments of `language_model`.
-
-    Returns:
-      ce (nats a predicted token), perplexity, accuracy, tokens; kl, agreement, teacher_ce.
-    """
-    del c, stats
-    total = _total(found)
-    means = metrics.means(total)
-    compared = ('kl', 'agreement', 'teacher_ce') if 'kl' in means else ()
-    made: Scores = {name: means[name] for name in ('ce', 'perplexity', 'accuracy', *compared)}
-    return made | {'tokens': round(total['labelled'])}
-
-
-def classification(c: ConfigDict, found: Mapping[str, Any], stats: Mapping) -> Scores:
-    """Accuracy and, of two classes, F1 of a classifier: arguments of `language_model`.
-
-    Returns:
-      what `scores.of_logits` gives, and examples.
-    """
-    del stats
-    made = scores.of_logits(
-        found['logits'], found['label'], found.get('teacher_logits'), c.loss.temperature
-    )
-    return {**made, 'examples': len(found['label'])}
-
-
-_SCORES: dict[str, Callable[[ConfigDict, Mapping[str, Any], Mapping], Scores]] = {
-    'sums': masked,
-    'rows': language_model,
-    'logits': classification,
-}
-"""`outputs` of an objective -> its scores."""
-
-
-def _total(found: Mapping[str, Any]) -> dict[str, float]:
-    """The sums over all examples, in float64."""
-    return {
-        name: float(np.sum(x, dtype=np.float64))
-        for name, x in found.items()
-        if name not in ('ids', 'source')
-    }
-
-
-class Found(NamedTuple):
-    """What one pass over a split found."""
+class SplitOutputs(NamedTuple):
+    """The outputs and scores of one pass over a split, without generated text."""
 
     split: str
-    numbers: np.ndarray
-    """Of the examples (blocks, windows) in the split, rising."""
+    indices: np.ndarray
+    """The numbers of the examples (blocks, windows) in the split, ascending."""
     values: dict[str, Any]
-    """Of each of them, or a sum over all; see `distill_step.make_evaluation`."""
+    """A row for each example, or a sum over all; see `distill_step.make_evaluation`."""
     scores: Scores
 
 
-@dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores the parameters of one network on the splits of a run's data; see `make`."""
+    """Scores the parameters of one network on the splits of a run's data.
 
-    c: ConfigDict
-    mesh: Mesh
-    prepared: Dataset | Mixture
-    tokenizer: Tokenizer
-    teacher_params: models.Params | None
-    evaluate: Callable[..., dict[str, jax.Array]]
-    write: Callable[..., dict[str, jax.Array]] | None
-    """`_writer`'s; None where the metric is not of generated texts."""
-
-    def find(self, split: str, params: models.Params) -> Found:
-        """Scores a split, without generating."""
-        numbers, values = self._look(split, self.evaluate, params, self.teacher_params)
-        score = _SCORES[config.OBJECTIVES[self.c.objective].outputs]
-        made = score(self.c, values, self.prepared.split(split))
-        return Found(split, numbers, values, made)
-
-    def finish(self, found: Found, params: models.Params, folder: Any) -> Scores:
-        """All scores of a split, those of generated texts too; its predictions go to a folder.
-
-        They are in `<split>.jsonl`, as predictions.py says.
-        """
-        c, split, text = self.c, found.split, ''
-        values = found.values
-        if self.write is not None:
-            _, values = self._look(split, self.write, params)
-        if 'ids' not in values:  # only sums were found
-            return found.scores
-
-        def concluded() -> Scores:
-            nonlocal text
-            lines = predictions.lines(c, self.tokenizer, split, found.numbers.tolist(), values)
-            text = ''.join(f'{json.dumps(line)}\n' for line in lines)
-            if self.write is None:
-                return {}
-            pairs = [(line['text'], line['reference']) for line in lines]
-            return scores.OF_TEXTS[c.eval.metric](*zip(*pairs, strict=True))
-
-        more = distributed.broadcast_from_primary(concluded)
-        workdir.write_text(folder / f'{split}.jsonl', text)
-        return found.scores | more
-
-    def _look(self, split: str, call, *arguments) -> tuple[np.ndarray, dict[str, Any]]:
-        """The numbers of the examples of a split, and what `call(*arguments, batch)` finds of them."""
-        parts: dict[str, list[np.ndarray]] = {}
-        numbers_nB = batches.evaluation_indices(self.c, self.prepared, split)
-        rows = sharding.local_rows(self.mesh, self.c.eval.batch_size)
-        passed = batches.evaluation(self.c, self.prepared, self.tokenizer, split, rows)
-        for numbers_B, batch in zip(numbers_nB, passed, strict=True):
-            found = call(*arguments, sharding.put_batch(self.mesh, batch, micro=False))
-            for name, x in jax.device_get(found).items():
-                parts.setdefault(name, []).append(x[numbers_B >= 0] if x.ndim else x)
-        numbers = numbers_nB[numbers_nB >= 0]
-        rising = np.argsort(numbers)
-        values = {
-            name: np.concatenate(p)[rising] if p[0].ndim else np.sum(p, dtype=np.float64)
-            for name, p in parts.items()
-        }
-        return numbers[rising], values
-
-
-def make(c: ConfigDict, mesh: Mesh, student: models.Model, teacher: teacher_lib.Teacher | None,
-         prepared: Dataset | Mixture, tokenizer: Tokenizer) -> Evaluation:  # fmt: skip
-    """What scores `student`; to be used under `jax.set_mesh(mesh)`.
+    Make and use it under `jax.set_mesh(mesh)`. Every example is counted once, however devices and
+    processes share the batches.
 
     Args:
-      c: the run's configuration.
-      mesh: where parameters and batches are.
-      student: the network that is scored.
+      c: the configuration of the run.
+      mesh: the devices of parameters and batches.
+      student: the network to score.
       teacher: the teacher to compare with, or None.
-      prepared: the run's data.
-      tokenizer: the run's.
+      prepared: the data of the run.
+      tokenizer: the tokenizer of the run.
     """
-    network, teacher_params = (None, None) if teacher is None else (teacher.model, teacher.params)
-    written = workdir.task_keys(c)['metric'] in config.GENERATION_METRICS
-    return Evaluation(
-        c, mesh, prepared, tokenizer, teacher_params,
-        distill_step.make_evaluation(c, mesh, student, network),
-        _writer(c, mesh, student, tokenizer) if written else None,
-    )  # fmt: skip
+
+    def __init__(
+        self,
+        c: ConfigDict,
+        mesh: Mesh,
+        student: models.Model,
+        teacher: teacher_lib.Teacher | None,
+        prepared: Dataset | Mixture,
+        tokenizer: Tokenizer,
+    ):
+        self._c, self._mesh, self._prepared, self._tokenizer = c, mesh, prepared, tokenizer
+        self._teacher_params = None if teacher is None else teacher.params
+        teacher_model = None if teacher is None else teacher.model
+        self._evaluate = distill_step.make_evaluation(c, mesh, student, teacher_model)
+        self._generate = None
+        if workdir.task_keys(c)['metric'] in config.GENERATION_METRICS:
+            self._generate = _make_generation(c, mesh, student, tokenizer)
+
+    def score(self, split: str, params: models.Params) -> SplitOutputs:
+        """Computes the scores of a split that need no generated text."""
+        indices, values = self._run(split, self._evaluate, params, self._teacher_params)
+        split_scores = compute_scores(self._c, values, self._prepared.split(split))
+        return SplitOutputs(split, indices, values, split_scores)
+
+    def finish(self, outputs: SplitOutputs, params: models.Params, folder: Any) -> Scores:
+        """Writes predictions, and adds the scores of generated text.
+
+        Args:
+          outputs: the result of `score`.
+          params: the parameters that it scored.
+          folder: where `<split>.jsonl` is written, with the lines of `predictions`.
+
+        Returns:
+          all scores of the split.
+        """
+        c, split, values = self._c, outputs.split, outputs.values
+        if self._generate is not None:
+            _, values = self._run(split, self._generate, params)
+        if 'ids' not in values:  # the objective has only sums
+            return outputs.scores
+        text = ''
+
+        def format_and_score() -> Scores:
+            nonlocal text
+            lines = predictions.lines(c, self._tokenizer, split, outputs.indices.tolist(), values)
+            text = ''.join(f'{json.dumps(line)}\n' for line in lines)
+            if self._generate is None:
+                return {}
+            pairs = [(line['text'], line['reference']) for line in lines]
+            return scores.GENERATION_SCORES[c.eval.metric](*zip(*pairs, strict=True))
+
+        generation_scores = distributed.broadcast_from_primary(format_and_score)
+        workdir.write_text(folder / f'{split}.jsonl', text)
+        return outputs.scores | generation_scores
+
+    def _run(self, split: str, call, *arguments) -> tuple[np.ndarray, dict[str, Any]]:
+        """Calls `call(*arguments, batch)` for every batch of a split.
+
+        Returns:
+          the numbers of the examples, ascending, and the outputs: rows in this order, or sums.
+        """
+        parts: dict[str, list[np.ndarray]] = {}
+        indices_NB = batches.evaluation_indices(self._c, self._prepared, split)
+        rows = sharding.local_rows(self._mesh, self._c.eval.batch_size)
+        split_batches = batches.evaluation(self._c, self._prepared, self._tokenizer, split, rows)
+        for indices_B, batch in zip(indices_NB, split_batches, strict=True):
+            outputs = call(*arguments, sharding.put_batch(self._mesh, batch, micro=False))
+            for name, x in jax.device_get(outputs).items():
+                parts.setdefault(name, []).append(x[indices_B >= 0] if x.ndim else x)
+        indices = indices_NB[indices_NB >= 0]
+        order = np.argsort(indices)
+        values = {
+            name: np.concatenate(part)[order] if part[0].ndim else np.sum(part, dtype=np.float64)
+            for name, part in parts.items()
+        }
+        return indices[order], values
 
 
-def _writer(c: ConfigDict, mesh: Mesh, student: models.Model, tokenizer: Tokenizer):
-    """The jitted `(params, batch) -> found`, whole on every device: ids [B, N] and lengths [B] of
-    the texts that are generated, source [B, S] and reference [B, T] (ids, -1 behind them).
+def compute_scores(c: ConfigDict, values: Mapping[str, Any], stats: Mapping[str, int]) -> Scores:
+    """Computes the scores of a split from the outputs of `distill_step.make_evaluation`.
+
+    Args:
+      c: the configuration of the run.
+      values: for each output its rows, or its sum over all examples.
+      stats: the number of `tokens` and `words` of the split.
+
+    Returns:
+      For a classifier those of `scores.classifier_scores`, and `examples`. Otherwise `ce` (nats per
+      predicted token), `perplexity` = exp(ce), `accuracy` and `tokens`, with a teacher also `kl`,
+      `agreement` and `teacher_ce`. If every token of a text is predicted, also
+      `word_perplexity` = exp(nats / words), which can be compared between tokenizers, and `words`.
+      Words are counted in the original text, with one end of line each, and in proportion if only
+      a part of the split was read.
     """
-    settings = generate.Settings(
-        max_length=c.generate.max_length or c.data.target_length,
-        min_length=c.generate.min_length,
-        beams=c.generate.beams,
-        length_penalty=c.generate.length_penalty,
-        early_stop=c.generate.early_stop,
-    )
+    outputs = config.OBJECTIVES[c.objective].outputs
+    if outputs == 'logits':
+        labels, temperature = values['label'], c.loss.temperature
+        teacher_logits = values.get('teacher_logits')
+        result = scores.classifier_scores(values['logits'], labels, teacher_logits, temperature)
+        return {**result, 'examples': len(labels)}
+    sums = {
+        name: float(np.sum(x, dtype=np.float64))
+        for name, x in values.items()
+        if name not in ('ids', 'source')
+    }
+    means = metrics.means(sums)
+    names = ('ce', 'perplexity', 'accuracy', 'kl', 'agreement', 'teacher_ce')
+    token_scores: Scores = {name: means[name] for name in names if name in means}
+    token_scores['tokens'] = round(sums['labelled'])
+    if outputs == 'rows':
+        words = stats['words'] * sums['labelled'] / stats['tokens']
+        token_scores |= {'word_perplexity': metrics.exp(sums['ce'] / words), 'words': round(words)}
+    return token_scores
+
+
+def _make_generation(c: ConfigDict, mesh: Mesh, student: models.Model, tokenizer: Tokenizer):
+    """Returns the jitted function `(params, batch) -> outputs`, replicated on all devices.
+
+    Its outputs are the generated ids [B, N] and their lengths [B], and source [B, S] and reference
+    [B, T] as ids, with -1 for padding.
+    """
+    max_length = c.generate.max_length or c.data.target_length
+    settings = generate.Settings(**c.generate.to_dict() | {'max_length': max_length})
     eos = tokenizer.eos_id
-    made = generate.make_generate(
-        student, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id
+    rows: Any = P(BATCH_AXES)
+    # Under shard_map each device stops when its own rows have ended.
+    generate_shards = jax.shard_map(
+        generate.make_generate(
+            student, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id
+        ),
+        mesh=mesh,
+        in_specs=(P(), rows),
+        out_specs=rows,
+        axis_names=set(BATCH_AXES),
+        check_vma=False,
     )
 
-    def local(params, batch):
-        found = made(params, batch)
-        return {'ids': found.ids, 'lengths': found.lengths}
-
-    def write(params, batch):
-        # Each device ends when its own texts do.
-        rows: Any = P(BATCH_AXES)
-        found = jax.shard_map(
-            local, mesh=mesh, in_specs=(P(), rows), out_specs=rows, axis_names=set(BATCH_AXES),
-            check_vma=False,
-        )(params, batch)  # fmt: skip
-        source = jnp.where(batch.source_segments > 0, batch.source, -1)
-        return found | {
-            'source': source,
+    def generate_batch(params, batch):
+        generated = generate_shards(params, batch)
+        return {
+            'ids': generated.ids,
+            'lengths': generated.lengths,
+            'source': jnp.where(batch.source_segments > 0, batch.source, -1),
             'reference': jnp.where(batch.weights > 0, batch.labels, -1),
         }
 
-    return jax.jit(write, out_shardings=sharding.replicated(mesh))
+    return jax.jit(generate_batch, out_shardings=sharding.replicated(mesh))
 
 
 # The command
@@ -281,7 +256,7 @@ def run(c: ConfigDict, model: str, out: str) -> None:
     check.check(c)
     result = _evaluated(c, source, storage.to_path(out))
     for split, split_scores in result['scores'].items():
-        distributed.log_primary(f'{split}: {scores.said(split_scores)}')
+        distributed.log_primary(f'{split}: {scores.format_scores(split_scores)}')
     workdir.write_json(storage.to_path(out) / 'scores.json', result)
     distributed.log_primary(f'{out}/scores.json')
 
@@ -335,9 +310,9 @@ def _evaluated(c: ConfigDict, source: pretrained.Pretrained, out: Any) -> dict[s
         prepared = prepare.prepare(c, tokenizer)
         student = networks.student(c)
         params = source.read_params(student, mesh)
-        evaluation = make(c, mesh, student, teacher, prepared, tokenizer)
+        evaluation = Evaluation(c, mesh, student, teacher, prepared, tokenizer)
         made = {
-            split: evaluation.finish(evaluation.find(split, params), params, out / 'predictions')
+            split: evaluation.finish(evaluation.score(split, params), params, out / 'predictions')
             for split in workdir.splits(c)
         }
     return workdir.task_keys(c) | {

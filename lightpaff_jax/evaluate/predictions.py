@@ -1,16 +1,18 @@
-"""Predictions as lines of JSON: one an example, by its number in the split, `index`.
+"""Formats predictions as lines of JSON, one per example; `index` is its number in the split.
 
-    documents   text (the tokens of the block that are predicted), nll (nats), tokens
-    classes     text (of a pair both, with ' [SEP] ' between), label, predicted, probabilities
-    targets     source, reference; text, where `config.eval.metric` is of generated texts, else nll
-                (nats, of the reference) and tokens
+The other keys depend on the example type of the objective:
 
-Texts, sources and references are those of the data, before tokenization. The source 'prepared'
-has none: there they are decoded ids, cut as `config.data.length` and `target_length` say.
+    documents   text (the predicted tokens of the block), nll (nats), tokens
+    classes     text (both texts of a pair, joined by ' [SEP] '), label, predicted, probabilities
+    targets     source, reference, and: text, if `config.eval.metric` scores generated text, or else
+                nll (nats) and tokens of the reference
+
+Texts, sources and references are those of the data before tokenization. The source 'prepared' has
+only ids; its texts are decoded, and cut to `config.data.length` and `target_length`.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,91 +25,86 @@ from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.evaluate import scores
 
 Line = dict[str, Any]
+Values = Mapping[str, np.ndarray]
 
 
-def lines(c: ConfigDict, tokenizer: Tokenizer, split: str, numbers: Sequence[int],
-          values: Mapping[str, np.ndarray]) -> list[Line]:  # fmt: skip
-    """The lines of some examples of a split.
+def lines(
+    c: ConfigDict, tokenizer: Tokenizer, split: str, indices: Sequence[int], values: Values
+) -> list[Line]:
+    """Returns the lines of some examples of a split.
 
     Args:
-      c: the run's configuration.
-      tokenizer: the run's.
-      split: where the examples are.
-      numbers: of the examples, rising.
-      values: of each, what `distill_step.make_evaluation` finds; for targets what `evaluate.py`
-        has written.
+      c: the configuration of the run.
+      tokenizer: the tokenizer of the run.
+      split: the split of the examples.
+      indices: the numbers of the examples in the split, ascending.
+      values: for each example the outputs of `distill_step.make_evaluation`, or those of generation.
     """
     example_type = config.OBJECTIVES[c.objective].example_type
-    made = LINES[example_type](c, tokenizer, split, numbers, values)
-    return [{'index': n, **line} for n, line in zip(numbers, made, strict=True)]
+    examples = None
+    if example_type != 'documents' and config.SOURCES[c.data.source].has_text:
+        chosen = set(indices)
+        all_examples = itertools.islice(sources.examples(c, split), indices[-1] + 1)
+        examples = [example for index, example in enumerate(all_examples) if index in chosen]
+    rows = LINES[example_type](tokenizer, values, examples)
+    return [{'index': index, **row} for index, row in zip(indices, rows, strict=True)]
 
 
-def _classified(c, tokenizer, split, numbers, values) -> list[Line]:
+def _class_lines(tokenizer: Tokenizer, values: Values, examples: list[Example] | None):
     p_BV = np.exp(scores.log_softmax(values['logits']))
-    texts = _texts(c, split, numbers)
-    if texts is None:
-        both = [_parts(tokenizer, ids) for ids in values['ids']]
+    if examples is None:
+        texts = [_decode_texts(tokenizer, ids) for ids in values['ids']]
     else:
-        both = [[text for text in one[:2] if text] for one in texts]
+        texts = [[text for text in example[:2] if text] for example in examples]
     return [
-        {'text': ' [SEP] '.join(pair), 'label': int(label), 'predicted': int(p.argmax()),
-         'probabilities': [float(x) for x in p]}
-        for pair, label, p in zip(both, values['label'], p_BV, strict=True)
-    ]  # fmt: skip
+        {
+            'text': ' [SEP] '.join(pair),
+            'label': int(label),
+            'predicted': int(p_V.argmax()),
+            'probabilities': p_V.tolist(),
+        }
+        for pair, label, p_V in zip(texts, values['label'], p_BV, strict=True)
+    ]
 
 
-def _parts(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
-    """The texts of [CLS] a [SEP] or [CLS] a [SEP] b [SEP]."""
+def _decode_texts(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
+    """Decodes the texts of [CLS] a [SEP] or [CLS] a [SEP] b [SEP]; -1 is padding."""
     groups = itertools.groupby(ids[ids >= 0][1:].tolist(), lambda i: i == tokenizer.sep_id)
     return [tokenizer.decode(list(group)) for is_sep, group in groups if not is_sep]
 
 
-def _blocks(c, tokenizer, split, numbers, values) -> list[Line]:
-    del c, split, numbers
-    texts = [{'text': tokenizer.decode_valid(ids)} for ids in values['ids']]
-    return [text | found for text, found in zip(texts, _lost(values), strict=True)]
+def _document_lines(tokenizer: Tokenizer, values: Values, examples: None):
+    texts = map(tokenizer.decode_valid, values['ids'])
+    return [{'text': text, **row} for text, row in zip(texts, _nll_lines(values), strict=True)]
 
 
-def _lost(values) -> list[Line]:
+def _nll_lines(values: Values) -> list[Line]:
     rows = zip(values['ce'], values['labelled'], strict=True)
     return [{'nll': float(nll), 'tokens': round(float(tokens))} for nll, tokens in rows]
 
 
-def _targets(c, tokenizer, split, numbers, values) -> list[Line]:
-    eos, texts = tokenizer.eos_id, _texts(c, split, numbers)
+def _target_lines(tokenizer: Tokenizer, values: Values, examples: list[Example] | None):
+    def decode(rows: Iterable[np.ndarray]) -> list[str]:
+        return [tokenizer.decode_valid(ids[ids != tokenizer.eos_id]) for ids in rows]
+
     if 'lengths' in values:
-        made = [
-            {'text': tokenizer.decode_valid(ids[:length][ids[:length] != eos])}
-            for ids, length in zip(values['ids'], values['lengths'], strict=True)
-        ]
+        generated = (ids[:n] for ids, n in zip(values['ids'], values['lengths'], strict=True))
+        outputs, references = [{'text': text} for text in decode(generated)], values['reference']
     else:
-        made = _lost(values)
-    if texts is None:
-        targets = values['reference'] if 'lengths' in values else values['ids']
-        sources_, references = (
-            [tokenizer.decode_valid(ids[ids != eos]) for ids in rows]
-            for rows in (values['source'], targets)
-        )
+        outputs, references = _nll_lines(values), values['ids']
+    if examples is None:
+        pairs = list(zip(decode(values['source']), decode(references), strict=True))
     else:
-        sources_, references = [one.first for one in texts], [one.second for one in texts]
+        pairs = [(example.first, example.second) for example in examples]
     return [
-        {'source': source, 'reference': reference, **found}
-        for source, reference, found in zip(sources_, references, made, strict=True)
+        {'source': source, 'reference': reference, **output}
+        for (source, reference), output in zip(pairs, outputs, strict=True)
     ]
 
 
 LINES: dict[str, Callable[..., list[Line]]] = {
-    'documents': _blocks,
-    'classes': _classified,
-    'targets': _targets,
+    'documents': _document_lines,
+    'classes': _class_lines,
+    'targets': _target_lines,
 }
-"""Example type of an objective -> what makes its lines."""
-
-
-def _texts(c: ConfigDict, split: str, numbers: Sequence[int]) -> list[Example] | None:
-    """The examples of these numbers as the source has them; None where it has only ids."""
-    if not config.SOURCES[c.data.source].has_text:
-        return None
-    read = itertools.islice(sources.examples(c, split), numbers[-1] + 1)
-    wanted = set(numbers)
-    return [example for number, example in enumerate(read) if number in wanted]
+"""Example type of an objective -> the function that formats its lines."""

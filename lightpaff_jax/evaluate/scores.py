@@ -1,4 +1,4 @@
-"""Scores of predictions against what is right: lists in, numbers out."""
+"""Computes scores on the host: of predicted classes, of logits and of generated text."""
 
 import math
 from collections.abc import Sequence
@@ -12,112 +12,125 @@ ROUGE = ('rouge1', 'rouge2', 'rougeL')
 
 
 def accuracy(predicted: Sequence[int], labels: Sequence[int]) -> float:
-    """Share of the predictions that are the label.
+    """Computes the fraction of predictions that equal their label.
 
     Raises:
-      UserError: there are none, or not as many of both; so of all scores here.
+      UserError: the arguments are empty, or differ in length.
     """
-    _check(predicted, labels)
+    _check_lengths(predicted, labels)
     return sum(p == y for p, y in zip(predicted, labels, strict=True)) / len(labels)
 
 
 def f1(predicted: Sequence[int], labels: Sequence[int], positive: int = 1) -> float:
-    """F1 of one class: 2 TP / (2 TP + FP + FN); 0 where it is neither predicted nor a label."""
-    _check(predicted, labels)
+    """Computes F1 = 2 TP / (2 TP + FP + FN) of one class; 0 if it is never predicted nor a label.
+
+    Raises:
+      UserError: the arguments are empty, or differ in length.
+    """
+    _check_lengths(predicted, labels)
     pairs = [(p == positive, y == positive) for p, y in zip(predicted, labels, strict=True)]
-    hits, either = sum(p and y for p, y in pairs), sum(p + y for p, y in pairs)
-    return 2 * hits / either if either else 0.0
+    true_positives, positives = sum(p and y for p, y in pairs), sum(p + y for p, y in pairs)
+    return 2 * true_positives / positives if positives else 0.0
 
 
 def bleu(texts: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """BLEU of a corpus with one reference each, in percent, as sacrebleu computes it by default.
+    """Computes corpus BLEU in percent, with one reference each, by sacrebleu's defaults.
 
     Returns:
-      bleu, and bleu_signature: sacrebleu's text that says how. Post, arXiv 1804.08771.
+      `bleu`, and `bleu_signature`, sacrebleu's description of its settings (Post, 2018, arXiv
+      1804.08771).
+
+    Raises:
+      UserError: the arguments are empty, or differ in length.
     """
     from sacrebleu.metrics.bleu import BLEU
 
-    _check(texts, references)
+    _check_lengths(texts, references)
     metric = BLEU()
-    found = metric.corpus_score(list(texts), [list(references)])
-    return {'bleu': found.score, 'bleu_signature': str(metric.get_signature())}
+    corpus_bleu = metric.corpus_score(list(texts), [list(references)])
+    return {'bleu': corpus_bleu.score, 'bleu_signature': str(metric.get_signature())}
 
 
 def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """ROUGE-1, -2 and -L: F of each text, words stemmed (Porter), their mean, in percent.
+    """Computes ROUGE-1, -2 and -L (Lin, 2004): the mean F-measure of the texts in percent.
 
-    As rouge-score computes it, which lowers the case and drops all but a-z and 0-9.
+    The package rouge-score computes it: it lower-cases, drops all characters but a-z and 0-9, and
+    stems the words (Porter).
 
     Returns:
-      rouge1, rouge2, rougeL. Lin, 2004: ROUGE, a package for automatic evaluation of summaries.
+      `rouge1`, `rouge2` and `rougeL`.
+
+    Raises:
+      UserError: the arguments are empty, or differ in length.
     """
-    from rouge_score import rouge_scorer  # 1.5 s of nltk, which few commands need
+    from rouge_score import rouge_scorer  # imports nltk, which takes 1.5 s
 
-    _check(texts, references)
+    _check_lengths(texts, references)
     scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
-    found = [scorer.score(r, t) for t, r in zip(texts, references, strict=True)]
-    return {
-        name: 100 * math.fsum(one[name].fmeasure for one in found) / len(found) for name in ROUGE
-    }
+    rows = [scorer.score(r, t) for t, r in zip(texts, references, strict=True)]
+    return {name: 100 * math.fsum(row[name].fmeasure for row in rows) / len(rows) for name in ROUGE}
 
 
-OF_TEXTS = {'bleu': bleu, **dict.fromkeys(ROUGE, rouge)}
-"""Metric of `config.GENERATION_METRICS` -> function `(texts, references) -> scores`."""
+GENERATION_SCORES = {'bleu': bleu, **dict.fromkeys(ROUGE, rouge)}
+"""Each metric of `config.GENERATION_METRICS` -> the function `(texts, references) -> scores`."""
 
 
-def of_logits(logits_BV: Float[np.ndarray, 'B V'], labels_B: Int[np.ndarray, ' B'],
-              teacher_BV: Float[np.ndarray, 'B V'] | None = None,
-              temperature: float = 1.0) -> dict[str, float]:  # fmt: skip
-    """Scores of a classifier, in float64.
+def classifier_scores(
+    logits_BV: Float[np.ndarray, 'B V'],
+    labels_B: Int[np.ndarray, ' B'],
+    teacher_BV: Float[np.ndarray, 'B V'] | None = None,
+    temperature: float = 1.0,
+) -> dict[str, float]:
+    """Computes the scores of a classifier in float64.
 
     Args:
-      logits_BV: of each example.
-      labels_B: the right classes, each below V.
+      logits_BV: the logits of each example.
+      labels_B: the correct classes, each below V.
       teacher_BV: the teacher's logits, or None.
-      temperature: both are softened with for `kl`.
+      temperature: the temperature of `kl`.
 
     Returns:
-      ce (nats an example), accuracy, of two classes also f1 of class 1; with a teacher kl
-      (KL(teacher || student), nats), agreement (same class), teacher_ce.
+      `ce` (nats per example), `accuracy`, and for two classes `f1` of class 1. With a teacher also
+      `kl` (KL(teacher || student), nats), `agreement` (share of equal predictions) and `teacher_ce`.
     """
     labels, predicted = labels_B.tolist(), logits_BV.argmax(1).tolist()
-    found = {'ce': _nll(logits_BV, labels_B), 'accuracy': accuracy(predicted, labels)}
+    scores = {'ce': _cross_entropy(logits_BV, labels_B), 'accuracy': accuracy(predicted, labels)}
     if logits_BV.shape[1] == 2:
-        found['f1'] = f1(predicted, labels)
+        scores['f1'] = f1(predicted, labels)
     if teacher_BV is None:
-        return found
-    log_p = log_softmax(logits_BV / temperature)
-    log_q = log_softmax(teacher_BV / temperature)
-    return found | {
-        'kl': float((np.exp(log_q) * (log_q - log_p)).sum(1).mean()),
+        return scores
+    log_p_BV = log_softmax(logits_BV / temperature)
+    log_q_BV = log_softmax(teacher_BV / temperature)
+    return scores | {
+        'kl': float((np.exp(log_q_BV) * (log_q_BV - log_p_BV)).sum(1).mean()),
         'agreement': accuracy(predicted, teacher_BV.argmax(1).tolist()),
-        'teacher_ce': _nll(teacher_BV, labels_B),
+        'teacher_ce': _cross_entropy(teacher_BV, labels_B),
     }
 
 
 def log_softmax(logits_BV: Float[np.ndarray, 'B V']) -> Float[np.ndarray, 'B V']:
-    """Logarithms of the probabilities, float64."""
-    x = logits_BV.astype(np.float64)
-    x = x - x.max(1, keepdims=True)
-    return x - np.log(np.exp(x).sum(1, keepdims=True))
+    """Computes log-probabilities in float64."""
+    x_BV = logits_BV.astype(np.float64)
+    x_BV -= x_BV.max(1, keepdims=True)
+    return x_BV - np.log(np.exp(x_BV).sum(1, keepdims=True))
 
 
-def said(scores: dict[str, float | str]) -> str:
-    """Scores as a line for people."""
+def format_scores(scores: dict[str, float | str]) -> str:
+    """Formats scores as one line, numbers with six digits."""
     return ', '.join(
         f'{name} {value}' if isinstance(value, str) else f'{name} {value:.6g}'
         for name, value in scores.items()
     )
 
 
-def _nll(logits_BV, labels_B) -> float:
-    log_p = log_softmax(logits_BV)
-    return float(-np.take_along_axis(log_p, labels_B[:, None], 1).mean())
+def _cross_entropy(logits_BV, labels_B) -> float:
+    log_p_BV = log_softmax(logits_BV)
+    return float(-np.take_along_axis(log_p_BV, labels_B[:, None], 1).mean())
 
 
-def _check(predicted: Sequence, references: Sequence) -> None:
+def _check_lengths(predicted: Sequence, references: Sequence) -> None:
     if len(predicted) != len(references) or not len(predicted):
         raise UserError(
-            f'{len(predicted)} predictions and {len(references)} references: must be as many of '
-            'both, at least one'
+            f'{len(predicted)} predictions and {len(references)} references: must be equally many, '
+            'at least 1'
         )

@@ -30,8 +30,8 @@ def scored(data_cache):
     def scores():
         frozen = Teacher(teacher, teacher_params, '')
         with jax.set_mesh(mesh):
-            made = evaluate.make(c, mesh, student, frozen, prepared, tokenizer)
-            return made.find('test', params).scores
+            made = evaluate.Evaluation(c, mesh, student, frozen, prepared, tokenizer)
+            return made.score('test', params).scores
 
     return c, prepared, (student, params), (teacher, teacher_params), scores
 

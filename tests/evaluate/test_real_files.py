@@ -35,8 +35,8 @@ def scored(c, split, folder):
     model, mesh = models.build(c.student), sharding.make_mesh(c)
     params = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(2)))
     with jax.set_mesh(mesh):
-        evaluation = evaluate.make(c, mesh, model, None, prepared, tokenizer)
-        found = evaluation.finish(evaluation.find(split, params), params, folder)
+        evaluation = evaluate.Evaluation(c, mesh, model, None, prepared, tokenizer)
+        found = evaluation.finish(evaluation.score(split, params), params, folder)
     lines = [json.loads(x) for x in (folder / f'{split}.jsonl').read_text().splitlines()]
     return found, lines, (prepared, tokenizer, model, params)
 

@@ -157,7 +157,7 @@ def test_scores_of_real_labels_are_those_of_scikit_learn():
 
 
 def assert_scikit_learn(reference, logits, labels):
-    found = scores.of_logits(logits, labels)
+    found = scores.classifier_scores(logits, labels)
     predicted = logits.argmax(1)
     assert found['accuracy'] == reference.accuracy_score(labels, predicted)
     assert found['f1'] == pytest.approx(reference.f1_score(labels, predicted), rel=1e-14)
@@ -167,7 +167,7 @@ def assert_scikit_learn(reference, logits, labels):
 
 def test_a_teacher_is_compared_with_at_the_temperature():
     logits, teacher = np.float32([[1, 2], [0, 3]]), np.float32([[2, 1], [1, 3]])
-    found = scores.of_logits(logits, np.array([0, 1]), teacher, 2.0)
+    found = scores.classifier_scores(logits, np.array([0, 1]), teacher, 2.0)
     kl = 0.0
     for s, t in zip(logits.tolist(), teacher.tolist(), strict=True):
         p, q = ([math.exp(x / 2) for x in row] for row in (s, t))
@@ -180,19 +180,19 @@ def test_a_teacher_is_compared_with_at_the_temperature():
 
 
 def test_f1_is_of_two_classes_alone():
-    found = scores.of_logits(np.eye(3, dtype=np.float32), np.arange(3))
+    found = scores.classifier_scores(np.eye(3, dtype=np.float32), np.arange(3))
     assert set(found) == {'ce', 'accuracy'}
 
 
 @pytest.mark.parametrize('score', [scores.accuracy, scores.f1, scores.bleu, scores.rouge])
 @pytest.mark.parametrize('pair', [(TEXTS, REFERENCES[1:]), ([], [])])
 def test_as_many_predictions_as_references_are_needed(score, pair):
-    line = f'{len(pair[0])} predictions and {len(pair[1])} references: must be as many of both'
+    line = f'{len(pair[0])} predictions and {len(pair[1])} references: must be equally many'
     with pytest.raises(UserError, match=line):
         score(*pair)
 
 
 def test_scores_are_said_in_one_line():
-    assert scores.said({'bleu': 12.34567891, 'bleu_signature': 'a|b'}) == (
+    assert scores.format_scores({'bleu': 12.34567891, 'bleu_signature': 'a|b'}) == (
         'bleu 12.3457, bleu_signature a|b'
     )

@@ -30,8 +30,8 @@ def scored(c, folder, split='test', teacher_seed=None):
         teacher = Teacher(student, other, '')
     with jax.set_mesh(mesh):
         params = jax.tree.map(jax.device_put, params, sharding.param_shardings(mesh, params))
-        evaluation = evaluate.make(c, mesh, student, teacher, prepared, tokenizer)
-        found = evaluation.finish(evaluation.find(split, params), params, folder)
+        evaluation = evaluate.Evaluation(c, mesh, student, teacher, prepared, tokenizer)
+        found = evaluation.finish(evaluation.score(split, params), params, folder)
     return found, [json.loads(x) for x in (folder / f'{split}.jsonl').read_text().splitlines()]
 
 

@@ -70,8 +70,8 @@ def test_perplexity_of_windows_equals_a_reference_that_scores_token_by_token(c):
     mesh = sharding.make_mesh(c)
     stats = prepared.split('test')
     with jax.set_mesh(mesh):
-        evaluation = evaluate.make(c, mesh, model, None, prepared, tokenizer)
-        found = evaluation.find('test', params).scores
+        evaluation = evaluate.Evaluation(c, mesh, model, None, prepared, tokenizer)
+        found = evaluation.score('test', params).scores
     assert found['tokens'] == stats['tokens'] == len(ids) - 1
     assert found['words'] == stats['words']
 
