@@ -72,7 +72,7 @@ def write(workdir: pathlib.Path) -> str:
         findings = [*parts[0].findings]
         parts = [dataclasses.replace(parts[0], findings=())]
     results = [part.table for part in parts]
-    if sweeps.sweeps_of(recipe):
+    if recipe.get('sweeps'):
         parts.append(_sweep_part(workdir, recipe))
     if several and speed:
         findings.append(speed_sentence(speed))
@@ -107,7 +107,7 @@ def _task_part(workdir: pathlib.Path, rows: dict[str, Row], task: str, speed: di
 
 def _sweep_part(workdir: pathlib.Path, recipe: dict) -> Part:
     plots = ''
-    for sweep in sweeps.sweeps_of(recipe):
+    for sweep in recipe['sweeps']:
         candidates = {
             candidate['run']: (sweeps.setting(candidate), candidate['run'] == sweep['chosen'])
             for candidate in sweep['candidates']

@@ -46,7 +46,7 @@ def compare(workdir: pathlib.Path, rows: dict[str, Row]) -> Disagreements | None
     if not {'teacher', 'two_stage'} <= set(rows):
         return None
     student = rows['two_stage']
-    objective = config.OBJECTIVES[student.objective]
+    objective = student.objective
     if objective.outputs == 'sums':  # has no predictions
         return None
     generated = student.metric.key in config.GENERATION_METRICS

@@ -9,130 +9,97 @@ from typing import NamedTuple
 
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.report.findings import EQUAL_UPDATES, lead
-from lightpaff_jax.report.results import METRICS, ROWS, Metric, Row, format_mean, values
+from lightpaff_jax.report.results import (
+    METRICS,
+    ROWS,
+    Metric,
+    Row,
+    check_choice,
+    format_mean,
+    values,
+)
 from lightpaff_jax.report.tables import Table
 
 Tasks = dict[str, dict[str, Row]]
 NAMES = {'bert': 'BERT', 'gpt2': 'GPT-2', 'mass': 'MASS'}
 SCALES = ('', 'paper', 'small', 'tiny', 'ci')
-_NETWORKS = {'teacher': 'teacher', 'two_stage': 'student'}  # row -> the paper's network below it
 
+# Mark -> origin of a figure.
 MARKS = {
     'A': 'in the abstract',
     'S': 'seen in another publication that reports it',
     'I': 'inferred by arithmetic',
     'U': 'remembered, not verified',
 }
-"""Mark -> origin of a figure."""
 CLAIM = (
     'The abstract of the paper claims: nearly 5x smaller, 5x to 7x faster, at a similar accuracy '
     'over the nine tasks [A]'
 )
+# Family, task, its other names, figure of the teacher and of the student, explanation of the former.
+# The first three lines of a family are about its models; a ratio is teacher / student.
+_FIGURES = """
+bert | models | | BERT-base | LightPAFF |
+bert | parameters | | 110 M [I] | 25.6 M [I] |
+bert | ratio | | | 4.27x [I] |
+bert | SST-2 | | 93.5 [S] | 92.9 [S] | from the test server
+bert | QQP | | 71.2 / 89.2 [S] | - / 88.6 [S] |
+bert | Polarity | Yelp polarity, MR | | |
+gpt2 | models | | GPT-2 medium | LightPAFF |
+gpt2 | parameters | | 355 M [I] | 67 M [U] |
+gpt2 | ratio | | | 5.24x [I] |
+gpt2 | WikiText-2 | | | 18.8 [U] |
+gpt2 | PTB | | | 22.8 [U] |
+gpt2 | WikiText-103 | | | 16.4 [U] |
+mass | models | | MASS | LightPAFF |
+mass | parameters | | 208 – 309 M [I] | | for summarization and dialogue, and for translation
+mass | ratio | | | |
+mass | translation | Ro-En, WMT16 Ro-En | 39.1 [S] | | by MASS itself, supervised, Romanian to English
+mass | summarization | Gigaword, Gigaword summarization | 38.73 / 19.71 / 35.96 [S] | | by MASS itself, with 123 M parameters
+mass | dialogue | Cornell, Cornell dialogue, Cornell movie dialogue | 23.52 [S] | | by MASS itself
+"""
 
 
-class Cell(NamedTuple):
-    """A figure of the paper as it is printed, its mark, and an explanation if it needs one."""
+class Figures(NamedTuple):
+    """What the paper reports about a task or about the models of a family; '' is unknown."""
 
-    text: str
-    mark: str
-    explanation: str = ''
-
-    def __str__(self) -> str:
-        return f'{self.text} [{self.mark}]'
-
-
-class Network(NamedTuple):
-    """A model of the paper; an unknown figure is None."""
-
+    family: str
     name: str
-    parameters: Cell | None
-    ratio: Cell | None
-    """Parameters of the teacher divided by those of this model."""
+    aliases: str
+    teacher: str
+    two_stage: str
+    explanation: str
 
 
-class Task(NamedTuple):
-    """A task of the paper: its other names and two scores; an unknown score is None."""
-
-    aliases: tuple[str, ...] = ()
-    teacher: Cell | None = None
-    student: Cell | None = None
-
-
-class Family(NamedTuple):
-    """The paper's models and tasks of one architecture."""
-
-    teacher: Network
-    student: Network
-    tasks: dict[str, Task]
-
-
-_MASS = 'by MASS itself'
-FAMILIES = {
-    'bert': Family(
-        Network('BERT-base', Cell('110 M', 'I'), None),
-        Network('LightPAFF', Cell('25.6 M', 'I'), Cell('4.27x', 'I')),
-        {
-            'SST-2': Task((), Cell('93.5', 'S', 'from the test server'), Cell('92.9', 'S')),
-            'QQP': Task((), Cell('71.2 / 89.2', 'S'), Cell('- / 88.6', 'S')),
-            'Polarity': Task(('Yelp polarity', 'MR')),
-        },
-    ),
-    'gpt2': Family(
-        Network('GPT-2 medium', Cell('355 M', 'I'), None),
-        Network('LightPAFF', Cell('67 M', 'U'), Cell('5.24x', 'I')),
-        {
-            'WikiText-2': Task((), None, Cell('18.8', 'U')),
-            'PTB': Task((), None, Cell('22.8', 'U')),
-            'WikiText-103': Task((), None, Cell('16.4', 'U')),
-        },
-    ),
-    'mass': Family(
-        Network(
-            'MASS',
-            Cell('208 – 309 M', 'I', 'for summarization and dialogue, and for translation'),
-            None,
-        ),
-        Network('LightPAFF', None, None),
-        {
-            'translation': Task(
-                ('Ro-En', 'WMT16 Ro-En'),
-                Cell('39.1', 'S', f'{_MASS}, supervised, Romanian to English'),
-            ),
-            'summarization': Task(
-                ('Gigaword', 'Gigaword summarization'),
-                Cell('38.73 / 19.71 / 35.96', 'S', f'{_MASS}, with 123 M parameters'),
-            ),
-            'dialogue': Task(
-                ('Cornell', 'Cornell dialogue', 'Cornell movie dialogue'),
-                Cell('23.52', 'S', _MASS),
-            ),
-        },
-    ),
-}
-"""Family -> its figures in the paper."""
+FIGURES = [
+    Figures(*(cell.strip() for cell in line.split('|'))) for line in _FIGURES.strip().splitlines()
+]
 
 
 def _normalize(name: str) -> str:
     return ''.join(letter for letter in name.lower() if letter.isalnum())
 
 
-def find_task(family: str, name: str) -> tuple[str, Task] | None:
-    """Returns the paper's name and figures of a task, or None if the paper does not have it.
+def find_task(family: str, name: str) -> Figures | None:
+    """Returns the figures of a task, or None if the paper does not have it.
 
     Ignores case and punctuation.
     """
-    for paper_name, task in FAMILIES[family].tasks.items():
-        if _normalize(name) in map(_normalize, (paper_name, *task.aliases)):
-            return paper_name, task
+    for figures in _figures_of(family)[3:]:
+        names = (figures.name, *figures.aliases.split(','))
+        if _normalize(name) in map(_normalize, names):
+            return figures
     return None
+
+
+def _figures_of(family: str) -> list[Figures]:
+    return [figures for figures in FIGURES if figures.family == family]
 
 
 def check(where: str, recipe: dict) -> None:
     """Raises UserError if recipe.json has an unknown family or scale."""
-    for key, allowed in (('family', tuple(NAMES)), ('scale', SCALES)):
-        if key in recipe and recipe[key] not in allowed:
-            rule = f'must be one of {", ".join(map(repr, allowed))}'
-            raise UserError(f'{where}: {key} = {recipe[key]!r}: {rule}')
+    for key, choices in (('family', tuple(NAMES)), ('scale', SCALES)):
+        if key in recipe:
+            check_choice(f'{where}: {key}', recipe[key], choices)
     if recipe.get('scale') and 'family' not in recipe:
         raise UserError(f'{where}: must have family, since scale = {recipe["scale"]!r}')
 
@@ -149,20 +116,18 @@ def table(recipe: dict, tasks: Tasks) -> Table:
     family = recipe['family'] if recipe.get('scale') else ''
     lines: list[Sequence[str]] = []
     quoted, best = [], []
-    for key in ROWS:
+    for key, (label, _) in ROWS.items():
         rows = {task: rows[key] for task, rows in tasks.items() if key in rows}
         if rows:
             leads = {task for task in rows if _is_best(key, tasks[task])}
             best += [(len(lines), 1 + n) for n, t in enumerate(recipe['tasks']) if t in leads]
-            lines.append(_line(ROWS[key][0], rows, tasks, recipe['tasks']))
-        if family and key in _NETWORKS:
+            lines.append(_line(label, rows, tasks, recipe['tasks']))
+        if family and key in ('teacher', 'two_stage'):
             quoted.append(len(lines))
-            lines.append(_paper_line(family, _NETWORKS[key], recipe['tasks']))
+            lines.append(_paper_line(family, key, recipe['tasks']))
     columns = [_column(task, tasks.get(task)) for task in recipe['tasks']]
-    title = 'All tasks'
-    if 'family' in recipe:
-        scale = f', {recipe["scale"]} scale' if recipe.get('scale') else ''
-        title = f'{NAMES[recipe["family"]]}{scale}'
+    title = NAMES[recipe['family']] if 'family' in recipe else 'All tasks'
+    title += f', {recipe["scale"]} scale' if family else ''
     header = ('', *columns, 'parameters', 'ratio')
     return Table(title, header, lines, _note(family, recipe, tasks), quoted, best)
 
@@ -171,9 +136,8 @@ def _metrics(row: Row) -> list[Metric]:
     """Returns the metric of a task and its companions, in the order in which they are printed."""
     if not row.metric.companions:
         return [row.metric]
-    names = {row.metric.key, *row.metric.companions}
-    order = ('f1', 'accuracy', 'rouge1', 'rouge2', 'rougeL')
-    return [METRICS[name] for name in order if name in names]
+    keys = (row.metric.key, *row.metric.companions)
+    return [metric for key, metric in METRICS.items() if key in keys]
 
 
 def _column(task: str, rows: dict[str, Row] | None) -> str:
@@ -210,12 +174,10 @@ def _is_best(key: str, rows: dict[str, Row]) -> bool:
     return key in EQUAL_UPDATES and bool(rivals) and all(lead(rows[key], r) >= 0 for r in rivals)
 
 
-def _paper_line(family: str, network_name: str, names: Sequence[str]) -> list[str]:
-    network = getattr(FAMILIES[family], network_name)
-    matches = [find_task(family, name) for name in names]
-    cells = [getattr(match[1], network_name) if match else None for match in matches]
-    figures = (*cells, network.parameters, network.ratio)
-    return [f'paper: {network.name}', *(str(figure or '') for figure in figures)]
+def _paper_line(family: str, row: str, names: Sequence[str]) -> list[str]:
+    model, parameters, ratio = (getattr(figures, row) for figures in _figures_of(family)[:3])
+    cells = [getattr(find_task(family, name), row, '') for name in names]
+    return [f'paper: {model}', *cells, parameters, ratio]
 
 
 def _note(family: str, recipe: dict, tasks: Tasks) -> str:
@@ -230,7 +192,7 @@ def _note(family: str, recipe: dict, tasks: Tasks) -> str:
         note += f'Students are ranked on {", ".join(ranked)}. '
     if not family:
         return note.strip()
-    marks = '; '.join(f'[{mark}] {meaning}' for mark, meaning in MARKS.items())
+    marks = '; '.join(f'[{mark}] {origin}' for mark, origin in MARKS.items())
     note += (
         f'Lines named "paper" quote the paper and are not measured here: {marks}; empty: unknown. '
     )
@@ -245,22 +207,20 @@ def _note(family: str, recipe: dict, tasks: Tasks) -> str:
 
 def _explanations(family: str, recipe: dict) -> list[str]:
     """Explains the cells of the paper, and lists its figures that have no column in the table."""
-    figures = FAMILIES[family]
-    matches = [find_task(family, name) for name in recipe['tasks']]
-    columns = {match[0] for match in matches if match}
-    explained, absent = [], []
-    for name, task in figures.tasks.items():
-        cells = [cell for cell in (task.teacher, task.student) if cell]
-        if name in columns:
-            explained += [
-                f'{name} {cell} is {cell.explanation}' for cell in cells if cell.explanation
-            ]
-        elif cells:
-            texts = [f'{c} ({c.explanation})' if c.explanation else str(c) for c in cells]
-            absent.append(f'{name} {", ".join(texts)}')
-    parameters = figures.teacher.parameters
-    if parameters and parameters.explanation:
-        explained.append(f'{parameters} is {parameters.explanation}')
+    columns = [find_task(family, name) for name in recipe['tasks']]
+    models, tasks = _figures_of(family)[:3], _figures_of(family)[3:]
+    explained = [
+        f'{task.name} {task.teacher} is {task.explanation}'
+        for task in tasks
+        if task in columns and task.explanation
+    ]
+    explained += [f'{m.teacher} is {m.explanation}' for m in models if m.explanation]
+    absent = []
+    for task in tasks:
+        explanation = f' ({task.explanation})' if task.explanation else ''
+        figures = [figure for figure in (task.teacher + explanation, task.two_stage) if figure]
+        if figures and task not in columns:
+            absent.append(f'{task.name} {", ".join(figures)}')
     text = [f'Figures of the paper: {"; ".join(explained)}'] if explained else []
     if absent:
         text.append(f'Its tasks without a column here: {"; ".join(absent)}')

@@ -8,12 +8,15 @@ import json
 import math
 import pathlib
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from lightpaff_jax import config
-from lightpaff_jax.errors import UserError, one_line
+from lightpaff_jax.config.objectives import Objective
+from lightpaff_jax.errors import UserError, nearest, one_line
 
 GREY = '#8a8f98'
+# Row -> label and colour. Each colour has a contrast of at least 3 on white and on black.
 ROWS = {
     'teacher': ('teacher', GREY),
     'two_stage': ('two-stage', '#1f80e0'),
@@ -23,21 +26,18 @@ ROWS = {
     'no_teacher': ('no teacher', '#d9480f'),
     'no_teacher_equal_flops': ('no teacher, equal FLOPs', '#b07d05'),
 }
-"""Row -> label and colour. Each colour has a contrast of at least 3 on white and on black."""
-NUMBERS = ('updates', 'tokens', 'seconds', 'flops', 'tokens_per_second', 'parameters', 'bytes')
-RESULT_KEYS = (
-    *NUMBERS,
-    'scores',
-    'versions',
-    'git_commit',
-    'hardware',
-    'seed',
-    'teacher_hash',
-    'tokenizer_hash',
-    'protocol',
-    'objective',
-)
+# Keys of result.json.
+COSTS = ['updates', 'tokens', 'seconds', 'flops', 'tokens_per_second', 'parameters', 'bytes']
+PROVENANCE = ['versions', 'git_commit', 'hardware', 'seed', 'teacher_hash', 'tokenizer_hash']
+RESULT_KEYS = ['objective', 'protocol', 'scores', *PROVENANCE]
+# `outputs` of an objective -> keys of scores.test, in addition to the metric and its companions.
+SCORES = {
+    'sums': ['ce', 'perplexity', 'accuracy', 'tokens'],
+    'rows': ['ce', 'perplexity', 'word_perplexity', 'accuracy', 'tokens', 'words'],
+    'logits': ['ce', 'accuracy', 'examples'],
+}
 SPEED_KEYS = ('task', 'batch_size', 'length', 'pairs', 'hardware', 'teacher', 'student', 'ratios')
+# Key in speed.json -> label, factor, decimal places, and the key of its ratio.
 SPEED = {
     'parameters': ('parameters', 1, 0, 'parameters'),
     'bytes': ('size, MB', 1e-6, 1, 'bytes'),
@@ -45,30 +45,24 @@ SPEED = {
     'latency_ms': ('latency, ms', 1, 2, 'latency'),
     'tokens_per_second': ('tokens/s', 1, 0, 'throughput'),
 }
-"""Key in speed.json -> label, factor, decimal places, and the key of its ratio."""
 _TIMED = ('latency', 'throughput')
 
+# The results of one seed's runs: pre-training, unless the teacher is imported, then fine-tuning.
 Results = Sequence[dict]
-"""The results of one seed's runs in order: pre-training, if it is part of the recipe, then fine-tuning."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """A test score on which the runs of a task are compared."""
 
-    key: str
-    """Key in scores.test of result.json, and value of its key 'metric'."""
+    key: str  # in scores.test of result.json, and the value of its key 'metric'
     name: str
     higher_is_better: bool
-    factor: float
-    """Factor from the stored to the printed value."""
+    factor: float  # from the stored to the printed value
     unit: str
-    gap_unit: str
-    """Unit of a difference."""
-    maximum: float
-    """Largest possible stored value."""
-    companions: tuple[str, ...] = ()
-    """Keys of the scores that are printed next to it."""
+    gap_unit: str  # of a difference
+    maximum: float  # largest possible stored value
+    companions: tuple[str, ...] = ()  # keys of the scores that are printed next to it
 
     def value(self, results: Results) -> float:
         """Returns the score of one seed's last run, as printed."""
@@ -86,36 +80,19 @@ class Metric:
 
 _CLASSIFICATION = (True, 100, ' %', ' percentage points', 1)
 _GENERATION = (True, 1, '', ' points', 100)
+# Where several scores of a task are printed, they have this order.
 METRICS = {
-    'accuracy': Metric('accuracy', 'accuracy', *_CLASSIFICATION),
-    'f1': Metric('f1', 'F1', *_CLASSIFICATION, ('accuracy',)),
-    'perplexity': Metric('perplexity', 'perplexity', False, 1, '', '', math.inf),
-    'bleu': Metric('bleu', 'BLEU', *_GENERATION),
-    'rouge1': Metric('rouge1', 'ROUGE-1', *_GENERATION, ('rouge2', 'rougeL')),
-    'rouge2': Metric('rouge2', 'ROUGE-2', *_GENERATION, ('rouge1', 'rougeL')),
-    'rougeL': Metric('rougeL', 'ROUGE-L', *_GENERATION, ('rouge1', 'rouge2')),
+    metric.key: metric
+    for metric in (
+        Metric('f1', 'F1', *_CLASSIFICATION, ('accuracy',)),
+        Metric('accuracy', 'accuracy', *_CLASSIFICATION),
+        Metric('perplexity', 'perplexity', False, 1, '', '', math.inf),
+        Metric('bleu', 'BLEU', *_GENERATION),
+        Metric('rouge1', 'ROUGE-1', *_GENERATION, ('rouge2', 'rougeL')),
+        Metric('rouge2', 'ROUGE-2', *_GENERATION, ('rouge1', 'rougeL')),
+        Metric('rougeL', 'ROUGE-L', *_GENERATION, ('rouge1', 'rouge2')),
+    )
 }
-"""Metric by its key."""
-SCORES = {
-    'sums': ('ce', 'perplexity', 'accuracy', 'tokens'),
-    'rows': ('ce', 'perplexity', 'word_perplexity', 'accuracy', 'tokens', 'words'),
-    'logits': ('ce', 'accuracy', 'examples'),
-}
-"""`outputs` of an objective -> keys that scores.test has in addition to the metric and its companions."""
-
-
-def metric_name(result: dict) -> str:
-    """Returns the key of a run's metric; older result files lack it and have the default metric."""
-    return result.get('metric', config.OBJECTIVES[result['objective']].metrics[0])
-
-
-def metric_of(name: str, objective: str) -> Metric:
-    """Returns a metric; the name of a perplexity includes the unit it is averaged over."""
-    metric = METRICS[name]
-    if name == 'perplexity':
-        unit = config.OBJECTIVES[objective].perplexity_unit
-        return dataclasses.replace(metric, name=f'perplexity per {unit}')
-    return metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,20 +102,22 @@ class Row:
     label: str
     colour: str
     seeds: tuple[int, ...]
-    runs: tuple[tuple[str, ...], ...]
-    """Names of each seed's runs."""
-    results: tuple[tuple[dict, ...], ...]
-    """Results of each seed's runs."""
+    runs: tuple[tuple[str, ...], ...]  # names of each seed's runs
+    results: tuple[tuple[dict, ...], ...]  # results of each seed's runs
 
     @property
-    def objective(self) -> str:
+    def objective(self) -> Objective:
         """Objective of the last runs; all rows of a task have the same."""
-        return self.results[0][-1]['objective']
+        return config.OBJECTIVES[self.results[0][-1]['objective']]
 
     @property
     def metric(self) -> Metric:
-        """Metric of the row; all rows of a task have the same."""
-        return metric_of(metric_name(self.results[0][-1]), self.objective)
+        """Metric of the last runs; all rows of a task have the same."""
+        metric = METRICS[self.results[0][-1]['metric']]
+        if metric.key != 'perplexity':
+            return metric
+        unit = self.objective.perplexity_unit
+        return dataclasses.replace(metric, name=f'perplexity per {unit}')
 
     @property
     def parameters(self) -> int:
@@ -151,9 +130,9 @@ def score(name: str) -> Callable[[Results], float]:
     return lambda results: results[-1]['scores']['test'][name]
 
 
-def has_scores(row: Row, *names: str) -> bool:
-    """Returns whether every seed has these test scores."""
-    return all(name in results[-1]['scores']['test'] for results in row.results for name in names)
+def has_score(row: Row, name: str) -> bool:
+    """Returns whether the last run of every seed has a test score."""
+    return all(name in results[-1]['scores']['test'] for results in row.results)
 
 
 def total(name: str) -> Callable[[Results], float]:
@@ -225,15 +204,38 @@ def error_digits(error: float, digits: int) -> int:
     return min(max(digits, -math.floor(math.log10(error))), digits + 2) if error else digits
 
 
-def _read_json(path: pathlib.Path, keys: Sequence[str]) -> dict:
+def check_choice(where: str, value: object, choices: Iterable[str]) -> None:
+    """Raises UserError if a value is not one of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        listed = ', '.join(choice or "''" for choice in choices)
+        near = nearest(str(value), choices)
+        raise UserError(f'{where} = {value!r}: must be one of {listed}{near}')
+
+
+def check_keys(where: str, record: object, keys: Iterable[str]) -> None:
+    """Raises UserError if a value from a JSON file is not an object with the keys."""
+    for key in keys:
+        if not isinstance(record, dict) or key not in record:
+            raise UserError(f'{where}: must have the key {key!r}')
+
+
+def check_numbers(where: str, record: object, keys: Sequence[str]) -> None:
+    """Raises UserError if a value from a JSON file is not an object with numbers under the keys."""
+    check_keys(where, record, keys)
+    assert isinstance(record, dict)
+    for key in keys:
+        if not isinstance(record[key], int | float):
+            raise UserError(f'{where}: {key} = {record[key]!r}: must be a number')
+
+
+def _read_json(path: pathlib.Path, keys: Iterable[str]) -> dict:
     try:
-        value = json.loads(path.read_text('utf-8'))
+        record = json.loads(path.read_text('utf-8'))
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: cannot be read: {one_line(error)}') from error
-    absent = [key for key in keys if not isinstance(value, dict) or key not in value]
-    if absent:
-        raise UserError(f'{path}: must have the key {absent[0]!r}')
-    return value
+    check_keys(str(path), record, keys)
+    return record
 
 
 def _read_result(folder: pathlib.Path) -> dict | None:
@@ -242,39 +244,29 @@ def _read_result(folder: pathlib.Path) -> dict | None:
     if not path.exists():
         return None
     result = _read_json(path, RESULT_KEYS)
-    for key in NUMBERS:
-        if not isinstance(result[key], int | float):
-            raise UserError(f'{path}: {key} = {result[key]!r}: must be a number')
-    _check_choice(path, 'objective', result['objective'], config.OBJECTIVES)
+    check_numbers(str(path), result, COSTS)
+    check_choice(f'{path}: objective', result['objective'], config.OBJECTIVES)
     metrics = config.OBJECTIVES[result['objective']].metrics
-    _check_choice(path, 'metric', metric_name(result), metrics)
+    result.setdefault('metric', metrics[0])  # older files do not have it
+    check_choice(f'{path}: metric', result['metric'], metrics)
     if not isinstance(result['scores'], dict):
         raise UserError(f'{path}: scores: must be an object')
     if 'test' in result['scores']:
-        _check_scores(path, result, result['scores']['test'])
+        _check_scores(f'{path}: scores.test', result)
     return result
 
 
-def _check_choice(
-    path: pathlib.Path, key: str, value: object, choices: Sequence[str] | dict
-) -> None:
-    if value not in choices:
-        raise UserError(f'{path}: {key} = {value!r}: must be one of {", ".join(choices)}')
-
-
-def _check_scores(path: pathlib.Path, result: dict, test: object) -> None:
-    test = test if isinstance(test, dict) else {}
-    metric, objective = metric_name(result), config.OBJECTIVES[result['objective']]
-    for key in dict.fromkeys((*SCORES[objective.outputs], metric, *METRICS[metric].companions)):
-        if not isinstance(test.get(key), int | float):
-            raise UserError(f'{path}: scores.test.{key}: must be a number')
-        bounded = key in objective.metrics and math.isfinite(test[key])
-        if bounded and not 0 <= test[key] <= METRICS[key].maximum:
-            rule = f'must be in [0, {METRICS[key].maximum}]'
-            raise UserError(f'{path}: scores.test.{key} = {test[key]}: {rule}')
+def _check_scores(where: str, result: dict) -> None:
+    test, objective = result['scores']['test'], config.OBJECTIVES[result['objective']]
+    metric = METRICS[result['metric']]
+    check_numbers(where, test, [*SCORES[objective.outputs], metric.key, *metric.companions])
+    for key in objective.metrics:
+        maximum, value = METRICS[key].maximum, test.get(key, 0)
+        if math.isfinite(value) and not 0 <= value <= maximum:
+            raise UserError(f'{where}.{key} = {value}: must be in [0, {maximum}]')
     count = f'{objective.unit}s'
     if not test[count] >= 1:
-        raise UserError(f'{path}: scores.test.{count} = {test[count]}: must be at least 1')
+        raise UserError(f'{where}.{count} = {test[count]}: must be at least 1')
 
 
 def read(workdir: pathlib.Path) -> tuple[dict, dict[str, dict[str, Row]], list[str]]:
@@ -293,42 +285,31 @@ def read(workdir: pathlib.Path) -> tuple[dict, dict[str, dict[str, Row]], list[s
     recipe = _read_json(workdir / 'recipe.json', ('name', 'tasks'))
     if not isinstance(recipe['tasks'], dict) or not recipe['tasks']:
         raise UserError(f'{workdir}/recipe.json: tasks: must name at least one task')
-    entries = {task: _entries(workdir, task, value) for task, value in recipe['tasks'].items()}
+    places = {task: f'{workdir}/recipe.json: task {task!r}' for task in recipe['tasks']}
+    entries = {task: _entries(places[task], entry) for task, entry in recipe['tasks'].items()}
     runs = dict.fromkeys(run for task in entries.values() for _, _, runs in task for run in runs)
     results = {run: _read_result(workdir / run) for run in runs}
     missing = [run for run, result in results.items() if result is None]
-    tasks = {
-        task: _rows(f'{workdir}/recipe.json: task {task!r}', entries[task], results, missing)
-        for task in entries
-    }
-    tasks = {task: rows for task, rows in tasks.items() if rows}
+    rows = {task: _rows(places[task], entries[task], results, missing) for task in entries}
+    tasks = {task: rows[task] for task in rows if rows[task]}
     if not tasks:
         raise UserError(f'{workdir}: nothing is finished, no result of {", ".join(missing)}')
     return recipe, tasks, missing
 
 
-def _entries(
-    workdir: pathlib.Path, name: str, task: dict
-) -> list[tuple[str, int | None, list[str]]]:
+def _entries(where: str, task: dict) -> list[tuple[str, Any, list[str]]]:
     """Returns the row, the seed and the runs of each entry of a task in recipe.json.
 
     The seed of the teacher is None, since only its result.json has it.
     """
-    where = f'{workdir}/recipe.json: task {name!r}'
-    if (
-        not isinstance(task, dict)
-        or not {'teacher', 'students'} <= set(task)
-        or not task['teacher']
-    ):
-        raise UserError(f'{where}: must have teacher, its runs, and students')
+    check_keys(where, task, ('teacher', 'students'))
     entries: list = [('teacher', None, task['teacher'])]
     for entry in task['students']:
-        if not {'student', 'seed', 'runs'} <= set(entry) or not entry['runs']:
-            raise UserError(f'{where}: {entry}: must have student, seed and runs')
-        student = entry['student']
-        if student not in ROWS or student == 'teacher':
-            raise UserError(f'{where}: student = {student!r}: must be one of {[*ROWS][1:]}')
-        entries.append((student, entry['seed'], entry['runs']))
+        check_keys(f'{where}: {entry}', entry, ('student', 'seed', 'runs'))
+        check_choice(f'{where}: student', entry['student'], [*ROWS][1:])
+        entries.append((entry['student'], entry['seed'], entry['runs']))
+    if not all(runs for _, _, runs in entries):
+        raise UserError(f'{where}: teacher and runs: must name at least one run')
     return entries
 
 
@@ -337,64 +318,54 @@ def _rows(
 ) -> dict[str, Row]:
     """Returns the finished rows of a task; adds runs without a valid score to `missing`."""
     seeds: dict[str, list] = {key: [] for key in ROWS}
-    settings: dict[str, set[str]] = {'objective': set(), 'metric': set()}
     for key, seed, runs in entries:
         finished = tuple(result for run in runs if (result := results[run]) is not None)
         if len(finished) < len(runs):
             continue
-        if reason := _invalid_score(finished):
+        if reason := _invalid_score(finished[-1]):
             missing.append(f'{runs[-1]} ({reason})')
             continue
-        last = finished[-1]
-        settings['objective'].add(last['objective'])
-        settings['metric'].add(metric_name(last))
-        seeds[key].append((last['seed'] if seed is None else seed, tuple(runs), finished))
-    for setting, names in settings.items():
+        seed = finished[-1]['seed'] if seed is None else seed
+        seeds[key].append((seed, tuple(runs), finished))
+    rows = {key: Row(*ROWS[key], *zip(*seeds[key], strict=True)) for key in seeds if seeds[key]}
+    for setting in ('objective', 'metric'):
+        names = {results[-1][setting] for row in rows.values() for results in row.results}
         if len(names) > 1:
             rule = f'its last runs must have one {setting}, not {" and ".join(sorted(names))}'
             raise UserError(f'{where}: {rule}')
-    return {
-        key: Row(*ROWS[key], *zip(*columns, strict=True))
-        for key, columns in seeds.items()
-        if columns
-    }
+    return rows
 
 
-def _invalid_score(results: Results) -> str:
-    """Returns why the last run cannot be compared: it has no test scores or diverged; else ''."""
-    if 'test' not in results[-1]['scores']:
+def _invalid_score(result: dict) -> str:
+    """Returns why a run cannot be compared: it has no test scores or diverged; else ''."""
+    if 'test' not in result['scores']:
         return 'no test scores'
-    metric = METRICS[metric_name(results[-1])]
-    scores = {
-        f'test {metric.key}': metric.value(results),
-        'test cross-entropy': score('ce')(results),
-    }
-    diverged = [f'{name} {value}' for name, value in scores.items() if not math.isfinite(value)]
-    return diverged[0] if diverged else ''
+    for key, name in ((result['metric'], result['metric']), ('ce', 'cross-entropy')):
+        value = result['scores']['test'][key]
+        if not math.isfinite(value):
+            return f'test {name} {value}'
+    return ''
 
 
 def read_speed(workdir: pathlib.Path) -> dict | None:
     """Returns the checked speed.json, or None if the file does not exist.
 
     Raises:
-      UserError: a ratio is not positive, or a ratio of sizes or FLOPs is not teacher / student.
+      UserError: a number is not positive, or a ratio of sizes or FLOPs is not teacher / student.
     """
     path = workdir / 'speed.json'
     if not path.exists():
         return None
-    speed = _read_json(path, SPEED_KEYS)
+    speed, ratios = _read_json(path, SPEED_KEYS), [ratio for *_, ratio in SPEED.values()]
+    for name, keys in (('teacher', [*SPEED]), ('student', [*SPEED]), ('ratios', ratios)):
+        check_numbers(f'{path}: {name}', speed[name], keys)
+        for key in keys:
+            if not speed[name][key] > 0:
+                raise UserError(f'{path}: {name}.{key} = {speed[name][key]}: must be above 0')
     for key, (*_, ratio) in SPEED.items():
-        try:
-            quotient, value = _ratios(speed, key, ratio)
-            positive = quotient > 0 and value > 0
-        except (KeyError, TypeError, ZeroDivisionError) as error:
-            rule = f'must have {key} of teacher and student, and ratios.{ratio}'
-            raise UserError(f'{path}: {rule}') from error
-        consistent = ratio in _TIMED or math.isclose(value, quotient, rel_tol=1e-3)
-        if not (positive and consistent):
-            raise UserError(
-                f'{path}: ratios.{ratio} = {value:.3g}: must be {quotient:.3g}, above 0'
-            )
+        quotient, value = _ratios(speed, key, ratio)
+        if ratio not in _TIMED and not math.isclose(value, quotient, rel_tol=1e-3):
+            raise UserError(f'{path}: ratios.{ratio} = {value:.3g}: must be {quotient:.3g}')
     return speed
 
 

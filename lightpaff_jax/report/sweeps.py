@@ -2,49 +2,28 @@
 
 import math
 
-from lightpaff_jax.errors import UserError, nearest
+from lightpaff_jax.errors import UserError
 from lightpaff_jax.report.findings import EQUAL_UPDATES
-from lightpaff_jax.report.results import METRICS, ROWS
+from lightpaff_jax.report.results import METRICS, ROWS, check_choice, check_keys, check_numbers
 from lightpaff_jax.report.tables import Table
 
 PRETRAINING = {'stage1': 'stage 1', 'pretrain': 'no teacher'}
-_SWEEP_KEYS = ('phase', 'task', 'student', 'metric', 'candidates', 'chosen')
-_CANDIDATE_KEYS = ('run', 'peak_lr', 'lambda_', 'score')
-
-
-def sweeps_of(recipe: dict) -> list[dict]:
-    """Returns the sweeps in recipe.json; a recipe in which every setting has one value lacks the key."""
-    return recipe.get('sweeps', [])
 
 
 def check(where: str, recipe: dict) -> None:
     """Raises UserError if a sweep in recipe.json is invalid."""
-    for number, sweep in enumerate(sweeps_of(recipe)):
+    for number, sweep in enumerate(recipe.get('sweeps', [])):
         place = f'{where}: sweep {number}'
-        for key in _SWEEP_KEYS:
-            if not isinstance(sweep, dict) or key not in sweep:
-                raise UserError(f'{place}: must have the key {key!r}')
-        if sweep['metric'] not in METRICS:
-            rule = f'must be one of {", ".join(METRICS)}'
-            near = nearest(str(sweep['metric']), list(METRICS))
-            raise UserError(f'{place}: metric = {sweep["metric"]!r}: {rule}{near}')
+        check_keys(place, sweep, ('phase', 'task', 'student', 'metric', 'candidates', 'chosen'))
+        check_choice(f'{place}: metric', sweep['metric'], METRICS)
         if not isinstance(sweep['candidates'], list):
             raise UserError(f'{place}: candidates = {sweep["candidates"]!r}: must be a list')
         for candidate in sweep['candidates']:
-            _check_candidate(place, candidate)
-        if sweep['chosen'] not in [candidate['run'] for candidate in sweep['candidates']]:
-            raise UserError(f'{place}: chosen = {sweep["chosen"]!r}: must be one of its candidates')
-
-
-def _check_candidate(place: str, candidate: object) -> None:
-    fields = candidate if isinstance(candidate, dict) else {}
-    absent = [key for key in _CANDIDATE_KEYS if key not in fields]
-    if absent:
-        raise UserError(f'{place}: {candidate}: must have the key {absent[0]!r}')
-    for key in ('peak_lr', 'lambda_', 'score'):
-        diverged = key == 'score' and fields[key] is None
-        if not diverged and not isinstance(fields[key], int | float):
-            raise UserError(f'{place}: {candidate}: {key} must be a number')
+            check_keys(f'{place}: {candidate}', candidate, ('run', 'score'))
+            score = [] if candidate['score'] is None else ['score']  # None: the run diverged
+            check_numbers(f'{place}: {candidate}', candidate, ['peak_lr', 'lambda_', *score])
+        runs = [candidate['run'] for candidate in sweep['candidates']]
+        check_choice(f'{place}: chosen', sweep['chosen'], runs)
 
 
 def title(sweep: dict) -> str:
@@ -61,20 +40,19 @@ def setting(candidate: dict) -> str:
 
 def table(recipe: dict) -> Table:
     """Returns a table with a line for each sweep and lambda, and a column for each learning rate."""
-    sweeps = sweeps_of(recipe)
-    rates = sorted({c['peak_lr'] for sweep in sweeps for c in sweep['candidates']})
+    rates = sorted({c['peak_lr'] for sweep in recipe['sweeps'] for c in sweep['candidates']})
     lines: list[list[str]] = []
     best = []
-    for sweep in sweeps:
+    for sweep in recipe['sweeps']:
+        candidates = {(c['peak_lr'], c['lambda_']): c for c in sweep['candidates']}
         for lambda_ in _tried(sweep, 'lambda_'):
-            line = [title(sweep), f'{lambda_:g}']
-            for peak_lr in rates:
-                wanted = (peak_lr, lambda_)
-                cell = [c for c in sweep['candidates'] if (c['peak_lr'], c['lambda_']) == wanted]
-                if sweep['chosen'] in [c['run'] for c in cell]:
-                    best.append((len(lines), len(line)))
-                line.append(' / '.join(_format_score(sweep, c) for c in cell))
-            lines.append([*line, METRICS[sweep['metric']].label])
+            cells = [candidates.get((peak_lr, lambda_)) for peak_lr in rates]
+            for column, candidate in enumerate(cells, 2):
+                if candidate and candidate['run'] == sweep['chosen']:
+                    best.append((len(lines), column))
+            scores = [_format_score(sweep, candidate) if candidate else '' for candidate in cells]
+            label = METRICS[sweep['metric']].label
+            lines.append([title(sweep), f'{lambda_:g}', *scores, label])
     header = ('', 'λ', *(f'{peak_lr:g}' for peak_lr in rates), 'score')
     note = (
         'Scores on the validation split, with a column for each peak learning rate; λ is the '
@@ -92,30 +70,27 @@ def _tried(sweep: dict, key: str) -> tuple[float, ...]:
     return tuple(sorted({candidate[key] for candidate in sweep['candidates']}))
 
 
-def _is_finite(score: float | None) -> bool:
-    return score is not None and math.isfinite(score)
-
-
 def _format_score(sweep: dict, candidate: dict) -> str:
-    if not _is_finite(candidate['score']):
-        return 'diverged'
-    return f'{METRICS[sweep["metric"]].factor * candidate["score"]:.2f}'
+    score = METRICS[sweep['metric']].factor * _score(candidate)
+    return f'{score:.2f}' if math.isfinite(score) else 'diverged'
+
+
+def _score(candidate: dict) -> float:
+    return math.nan if candidate['score'] is None else candidate['score']
 
 
 def sentences(recipe: dict) -> list[str]:
     """Returns findings on whether the students had equal sweeps, and which were too narrow."""
-    sweeps = sweeps_of(recipe)
+    sweeps = recipe.get('sweeps', [])
     findings = _equal_sweeps(sweeps)
     if missing := _missing(recipe, sweeps):
         findings.append(f'Warning: no sweep for {", ".join(missing)}.')
-    edges = [title(sweep) for sweep in sweeps if _is_at_edge(sweep)]
-    if edges:
+    if edges := [title(sweep) for sweep in sweeps if _is_at_edge(sweep)]:
         findings.append(
             f'{len(edges)} of {len(sweeps)} chosen learning rates are the lowest or the highest of '
             f'their sweep, so a wider sweep may find a better one: {"; ".join(edges)}.'
         )
-    worse = [title(sweep) for sweep in sweeps if not _is_best_chosen(sweep)]
-    if worse:
+    if worse := [title(sweep) for sweep in sweeps if not _is_best_chosen(sweep)]:
         findings.append(
             f'Warning: the chosen run is not the best of its sweep: {"; ".join(worse)}.'
         )
@@ -162,5 +137,5 @@ def _is_at_edge(sweep: dict) -> bool:
 
 def _is_best_chosen(sweep: dict) -> bool:
     best = max if METRICS[sweep['metric']].higher_is_better else min
-    scores = {c['run']: c['score'] for c in sweep['candidates'] if _is_finite(c['score'])}
+    scores = {c['run']: _score(c) for c in sweep['candidates'] if math.isfinite(_score(c))}
     return sweep['chosen'] in scores and scores[sweep['chosen']] == best(scores.values())
