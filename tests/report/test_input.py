@@ -81,7 +81,7 @@ def break_speed(workdir):
 def break_time_type(workdir):
     path = workdir / 'speed.json'
     path.write_text(path.read_text().replace('"latency": 5.0', '"latency": "fast"'))
-    return 'speed.json: ratios: latency = 'fast': must be a number'
+    return "speed.json: ratios: latency = 'fast': must be a number"
 
 
 def break_time_ratio(workdir):
@@ -108,7 +108,7 @@ def mix_metrics_in_a_task(workdir):
 def break_companion(workdir):
     scores = {'test': scores_of('classify', 0.9)}
     make_run(workdir / 'seed0/no_teacher', 0.9, 0, objective='classify', metric='f1', scores=scores)
-    return 'seed0/no_teacher/result.json: scores.test: must have the key 'f1''
+    return "seed0/no_teacher/result.json: scores.test: must have the key 'f1'"
 
 
 def break_bleu(workdir):
