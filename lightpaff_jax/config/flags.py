@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import functools
 import importlib.util
 import logging
 import numbers
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax.config import NUMBERS, RATES, default, flatten
+from lightpaff_jax.config import NUMBERS, RATES, default, flatten, locate
 from lightpaff_jax.errors import MissingPaths, UserError, nearest, one_line
 from lightpaff_jax.runtime import distributed, interrupts
 
@@ -250,15 +249,9 @@ def load(spec: str) -> ConfigDict:
         if value is None:
             raise UserError(f'config.{key} = None: must have a value')
         if isinstance(value, tuple):
-            section, leaf = _locate(c, key)
+            section, leaf = locate(c, key)
             section[leaf] = _items(f'config.{key}', str(value), value, defaults[key])
     return c
-
-
-def _locate(c: ConfigDict, key: str) -> tuple[ConfigDict, str]:
-    """Returns the section and the last name of a dotted key."""
-    *sections, leaf = key.split('.')
-    return functools.reduce(lambda node, name: node[name], sections, c), leaf
 
 
 def _module(name: str) -> ModuleType:
@@ -289,7 +282,7 @@ def override(c: ConfigDict, key: str, text: str) -> None:
         node, path = node[name], f'{path}.{name}'
     if isinstance(node, ConfigDict):
         raise UserError(f'{path}: is a section, set one of {", ".join(node.keys())}')
-    section, leaf = _locate(c, key)
+    section, leaf = locate(c, key)
     section[leaf] = _typed(f'{path} = {text}', path, text, node)
 
 

@@ -55,7 +55,9 @@ def reads(tree):
 
 
 def unread(c, files):
-    """Keys of `c` that no file reads. In models/ a network is `c`; everywhere a phase is `p` or `phase`."""
+    """Keys of `c` that no file reads. In models/ a network is `c`; everywhere a phase is `p` or
+    `phase`, and the section `student` may be `s`.
+    """
     inside, words = set(), set()
     outside = reads(ast.parse(inspect.getsource(config.use_phase)))
     for path, text in files.items():
@@ -69,7 +71,8 @@ def unread(c, files):
             return (sections[-1], leaf) in outside or ('c', leaf) in inside
         if 'recipe' in sections and leaf in PHASE:
             return {('p', leaf), ('phase', leaf)} & outside and sections[-1] in words
-        return (sections[-1], leaf) in outside
+        owners = {'student': {'student', 's'}}.get(sections[-1], {sections[-1]})
+        return any((owner, leaf) in outside for owner in owners)
 
     return [key for key in config.flatten(c) if not is_read(key)]
 
