@@ -1,4 +1,4 @@
-"""Claims about batches: order, coverage, processes, padding."""
+"""Batches: order, coverage, processes, padding, threads."""
 
 import collections
 import itertools
@@ -33,7 +33,7 @@ def prepared(data_cache, tokenizer):
 
 @pytest.fixture(scope='module')
 def vocabulary(tmp_path_factory):
-    """A tokenizer with every special token."""
+    """Returns a tokenizer with every special token."""
     return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
 
 
@@ -55,28 +55,28 @@ def equal(a, b):
 
 
 def rows(batch):
-    """(tokens, labels, weights) of each sequence, in the order of the stream."""
+    """Returns the bytes of (tokens, labels, weights) of each row, in the order of the stream."""
     arrays = [np.reshape(x, (-1, x.shape[-1])) for x in (batch.tokens, batch.labels, batch.weights)]
     return [tuple(x.tobytes() for x in row) for row in zip(*arrays, strict=True)]
 
 
 def records_as_rows(c, prepared, tokenizer, split):
     records = prepared.records(split)
-    found = [records[i] for i in range(len(records))]
-    arrays = objectives.OBJECTIVES['clm'].arrays(c, tokenizer, found, [(0, 0, 0)] * len(found))
-    return [tuple(x[i].tobytes() for x in arrays.values()) for i in range(len(found))]
+    stored = [records[i] for i in range(len(records))]
+    arrays = objectives.OBJECTIVES['clm'].arrays(c, tokenizer, stored, [(0, 0, 0)] * len(stored))
+    return [tuple(x[i].tobytes() for x in arrays.values()) for i in range(len(stored))]
 
 
-def test_arrays_have_the_shape_and_type_of_a_batch(c, prepared, tokenizer):
+def test_batch_arrays_have_their_shapes_and_types(c, prepared, tokenizer):
     batch = corpus.batch_at(c, prepared, tokenizer, 0)
     assert batch.tokens.shape == batch.labels.shape == batch.weights.shape == (2, 4, 32)
     assert (batch.tokens.dtype, batch.labels.dtype) == (np.int32, np.int32)
     assert batch.weights.dtype == np.float32
 
 
-def test_each_epoch_sees_each_record_once_and_drops_none(c, prepared, tokenizer):
+def test_every_epoch_has_every_record_once(c, prepared, tokenizer):
     n = prepared.split('train')['records']
-    assert n % c.data.batch_size  # so an epoch ends within a batch
+    assert n % c.data.batch_size  # so an epoch ends inside of a batch
     stream = (
         row for i in itertools.count() for row in rows(corpus.batch_at(c, prepared, tokenizer, i))
     )
@@ -88,7 +88,7 @@ def test_each_epoch_sees_each_record_once_and_drops_none(c, prepared, tokenizer)
 
 
 @pytest.mark.parametrize('start', [0, 1, 50, 10**9])
-def test_batch_does_not_depend_on_where_the_iterator_began(c, prepared, tokenizer, start):
+def test_batch_does_not_depend_on_the_start_of_the_iterator(c, prepared, tokenizer, start):
     iterator = batches.training(c, prepared, tokenizer, start)
     for i, batch in enumerate(itertools.islice(iterator, 12)):
         assert equal(batch, corpus.batch_at(c, prepared, tokenizer, start + i))
@@ -109,7 +109,7 @@ def test_batch_size_does_not_change_the_stream(c, prepared, tokenizer):
     ] == want
 
 
-def test_another_seed_is_another_order_in_every_epoch(c, prepared, tokenizer):
+def test_seeds_and_epochs_have_different_orders(c, prepared, tokenizer):
     n = prepared.split('train')['records']
     c.data.batch_size = c.train.grad_accum_steps = n  # a batch is an epoch
     orders = []
@@ -122,7 +122,7 @@ def test_another_seed_is_another_order_in_every_epoch(c, prepared, tokenizer):
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
-def test_union_of_the_processes_is_the_global_batch(c, prepared, tokenizer, processes):
+def test_union_of_processes_is_the_global_batch(c, prepared, tokenizer, processes):
     for index in (0, 57):
         parts = [
             corpus.batch_at(c, prepared, tokenizer, index, p, processes) for p in range(processes)
@@ -133,10 +133,10 @@ def test_union_of_the_processes_is_the_global_batch(c, prepared, tokenizer, proc
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
-def test_evaluation_is_every_record_once_in_order(c, prepared, tokenizer, processes):
+def test_evaluation_reads_every_record_once_in_order(c, prepared, tokenizer, processes):
     parts = [
-        list(batches.evaluation(c, prepared, tokenizer, 'test', mine))
-        for mine in np.split(np.arange(c.eval.batch_size), processes)
+        list(batches.evaluation(c, prepared, tokenizer, 'test', part))
+        for part in np.split(np.arange(c.eval.batch_size), processes)
     ]
     together = [
         jax.tree.map(lambda *xs: np.concatenate(xs), *each) for each in zip(*parts, strict=True)
@@ -149,7 +149,7 @@ def test_evaluation_is_every_record_once_in_order(c, prepared, tokenizer, proces
     assert all(b.tokens.shape == (c.eval.batch_size, 32) for b in together)
 
 
-def test_evaluation_stops_after_the_batches_it_is_told(c, prepared, tokenizer):
+def test_evaluation_stops_after_eval_batches(c, prepared, tokenizer):
     everything = list(batches.evaluation(c, prepared, tokenizer, 'validation'))
     for n in (1, 2, len(everything) + 1):
         c.eval.batches = n
@@ -158,25 +158,25 @@ def test_evaluation_stops_after_the_batches_it_is_told(c, prepared, tokenizer):
         assert all(map(equal, read, everything))
 
 
-def test_evaluation_of_an_unknown_split_is_a_user_error(c, prepared, tokenizer):
+def test_unknown_evaluation_split_is_an_error(c, prepared, tokenizer):
     with pytest.raises(UserError, match='did you mean test'):
         batches.evaluation(c, prepared, tokenizer, 'tests')
 
 
-def test_evaluation_of_a_split_without_records_is_a_user_error(c, prepared, tokenizer, monkeypatch):
+def test_empty_evaluation_split_is_an_error(c, prepared, tokenizer, monkeypatch):
     monkeypatch.setattr(Dataset, 'records', lambda self, split: ())
     with pytest.raises(UserError, match='empty corpus'):
         batches.evaluation(c, prepared, tokenizer, 'test')
 
 
 def arrays_of(batch):
-    """Field -> rows, of the fields there are."""
+    """Maps the name of each present field to its rows."""
     fields = {k: v for k, v in vars(batch).items() if v is not None}
     return {k: np.reshape(v, (-1, v.shape[-1])) for k, v in fields.items()}
 
 
 @ALL
-def test_batches_of_every_objective_have_the_shape_that_it_announces(data_cache, vocabulary, name):
+def test_batches_have_the_shape_of_their_objective(data_cache, vocabulary, name):
     c = configured(data_cache, name)
     shape = objectives.OBJECTIVES[name].shape(c)
     batch = corpus.batch_at(c, prepare.prepare(c, vocabulary), vocabulary, 0)
@@ -189,7 +189,7 @@ def test_batches_of_every_objective_have_the_shape_that_it_announces(data_cache,
 
 @ALL
 @pytest.mark.parametrize('processes', [2, 4])
-def test_processes_see_rows_of_the_one_global_batch(data_cache, vocabulary, name, processes):
+def test_processes_read_rows_of_one_global_batch(data_cache, vocabulary, name, processes):
     c = configured(data_cache, name)
     prepared = prepare.prepare(c, vocabulary)
     whole = corpus.batch_at(c, prepared, vocabulary, 5)
@@ -198,10 +198,10 @@ def test_processes_see_rows_of_the_one_global_batch(data_cache, vocabulary, name
 
 
 @pytest.mark.parametrize('name', ['mlm', 'mass'])
-def test_another_epoch_masks_the_same_record_otherwise(data_cache, vocabulary, name):
-    """Each record, put together again from what is read and what is to be predicted.
+def test_mask_of_a_record_differs_between_epochs(data_cache, vocabulary, name):
+    """A mask depends only on (seed, epoch, record), not on the row in the batch.
 
-    Its mask is that of (seed, epoch, number of the record), wherever in the batch it is.
+    Inputs and labels together restore the ids of each record.
     """
     c = configured(data_cache, name)
     prepared = prepare.prepare(c, vocabulary)
@@ -211,16 +211,16 @@ def test_another_epoch_masks_the_same_record_otherwise(data_cache, vocabulary, n
     in_order = [records[i] for i in range(n)]
     read, whole = [], []
     for epoch in range(2):
-        made = arrays_of(corpus.batch_at(c, prepared, vocabulary, epoch))
-        ids = made['tokens' if name == 'mlm' else 'source'].copy()
+        fields = arrays_of(corpus.batch_at(c, prepared, vocabulary, epoch))
+        ids = fields['tokens' if name == 'mlm' else 'source'].copy()
         read.append([row.tobytes() for row in ids])
         keys = [(c.seed, epoch, i) for i in range(n)]
         want = objectives.OBJECTIVES[name].arrays(c, vocabulary, in_order, keys)
         want_read = want['tokens' if name == 'mlm' else 'source']
         assert sorted(read[-1]) == sorted(row.tobytes() for row in want_read)
-        row, slot = np.nonzero(made['weights'])
-        at = made['positions' if name == 'mlm' else 'position_ids'][row, slot]
-        ids[row, at] = made['labels'][row, slot]
+        row, slot = np.nonzero(fields['weights'])
+        at = fields['positions' if name == 'mlm' else 'position_ids'][row, slot]
+        ids[row, at] = fields['labels'][row, slot]
         whole.append([row.tobytes() for row in ids])
     assert collections.Counter(whole[0]) == collections.Counter(whole[1])
     masked = [dict(zip(*pair, strict=True)) for pair in zip(whole, read, strict=True)]
@@ -229,7 +229,7 @@ def test_another_epoch_masks_the_same_record_otherwise(data_cache, vocabulary, n
 
 
 @ALL
-def test_evaluation_asks_every_seed_the_same_and_pads_with_weight_0(data_cache, vocabulary, name):
+def test_evaluation_ignores_the_seed_and_pads_with_weight_0(data_cache, vocabulary, name):
     c = configured(data_cache, name)
     prepared = prepare.prepare(c, vocabulary)
     c.eval.batch_size = 16
@@ -243,7 +243,7 @@ def test_evaluation_asks_every_seed_the_same_and_pads_with_weight_0(data_cache, 
     assert weights.any(axis=1).tolist() == [True] * n + [False] * (len(weights) - n)
 
 
-def test_evaluation_masks_do_not_depend_on_the_batch_size(data_cache, vocabulary):
+def test_evaluation_masks_do_not_depend_on_batch_size(data_cache, vocabulary):
     c = configured(data_cache, 'mlm')
     prepared = prepare.prepare(c, vocabulary)
     tokens = []
@@ -268,15 +268,15 @@ def test_closing_the_iterator_ends_its_threads(c, prepared, tokenizer, prefetch)
         time.sleep(0.01)
 
 
-def test_iterator_reads_no_more_than_prefetch_batches_ahead(c, prepared, tokenizer, monkeypatch):
-    made = []
+def test_iterator_reads_at_most_prefetch_batches_ahead(c, prepared, tokenizer, monkeypatch):
+    indices = []
 
     def batch_function(*_):
-        return lambda index: made.append(index) or index
+        return lambda index: indices.append(index) or index
 
     monkeypatch.setattr(batches, 'batch_function', batch_function)
     iterator = batches.training(c, prepared, tokenizer, 10)
     assert [next(iterator) for _ in range(3)] == [10, 11, 12]
     time.sleep(0.1)
-    assert max(made) <= 12 + c.data.prefetch
+    assert max(indices) <= 12 + c.data.prefetch
     iterator.close()

@@ -1,4 +1,4 @@
-"""Claims about records of ids on disk."""
+"""Records of ids on disk, manifests, and the state of unfinished datasets."""
 
 import concurrent.futures
 import hashlib
@@ -19,95 +19,107 @@ def ids(*values):
     return np.array(values, np.int32)
 
 
-def some(kind, n, size=1 << 16, seed=0):
-    """Records of that kind."""
+def random_records(kind, n, size=1 << 16, seed=0):
+    """Returns n random records of a type."""
     rng = np.random.default_rng(seed)
-    found = []
+    stored = []
     for _ in range(n):
         first = rng.integers(0, size, rng.integers(1, 9)).astype(np.int32)
         if kind == 'blocks':
-            found.append(Record(first))
+            stored.append(Record(first))
         elif kind == 'packed':
-            found.append(Record(first, ids(1, len(first) - 1) if len(first) > 1 else ids(1)))
+            stored.append(Record(first, ids(1, len(first) - 1) if len(first) > 1 else ids(1)))
         else:
             second = rng.integers(0, size, rng.integers(0, 9)).astype(np.int32)
-            found.append(Record(first, second, int(rng.integers(0, 3))))
-    return found
+            stored.append(Record(first, second, int(rng.integers(0, 3))))
+    return stored
 
 
 _COUNTS = ('records', 'tokens', 'words', 'skipped')
 
 
-def written(folder, kind, parts, size=1 << 16):
-    """A set whose only split has a shard for each part."""
+def write_dataset(folder, kind, parts, size=1 << 16):
+    """Writes a dataset with one split, which has a shard for each part."""
     dtype = records.id_type(size)
     writer = shards.Writer(folder, 'train', kind, dtype, np.dtype('<u2'), {})
     for part in parts:
         writer.write(part)
         writer.end_shard()
     content = {
-        'format': records.FORMAT, 'kind': kind, 'dtype': dtype.str, 'classes': 0, 'source': 'text',
-        'objective': 'clm', 'packing': 'contiguous', 'lengths': [8, 0],
+        'format': records.FORMAT,
+        'kind': kind,
+        'dtype': dtype.str,
+        'classes': 0,
+        'source': 'text',
+        'objective': 'clm',
+        'packing': 'contiguous',
+        'lengths': [8, 0],
         'vocabulary': {'hash': '0', 'size': size},
         'splits': {'train': writer.state() | dict.fromkeys(_COUNTS, 9)},
-    }  # fmt: skip
+    }
     storage.write_json(folder / records.MANIFEST, content)
     return records.Dataset(str(folder), records.read_manifest(folder))
 
 
-def same(a, b):
+def equal(a, b):
     return a.first.tolist() == b.first.tolist() and a.second.tolist() == b.second.tolist()
 
 
 @pytest.mark.parametrize('kind', ['blocks', 'packed', 'examples'])
 @pytest.mark.parametrize('size', [1 << 16, 1 << 17])
-def test_records_are_read_as_they_were_written_whatever_shard_they_are_in(tmp_path, kind, size):
-    made = some(kind, 23, size)
+def test_records_are_read_as_written_from_any_shard(tmp_path, kind, size):
+    originals = random_records(kind, 23, size)
     if kind == 'examples':
-        made += [Record(ids(size - 1), ids(1, 2), 7), Record(ids(), ids(3), 0), Record(ids(4))]
-    found = written(tmp_path, kind, [made[:5], made[5:6], made[6:]], size).records('train')
-    assert len(found) == len(made)
-    for record, wanted in zip(found.read(range(len(made))), made, strict=True):
-        assert same(record, wanted)
+        originals += [Record(ids(size - 1), ids(1, 2), 7), Record(ids(), ids(3), 0), Record(ids(4))]
+    stored = write_dataset(
+        tmp_path, kind, [originals[:5], originals[5:6], originals[6:]], size
+    ).records('train')
+    assert len(stored) == len(originals)
+    for record, wanted in zip(stored.read(range(len(originals))), originals, strict=True):
+        assert equal(record, wanted)
         assert (record.label, record.first.dtype) == (wanted.label, np.int32)
     order = [7, 0, 22, 5, 5, 4, 6]
-    assert all(same(r, made[i]) for r, i in zip(found.read(order), order, strict=True))
-    assert same(found[5], made[5])
-    assert found.read([]) == []
+    assert all(equal(r, originals[i]) for r, i in zip(stored.read(order), order, strict=True))
+    assert equal(stored[5], originals[5])
+    assert stored.read([]) == []
 
 
 @pytest.mark.parametrize('index', [-1, 9])
-def test_a_number_that_is_no_record_is_an_index_error(tmp_path, index):
-    found = written(tmp_path, 'blocks', [some('blocks', 9)]).records('train')
+def test_index_out_of_range_is_an_index_error(tmp_path, index):
+    stored = write_dataset(tmp_path, 'blocks', [random_records('blocks', 9)]).records('train')
     with pytest.raises(IndexError):
-        found.read([0, index])
+        stored.read([0, index])
 
 
-def test_threads_may_share_the_records(tmp_path):
-    made = some('blocks', 200)
-    found = written(tmp_path, 'blocks', [made[:70], made[70:]]).records('train')
+def test_threads_can_share_records(tmp_path):
+    originals = random_records('blocks', 200)
+    stored = write_dataset(tmp_path, 'blocks', [originals[:70], originals[70:]]).records('train')
     orders = [np.random.default_rng(i).permutation(200).tolist() for i in range(16)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for order, got in zip(orders, pool.map(found.read, orders), strict=True):
-            assert all(same(r, made[i]) for r, i in zip(got, order, strict=True))
+        for order, got in zip(orders, pool.map(stored.read, orders), strict=True):
+            assert all(equal(r, originals[i]) for r, i in zip(got, order, strict=True))
 
 
-def test_lengths_are_those_of_the_texts_of_each_example(tmp_path):
-    made = some('examples', 30)
-    found = written(tmp_path, 'examples', [made[:11], made[11:]]).records('train').lengths()
-    assert found.tolist() == [[len(r.first), len(r.second)] for r in made]
-    assert found.dtype == np.int32
+def test_lengths_count_the_ids_of_both_texts(tmp_path):
+    originals = random_records('examples', 30)
+    stored = (
+        write_dataset(tmp_path, 'examples', [originals[:11], originals[11:]])
+        .records('train')
+        .lengths()
+    )
+    assert stored.tolist() == [[len(r.first), len(r.second)] for r in originals]
+    assert stored.dtype == np.int32
 
 
-def test_a_hash_is_of_the_ids_and_not_of_the_shards(tmp_path):
-    made = some('examples', 30)
+def test_hash_depends_on_ids_and_not_on_shards(tmp_path):
+    originals = random_records('examples', 30)
     hashes = []
     for name, end in (('a', False), ('b', True)):
         (tmp_path / name).mkdir()
         writer = shards.Writer(
             tmp_path / name, 'train', 'examples', records.id_type(1 << 16), np.dtype('<u2'), {}
         )
-        for part in (made[:11], made[11:]):
+        for part in (originals[:11], originals[11:]):
             writer.write(part)
             if end:
                 writer.end_shard()
@@ -116,24 +128,30 @@ def test_a_hash_is_of_the_ids_and_not_of_the_shards(tmp_path):
         assert len(writer.shards) == 1 + end
     assert hashes[0] == hashes[1]
     (tmp_path / 'c').mkdir()
-    other = written(tmp_path / 'c', 'examples', [made[:11], [*made[11:-1], made[0]]])
+    other = write_dataset(
+        tmp_path / 'c', 'examples', [originals[:11], [*originals[11:-1], originals[0]]]
+    )
     assert other.split('train')['hash'] != hashes[0]
 
 
-def test_the_manifest_names_size_and_sha256_of_each_shard(tmp_path):
-    made = some('blocks', 30)
-    for shard in written(tmp_path, 'blocks', [made[:11], made[11:]]).split('train')['shards']:
+def test_manifest_has_size_and_sha256_of_each_shard(tmp_path):
+    originals = random_records('blocks', 30)
+    for shard in write_dataset(tmp_path, 'blocks', [originals[:11], originals[11:]]).split('train')[
+        'shards'
+    ]:
         data = (tmp_path / shard['file']).read_bytes()
         assert (shard['bytes'], shard['sha256']) == (len(data), hashlib.sha256(data).hexdigest())
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
-        'manifest.json', 'train-00000.array_record', 'train-00001.array_record'
-    ]  # fmt: skip
+        'manifest.json',
+        'train-00000.array_record',
+        'train-00001.array_record',
+    ]
 
 
 @pytest.mark.parametrize('keep', [0, 100, 0.5, -1])
-def test_a_shard_that_is_cut_short_is_an_error_that_says_what_it_has(tmp_path, keep):
-    made = some('blocks', 2000)
-    prepared = written(tmp_path, 'blocks', [made[:1000], made[1000:]])
+def test_truncated_shard_is_an_error_with_its_size(tmp_path, keep):
+    originals = random_records('blocks', 2000)
+    prepared = write_dataset(tmp_path, 'blocks', [originals[:1000], originals[1000:]])
     file = tmp_path / 'train-00001.array_record'
     data = file.read_bytes()
     cut = data[: int(keep * len(data)) if isinstance(keep, float) else keep]
@@ -146,20 +164,20 @@ def test_a_shard_that_is_cut_short_is_an_error_that_says_what_it_has(tmp_path, k
     )
 
 
-def test_a_shard_that_is_missing_is_an_error_that_says_so(tmp_path):
-    prepared = written(tmp_path, 'blocks', [some('blocks', 5)])
+def test_missing_shard_is_an_error(tmp_path):
+    prepared = write_dataset(tmp_path, 'blocks', [random_records('blocks', 5)])
     file = pathlib.Path(tmp_path, 'train-00000.array_record')
     file.unlink()
     with pytest.raises(UserError, match=r'00000\.array_record: no such file, .* again$'):
         prepared.records('train')
 
 
-def test_a_bit_that_flipped_is_an_error_and_not_another_id(tmp_path):
-    made = some('blocks', 2000)
-    prepared = written(tmp_path, 'blocks', [made])
+def test_flipped_bit_is_an_error(tmp_path):
+    originals = random_records('blocks', 2000)
+    prepared = write_dataset(tmp_path, 'blocks', [originals])
     file = tmp_path / 'train-00000.array_record'
     data = bytearray(file.read_bytes())
-    at = data.find(made[1000].first.astype('<u2').tobytes())
+    at = data.find(originals[1000].first.astype('<u2').tobytes())
     data[at] ^= 1
     file.write_bytes(data)
     with pytest.raises(UserError, match=r'00000\.array_record: is damaged: .* again$'):
@@ -167,9 +185,9 @@ def test_a_bit_that_flipped_is_an_error_and_not_another_id(tmp_path):
 
 
 @pytest.mark.parametrize('damage', ['missing', 'short', 'other'])
-def test_lengths_that_are_damaged_are_an_error(tmp_path, damage):
-    made = some('examples', 30)
-    prepared = written(tmp_path, 'examples', [made])
+def test_damaged_lengths_are_an_error(tmp_path, damage):
+    originals = random_records('examples', 30)
+    prepared = write_dataset(tmp_path, 'examples', [originals])
     file = tmp_path / 'train-00000.npy'
     if damage == 'missing':
         file.unlink()
@@ -182,7 +200,7 @@ def test_lengths_that_are_damaged_are_an_error(tmp_path, damage):
 
 
 @pytest.mark.parametrize('text', ['', '[]', '{}', '{"format": 2}'])
-def test_another_manifest_is_an_error(tmp_path, text):
+def test_malformed_manifest_is_an_error(tmp_path, text):
     (tmp_path / 'manifest.json').write_text(text)
     with pytest.raises(UserError, match=r'manifest\.json') as raised:
         records.read_manifest(tmp_path)
@@ -193,8 +211,8 @@ def test_another_manifest_is_an_error(tmp_path, text):
 @pytest.mark.parametrize(
     'key', ['classes', 'dtype', 'kind', 'lengths', 'objective', 'packing', 'splits', 'vocabulary']
 )
-def test_a_manifest_without_a_key_is_an_error(tmp_path, key):
-    content = dict(written(tmp_path, 'blocks', [some('blocks', 5)]).manifest)
+def test_manifest_without_a_key_is_an_error(tmp_path, key):
+    content = dict(write_dataset(tmp_path, 'blocks', [random_records('blocks', 5)]).manifest)
     for value in (None, 'gone'):
         content.pop(key) if value else content.update({key: None})
         (tmp_path / 'manifest.json').write_text(json.dumps(content))
@@ -207,8 +225,8 @@ def test_a_manifest_without_a_key_is_an_error(tmp_path, key):
     [('vocabulary', 'hash'), ('vocabulary', 'size'), ('train', 'hash'), ('train', 'shards')]
     + [('train', key) for key in _COUNTS],
 )
-def test_a_manifest_whose_parts_lack_a_key_is_an_error(tmp_path, place, key):
-    content = written(tmp_path, 'blocks', [some('blocks', 5)]).manifest
+def test_manifest_part_without_a_key_is_an_error(tmp_path, place, key):
+    content = write_dataset(tmp_path, 'blocks', [random_records('blocks', 5)]).manifest
     del (content['splits'] | content)[place][key]
     (tmp_path / 'manifest.json').write_text(json.dumps(content))
     with pytest.raises(UserError, match=r'manifest\.json: must be the manifest of a prepare'):
@@ -216,8 +234,8 @@ def test_a_manifest_whose_parts_lack_a_key_is_an_error(tmp_path, place, key):
 
 
 @pytest.mark.parametrize('key', ['file', 'records', 'bytes', 'sha256'])
-def test_a_manifest_whose_shards_lack_a_key_is_an_error(tmp_path, key):
-    content = written(tmp_path, 'blocks', [some('blocks', 5)]).manifest
+def test_manifest_shard_without_a_key_is_an_error(tmp_path, key):
+    content = write_dataset(tmp_path, 'blocks', [random_records('blocks', 5)]).manifest
     del content['splits']['train']['shards'][0][key]
     (tmp_path / 'manifest.json').write_text(json.dumps(content))
     with pytest.raises(UserError, match=r'manifest\.json: must be the manifest of a prepare'):
@@ -226,25 +244,33 @@ def test_a_manifest_whose_shards_lack_a_key_is_an_error(tmp_path, key):
 
 @pytest.mark.parametrize(
     'text',
-    ['', '[]', '{}', '5', '{"identity": {}}', '{"identity": {}, "splits": []}',
-     '{"identity": {}, "splits": {"train": {}}}', '{"identity": {}, "splits": {"train": 5}}',
-     '{"identity": {}, "splits": {"train": {"counts": {}, "hash": "", "shards": [{}]}}}'],
-)  # fmt: skip
-def test_a_malformed_state_is_an_error_of_one_line(tmp_path, text):
+    [
+        '',
+        '[]',
+        '{}',
+        '5',
+        '{"identity": {}}',
+        '{"identity": {}, "splits": []}',
+        '{"identity": {}, "splits": {"train": {}}}',
+        '{"identity": {}, "splits": {"train": 5}}',
+        '{"identity": {}, "splits": {"train": {"counts": {}, "hash": "", "shards": [{}]}}}',
+    ],
+)
+def test_malformed_state_is_one_line(tmp_path, text):
     (tmp_path / records.STATE).write_text(text)
     with pytest.raises(UserError, match=r'^/.*state\.json: is malformed, remove /.*$'):
         shards.State(tmp_path, {})
 
 
-def test_a_set_that_is_not_finished_is_an_error_that_says_so(tmp_path):
+def test_unfinished_dataset_is_an_error(tmp_path):
     shards.State(tmp_path, {})
     with pytest.raises(UserError, match=r'has no manifest\.json, its preparation is unfinished'):
         records.read_manifest(tmp_path)
 
 
-def test_a_record_of_zero_ids_can_be_kept(tmp_path):
-    """Of a block of one id, or an example of an empty text."""
-    made = [Record(ids()), Record(ids(), ids(), 0)]
-    found = written(tmp_path, 'examples', [made]).records('train').read([1, 0])
-    assert [r.label for r in found] == [0, -1]
+def test_record_without_ids_can_be_stored(tmp_path):
+    """A clm stream of one id has such a block; an example can have empty texts."""
+    originals = [Record(ids()), Record(ids(), ids(), 0)]
+    stored = write_dataset(tmp_path, 'examples', [originals]).records('train').read([1, 0])
+    assert [r.label for r in stored] == [0, -1]
     assert json.loads((tmp_path / 'manifest.json').read_text())['kind'] == 'examples'

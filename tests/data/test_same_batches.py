@@ -1,6 +1,6 @@
-"""The same seed gives the same batches on every Python, NumPy and Grain: digests are pinned.
+"""A seed gives the same batches with every version of Python, NumPy and Grain.
 
-A change of one of them that changes a digest would change every run that is resumed.
+A changed digest would change every run that is resumed.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ def vocabulary(tmp_path_factory):
     return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
 
 
-def made(folder, name, vocabulary):
-    """90 records of ids that count upwards, and the configuration that reads them."""
+def make_dataset(folder, name, vocabulary):
+    """Writes 90 records of ascending ids; returns a configuration that reads them, and the dataset."""
     c = config.default()
     c.objective, c.data.length, c.data.batch_size = name, 32, 8
     kind = 'examples' if name in ('classify', 'seq2seq') else 'blocks'
@@ -44,14 +44,14 @@ def made(folder, name, vocabulary):
         span = vocabulary.vocab_size - first_id
         return (first_id + (start + np.arange(count)) % span).astype(np.int32)
 
-    found = []
+    rows = []
     for i in range(90):
         if kind == 'blocks':
-            found.append(Record(ids(i, size)))
+            rows.append(Record(ids(i, size)))
         else:
-            found.append(Record(ids(i, 3 + i % size), ids(2 * i, 2 + i % 9), i % 2))
+            rows.append(Record(ids(i, 3 + i % size), ids(2 * i, 2 + i % 9), i % 2))
     writer = shards.Writer(folder, 'train', kind, np.dtype('<u2'), np.dtype('<u2'), {})
-    writer.write(found)
+    writer.write(rows)
     writer.end_shard()
     stats = {'records': 90, **writer.state()}
     manifest = {'splits': {'train': stats}, 'kind': kind, 'dtype': records.id_type(61).str}
@@ -60,16 +60,16 @@ def made(folder, name, vocabulary):
 
 def digest(c, prepared, vocabulary):
     hasher = hashlib.sha256()
-    for index in (0, 1, 11, 12, 40):  # the batches of two epochs
+    for index in (0, 1, 11, 12, 40):  # batches of two epochs
         for leaf in jax.tree.leaves(corpus.batch_at(c, prepared, vocabulary, index)):
             hasher.update(leaf.tobytes())
     return hasher.hexdigest()[:16]
 
 
 @pytest.mark.parametrize('name', PINNED)
-def test_batches_are_the_pinned_ones(name, tmp_path, vocabulary):
-    c, prepared = made(tmp_path, name, vocabulary)
-    found = digest(c, prepared, vocabulary)
-    assert found == PINNED[name]
+def test_batches_equal_pinned_digests(name, tmp_path, vocabulary):
+    c, prepared = make_dataset(tmp_path, name, vocabulary)
+    pinned = digest(c, prepared, vocabulary)
+    assert pinned == PINNED[name]
     c.seed = 1
-    assert digest(c, prepared, vocabulary) != found
+    assert digest(c, prepared, vocabulary) != pinned

@@ -1,4 +1,4 @@
-"""Claims about which records are in which batch."""
+"""The records of each batch: epochs, seeds, buckets, mixtures."""
 
 import collections
 import itertools
@@ -17,7 +17,7 @@ def prepared(n, name='a'):
 
 
 def stream(rows_of, count, start=0):
-    """(number, epoch) of the first `count` rows."""
+    """Returns (index, epoch) of the first `count` rows."""
     rows = (
         pair
         for i in itertools.count(start)
@@ -29,15 +29,17 @@ def stream(rows_of, count, start=0):
 FITS = np.random.default_rng(0).choice([0, 1, 2], 101, p=[0.6, 0.3, 0.1])
 ORDERS = pytest.mark.parametrize(
     'make',
-    [lambda seed, size: sampler.make(prepared(101), seed, size),
-     lambda seed, size: sampler.make_bucketed(FITS, seed, size)],
+    [
+        lambda seed, size: sampler.make(prepared(101), seed, size),
+        lambda seed, size: sampler.make_bucketed(FITS, seed, size),
+    ],
     ids=['stream', 'buckets'],
-)  # fmt: skip
+)
 
 
 @ORDERS
 @pytest.mark.parametrize('size', [1, 8, 101, 250])
-def test_every_record_is_there_once_an_epoch(make, size):
+def test_every_record_is_in_every_epoch_once(make, size):
     rows = stream(make(3, size), 4 * 101)
     for epoch in range(4):
         part = rows[epoch * 101 : (epoch + 1) * 101]
@@ -46,22 +48,22 @@ def test_every_record_is_there_once_an_epoch(make, size):
 
 
 @ORDERS
-def test_epochs_and_seeds_have_orders_of_their_own(make):
+def test_epochs_and_seeds_have_different_orders(make):
     numbers = [[n for n, _ in stream(make(seed, 8), 303)] for seed in (0, 1)]
     parts = [seed[101 * e : 101 * e + 101] for seed in numbers for e in range(3)]
     for a, b in itertools.combinations(parts, 2):
-        assert sum(x == y for x, y in zip(a, b, strict=True)) < 15  # two of them, by chance, in one
+        assert sum(x == y for x, y in zip(a, b, strict=True)) < 15  # equal positions by chance
     assert stream(make(0, 8), 303) == stream(make(0, 8), 303)
 
 
 @ORDERS
-def test_a_batch_is_a_function_of_its_index_alone(make):
+def test_batch_depends_only_on_its_index(make):
     whole, fresh = make(0, 8), make(0, 8)
     first = [whole(i) for i in range(40)]
     assert [fresh(i) for i in (39, 3, 17)] == [first[i] for i in (39, 3, 17)]
 
 
-def test_large_sets_are_shuffled_like_small_ones():
+def test_large_datasets_are_shuffled_as_small_ones():
     n = sampler._CIPHER_SIZE + 3
     rows = stream(sampler.make(prepared(n), 0, 64), 2 * n)
     for epoch in range(2):
@@ -72,7 +74,7 @@ def test_large_sets_are_shuffled_like_small_ones():
     assert sum(a == b for a, b in zip(first, second, strict=True)) < 15
 
 
-def test_a_batch_of_a_tiny_set_is_made_at_once():
+def test_batch_of_a_tiny_dataset_takes_no_time():
     rows_of = sampler.make(prepared(3), 0, 32)
     rows_of(0)
     began = time.perf_counter()
@@ -91,7 +93,7 @@ def test_most_batches_are_of_one_bucket_and_all_fit():
     assert mixed <= 5 * 3  # an epoch has two borders of buckets and one with the next epoch
 
 
-def test_buckets_save_padding_and_keep_the_order_of_batches_random():
+def test_buckets_save_padding_and_batches_are_shuffled():
     rows_of = sampler.make_bucketed(FITS, 0, 8)
     buckets = [rows_of(i).bucket for i in range(60)]
     assert collections.Counter(buckets)[0] > 25  # 60 % of the records
@@ -99,35 +101,35 @@ def test_buckets_save_padding_and_keep_the_order_of_batches_random():
     assert buckets[:12] != buckets[12:24]
 
 
-def test_records_of_one_bucket_meet_others_in_another_epoch():
+def test_bucket_batches_differ_between_epochs():
     rows_of = sampler.make_bucketed(np.zeros(64, int), 0, 8)
     batches = [frozenset(rows_of(i).indices) for i in range(16)]
     assert len({*batches[:8]} & {*batches[8:]}) == 0
 
 
-def test_a_mixture_draws_in_proportion_to_its_weights():
+def test_mixture_rows_are_in_proportion_to_weights():
     parts = (prepared(50, 'a'), prepared(20, 'b'), prepared(7, 'c'))
     rows = stream(sampler.make(Mixture(parts, (0.5, 0.3, 0.2)), 0, 10), 1000)
     counts = collections.Counter((n >= 50) + (n >= 70) for n, _ in rows)
     assert [counts[k] for k in range(3)] == [500, 300, 200]
     for low, high in ((0, 50), (50, 70), (70, 77)):
-        mine = [(n, e) for n, e in rows if low <= n < high]
+        part_rows = [(n, e) for n, e in rows if low <= n < high]
         size = high - low
-        for epoch in range(len(mine) // size):
-            part = mine[epoch * size : (epoch + 1) * size]
+        for epoch in range(len(part_rows) // size):
+            part = part_rows[epoch * size : (epoch + 1) * size]
             assert sorted(n for n, _ in part) == list(range(low, high))
             assert {e for _, e in part} == {epoch}
 
 
-def test_equal_parts_of_a_mixture_have_orders_of_their_own():
+def test_equal_parts_of_a_mixture_have_different_orders():
     rows = stream(sampler.make(Mixture((prepared(40), prepared(40)), (1, 1)), 0, 8), 80)
     first, second = [n for n, _ in rows if n < 40], [n - 40 for n, _ in rows if n >= 40]
     assert sorted(first) == sorted(second) == list(range(40))
     assert first != second
 
 
-def test_the_fixed_order_is_every_record_once():
-    found = sampler.evaluation_order(50)
-    numbers = [found(i) for i in range(50)]
+def test_evaluation_order_has_every_record_once():
+    order = sampler.evaluation_order(50)
+    numbers = [order(i) for i in range(50)]
     assert sorted(numbers) == list(range(50))
     assert numbers != list(range(50))

@@ -1,4 +1,4 @@
-"""Records of ids and what an objective makes of them; draws that a test decides."""
+"""Helpers for the tests of objectives: configurations, records, arrays, fixed draws."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from lightpaff_jax.data.objectives import collate
 from lightpaff_jax.data.records import Record
 
 
-def configured(name, length=32):
+def make_config(name, length=32):
     c = config.default()
     c.objective, c.data.length = name, length
     c.data.target_length = 8 if name == 'seq2seq' else 0
@@ -25,7 +25,7 @@ def record(*ids, second=(), label=-1):
 
 
 def blocks(tokenizer, n, length, seed=0):
-    """n full blocks of ids that may be masked, with a separator here and there."""
+    """Returns n full blocks of ordinary ids, with about 5 % separators."""
     rng = np.random.default_rng(seed)
     ids = rng.choice(ordinary(tokenizer), (n, length)).astype(np.int32)
     ids[rng.random(ids.shape) < 0.05] = tokenizer.sep_id
@@ -40,5 +40,5 @@ def share_is(share, p, n):
     return abs(share - p) < 4 * (p * (1 - p) / n) ** 0.5
 
 
-def given(monkeypatch, *rows):
+def set_draws(monkeypatch, *rows):
     monkeypatch.setattr(collate, 'uniform', lambda keys, n: np.array(rows, np.float64))

@@ -1,4 +1,4 @@
-"""Claims about batches of few lengths, and about mixtures of sets."""
+"""Batches of several lengths, and mixtures of datasets."""
 
 import collections
 import json
@@ -19,7 +19,7 @@ EXAMPLES = pytest.mark.parametrize('form', ['pairs', 'summary'])
 
 @pytest.fixture(scope='module')
 def vocabulary(tmp_path_factory):
-    """A tokenizer with every special token."""
+    """Returns a tokenizer with every special token."""
     return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
 
 
@@ -31,7 +31,7 @@ def configured(data_cache, form):
 
 
 @EXAMPLES
-def test_a_batch_is_as_long_as_its_bucket_and_loses_nothing(data_cache, vocabulary, form):
+def test_batch_has_the_length_of_its_bucket(data_cache, vocabulary, form):
     c = configured(data_cache, form)
     prepared = prepare.prepare(c, vocabulary)
     shapes = [objectives.OBJECTIVES[c.objective].shape(s) for s in objectives.buckets(c)]
@@ -54,19 +54,17 @@ def test_a_batch_is_as_long_as_its_bucket_and_loses_nothing(data_cache, vocabula
 
 
 @EXAMPLES
-def test_rows_of_buckets_are_those_of_the_full_length_without_their_padding(
-    data_cache, vocabulary, form
-):
+def test_bucket_rows_equal_full_rows_without_padding(data_cache, vocabulary, form):
     c = configured(data_cache, form)
     prepared = prepare.prepare(c, vocabulary)
     full = corpus.examples_config(data_cache, form)
     full.data.length, full.data.target_length = 384, c.data.target_length
     records = prepared.records('train')
     n = len(records)
-    made = objectives.OBJECTIVES[c.objective].arrays(
+    fields = objectives.OBJECTIVES[c.objective].arrays(
         full, vocabulary, [records[i] for i in range(n)], [(0, 0, i) for i in range(n)]
     )
-    want = collections.Counter(_row(made, i) for i in range(n))
+    want = collections.Counter(_row(fields, i) for i in range(n))
     got = collections.Counter()
     for index in range(n // c.data.batch_size):
         batch = corpus.batch_at(c, prepared, vocabulary, index)
@@ -83,8 +81,10 @@ def _row(arrays, i):
 
     if 'source' in arrays:
         return (
-            real('source', 'source_segments'), real('tokens', 'weights'), real('labels', 'weights')
-        )  # fmt: skip
+            real('source', 'source_segments'),
+            real('tokens', 'weights'),
+            real('labels', 'weights'),
+        )
     return (
         real('tokens', 'segments'),
         real('type_ids', 'segments'),
@@ -94,24 +94,22 @@ def _row(arrays, i):
 
 @EXAMPLES
 @pytest.mark.parametrize('processes', [2, 4])
-def test_processes_agree_on_the_bucket(data_cache, vocabulary, form, processes):
+def test_processes_use_the_same_bucket(data_cache, vocabulary, form, processes):
     c = configured(data_cache, form)
     prepared = prepare.prepare(c, vocabulary)
     for index in range(6):
-        whole = corpus.batch_at(c, prepared, vocabulary, index)
+        batch = corpus.batch_at(c, prepared, vocabulary, index)
         parts = [
             corpus.batch_at(c, prepared, vocabulary, index, p, processes) for p in range(processes)
         ]
         together = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
-        pairs = zip(jax.tree.leaves(together), jax.tree.leaves(whole), strict=True)
+        pairs = zip(jax.tree.leaves(together), jax.tree.leaves(batch), strict=True)
         assert all(np.array_equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.e2e
-def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(
-    data_cache, tmp_path, monkeypatch
-):
-    """And compiles one program for each bucket that it meets."""
+def test_tokens_and_flops_count_buckets_after_resume(data_cache, tmp_path, monkeypatch):
+    """One program is compiled for each bucket."""
     compiled = []
 
     class Counted:
@@ -150,7 +148,7 @@ def test_a_run_counts_the_tokens_and_flops_of_its_buckets_also_when_resumed(
     assert [json.loads(line)['step'] for line in lines] == [5, 5, 10, 10]
 
 
-def test_a_mixture_of_text_folders_gives_each_its_share(tmp_path, data_cache):
+def test_mixture_of_text_folders_has_their_shares(tmp_path, data_cache):
     for name, letter in (('one', 'a'), ('two', 'b')):
         (tmp_path / name).mkdir()
         for split in ('train', 'validation', 'test'):
@@ -177,4 +175,4 @@ def test_a_mixture_of_text_folders_gives_each_its_share(tmp_path, data_cache):
     c.eval.batches, c.eval.batch_size = 2, 8
     (first, _) = batches.evaluation(c, prepared, tokenizer, 'test')
     kinds = [bool(np.isin(row, a).any()) for row in first.tokens]
-    assert 0 < sum(kinds) < 8  # some of the batches stand for both sets
+    assert 0 < sum(kinds) < 8  # the first batch has rows of both parts

@@ -1,4 +1,4 @@
-"""Claims about rows of several whole documents: each is as if it were alone."""
+"""Rows of several whole documents, which do not influence each other."""
 
 import jax
 import numpy as np
@@ -31,13 +31,13 @@ def configured(name, packing='best_fit'):
     return c
 
 
-def packed(*documents):
+def pack(*documents):
     return Record(
         np.concatenate(documents).astype(np.int32), np.array([len(d) for d in documents], np.int32)
     )
 
 
-def drawn(tokenizer, *sizes, seed=0):
+def draw_documents(tokenizer, *sizes, seed=0):
     ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), list(tokenizer.special_ids))
     generator = np.random.default_rng(seed)
     return [generator.choice(ordinary, n).astype(np.int32) for n in sizes]
@@ -48,12 +48,12 @@ def arrays(c, tokenizer, records):
     return objectives.OBJECTIVES[c.objective].arrays(c, tokenizer, records, keys)
 
 
-def test_clm_of_documents_by_hand(tokenizer):
+def test_clm_document_arrays_equal_handwritten_ones(tokenizer):
     c = configured('clm')
     c.data.length = 8
     eos, pad = tokenizer.eos_id, tokenizer.pad_id
-    found = arrays(c, tokenizer, [packed([eos, 7, 8, eos], [eos, 9, 10, 11, eos])])
-    assert {k: v[0].tolist() for k, v in found.items()} == {
+    fields = arrays(c, tokenizer, [pack([eos, 7, 8, eos], [eos, 9, 10, 11, eos])])
+    assert {k: v[0].tolist() for k, v in fields.items()} == {
         'tokens': [eos, 7, 8, eos, 9, 10, 11, pad],
         'labels': [7, 8, eos, 9, 10, 11, eos, 0],
         'weights': [1, 1, 1, 1, 1, 1, 1, 0],
@@ -62,95 +62,95 @@ def test_clm_of_documents_by_hand(tokenizer):
     }
 
 
-def test_mlm_of_documents_has_special_tokens_around_each(tokenizer):
+def test_mlm_documents_have_their_own_special_tokens(tokenizer):
     c = configured('mlm')
-    a, b = drawn(tokenizer, 6, 9)
-    found = {k: v[0] for k, v in arrays(c, tokenizer, [packed(a, b)]).items()}
+    a, b = draw_documents(tokenizer, 6, 9)
+    fields = {k: v[0] for k, v in arrays(c, tokenizer, [pack(a, b)]).items()}
     cls, sep, pad = tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id
-    original = found['tokens'].copy()
-    real = found['weights'] > 0
-    original[found['positions'][real]] = found['labels'][real]
+    original = fields['tokens'].copy()
+    real = fields['weights'] > 0
+    original[fields['positions'][real]] = fields['labels'][real]
     assert original.tolist() == [cls, *a, sep, cls, *b, sep, *[pad] * 5]
-    assert found['segments'].tolist() == [1] * 8 + [2] * 11 + [0] * 5
-    assert found['position_ids'].tolist() == [*range(8), *range(11), *[0] * 5]
+    assert fields['segments'].tolist() == [1] * 8 + [2] * 11 + [0] * 5
+    assert fields['position_ids'].tolist() == [*range(8), *range(11), *[0] * 5]
     assert real.sum() == round(0.15 * 15)
 
 
 @pytest.mark.parametrize('sizes', [(5, 9), (1, 1, 1, 1), (22,), (3, 18)])
-def test_each_document_of_mass_has_a_fragment_of_its_own(tokenizer, sizes):
+def test_every_mass_document_has_a_span(tokenizer, sizes):
     c = configured('mass')
-    originals = drawn(tokenizer, *sizes)
-    found = {k: v[0] for k, v in arrays(c, tokenizer, [packed(*originals)]).items()}
-    real = found['weights'] > 0
-    assert set(found['segments'][real]) == set(range(1, len(sizes) + 1))
-    assert not found['segments'][~real].any()
+    originals = draw_documents(tokenizer, *sizes)
+    fields = {k: v[0] for k, v in arrays(c, tokenizer, [pack(*originals)]).items()}
+    real = fields['weights'] > 0
+    assert set(fields['segments'][real]) == set(range(1, len(sizes) + 1))
+    assert not fields['segments'][~real].any()
     for k, ids in enumerate(originals, 1):
-        at = found['position_ids'][found['segments'] == k]
+        at = fields['position_ids'][fields['segments'] == k]
         assert len(at) == max(1, round(0.5 * len(ids)))
         assert at.tolist() == list(range(at[0], at[0] + len(at)))
-        assert found['labels'][found['segments'] == k].tolist() == ids[at].tolist()
+        assert fields['labels'][fields['segments'] == k].tolist() == ids[at].tolist()
         before = [tokenizer.eos_id if p == 0 else ids[p - 1] for p in at]
-        assert found['tokens'][found['segments'] == k].tolist() == before
-        source = found['source'][found['source_segments'] == k]
-        kept = np.setdiff1d(np.arange(len(ids)), at)
-        assert source[kept].tolist() == ids[kept].tolist()
+        assert fields['tokens'][fields['segments'] == k].tolist() == before
+        source = fields['source'][fields['source_segments'] == k]
+        unmasked = np.setdiff1d(np.arange(len(ids)), at)
+        assert source[unmasked].tolist() == ids[unmasked].tolist()
         assert source[-1] == tokenizer.eos_id
-    assert (found['source_segments'] > 0).sum() == sum(sizes) + len(sizes)
+    assert (fields['source_segments'] > 0).sum() == sum(sizes) + len(sizes)
 
 
-def test_fragments_of_many_short_documents_stay_within_the_room(tokenizer):
+def test_spans_of_many_documents_stay_within_capacity(tokenizer):
     c = configured('mass')
     c.data.span_rate = 0.3
-    found = arrays(c, tokenizer, [packed(*drawn(tokenizer, *[1] * 12))])
+    fields = arrays(c, tokenizer, [pack(*draw_documents(tokenizer, *[1] * 12))])
     predicted = objectives.OBJECTIVES['mass'].shape(c).predicted
     assert predicted == 7
-    assert found['weights'].tolist() == [[1] * predicted]
-    assert found['segments'].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert fields['weights'].tolist() == [[1] * predicted]
+    assert fields['segments'].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
 
 
 @ALL
-def test_padding_of_a_batch_has_no_weight(name, tokenizer):
-    found = arrays(configured(name), tokenizer, [packed(*drawn(tokenizer, 4, 5)), PADDING])
-    assert found['weights'][0].any()
-    assert not found['weights'][1].any()
-    assert all(np.isfinite(v).all() for v in found.values())
+def test_padding_row_of_documents_has_no_weight(name, tokenizer):
+    fields = arrays(configured(name), tokenizer, [pack(*draw_documents(tokenizer, 4, 5)), PADDING])
+    assert fields['weights'][0].any()
+    assert not fields['weights'][1].any()
+    assert all(np.isfinite(v).all() for v in fields.values())
 
 
 @ALL
-def test_a_single_document_is_masked_as_a_block_of_it_is(name, tokenizer):
-    (ids,) = drawn(tokenizer, 15)
+def test_single_document_equals_a_block(name, tokenizer):
+    (ids,) = draw_documents(tokenizer, 15)
     if name == 'clm':
         ids = np.array([tokenizer.eos_id, *ids, tokenizer.eos_id], np.int32)
-    whole, block = arrays(configured(name), tokenizer, [packed(ids)]), Record(ids)
+    whole, block = arrays(configured(name), tokenizer, [pack(ids)]), Record(ids)
     alone = arrays(configured(name, 'contiguous'), tokenizer, [block])
-    if name == 'clm':  # the last id of a block stays an input that nothing is predicted from
+    if name == 'clm':  # the last id of a block is an input without a prediction
         alone['tokens'] = np.where(alone['weights'] > 0, alone['tokens'], tokenizer.pad_id)
     for key, value in alone.items():
         assert np.array_equal(whole[key], value), key
 
 
 @ALL
-def test_a_network_computes_for_each_document_what_it_does_for_it_alone(name, tokenizer):
+def test_logits_of_a_document_do_not_depend_on_others(name, tokenizer):
     c = configured(name)
     model = models.build(c.student)
     params = model.init(jax.random.key(0))
-    parts = drawn(tokenizer, 7, 11)
-    together = arrays(c, tokenizer, [packed(*parts)])
+    parts = draw_documents(tokenizer, 7, 11)
+    together = arrays(c, tokenizer, [pack(*parts)])
     logits = model.logits(params, Batch(**together))[0]
     segments = together['segments'][0]
     at = segments if name != 'mlm' else segments[together['positions'][0]]
-    seen = 0
+    compared = 0
     for k in (1, 2):
-        mine = _only(name, together, k)
-        want = model.logits(params, Batch(**mine))[0][mine['weights'][0] > 0]
+        single = _only(name, together, k)
+        want = model.logits(params, Batch(**single))[0][single['weights'][0] > 0]
         got = logits[(at == k) & (together['weights'][0] > 0)]
-        seen += len(got)
+        compared += len(got)
         np.testing.assert_allclose(got, want, atol=1e-5)  # float32, logits of order 1
-    assert seen == together['weights'].sum()
+    assert compared == together['weights'].sum()
 
 
-def _only(name, found, k):
-    """The row's document k alone, moved to the row's start, as masked there."""
+def _only(name, fields, k):
+    """Returns a row with only document k, moved to its start, with the same mask."""
     pieces = {}
     sides = [('segments', ['tokens', 'segments', 'position_ids'])]
     if name == 'mass':
@@ -158,22 +158,22 @@ def _only(name, found, k):
     if name != 'mlm':
         sides[0][1].extend(['labels', 'weights'])
     for which, keys in sides:
-        here = found[which][0] == k
+        here = fields[which][0] == k
         for key in keys:
-            row = np.zeros_like(found[key][0])
-            row[: here.sum()] = found[key][0][here]
+            row = np.zeros_like(fields[key][0])
+            row[: here.sum()] = fields[key][0][here]
             pieces[key] = row[None]
     if name == 'mlm':
-        start = int(np.argmax(found['segments'][0] == k))
-        chosen = (found['segments'][0][found['positions'][0]] == k) & (found['weights'][0] > 0)
+        start = int(np.argmax(fields['segments'][0] == k))
+        chosen = (fields['segments'][0][fields['positions'][0]] == k) & (fields['weights'][0] > 0)
         for key in ('positions', 'labels', 'weights'):
-            row = np.zeros_like(found[key][0])
-            row[: chosen.sum()] = found[key][0][chosen] - (start if key == 'positions' else 0)
+            row = np.zeros_like(fields[key][0])
+            row[: chosen.sum()] = fields[key][0][chosen] - (start if key == 'positions' else 0)
             pieces[key] = row[None]
     return pieces
 
 
-def test_documents_of_a_record_are_what_was_packed():
+def test_split_documents_inverts_packing():
     a, b = np.array([1, 2, 3], np.int32), np.array([4], np.int32)
-    assert [d.tolist() for d in collate.split_documents(packed(a, b))] == [[1, 2, 3], [4]]
+    assert [d.tolist() for d in collate.split_documents(pack(a, b))] == [[1, 2, 3], [4]]
     assert collate.split_documents(PADDING) == []

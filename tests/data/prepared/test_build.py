@@ -1,4 +1,4 @@
-"""Claims about how a set is made: by any number of processes, stopped anywhere, to the same bytes."""
+"""Builds of datasets: equal files for any number of workers and after any interruption."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ from lightpaff_jax.errors import Unfinished, Unreadable, UserError
 
 
 def text_files(folder):
-    """A configuration of a text folder that this makes."""
+    """Writes text files; returns a configuration that reads them."""
     corpus.write_random_text(folder, 60_000)
     c = config.default()
     c.data.source, c.data.path, c.data.length = 'text', str(folder), 32
@@ -34,19 +34,19 @@ def text_files(folder):
 
 
 def data_files(folder):
-    """Name -> bytes of all that is in a folder."""
+    """Maps the name of each file in a folder to its bytes."""
     return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Chunks of 2,000 characters and shards of 1,000 ids."""
+    """Sets chunks of 2,000 characters and shards of 1,000 ids."""
     monkeypatch.setattr(tokenize_pool, 'CHUNK', 2000)
     monkeypatch.setattr(build, 'SHARD_TOKENS', 1000)
     monkeypatch.setattr(build.build, '__defaults__', (1000,))
 
 
-def test_processes_that_tokenize_change_no_byte(tmp_path, vocabulary, small_chunks):
+def test_number_of_workers_does_not_change_files(tmp_path, vocabulary, small_chunks):
     c = text_files(tmp_path / 'text')
     sets = []
     for workers in (1, 2, 3):
@@ -56,25 +56,27 @@ def test_processes_that_tokenize_change_no_byte(tmp_path, vocabulary, small_chun
     assert len(sets[0]) > 10
 
 
-def test_processes_read_a_vocabulary_as_it_was_opened(tmp_path, small_chunks):
-    """Whether a vocab.txt is lower case is in no file beside it."""
+def test_workers_use_lowercase_as_the_tokenizer_does(tmp_path, small_chunks):
+    """The files of a vocab.txt do not say whether it is lower case."""
     corpus.wordpiece_tokenizer(tmp_path)
     cased = tokenizers.read(str(tmp_path), lowercase=False)
     c = text_files(tmp_path / 'text')
     (tmp_path / 'text' / 'train.txt').write_text('The DOG a b\n\n' * 900)
     c.tokenizer.lowercase = False
     c.data.workers = 2
-    found = prepare.prepare(c, cased).records('train')
-    ids = np.concatenate([record.first[:-1] for record in found.read(range(len(found)))]).tolist()
+    prepared = prepare.prepare(c, cased).records('train')
+    ids = np.concatenate(
+        [record.first[:-1] for record in prepared.read(range(len(prepared)))]
+    ).tolist()
     assert ids[:5] == [cased.eos_id, *cased.encode(['The DOG a b'])[0]]
 
 
 class Stopped(BaseException):
-    """What no code of the package expects, as a signal at any moment."""
+    """An exception that no code of the package catches, such as from a signal."""
 
 
-class CountsTexts:
-    """A tokenizer's model that counts what it encodes, and stops at a text."""
+class CountingModel:
+    """A tokenizer's model that counts the texts it encodes, and raises Stopped after `last`."""
 
     def __init__(self, model, last=None):
         self._model, self.texts, self._last = model, 0, last
@@ -89,16 +91,14 @@ class CountsTexts:
         return self._model.encode(texts)
 
 
-def counting(tokenizer, last=None):
+def count_texts(tokenizer, last=None):
     return tokenizers.Tokenizer(
-        tokenizer.path, tokenizer.fingerprint, CountsTexts(tokenizer.model, last)
+        tokenizer.path, tokenizer.fingerprint, CountingModel(tokenizer.model, last)
     )
 
 
 @pytest.mark.parametrize('objective', ['clm', 'packed', 'seq2seq'])
-def test_what_was_stopped_goes_on_behind_its_shards_to_the_same_bytes(
-    tmp_path, vocabulary, small_chunks, objective
-):
+def test_resume_after_shards_gives_equal_files(tmp_path, vocabulary, small_chunks, objective):
     c = text_files(tmp_path / 'text')
     if objective == 'packed':
         c.data.packing = 'best_fit'
@@ -110,15 +110,15 @@ def test_what_was_stopped_goes_on_behind_its_shards_to_the_same_bytes(
             (tmp_path / 'text' / f'{split}.txt').unlink()
         c.objective, c.data.source, c.data.columns = 'seq2seq', 'table', ('first', 'second')
         c.data.target_length = 8
-    whole = counting(vocabulary)
+    whole = count_texts(vocabulary)
     wanted = data_files(prepare.prepare(c, whole).path)
     assert len(wanted) > 9
     c.data.cache = str(tmp_path / 'other')
     encoded, stops = 0, 0
     for _ in range(50):
-        some = counting(vocabulary, whole.model.texts // 5)
+        some = count_texts(vocabulary, whole.model.texts // 5)
         try:
-            found = prepare.prepare(c, some)
+            prepared = prepare.prepare(c, some)
             break
         except Stopped:
             stops += 1
@@ -127,29 +127,27 @@ def test_what_was_stopped_goes_on_behind_its_shards_to_the_same_bytes(
         finally:
             encoded += some.model.texts
     assert stops >= 4
-    assert data_files(found.path) == wanted
-    assert encoded < 1.6 * whole.model.texts  # what is in a finished shard is not encoded again
+    assert data_files(prepared.path) == wanted
+    assert encoded < 1.6 * whole.model.texts  # texts of finished shards are not encoded again
 
 
-def test_finished_shards_that_were_changed_are_made_again(
-    tmp_path, vocabulary, small_chunks, caplog
-):
+def test_changed_shards_are_written_again(tmp_path, vocabulary, small_chunks, caplog):
     c = text_files(tmp_path / 'text')
     wanted = data_files(prepare.prepare(c, vocabulary).path)
     c.data.cache = str(tmp_path / 'other')
     with pytest.raises(Stopped):
-        prepare.prepare(c, counting(vocabulary, 300))
+        prepare.prepare(c, count_texts(vocabulary, 300))
     shard = next((tmp_path / 'other').rglob('train-00001.array_record'))
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
     with caplog.at_level(logging.INFO, 'lightpaff_jax'):
-        found = prepare.prepare(c, vocabulary)
-    assert data_files(found.path) == wanted
+        prepared = prepare.prepare(c, vocabulary)
+    assert data_files(prepared.path) == wanted
     assert 'shards of train were changed, they are made again' in caplog.text
 
 
-def test_an_error_of_the_source_leaves_nothing_behind(tmp_path, vocabulary, small_chunks):
+def test_source_error_removes_unfinished_files(tmp_path, vocabulary, small_chunks):
     c = text_files(tmp_path / 'text')
     train = tmp_path / 'text' / 'train.txt'
     train.write_bytes(train.read_bytes() + b'\xff\n')
@@ -158,9 +156,7 @@ def test_an_error_of_the_source_leaves_nothing_behind(tmp_path, vocabulary, smal
     assert list((tmp_path / 'cache/prepared').iterdir()) == []
 
 
-def test_what_cannot_be_read_now_keeps_the_shards_and_the_same_call_goes_on(
-    tmp_path, vocabulary, small_chunks, monkeypatch
-):
+def test_resume_after_read_error_gives_equal_files(tmp_path, vocabulary, small_chunks, monkeypatch):
     c = text_files(tmp_path / 'text')
     wanted = data_files(prepare.prepare(c, vocabulary).path)
     c.data.cache = str(tmp_path / 'other')
@@ -168,7 +164,7 @@ def test_what_cannot_be_read_now_keeps_the_shards_and_the_same_call_goes_on(
 
     @contextlib.contextmanager
     def fails(file):
-        """A file that cannot be read to its end."""
+        """Opens train.txt so that reading it to its end fails."""
         with whole(file) as read:
             yield (file.name == 'train.txt' and broken(file, read)) or read
 
@@ -183,22 +179,20 @@ def test_what_cannot_be_read_now_keeps_the_shards_and_the_same_call_goes_on(
         patch.setattr(files_lib, 'open_binary', fails)
         with pytest.raises(Unreadable, match=r'train\.txt: Input/output error$'):
             prepare.prepare(c, vocabulary)
-    kept = list((tmp_path / 'other').rglob('train-*.array_record'))
-    assert len(kept) > 2
-    rest = counting(vocabulary)
+    shard_files = list((tmp_path / 'other').rglob('train-*.array_record'))
+    assert len(shard_files) > 2
+    rest = count_texts(vocabulary)
     assert data_files(prepare.prepare(c, rest).path) == wanted
-    first = counting(vocabulary)
+    first = count_texts(vocabulary)
     c.data.cache = str(tmp_path / 'third')
     prepare.prepare(c, first)
     assert rest.model.texts < first.model.texts
 
 
-def test_a_write_that_fails_in_silence_is_found_before_the_shard_is_named(
-    tmp_path, vocabulary, small_chunks, monkeypatch
-):
+def test_silent_write_error_is_detected(tmp_path, vocabulary, small_chunks, monkeypatch):
     writer = shards.array_record_module.ArrayRecordWriter
 
-    class Lies:
+    class TruncatingWriter:
         def __init__(self, file, options):
             self._file, self._writer = pathlib.Path(file), writer(file, options)
 
@@ -213,7 +207,7 @@ def test_a_write_that_fails_in_silence_is_found_before_the_shard_is_named(
     wanted = data_files(prepare.prepare(c, vocabulary).path)
     c.data.cache = str(tmp_path / 'other')
     with monkeypatch.context() as patch:
-        patch.setattr(shards.array_record_module, 'ArrayRecordWriter', Lies)
+        patch.setattr(shards.array_record_module, 'ArrayRecordWriter', TruncatingWriter)
         with pytest.raises(Unfinished, match=r'train-00000.*: what was written cannot be read'):
             prepare.prepare(c, vocabulary)
     assert not list((tmp_path / 'other').rglob('*.array_record*'))
@@ -223,20 +217,20 @@ def test_a_write_that_fails_in_silence_is_found_before_the_shard_is_named(
 # Several processes
 
 
-def test_a_second_one_waits_and_makes_nothing(tmp_path, vocabulary, caplog):
+def test_second_process_waits_and_builds_nothing(tmp_path, vocabulary, caplog):
     c = text_files(tmp_path / 'text')
-    whole = counting(vocabulary)
+    whole = count_texts(vocabulary)
     with caplog.at_level(logging.INFO, 'lightpaff_jax'):
         begun, go = threading.Event(), threading.Event()
 
-        class Waits(CountsTexts):
+        class WaitingModel(CountingModel):
             def encode(self, texts):
                 begun.set()
                 go.wait(30)
                 return super().encode(texts)
 
         slow = tokenizers.Tokenizer(
-            vocabulary.path, vocabulary.fingerprint, Waits(vocabulary.model)
+            vocabulary.path, vocabulary.fingerprint, WaitingModel(vocabulary.model)
         )
         first = threading.Thread(target=prepare.prepare, args=(c, slow))
         second = threading.Thread(target=prepare.prepare, args=(c, whole))
@@ -253,7 +247,7 @@ def test_a_second_one_waits_and_makes_nothing(tmp_path, vocabulary, caplog):
     assert len(list((tmp_path / 'cache/prepared').iterdir())) == 1
 
 
-def test_a_lock_that_was_left_behind_holds_nobody_up(tmp_path, vocabulary):
+def test_lock_file_of_a_killed_process_is_ignored(tmp_path, vocabulary):
     c = text_files(tmp_path / 'text')
     path = pathlib.Path(prepare.prepare(c, vocabulary).path)
     shutil.rmtree(path)
@@ -267,49 +261,49 @@ def test_a_lock_that_was_left_behind_holds_nobody_up(tmp_path, vocabulary):
 
 @pytest.fixture
 def started(monkeypatch):
-    """The processes that were started for it."""
-    found, start = [], subprocess.Popen
+    """Returns the list of processes that are started during the test."""
+    processes, start = [], subprocess.Popen
 
     def popen(*args, **kwargs):
-        found.append(start(*args, **kwargs))
-        return found[-1]
+        processes.append(start(*args, **kwargs))
+        return processes[-1]
 
     monkeypatch.setattr(tokenize_pool.subprocess, 'Popen', popen)
-    return found
+    return processes
 
 
-def works(n, taken):
-    """Small pieces of work; `taken` gets the number of each that is asked for."""
+def works(n, requested):
+    """Yields small chunks; appends the number of each to `requested` when it is taken."""
     for i in range(n):
-        taken.append(i)
+        requested.append(i)
         yield Work([Example('a b c')], [f'a b c {"d " * i}'], with_words=True)
 
 
-def test_results_come_in_order_and_work_is_taken_only_a_little_ahead(vocabulary, started):
-    taken = []
+def test_results_are_in_order_and_work_is_bounded(vocabulary, started):
+    requested = []
     with tokenize_pool.start(vocabulary, 2) as encode:
-        for i, (work, found) in enumerate(encode(works(30, taken))):
-            assert found.ids.tolist() == vocabulary.encode(work.texts)[0]
-            assert (found.lengths.tolist(), found.words.tolist()) == ([3 + i], [4 + i])
-            assert len(taken) <= i + 6
+        for i, (work, encoded) in enumerate(encode(works(30, requested))):
+            assert encoded.ids.tolist() == vocabulary.encode(work.texts)[0]
+            assert (encoded.lengths.tolist(), encoded.words.tolist()) == ([3 + i], [4 + i])
+            assert len(requested) <= i + 6
     assert i == 29
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)
 
 
 @pytest.mark.e2e
-def test_a_process_that_is_killed_ends_all_with_one_line(vocabulary, started):
+def test_killed_worker_ends_all_with_one_line(vocabulary, started):
     with tokenize_pool.start(vocabulary, 2) as encode:
-        found = encode(works(30, []))
-        next(found)
+        encoded = encode(works(30, []))
+        next(encoded)
         started[1].kill()
         with pytest.raises(Unfinished, match='ended with signal 9: if memory was short'):
-            list(found)
+            list(encoded)
     assert all(process.poll() is not None for process in started)
 
 
 @pytest.mark.e2e
-def test_no_process_is_left_where_the_work_is_interrupted(vocabulary, started):
+def test_interrupt_leaves_no_worker(vocabulary, started):
     def interrupted():
         with tokenize_pool.start(vocabulary, 2) as encode:
             next(encode(works(30, [])))
@@ -321,7 +315,7 @@ def test_no_process_is_left_where_the_work_is_interrupted(vocabulary, started):
 
 
 @pytest.mark.e2e
-def test_an_interrupt_is_not_heard_by_the_others_not_even_while_they_start(vocabulary, started):
+def test_workers_ignore_sigint_even_at_start(vocabulary, started):
     with tokenize_pool.start(vocabulary, 2) as encode:
         for _ in range(100):
             started[0].send_signal(signal.SIGINT)
@@ -331,7 +325,7 @@ def test_an_interrupt_is_not_heard_by_the_others_not_even_while_they_start(vocab
 
 
 @pytest.mark.e2e
-def test_a_process_that_tokenizes_imports_little():
+def test_worker_imports_little():
     code = (
         'import sys; from lightpaff_jax.data.prepared import tokenize_worker; '
         'from lightpaff_jax.data.tokenizers import huggingface, sentencepiece; '

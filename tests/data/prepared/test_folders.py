@@ -1,4 +1,4 @@
-"""Claims about the folder of what is prepared: what it depends on, and how it is found again."""
+"""Folders of prepared datasets: what their names depend on, and how they are opened."""
 
 import shutil
 
@@ -33,9 +33,7 @@ def prepared(c, tokenizer):
     return prepare.prepare(c, tokenizer)
 
 
-def test_equal_configs_share_a_folder_and_do_not_write_it_again(
-    c, tokenizer, prepared, monkeypatch
-):
+def test_equal_configs_share_a_folder(c, tokenizer, prepared, monkeypatch):
     monkeypatch.setattr(build, 'build', None)
     other = config.copy(c)
     other.data.packages = tuple(reversed(c.data.packages))
@@ -44,7 +42,7 @@ def test_equal_configs_share_a_folder_and_do_not_write_it_again(
 
 
 @pytest.mark.parametrize('change', ['length', 'packages', 'tokenizer', 'objective'])
-def test_other_contents_are_another_folder(c, tokenizer, prepared, change, tmp_path):
+def test_other_contents_have_another_folder(c, tokenizer, prepared, change, tmp_path):
     other = config.copy(c)
     if change == 'length':
         other.data.length = 16
@@ -55,30 +53,37 @@ def test_other_contents_are_another_folder(c, tokenizer, prepared, change, tmp_p
     if change == 'objective':
         prepared = prepare.prepare(other, tokenizer)
         other.objective = 'mass'
-    found = prepare.prepare(other, tokenizer)
-    assert found.path != prepared.path
-    assert found.hash != prepared.hash
+    dataset = prepare.prepare(other, tokenizer)
+    assert dataset.path != prepared.path
+    assert dataset.hash != prepared.hash
 
 
-def test_another_form_or_target_length_is_another_folder(data_cache, vocabulary):
+def test_view_and_target_length_decide_the_folder(data_cache, vocabulary):
     c = corpus.examples_config(data_cache, 'summary')
-    found = [prepare.prepare(c, vocabulary)]
+    datasets = [prepare.prepare(c, vocabulary)]
     c.data.target_length = 9
-    found.append(prepare.prepare(c, vocabulary))
-    found += [
-        prepare.prepare(corpus.examples_config(data_cache, form), vocabulary)
-        for form in ('topic', 'pairs')
+    datasets.append(prepare.prepare(c, vocabulary))
+    datasets += [
+        prepare.prepare(corpus.examples_config(data_cache, view), vocabulary)
+        for view in ('topic', 'pairs')
     ]
-    assert len({p.path for p in found}) == len({p.hash for p in found}) == 4
-    assert [p.manifest['classes'] for p in found] == [0, 0, len(pydocs.PACKAGES), 2]
+    assert len({p.path for p in datasets}) == len({p.hash for p in datasets}) == 4
+    assert [p.manifest['classes'] for p in datasets] == [0, 0, len(pydocs.PACKAGES), 2]
 
 
 @pytest.mark.parametrize(
     ('key', 'value'),
-    [('data.mask_rate', 0.3), ('data.span_rate', 0.3), ('data.whole_words', True), ('seed', 5),
-     ('data.batch_size', 64), ('data.long_text', 'error'), ('student.width', 64)],
-)  # fmt: skip
-def test_what_the_records_do_not_depend_on_shares_a_folder(c, tokenizer, prepared, key, value):
+    [
+        ('data.mask_rate', 0.3),
+        ('data.span_rate', 0.3),
+        ('data.whole_words', True),
+        ('seed', 5),
+        ('data.batch_size', 64),
+        ('data.long_text', 'error'),
+        ('student.width', 64),
+    ],
+)
+def test_unrelated_keys_do_not_change_the_folder(c, tokenizer, prepared, key, value):
     other = config.copy(c)
     *sections, leaf = key.split('.')
     node = other
@@ -88,11 +93,11 @@ def test_what_the_records_do_not_depend_on_shares_a_folder(c, tokenizer, prepare
     assert prepare.prepare(other, tokenizer) == prepared
 
 
-def test_two_builds_are_byte_identical(tmp_path):
+def test_two_builds_have_equal_files(tmp_path):
     builds = [corpus.start_python(PREPARE, tmp_path / n, n) for n in ('1', '2')]
-    one, two = [b.communicate() for b in builds]
-    assert one == two
-    assert one[1] == ''
+    output_a, output_b = [b.communicate() for b in builds]
+    assert output_a == output_b
+    assert output_a[1] == ''
     first, second = [
         {
             str(p.relative_to(tmp_path / n)): p.read_bytes()
@@ -106,65 +111,63 @@ def test_two_builds_are_byte_identical(tmp_path):
     assert len(first) == 1 + len(pydocs.SPLITS) + 1
 
 
-def test_two_processes_may_prepare_in_one_cache(tmp_path):
+def test_two_processes_can_prepare_in_one_cache(tmp_path):
     builds = [corpus.start_python(PREPARE, tmp_path) for _ in range(2)]
-    one, two = [b.communicate() for b in builds]
-    assert one == two
-    assert one[1] == ''
-    assert [p.name for p in (tmp_path / 'prepared').iterdir()] == [one[0].strip()]
+    output_a, output_b = [b.communicate() for b in builds]
+    assert output_a == output_b
+    assert output_a[1] == ''
+    assert [p.name for p in (tmp_path / 'prepared').iterdir()] == [output_a[0].strip()]
 
 
-def test_a_prepared_folder_may_be_moved_and_given_by_its_path(c, tokenizer, prepared, tmp_path):
+def test_prepared_folder_can_be_copied_and_named(c, tokenizer, prepared, tmp_path):
     shutil.copytree(prepared.path, tmp_path / 'copy')
-    given = config.copy(c)
-    given.data.source, given.data.path = 'prepared', str(tmp_path / 'copy')
-    found = prepare.prepare(given, tokenizer)
-    assert found.hash == prepared.hash
-    assert (found.records('test')[0].first == prepared.records('test')[0].first).all()
-    assert sources.classes(given) == found.manifest['classes'] == 0
+    reader = config.copy(c)
+    reader.data.source, reader.data.path = 'prepared', str(tmp_path / 'copy')
+    dataset = prepare.prepare(reader, tokenizer)
+    assert dataset.hash == prepared.hash
+    assert (dataset.records('test')[0].first == prepared.records('test')[0].first).all()
+    assert sources.classes(reader) == dataset.manifest['classes'] == 0
 
 
 @pytest.mark.parametrize(
     ('source', 'key'), [('text', 'data.cache'), ('pydocs', 'data.cache'), ('prepared', 'data.path')]
 )
-def test_a_bucket_where_arrayrecord_needs_a_folder_is_one_line(
-    tmp_path, vocabulary, monkeypatch, source, key
-):
+def test_bucket_for_array_record_is_one_line(tmp_path, vocabulary, monkeypatch, source, key):
     monkeypatch.chdir(tmp_path)
     c = corpus.text_config(tmp_path / 'text')
     c.data.source = source
     name = key.removeprefix('data.')
     c.data[name] = 'gs://bucket/folder'
-    said = f'^config.{key} = gs://bucket/folder: ArrayRecord needs a folder, mount .* gcsfuse'
+    message = f'^config.{key} = gs://bucket/folder: ArrayRecord needs a folder, mount .* gcsfuse'
     for call in (lambda: prepare.prepare(c, vocabulary), lambda: selection.load(c)):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             call()
     if source == 'prepared':
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             sources.classes(c)
     assert [path.name for path in tmp_path.iterdir()] == ['text']
 
 
-def test_a_prepared_folder_that_does_not_fit_is_a_user_error(c, tokenizer, prepared, tmp_path):
+def test_prepared_folder_that_does_not_fit_is_an_error(c, tokenizer, prepared, tmp_path):
     tokenizers.train(['some text that is short'], 300, tmp_path / 'model')
     other = tokenizers.read(str(tmp_path / 'model'))
-    given = config.copy(c)
-    given.data.source = 'prepared'
+    reader = config.copy(c)
+    reader.data.source = 'prepared'
     for path in ('', str(tmp_path / 'absent')):
-        given.data.path = path
+        reader.data.path = path
         with pytest.raises(UserError, match=r'data\.path = .*must be a folder'):
-            prepare.prepare(given, tokenizer)
-    given.data.path = str(tmp_path)
+            prepare.prepare(reader, tokenizer)
+    reader.data.path = str(tmp_path)
     with pytest.raises(UserError, match=r'has no manifest\.json'):
-        prepare.prepare(given, tokenizer)
-    given.data.path = prepared.path
+        prepare.prepare(reader, tokenizer)
+    reader.data.path = prepared.path
     with pytest.raises(
         UserError, match=f'tokenizer {tokenizer.fingerprint}, .*{other.fingerprint}'
     ):
-        prepare.prepare(given, other)
-    given.data.length = 16
+        prepare.prepare(reader, other)
+    reader.data.length = 16
     with pytest.raises(UserError, match=r'data\.length = 16: must equal the 32 that'):
-        prepare.prepare(given, tokenizer)
+        prepare.prepare(reader, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -175,19 +178,19 @@ def test_a_prepared_folder_that_does_not_fit_is_a_user_error(c, tokenizer, prepa
         ('objective', 'clm', "'seq2seq'"),
     ],
 )
-def test_a_prepared_folder_of_another_kind_is_a_user_error(data_cache, vocabulary, key, value, was):
-    given = corpus.examples_config(data_cache, 'summary')
-    path = prepare.prepare(given, vocabulary).path
-    given.data.source, given.data.path = 'prepared', path
-    assert prepare.prepare(given, vocabulary).path == path
-    section = given if key == 'objective' else given.data
+def test_prepared_folder_of_other_settings_is_an_error(data_cache, vocabulary, key, value, was):
+    reader = corpus.examples_config(data_cache, 'summary')
+    path = prepare.prepare(reader, vocabulary).path
+    reader.data.source, reader.data.path = 'prepared', path
+    assert prepare.prepare(reader, vocabulary).path == path
+    section = reader if key == 'objective' else reader.data
     section[key] = value
     with pytest.raises(UserError, match=f'{key} = {value!r}: must equal the {was} that'):
-        prepare.prepare(given, vocabulary)
+        prepare.prepare(reader, vocabulary)
 
 
-def test_classes_of_a_prepared_folder_are_those_it_was_made_with(data_cache, vocabulary):
-    given = corpus.examples_config(data_cache, 'topic')
-    given.data.path = prepare.prepare(given, vocabulary).path
-    given.data.source = 'prepared'
-    assert sources.classes(given) == len(pydocs.PACKAGES)
+def test_prepared_folder_has_its_number_of_classes(data_cache, vocabulary):
+    reader = corpus.examples_config(data_cache, 'topic')
+    reader.data.path = prepare.prepare(reader, vocabulary).path
+    reader.data.source = 'prepared'
+    assert sources.classes(reader) == len(pydocs.PACKAGES)

@@ -1,4 +1,4 @@
-"""Claims about rows of ids that documents are packed into."""
+"""Blocks and rows that documents are packed into."""
 
 import collections
 import itertools
@@ -12,12 +12,12 @@ from lightpaff_jax.data.prepared import packing
 
 
 def documents(rng, n, longest):
-    """Ids of n documents, one after the other, and how many are of each; some are empty."""
+    """Returns the concatenated ids of n documents and their lengths; some are empty."""
     lengths = rng.integers(0, longest + 1, n)
     return rng.integers(0, 1000, lengths.sum()).astype(np.int32), lengths
 
 
-def test_a_separator_stands_behind_every_document():
+def test_separator_follows_every_document():
     ids, lengths = np.array([5, 6, 7, 8], np.int32), np.array([2, 0, 2, 0])
     assert packing.join(ids, lengths, 1).tolist() == [5, 6, 1, 1, 7, 8, 1, 1]
     assert packing.join(ids[:0], lengths[:0], 1).tolist() == []
@@ -25,7 +25,7 @@ def test_a_separator_stands_behind_every_document():
 
 @pytest.mark.parametrize('n', [0, 1, 2, 3, 4, 5, 8, 9, 10, 13])
 @pytest.mark.parametrize('overlap', [0, 1])
-def test_blocks_give_every_id_once_whatever_the_parts(n, overlap):
+def test_blocks_hold_every_id_once_for_any_chunks(n, overlap):
     ids = np.arange(100, 100 + n, dtype=np.int32)
     for at in range(n + 1):
         first, left = packing.cut(ids[:at], 4 + overlap, 4)
@@ -38,27 +38,27 @@ def test_blocks_give_every_id_once_whatever_the_parts(n, overlap):
         assert len(left) < 4 + overlap
 
 
-@pytest.mark.parametrize(('size', 'each'), [(8, 1), (16, 2), (64, 1), (512, 2)])
+@pytest.mark.parametrize(('capacity', 'overhead'), [(8, 1), (16, 2), (64, 1), (512, 2)])
 @pytest.mark.parametrize('longest', [3, 40, 700])
-def test_packed_rows_hold_every_id_once_and_never_too_many(size, each, longest):
-    ids, lengths = documents(np.random.default_rng(size + longest), 200, longest)
+def test_packed_rows_hold_every_id_once_within_capacity(capacity, overhead, longest):
+    ids, lengths = documents(np.random.default_rng(capacity + longest), 200, longest)
     starts = np.cumsum(lengths) - lengths
-    rows = packing.best_fit(lengths.tolist(), size, each)
+    rows = packing.best_fit(lengths.tolist(), capacity, overhead)
     for row in rows:
-        assert sum(p.stop - p.start + each for p in row) <= size
+        assert sum(p.stop - p.start + overhead for p in row) <= capacity
         assert all(0 <= p.start < p.stop <= lengths[p.document] for p in row)
     seen = collections.Counter(
         starts[p.document] + i for row in rows for p in row for i in range(p.start, p.stop)
     )
     assert seen == collections.Counter(range(len(ids)))
-    found = packing.pack(ids, lengths, Packing(size, each))
-    assert [[p.stop - p.start for p in row] for row in rows] == [r.second.tolist() for r in found]
-    for row, record in zip(rows, found, strict=True):
+    records = packing.pack(ids, lengths, Packing(capacity, overhead))
+    assert [[p.stop - p.start for p in row] for row in rows] == [r.second.tolist() for r in records]
+    for row, record in zip(rows, records, strict=True):
         parts = [ids[starts[p.document] :][p.start : p.stop] for p in row]
         assert np.array_equal(np.concatenate(parts), record.first)
 
 
-def test_pieces_that_share_an_id_predict_every_other_id_of_their_document_once():
+def test_pieces_that_share_an_id_predict_every_id_once():
     ids, lengths = documents(np.random.default_rng(0), 60, 50)
     wrapped, sizes = packing.wrap(ids, lengths, 7_777)
     starts = np.cumsum(lengths) - lengths
@@ -72,11 +72,13 @@ def test_pieces_that_share_an_id_predict_every_other_id_of_their_document_once()
     )
     assert seen == {(d, i): 1 for d, n in enumerate(sizes) for i in range(1, n)}
     assert packing.best_fit([18, 17], 16, -1, 1) == [
-        [packing.Piece(0, 0, 17)], [packing.Piece(0, 16, 18)], [packing.Piece(1, 0, 17)],
-    ]  # fmt: skip
+        [packing.Piece(0, 0, 17)],
+        [packing.Piece(0, 16, 18)],
+        [packing.Piece(1, 0, 17)],
+    ]
 
 
-def test_only_documents_that_are_too_long_are_cut_and_only_as_often_as_must_be():
+def test_only_long_documents_are_cut_into_fewest_pieces():
     rows = packing.best_fit([6, 7, 13, 20], 8, 1)
     pieces = sorted(itertools.chain(*rows))
     assert pieces == [
@@ -90,8 +92,8 @@ def test_only_documents_that_are_too_long_are_cut_and_only_as_often_as_must_be()
     ]
 
 
-def test_a_document_goes_into_the_fullest_row_that_has_room():
-    # Behind 7 and 5 there is room of 2 and of 4: 3 fits the latter alone, 1 goes to the former.
+def test_document_goes_into_the_fullest_row_that_fits():
+    # After 7 and 5 ids, 2 and 4 are free: 3 fits only the second row, 1 goes into the first.
     assert packing.best_fit([7, 5, 1, 3], 10, 1) == [
         [(0, 0, 7), (2, 0, 1)],
         [(1, 0, 5), (3, 0, 3)],
@@ -110,8 +112,8 @@ def test_rows_of_many_short_documents_are_nearly_full():
     assert (lengths + 2).sum() / (512 * len(rows)) > 0.99
 
 
-def test_ten_times_the_documents_take_about_ten_times_as_long():
-    """A search through all open rows would take a hundred times as long."""
+def test_packing_time_is_about_linear():
+    """Ten times the documents may take 40 times as long; a linear search of rows takes 100 times."""
 
     def seconds(n):
         lengths = [200] * n  # each opens a row that no other fits in

@@ -1,4 +1,4 @@
-"""Sets that a configuration names beside its own: what they leave out, add and stand for."""
+"""Datasets that a configuration lists: decontamination, unlabelled texts, replaced words."""
 
 import os
 import pathlib
@@ -55,17 +55,17 @@ def by_split(c):
     return {split: {e.first for e in sources.examples(c, split)} for split in sources.SPLITS}
 
 
-def test_a_set_is_named_with_its_keys_its_splits_and_its_weight():
+def test_entry_has_keys_splits_and_weight():
     c = config.default()
     c.data.held_out = 0.2
-    known = list(config.SOURCES)
+    names = list(config.SOURCES)
     part = specs.part(
-        c, 'decontaminate', 'table:data/x?columns=0,1&held_out=0.05#test,train', known
+        c, 'decontaminate', 'table:data/x?columns=0,1&held_out=0.05#test,train', names
     )
     assert (part.c.data.source, part.c.data.path) == ('table', 'data/x')
     assert (part.c.data.columns, part.c.data.held_out) == (('0', '1'), 0.05)
     assert part.splits == ('test', 'train')
-    plain = specs.weighted_part(c, 'mixture', 'text:data/y=0.5', known)
+    plain = specs.weighted_part(c, 'mixture', 'text:data/y=0.5', names)
     assert (plain.c.data.held_out, plain.splits, plain.weight) == (0.2, sources.SPLITS, 0.5)
 
 
@@ -80,7 +80,7 @@ def test_a_set_is_named_with_its_keys_its_splits_and_its_weight():
         ('text:x?held_out=many', 'config.data.held_out = many: must be a number'),
     ],
 )
-def test_a_set_that_is_named_wrongly_is_one_line(entry, rule):
+def test_malformed_entry_is_one_line(entry, rule):
     with pytest.raises(UserError, match=rule) as error:
         specs.part(config.default(), 'decontaminate', entry, list(config.SOURCES))
     assert str(error.value).startswith(f'config.data.decontaminate = {entry!r}: ')
@@ -90,12 +90,12 @@ def test_a_set_that_is_named_wrongly_is_one_line(entry, rule):
 @pytest.mark.parametrize(
     'entry', ['text:data/y', 'text:data/y=much', 'text:data/y=0', 'text:y=nan']
 )
-def test_a_part_of_a_mixture_has_a_weight(entry):
+def test_part_of_a_mixture_needs_a_weight(entry):
     with pytest.raises(UserError, match='WEIGHT a number above 0'):
         specs.weighted_part(config.default(), 'mixture', entry, list(config.SOURCES))
 
 
-def test_rows_of_another_set_are_left_out_of_train(mr, sst2):
+def test_rows_of_another_dataset_are_dropped_from_train(mr, sst2):
     plain = by_split(polarity(mr))
     c = polarity(mr, decontaminate=(f'sst2:{sst2}?held_out=0.05',))
     left = by_split(c)
@@ -108,7 +108,7 @@ def test_rows_of_another_set_are_left_out_of_train(mr, sst2):
     assert sources.identity(c) != sources.identity(polarity(mr))
 
 
-def test_no_text_that_is_evaluated_on_is_in_a_text_that_is_pre_trained_on(mr, sst2, tmp_path):
+def test_evaluation_texts_are_dropped_from_pretraining(mr, sst2, tmp_path):
     book = f'He said: well it is a fine film indeed.\n\n{LONG}\n\nTwo words.\n'
     books = write(tmp_path / 'books', {f'{s}.txt': book for s in ('train', 'validation', 'test')})
     c = config.default()
@@ -121,17 +121,17 @@ def test_no_text_that_is_evaluated_on_is_in_a_text_that_is_pre_trained_on(mr, ss
     gone = set(before) - set(after)
     assert any('fine film' in text for text in gone)
     assert all('fine film' in text for text in gone)
-    kept = [e.first for e in sources.examples(c, 'test')]
+    before = [e.first for e in sources.examples(c, 'test')]
     c.data.decontaminate = ()
-    assert kept == [e.first for e in sources.examples(c, 'test')]
+    assert before == [e.first for e in sources.examples(c, 'test')]
     c.data.decontaminate = (f'sst2:{sst2}?held_out=0.05#validation,test',)
     parts = [part for part, _ in sources.parts(c)]
     assert [part.data.held_out for part in parts] == [0.0, 0.1]
     assert all(part.data.decontaminate == c.data.decontaminate for part in parts)
 
 
-def test_what_is_excluded_is_read_by_the_settings_of_the_run_and_not_of_the_part(tmp_path):
-    """Two files of equal text: what a larger share takes for the test is left out of all."""
+def test_decontaminate_uses_the_settings_of_the_run(tmp_path):
+    """Both files have the same text; the listed dataset has the larger test share of the run."""
     text = '\n\n'.join(f'the weather of day {n} was as ever and {n} again' for n in range(200))
     a, b = (write(tmp_path / name, {'train.txt': text}) for name in 'ab')
     c = config.default()
@@ -149,7 +149,7 @@ def test_what_is_excluded_is_read_by_the_settings_of_the_run_and_not_of_the_part
 
 @pytest.mark.parametrize('evaluated', ['dollars', 'euros'])
 @pytest.mark.parametrize('learnt', ['dollars', 'euros'])
-def test_a_text_is_left_out_as_it_is_and_repaired(tmp_path, evaluated, learnt):
+def test_text_is_dropped_before_and_after_repair(tmp_path, evaluated, learnt):
     line = 'a film that costs many {} and is worth none of them'
     other = 'another line of which nothing else is known at all'
     folder = write(
@@ -164,7 +164,7 @@ def test_a_text_is_left_out_as_it_is_and_repaired(tmp_path, evaluated, learnt):
     assert [e.first for e in sources.examples(c, 'train')] == [line.format('euros'), other]
 
 
-def test_a_text_is_left_out_though_a_sign_keeps_one_side_from_being_repaired(tmp_path):
+def test_text_is_dropped_if_only_one_side_is_repaired(tmp_path):
     line = 'there is nothing here that costs this many dollars'
     folder = write(tmp_path / 'x', {'train.txt': f'{line}.\n\nother', 'test.txt': line})
     c = config.default()
@@ -173,24 +173,26 @@ def test_a_text_is_left_out_though_a_sign_keeps_one_side_from_being_repaired(tmp
     assert [e.first for e in sources.examples(c, 'train')] == ['other']
 
 
-def test_unlabelled_text_is_repaired_and_has_nothing_that_is_evaluated_or_excluded(tmp_path):
+def test_unlabelled_text_is_repaired_and_decontaminated(tmp_path):
     line = 'a film that costs many dollars and is worth none of them'
-    known = 'this one is of another set whose texts are not to be read'
+    excluded = 'this one is of another set whose texts are not to be read'
     new = 'nobody has seen this text of five dollars or more'
     rows = ''.join(f'{text}\t1\n' for text in ('good', 'bad'))
-    folder = write(tmp_path / 'x', {'train.tsv': rows, 'dev.tsv': f'{line}\t0\n',
-                                    'test.tsv': f'{line} again\t0\n'})  # fmt: skip
-    more = write(tmp_path / 'y', {'train.txt': '\n\n'.join([line, known, new, line[7:40]])})
+    folder = write(
+        tmp_path / 'x',
+        {'train.tsv': rows, 'dev.tsv': f'{line}\t0\n', 'test.tsv': f'{line} again\t0\n'},
+    )
+    more = write(tmp_path / 'y', {'train.txt': '\n\n'.join([line, excluded, new, line[7:40]])})
     c = polarity(folder, source='table', held_out=0.0, columns=('0', '', '1'), classes=2)
     c.data.replace = ('dollars=euros',)
     c.data.unlabelled = (f'text:{more}#train',)
-    c.data.decontaminate = (f'text:{write(tmp_path / "z", {"test.txt": known})}#test',)
+    c.data.decontaminate = (f'text:{write(tmp_path / "z", {"test.txt": excluded})}#test',)
     added = [e.first for e in sources.examples(c, 'train') if e.label < 0]
     assert added == [new.replace('dollars', 'euros')]
 
 
 @pytest.mark.parametrize(
-    ('query', 'says'),
+    ('query', 'message'),
     [
         ('documents=lines', "config.data.documents = 'lines': must be one of blank, line, file"),
         ('held_out=5', 'config.data.held_out = 5.0: must be at least 0 and below 0.5'),
@@ -200,16 +202,16 @@ def test_unlabelled_text_is_repaired_and_has_nothing_that_is_evaluated_or_exclud
     ],
 )
 @pytest.mark.parametrize('key', ['mixture', 'decontaminate', 'unlabelled'])
-def test_a_value_of_a_set_s_own_is_checked(key, query, says):
+def test_value_of_an_entry_is_checked(key, query, message):
     entry = f'text:data/x?{query}' + ('=1' if key == 'mixture' else '')
     make = specs.weighted_part if key == 'mixture' else specs.part
     with pytest.raises(UserError) as error:
         make(config.default(), key, entry, list(config.SOURCES))
-    assert str(error.value).startswith(f'config.data.{key} = {entry!r}: {says}')
+    assert str(error.value).startswith(f'config.data.{key} = {entry!r}: {message}')
 
 
 @pytest.mark.parametrize(
-    ('entry', 'says'),
+    ('entry', 'message'),
     [
         ('parallel:x?suffixes=en', "must be two different suffixes for source 'parallel'"),
         ('parallel:x?suffixes=en,EN', "must be two different suffixes for source 'parallel'"),
@@ -217,24 +219,24 @@ def test_a_value_of_a_set_s_own_is_checked(key, query, says):
         ('table:x?columns=0,1,', 'config.data.columns = 0,1,: must name the column of the class'),
     ],
 )
-def test_a_value_that_its_source_cannot_have_is_named(entry, says):
+def test_error_names_a_value_its_source_cannot_have(entry, message):
     with pytest.raises(UserError) as error:
         specs.part(config.default(), 'decontaminate', entry, list(config.SOURCES))
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_part_s_own_settings_and_those_of_the_run_are_of_two_sets(tmp_path):
-    """What is excluded inherits from the run, whatever the part says and however it is written."""
+def test_decontaminate_ignores_settings_of_a_part(tmp_path):
+    """Entries of `decontaminate` inherit settings of the run, not of a part of its mixture."""
     table = 'a,b&c#d,label\nsome words of a text that is long,more,1\n'
     here = {f'{split}.csv': table for split in sources.SPLITS}
     names = ('a', 'b&c#d')
-    one, two = (write(tmp_path / name, here) for name in ('one', 'two'))
+    task, two = (write(tmp_path / name, here) for name in ('task', 'two'))
     other = write(tmp_path / 'x', {'test.txt': 'some words of a text that is long'})
     c = config.default()
     c.data.source, c.data.columns = 'mixture', names
-    c.data.mixture = (f'table:{one}=1', f'table:{two}?columns=a=1')
+    c.data.mixture = (f'table:{task}=1', f'table:{two}?columns=a=1')
     assert len([*sources.examples(c, 'test')]) == 2 + 1
-    c.data.decontaminate = (f'table:{one}#test',)
+    c.data.decontaminate = (f'table:{task}#test',)
     second = sources.parts(c)[1][0]
     (read,) = sources._parts(second, 'decontaminate')
     assert read.c.data.columns == names
@@ -243,7 +245,7 @@ def test_a_part_s_own_settings_and_those_of_the_run_are_of_two_sets(tmp_path):
     assert read.splits == ('test',)
 
 
-def test_unlabelled_text_of_which_nothing_is_left_is_named(mr, sst2):
+def test_error_names_unlabelled_text_that_is_all_dropped(mr, sst2):
     entry = f'sst2:{sst2}?held_out=0.05#train'
     c = polarity(mr, decontaminate=(f'sst2:{sst2}?held_out=0.05',), unlabelled=(entry,))
     with pytest.raises(UserError) as error:
@@ -251,7 +253,7 @@ def test_unlabelled_text_of_which_nothing_is_left_is_named(mr, sst2):
     assert str(error.value).startswith(f'config.data.unlabelled = {entry!r}: nothing is left of it')
 
 
-def test_words_that_stand_for_others_are_replaced_whole(tmp_path):
+def test_replace_changes_only_whole_words(tmp_path):
     folder = write(
         tmp_path / 'news',
         {f'{s}.{side}': 'UNK said UNKs UNK\n' for s in ('train', 'valid', 'test') for side in 'ab'},
@@ -271,17 +273,17 @@ def test_words_that_stand_for_others_are_replaced_whole(tmp_path):
         sources.check(c)
 
 
-def test_unlabelled_text_has_no_class_and_the_teacher_alone_speaks(mr, sst2, tmp_path, data_cache):
+def test_unlabelled_text_has_no_class(mr, sst2, tmp_path, data_cache):
     c = polarity(mr, decontaminate=(f'sst2:{sst2}?held_out=0.05#test',))
     c.data.unlabelled = (f'sst2:{sst2}?held_out=0.05#train',)
     c.data.update({'cache': str(tmp_path / 'cache'), 'length': 16, 'batch_size': 8})
     c.student.vocab_size, c.loss.lambda_, c.teacher.path = 300, 0.3, 'somewhere'
-    found = [*sources.examples(c, 'train')]
-    added = [e for e in found if e.label < 0]
+    examples = [*sources.examples(c, 'train')]
+    added = [e for e in examples if e.label < 0]
     assert len(added) == sum(1 for _ in sources.examples(_sst2(sst2), 'train'))
     assert all(e.first.startswith('a good film') for e in added)
     assert all(e.label >= 0 for split in ('validation', 'test') for e in sources.examples(c, split))
-    tokenizer = selection.load(_alone(c))
+    tokenizer = selection.load(_without_teacher(c))
     prepared = prepare.prepare(c, tokenizer)
     batch = corpus.batch_at(c, prepared, tokenizer, 0)
     assert {-1, 0, 1} >= set(batch.labels.ravel().tolist()) > {-1}
@@ -289,12 +291,11 @@ def test_unlabelled_text_has_no_class_and_the_teacher_alone_speaks(mr, sst2, tmp
 
 
 def _sst2(path):
-    c = polarity(path, source='sst2', held_out=0.05)
-    return c
+    return polarity(path, source='sst2', held_out=0.05)
 
 
-def _alone(c):
-    """Without the teacher, whose tokenizer would be read."""
+def _without_teacher(c):
+    """Returns a copy without the teacher, whose tokenizer would be read."""
     c = config.copy(c)
     c.teacher.path, c.data.unlabelled = '', ()
     return c
@@ -311,7 +312,7 @@ def test_unlabelled_text_needs_a_teacher_and_classes(mr, sst2):
         validate.validate(c)
 
 
-def test_a_set_that_is_not_there_says_which_key_named_it(mr):
+def test_error_of_a_missing_dataset_names_its_key(mr):
     c = polarity(mr, decontaminate=('sst2:/nowhere?held_out=0.05',))
     rule = r"data.decontaminate = 'sst2:/nowhere.*': /nowhere: no such path, put a folder with train.tsv"
     with pytest.raises(MissingPaths, match=rule):
@@ -327,7 +328,7 @@ DATA = os.environ.get('LIGHTPAFF_DATA', '')
 
 
 @pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')
-def test_neither_of_polarity_and_sst2_learns_from_a_sentence_of_the_other():
+def test_polarity_and_sst2_share_no_sentence():
     from lightpaff_jax.config import flags
 
     configs = pathlib.Path(__file__).parents[3] / 'configs'
@@ -345,12 +346,13 @@ def test_neither_of_polarity_and_sst2_learns_from_a_sentence_of_the_other():
         {''.join(decontaminate._words(t)) for t in splits['train']} for splits in read.values()
     ]
     assert not learnt[0] & learnt[1]
-    # Rows of SST-2's validation split are phrases, of sentences that MR may have.
-    for one, held, other in (
-        ('sst2', ('test',), 'polarity'), ('polarity', ('validation', 'test'), 'sst2')
-    ):  # fmt: skip
+    # Rows of SST-2's validation split are phrases; MR can have their sentences.
+    for task, names, other in (
+        ('sst2', ('test',), 'polarity'),
+        ('polarity', ('validation', 'test'), 'sst2'),
+    ):
         evaluated = decontaminate.OverlapIndex()
-        for text in (text for split in held for text in read[one][split]):
+        for text in (text for split in names for text in read[task][split]):
             evaluated.add(text, is_document=False)
         assert not any(
             evaluated.overlaps(text, decontaminate.MIN_SENTENCE_WORDS)
@@ -360,7 +362,7 @@ def test_neither_of_polarity_and_sst2_learns_from_a_sentence_of_the_other():
 
 @pytest.mark.skipif(not DATA, reason='LIGHTPAFF_DATA names a folder with real sets')
 @pytest.mark.parametrize('family', ['bert', 'gpt2', 'mass'])
-def test_no_evaluation_sentence_of_a_family_is_in_its_pre_training_text(family, data_cache):
+def test_pretraining_has_no_evaluation_sentence(family, data_cache):
     from lightpaff_jax.config import flags
     from lightpaff_jax.recipe import plan
 
@@ -372,8 +374,8 @@ def test_no_evaluation_sentence_of_a_family_is_in_its_pre_training_text(family, 
     assert len(pretraining) > 1000
     text = ' | '.join(' '.join(decontaminate._words(document)) for document in pretraining)
     text = f' {text} '
-    for found in table['tasks'].values():
-        task = runs[found['teacher'][-1]]
+    for entry in table['tasks'].values():
+        task = runs[entry['teacher'][-1]]
         for split in ('validation', 'test'):
             for example in sources.examples(task, split):
                 for side in example[:2]:
@@ -386,7 +388,7 @@ def test_no_evaluation_sentence_of_a_family_is_in_its_pre_training_text(family, 
                             assert f' {" ".join(words)} ' not in text
 
 
-def test_a_pair_is_one_document_of_pretraining_and_a_translation_two(tmp_path):
+def test_pair_is_one_document_and_a_translation_two(tmp_path):
     rows = 'id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n'
     rows += ''.join(f'{n}\t1\t2\thow is {n} made\twhat makes {n}\t1\n' for n in range(30))
     c = config.default()

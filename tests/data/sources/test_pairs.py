@@ -1,4 +1,4 @@
-"""Claims about texts in two files, and about reviews in a file for each class."""
+"""The sources of parallel files and of movie reviews."""
 
 import itertools
 
@@ -39,7 +39,7 @@ def test_lines_of_two_files_are_pairs(tmp_path, names):
     assert list(sources.examples(parallel(tmp_path, suffixes=('de', 'en')), 'train')) == back
 
 
-def test_shards_of_both_sides_are_pairs_in_their_order(tmp_path):
+def test_shards_of_both_sides_are_paired_in_order(tmp_path):
     for shard, side in itertools.product('21', ('en', 'de')):
         write_file(tmp_path / f'train.{shard}.{side}', f'{side} {shard}\n')
     want = [Example('en 1', 'de 1'), Example('en 2', 'de 2')]
@@ -51,26 +51,47 @@ SHARDS = SIDES + 'must have one file of each side for every shard, the files are
 
 
 @pytest.mark.parametrize(
-    ('contents', 'said'),
+    ('contents', 'message'),
     [
-        ({'train.en': 'a\nb\nc\n', 'train.de': 'a\n'}, '{0}/train.en: has 3 lines, {0}/train.de has 1, must be as many'),
-        ({'train.en': 'a\nb\n', 'train.de': 'a\nb\nc\nd\ne'}, '{0}/train.en: has 2 lines, {0}/train.de has 5, must be as many'),
-        ({'train.en': 'a\n'}, SIDES + "no file of split 'train' has 'de' in its name, its files are train.en"),
-        ({'train.1.en': 'a\n', 'train.2.en': 'a\n', 'train.1.de': 'a\n'}, SHARDS + 'train.1.en, train.2.en, train.1.de'),
-        ({'train.1.en': 'a\n', 'train.2.en': 'a\n', 'train.1.de': 'a\n', 'train.3.de': 'a\n'}, SHARDS + 'train.1.en, train.2.en, train.1.de, train.3.de'),
-        ({'train.en': 'a\n \n', 'train.de': 'a\nb\n'}, "{0}/train.en:2: 'train.en' is empty" + HINT),
+        (
+            {'train.en': 'a\nb\nc\n', 'train.de': 'a\n'},
+            '{0}/train.en: has 3 lines, {0}/train.de has 1, must be as many',
+        ),
+        (
+            {'train.en': 'a\nb\n', 'train.de': 'a\nb\nc\nd\ne'},
+            '{0}/train.en: has 2 lines, {0}/train.de has 5, must be as many',
+        ),
+        (
+            {'train.en': 'a\n'},
+            SIDES + "no file of split 'train' has 'de' in its name, its files are train.en",
+        ),
+        (
+            {'train.1.en': 'a\n', 'train.2.en': 'a\n', 'train.1.de': 'a\n'},
+            SHARDS + 'train.1.en, train.2.en, train.1.de',
+        ),
+        (
+            {'train.1.en': 'a\n', 'train.2.en': 'a\n', 'train.1.de': 'a\n', 'train.3.de': 'a\n'},
+            SHARDS + 'train.1.en, train.2.en, train.1.de, train.3.de',
+        ),
+        (
+            {'train.en': 'a\n \n', 'train.de': 'a\nb\n'},
+            "{0}/train.en:2: 'train.en' is empty" + HINT,
+        ),
         ({'train.en': 'a\nb\n', 'train.de': 'a\n\n'}, "{0}/train.en:2: 'train.de' is empty" + HINT),
-        ({'train.en': 'a\n', 'train.de': b'\xff\n'}, "{0}/train.en:1: 'train.de' must be UTF-8" + HINT),
+        (
+            {'train.en': 'a\n', 'train.de': b'\xff\n'},
+            "{0}/train.en:1: 'train.de' must be UTF-8" + HINT,
+        ),
         ({'train.en': '', 'train.de': ''}, '{0}/train.en: empty corpus, must hold a line'),
     ],
-)  # fmt: skip
-def test_files_that_are_no_pairs_are_named(tmp_path, contents, said):
+)
+def test_error_names_files_that_form_no_pairs(tmp_path, contents, message):
     for name, content in contents.items():
         write_file(tmp_path / name, content)
-    assert source_cases.read_error(parallel(tmp_path)) == said.format(tmp_path)
+    assert source_cases.read_error(parallel(tmp_path)) == message.format(tmp_path)
 
 
-def test_a_pair_that_lacks_a_side_is_skipped_whole(tmp_path):
+def test_pair_without_a_side_is_skipped(tmp_path):
     write_files(tmp_path, train_en='a\n\nc\n', train_de='x\ny\nz\n')
     c, skipped = parallel(tmp_path, on_error='skip'), []
     read = list(sources.examples(c, 'train', skipped.append))
@@ -85,20 +106,22 @@ def test_pairs_of_one_source_text_are_in_one_split(tmp_path):
         train_de='\n'.join(f'target {i}' for i in range(900)),
     )
     c = parallel(tmp_path, held_out=0.1)
-    found = [set(read_texts(c, split)) for split in sources.SPLITS]
-    assert all(a.isdisjoint(b) for a, b in itertools.combinations(found, 2))
-    assert sum(map(len, found)) == 300
+    texts = [set(read_texts(c, split)) for split in sources.SPLITS]
+    assert all(a.isdisjoint(b) for a, b in itertools.combinations(texts, 2))
+    assert sum(map(len, texts)) == 300
 
 
 # Movie reviews.
 
 
-def test_polarity_of_reviews_is_the_name_of_their_file(tmp_path):
+def test_file_name_decides_the_class_of_reviews(tmp_path):
     write_files(tmp_path, **{'rt-polarity_neg': 'bad \nworse\n', 'rt-polarity_pos': 'good\n'})
     c = make_config('mr', tmp_path)
     assert list(sources.examples(c, 'train')) == [
-        Example('bad ', '', 0), Example('worse', '', 0), Example('good', '', 1),
-    ]  # fmt: skip
+        Example('bad ', '', 0),
+        Example('worse', '', 0),
+        Example('good', '', 1),
+    ]
     assert sources.classes(c) == 2
     assert source_cases.check_error(c) == (
         f"config.data.path = {tmp_path}: has no split 'validation': rt-polarity.neg and "
@@ -106,22 +129,28 @@ def test_polarity_of_reviews_is_the_name_of_their_file(tmp_path):
     )
 
 
-def test_files_may_be_named_for_reviews_too(tmp_path):
+def test_files_of_reviews_can_be_configured(tmp_path):
     write_files(tmp_path, a_neg='bad\n', a_pos='good\n', b_neg='no\n', b_pos='yes\n')
     c = make_config('mr', tmp_path, files=('train=a.*', 'test=b.*'))
     assert read_texts(c, 'test') == ['no', 'yes']
 
 
 @pytest.mark.parametrize(
-    ('contents', 'said'),
+    ('contents', 'message'),
     [
-        ({'neg': 'bad\n'}, "config.data.path = {0}: split 'train' must have one file .neg and one .pos, has rt-polarity.neg"),
+        (
+            {'neg': 'bad\n'},
+            "config.data.path = {0}: split 'train' must have one file .neg and one .pos, has rt-polarity.neg",
+        ),
         ({'neg': 'bad\n\n', 'pos': 'x\n'}, '{0}/rt-polarity.neg:2: is empty' + HINT),
-        ({'neg': 'bad\n', 'pos': b'caf\xe9\n'}, '{0}/rt-polarity.pos:1: must be UTF-8, has byte 0xe9: invalid continuation byte' + HINT),
+        (
+            {'neg': 'bad\n', 'pos': b'caf\xe9\n'},
+            '{0}/rt-polarity.pos:1: must be UTF-8, has byte 0xe9: invalid continuation byte' + HINT,
+        ),
         ({'neg': 'bad\n', 'pos': ''}, '{0}/rt-polarity.pos: empty corpus, must hold a line'),
     ],
-)  # fmt: skip
-def test_malformed_reviews_are_named(tmp_path, contents, said):
+)
+def test_error_names_malformed_reviews(tmp_path, contents, message):
     for mark, content in contents.items():
         write_file(tmp_path / f'rt-polarity.{mark}', content)
-    assert source_cases.read_error(make_config('mr', tmp_path)) == said.format(tmp_path)
+    assert source_cases.read_error(make_config('mr', tmp_path)) == message.format(tmp_path)
