@@ -1,4 +1,4 @@
-"""Texts written by a trained network: the functions, and a command."""
+"""Generates text with a trained network: functions, and a command."""
 
 import pathlib
 import sys
@@ -21,18 +21,20 @@ __all__ = ['Generated', 'Settings', 'make_generate', 'texts']
 USAGE = """
 python -m lightpaff_jax.generate --model=DIR (--prompt=TEXT | --file=FILE) [--max-length=N] ...
 
-What a network writes, one line a prompt (line ends in it become spaces): a GPT-2 goes on from the
-prompt, which is not printed; an encoder-decoder has it as its source. DIR is the workdir of a
-finished run or a Hugging Face folder with its tokenizer. FILE has one prompt a line.
+Prints the text that a network generates, one line per prompt (line ends become spaces). A GPT-2
+continues the prompt, which is not printed; an encoder-decoder reads it as its source. DIR is the
+workdir of a finished run or a Hugging Face folder with its tokenizer. FILE has one prompt per line.
 
---max-length=64  most new tokens, the end included      --sample         draw each token
---min-length=0   new tokens before the end may come     --temperature=1  logits are divided by it
---beams=1        hypotheses kept; 1 is greedy           --top-k=0        from so many tokens; 0: all
---length-penalty=1  a text counts log p / length**this  --top-p=1        from this probability mass
---no-early-stop  search on while a better text may come --seed=0         of what is drawn
---batch-size=16  prompts at a time
+--max-length=64     maximum number of new tokens, the end token included
+--min-length=0      new tokens before the end token is allowed
+--beams=1           hypotheses of a beam search; 1 is greedy
+--length-penalty=1  a beam search ranks hypotheses by log p / length**penalty
+--no-early-stop     search until no open hypothesis can become better
+--sample            sample each token, with --temperature=1 (divides the logits), --top-k=0 (only
+                    the k most probable tokens; 0 is all), --top-p=1 (only the most probable tokens
+                    of this total probability) and --seed=0
+--batch-size=16     prompts per batch
 """
-
 
 FLAGS = {
     'model': '',
@@ -53,56 +55,61 @@ FLAGS = {
 
 
 def texts(
-    model: models.Model, params: models.Params, tokenizer: tokenizers.Tokenizer,
-    prompts: Sequence[str], settings: Settings, *, batch_size: int = 16, seed: int = 0,
-) -> Iterator[str]:  # fmt: skip
-    """What a network writes after, or from, each prompt, in their order.
+    model: models.Model,
+    params: models.Params,
+    tokenizer: tokenizers.Tokenizer,
+    prompts: Sequence[str],
+    settings: Settings,
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Generates one text per prompt, in the order of the prompts.
 
     Args:
-      model: a GPT-2 or an encoder-decoder.
+      model: a GPT-2, which continues the prompt, or an encoder-decoder, whose source it is.
       params: its parameters.
       tokenizer: its tokenizer.
-      prompts: at least one; an empty one is the end of a document that comes before.
-      settings: how it writes.
-      batch_size: prompts at a time.
-      seed: of what is drawn.
+      prompts: at least one prompt. An empty one stands for the end of the document before.
+      settings: the settings of search or sampling.
+      batch_size: prompts per batch.
+      seed: the seed of sampling.
 
     Raises:
-      UserError: an encoder, a setting out of range, or a prompt with more tokens than the network
-        has positions for.
+      UserError: the model is an encoder, a setting is out of range, or prompt and new tokens exceed
+        the positions of the network.
     """
-    eos = tokenizer.eos_id
-    write = jax.jit(
+    eos, seq2seq = tokenizer.eos_id, model.network.family == 'mass'
+    generate_batch = jax.jit(
         make_generate(model, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id)
     )
-    source = model.network.family == 'mass'
-    rows = [[*ids, eos] if source else ids or [eos] for ids in tokenizer.encode(prompts)]
-    length = max(map(len, rows))
-    positions = model.network.positions
-    needed = max(length, settings.max_length) if source else length + settings.max_length
+    rows = [[*ids, eos] if seq2seq else ids or [eos] for ids in tokenizer.encode(prompts)]
+    length, positions = max(map(len, rows)), model.network.positions
+    needed = max(length, settings.max_length) if seq2seq else length + settings.max_length
     if needed > positions:
         number = 1 + max(range(len(rows)), key=lambda i: len(rows[i]))
-        both = 'must each be at most' if source else 'must together be at most'
+        rule = 'must each be at most' if seq2seq else 'must together be at most'
         raise UserError(
-            f'prompt {number} has {length} tokens and max_length is {settings.max_length}: {both} '
+            f'prompt {number} has {length} tokens and max_length is {settings.max_length}: {rule} '
             f"the network's {positions} positions"
         )
-    blank = jnp.zeros((batch_size, 1), jnp.int32)
-    for number in range(0, len(rows), batch_size):
-        ids = np.full((batch_size, length), tokenizer.pad_id, np.int32)
-        real = np.zeros_like(ids)
-        chosen = rows[number : number + batch_size]
-        for i, row in enumerate(chosen):
-            ids[i, : len(row)], real[i, : len(row)] = row, 1
-        read, mask = jnp.asarray(ids), jnp.asarray(real)
-        if source:
-            batch = Batch(blank, blank, blank, source=read, source_segments=mask)
+    unused = jnp.zeros((batch_size, 1), jnp.int32)
+    for start in range(0, len(rows), batch_size):
+        chunk = rows[start : start + batch_size]
+        # All batches have one shape, so that one program is compiled.
+        tokens = np.full((batch_size, length), tokenizer.pad_id, np.int32)
+        mask = np.zeros_like(tokens)
+        for i, row in enumerate(chunk):
+            tokens[i, : len(row)], mask[i, : len(row)] = row, 1
+        ids, segments = jnp.asarray(tokens), jnp.asarray(mask)
+        if seq2seq:
+            batch = Batch(unused, unused, unused, source=ids, source_segments=segments)
         else:
-            batch = Batch(read, blank, blank, segments=mask)
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        found = jax.device_get(write(params, batch, key))
-        for i in range(len(chosen)):
-            new = found.ids[i, : found.lengths[i]]
+            batch = Batch(ids, unused, unused, segments=segments)
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        generated = jax.device_get(generate_batch(params, batch, key))
+        for i in range(len(chunk)):
+            new = generated.ids[i, : generated.lengths[i]]
             yield tokenizer.decode_valid(new[new != eos])
 
 

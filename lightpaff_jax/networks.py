@@ -1,6 +1,4 @@
-"""The networks of a configuration, built as its `train` section says they are computed."""
-
-from typing import Any
+"""Builds the networks of a run with the compute settings of the section `train`."""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +12,19 @@ from lightpaff_jax.models import attention
 
 
 def shapes(c: ConfigDict) -> list[Shape]:
-    """Lengths that a batch of a run may have, rising: one, or one a bucket."""
+    """Returns the shapes of a run's batches, the shortest first: one, or one per bucket."""
     return [objectives.OBJECTIVES[c.objective].shape(b) for b in objectives.buckets(c)]
 
 
 def student(c: ConfigDict, platform: str | None = None) -> models.Model:
-    """The network that is trained, for 'cpu', 'gpu' or 'tpu'; None is what there is.
+    """Builds the student.
+
+    Args:
+      c: the configuration of the run.
+      platform: 'cpu', 'gpu' or 'tpu'; the default is that of the devices of this process.
 
     Raises:
-      UserError: it cannot have `config.train.attention`.
+      UserError: the network cannot use `config.train.attention`.
     """
     return models.build(
         c.student,
@@ -32,30 +34,41 @@ def student(c: ConfigDict, platform: str | None = None) -> models.Model:
     )
 
 
-def teacher(c: ConfigDict, net: Any, platform: str | None = None) -> models.Model:
-    """A frozen teacher of shape `net`, as `student`; raises UserError alike."""
-    return models.build(
-        net,
-        compute_dtype=c.train.compute_dtype,
-        attention=kernel(c, 'teacher', net, platform),
-    )
+def teacher(c: ConfigDict, network: ConfigDict, platform: str | None = None) -> models.Model:
+    """Builds the frozen teacher of shape `network`; other arguments and errors as in `student`."""
+    attention = kernel(c, 'teacher', network, platform)
+    return models.build(network, compute_dtype=c.train.compute_dtype, attention=attention)
 
 
-def teacher_dtype(c: ConfigDict, platform: str | None = None):
-    """Of a teacher's parameters: `config.teacher.dtype`."""
-    if c.teacher.dtype == 'auto':
-        return jnp.float32 if (platform or jax.default_backend()) == 'cpu' else jnp.bfloat16
-    return jnp.dtype(c.teacher.dtype)
+def teacher_dtype(c: ConfigDict, platform: str | None = None) -> jnp.dtype:
+    """Returns the type of the teacher's parameters; 'auto' is bfloat16, on a CPU float32."""
+    dtype = c.teacher.dtype
+    if dtype == 'auto':
+        dtype = 'float32' if (platform or jax.default_backend()) == 'cpu' else 'bfloat16'
+    return jnp.dtype(dtype)
 
 
-def kernel(c: ConfigDict, name: str, net: Any, platform: str | None, dropout: float = 0.0) -> str:
-    """The attention of one network, one of attention.KERNELS."""
+def kernel(
+    c: ConfigDict, name: str, network: ConfigDict, platform: str | None, dropout: float = 0.0
+) -> str:
+    """Returns the attention kernel of a network, one of `attention.KERNELS`.
+
+    Args:
+      c: the configuration of the run.
+      name: 'student' or 'teacher', for the message.
+      network: the shape of the network.
+      platform: as in `student`.
+      dropout: the dropout rate of attention weights.
+
+    Raises:
+      UserError: the network cannot use `config.train.attention`.
+    """
     platform = platform or jax.default_backend()
-    asked = c.train.attention
-    about = platform, net, shapes(c), c.train.compute_dtype, c.mesh.tensor, dropout
-    if asked == 'auto':
-        return attention.choose_kernel(*about)
-    rule = attention.unmet_requirement(asked, *about)
+    choice = c.train.attention
+    conditions = platform, network, shapes(c), c.train.compute_dtype, c.mesh.tensor, dropout
+    if choice == 'auto':
+        return attention.choose_kernel(*conditions)
+    rule = attention.unmet_requirement(choice, *conditions)
     if rule:
-        raise UserError(f'config.train.attention = {asked!r}: of the {name}: {rule}')
-    return asked
+        raise UserError(f'config.train.attention = {choice!r}: of the {name}: {rule}')
+    return choice

@@ -32,10 +32,7 @@ class Pretrained(abc.ABC):
     """The shape of the network: the keys of `config.network()`."""
 
     def tokenizer(self, lowercase: bool = True) -> tokenizers.Tokenizer:
-        """Reads the tokenizer of the network.
-
-        Args:
-          lowercase: whether a vocab.txt is lower case, unless a tokenizer_config.json decides it.
+        """Reads the tokenizer of the network; `lowercase` is as in `tokenizers.read`.
 
         Raises:
           UserError: the folder has no tokenizer, or a malformed one.
@@ -53,12 +50,7 @@ class Pretrained(abc.ABC):
         """Returns the fingerprint of the tokenizer that the network was trained with."""
 
     def check_tokenizer(self, tokenizer: tokenizers.Tokenizer, lowercase: bool) -> None:
-        """Raises UserError unless the network was trained with this tokenizer.
-
-        Args:
-          tokenizer: the tokenizer of the data.
-          lowercase: as in `tokenizer`.
-        """
+        """Raises UserError unless the network was trained with the tokenizer of the data."""
         trained_with = self.tokenizer_fingerprint(lowercase)
         if trained_with != tokenizer.fingerprint:
             raise UserError(
@@ -80,13 +72,16 @@ class Pretrained(abc.ABC):
         Raises:
           UserError: parameters are missing, or have another shape.
         """
-        params = self._read_params(model, mesh, head_seed)
+        initial = None if head_seed is None else model.init(jax.random.key(head_seed))
+        params = self._read_params(model, mesh, initial)
         shardings = sharding.param_shardings(mesh, model.abstract_params)
         return jax.tree.map(jax.device_put, params, shardings)
 
     @abc.abstractmethod
-    def _read_params(self, model: models.Model, mesh: Mesh, head_seed: int | None) -> models.Params:
-        """Reads parameters onto the host, or already onto the mesh."""
+    def _read_params(
+        self, model: models.Model, mesh: Mesh, initial: models.Params | None
+    ) -> models.Params:
+        """Reads parameters onto the host or the mesh; `initial` has those of a new head."""
 
     def load(self) -> tuple[models.Model, models.Params]:
         """Returns the model, which computes in float32, and its parameters on the first device."""
@@ -104,29 +99,24 @@ class _Workdir(Pretrained):
         return checkpoint.Reader(storage.to_path(self.path) / 'checkpoints')
 
     def tokenizer_fingerprint(self, lowercase: bool) -> str:
-        del lowercase  # it decided the fingerprint in the checkpoint
         return self._checkpoint.meta['tokenizer_hash']
 
-    def _read_params(self, model: models.Model, mesh: Mesh, head_seed: int | None) -> models.Params:
+    def _read_params(self, model, mesh, initial):
         abstract = models.build(self.network).abstract_params
         abstract = sharding.abstract_arrays(abstract, sharding.param_shardings(mesh, abstract))
         params = fingerprint.flatten(self._checkpoint.read_params(abstract))
         shapes = {name: x.shape for name, x in fingerprint.flatten(model.abstract_params).items()}
-        missing = [
-            name
-            for name, shape in shapes.items()
-            if name not in params or params[name].shape != shape
-        ]
+        params = {name: x for name, x in params.items() if shapes.get(name) == x.shape}
+        missing = [name for name in shapes if name not in params]
+        if missing and initial is None:
+            raise UserError(
+                f'{self.label}: its head {self.network.head!r} lacks {", ".join(missing)}; '
+                'config.student.init_new_head = True initializes a new head'
+            )
         if missing:
-            if head_seed is None:
-                raise UserError(
-                    f'{self.label}: its head {self.network.head!r} lacks {", ".join(missing)}; '
-                    'config.student.init_new_head = True initializes a new head'
-                )
             _log.info('%s: initialized: %s', self.label, ', '.join(missing))
-            initial = fingerprint.flatten(model.init(jax.random.key(head_seed)))
-            params |= {name: initial[name] for name in missing}
-        return fingerprint.unflatten({name: params[name] for name in shapes})
+            params = fingerprint.flatten(initial) | params
+        return fingerprint.unflatten(params)
 
 
 class _HuggingFaceFolder(Pretrained):
@@ -135,9 +125,7 @@ class _HuggingFaceFolder(Pretrained):
     def tokenizer_fingerprint(self, lowercase: bool) -> str:
         return self.tokenizer(lowercase).fingerprint
 
-    def _read_params(self, model: models.Model, mesh: Mesh, head_seed: int | None) -> models.Params:
-        del mesh
-        initial = None if head_seed is None else model.init(jax.random.key(head_seed))
+    def _read_params(self, model, mesh, initial):
         return checkpoint_dir.read_params(self.label, self.path, model, initial)
 
 
@@ -229,18 +217,13 @@ def save(
             (folder / name).unlink(missing_ok=True)
         for file in sorted(tokenizer_dir.iterdir()):
             storage.commit(file, folder / file.name)
-    ids = _special_ids(model.network.family, tokenizer)
-    checkpoint_dir.write(folder, model, jax.device_get(params), ids=ids)
-
-
-def _special_ids(family: str, tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-    """Returns the ids of the special tokens by their keys in config.json."""
-    ids = {'pad_token_id': tokenizer.pad_id}
+    family, eos = model.network.family, tokenizer.eos_id
+    special_ids = {'pad_token_id': tokenizer.pad_id}
     if family != 'bert':
-        ids |= {'bos_token_id': tokenizer.eos_id, 'eos_token_id': tokenizer.eos_id}
+        special_ids |= {'bos_token_id': eos, 'eos_token_id': eos}
     if family == 'mass':
-        ids['decoder_start_token_id'] = tokenizer.eos_id
-    return ids
+        special_ids['decoder_start_token_id'] = eos
+    checkpoint_dir.write(folder, model, jax.device_get(params), ids=special_ids)
 
 
 def select_layers(
@@ -267,22 +250,20 @@ def select_layers(
                 f"config.student.{key} = {value}: must equal the teacher's {t[key]} "
                 "for student.init 'teacher_layers'"
             )
-    layers = _layers('init_layers', s.init_layers, s.layers, t.layers)
-    decoder_layers = _layers(
-        'init_decoder_layers', s.init_decoder_layers, s.decoder_layers, t.decoder_layers
-    )
+    layers = _layers(s, 'layers', t)
+    decoder_layers = _layers(s, 'decoder_layers', t)
     arrays = fingerprint.flatten(params)
     for path in {row.path for row in student.table if '{layer}' in row.name}:
         arrays[path] = arrays[path][decoder_layers if path.startswith('decoder/') else layers]
     return fingerprint.unflatten(arrays)
 
 
-def _layers(key: str, chosen: tuple[int, ...], count: int, teacher_count: int) -> np.ndarray:
-    layers = chosen or tuple(range(count))
-    text = ','.join(map(str, layers))
-    if len(layers) != count:
-        raise UserError(f'config.student.{key} = {text}: must name {count} layers')
-    if any(not 0 <= layer < teacher_count for layer in layers):
-        rule = f'must be layers of the teacher, 0 to {teacher_count - 1}'
-        raise UserError(f'config.student.{key} = {text}: {rule}')
+def _layers(s: ConfigDict, name: str, teacher: ConfigDict) -> np.ndarray:
+    """Returns the teacher's layers that `init_<name>` chooses, () the lowest."""
+    layers = s[f'init_{name}'] or range(s[name])
+    label = f'config.student.init_{name} = {",".join(map(str, layers))}'
+    if len(layers) != s[name]:
+        raise UserError(f'{label}: must name {s[name]} layers')
+    if any(not 0 <= layer < teacher[name] for layer in layers):
+        raise UserError(f'{label}: must be layers of the teacher, 0 to {teacher[name] - 1}')
     return np.asarray(layers, int)

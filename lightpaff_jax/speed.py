@@ -1,4 +1,4 @@
-"""Teacher against student: size, FLOPs, latency, throughput, timed in pairs in one process."""
+"""Compares teacher and student: size, FLOPs, latency and throughput, timed in one process."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,79 +25,82 @@ USAGE = """
 python -m lightpaff_jax.speed --config=FILE[:PRESET] [--config.KEY=VALUE ...]
 
 Compares the network trained in config.workdir with the teacher in config.teacher.path on test
-data, and writes config.workdir/speed.json. Latency: one example scored. Throughput:
-config.eval.batch_size examples at a time.
+data, and writes config.workdir/speed.json. Latency is the time to score one example; throughput is
+measured on batches of config.eval.batch_size examples.
 """
 
 _PAIRS = 9
-_SECONDS = 0.1  # least time of one measurement
+_SECONDS = 0.1  # minimum duration of a measurement
 
 
-def compare(c: ConfigDict) -> dict:
-    """Two trained networks side by side, in float32 on the first device; process 0 measures.
+def compare(c: ConfigDict) -> dict[str, Any]:
+    """Compares two trained networks, in float32 on the first device of process 0.
+
+    Times are measured in pairs, teacher and student in turn, so that a slow phase of the machine
+    affects both; the median over pairs is reported.
 
     Args:
-      c: configuration of the student's run: `workdir`, and the teacher to compare with in
-        `teacher.path`.
+      c: the configuration of the student's run; `teacher.path` is the teacher.
 
     Returns:
-      what speed.json holds; ratios are teacher / student (throughput: student / teacher), for
-      times the median over pairs of measurements that follow each other. On other processes
-      than 0, which only read what it reads, nothing.
+      the content of speed.json. Ratios are teacher / student, for throughput student / teacher.
+      On processes other than 0, which only read the networks with it, {}.
+
+    Raises:
+      UserError: a path has no trained network, or its tokenizer is not that of the data.
     """
     student = pretrained.open('config.workdir', c.workdir)
     teacher = pretrained.open('config.teacher.path', c.teacher.path)
     tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
-    whole = next(batches.evaluation(c, prepared, tokenizer, 'test'))
+    batch = next(batches.evaluation(c, prepared, tokenizer, 'test'))
     shape = objectives.OBJECTIVES[c.objective].shape(c)
     size, length = c.eval.batch_size, shape.tokens + shape.source
-    inputs = {rows: jax.tree.map(lambda x, rows=rows: x[:rows], whole) for rows in (1, size)}
     mesh = sharding.make_mesh(config.default(), jax.local_devices()[:1])
-    sides, calls = {}, {}
+    report: dict[str, dict[str, float]] = {}
+    calls = {}
     with jax.set_mesh(mesh):
         for name, source in (('teacher', teacher), ('student', student)):
             model = models.build(source.network)
             source.check_tokenizer(tokenizer, c.tokenizer.lowercase)
             params = source.read_params(model, mesh)
-            sides[name] = {
-                'parameters': model.parameter_count,
-                'bytes': 4 * model.parameter_count,
-                'flops': model.flops(shape),
-            }
+            count = model.parameter_count
+            report[name] = {'parameters': count, 'bytes': 4 * count, 'flops': model.flops(shape)}
             if distributed.is_primary():
-                calls[name] = {n: _scorer(model, params, batch) for n, batch in inputs.items()}
+                calls[name] = [_compile_score(model, params, batch, rows) for rows in (1, size)]
         if not calls:
             return {}
-        one = _pairs(calls['teacher'][1], calls['student'][1])
-        many = _pairs(calls['teacher'][size], calls['student'][size])
-    for index, side in enumerate(sides.values()):
-        side['latency_ms'] = 1e3 * statistics.median(pair[index] for pair in one)
-        seconds = statistics.median(pair[index] for pair in many)
-        side['tokens_per_second'] = size * length / seconds
-    sizes = ('parameters', 'bytes', 'flops')
-    ratios = {key: sides['teacher'][key] / sides['student'][key] for key in sizes}
-    ratios['latency'] = statistics.median(a / b for a, b in one)
-    ratios['throughput'] = statistics.median(a / b for a, b in many)
-    classifies = config.OBJECTIVES[c.objective].outputs == 'logits'
-    task = 'classifies a text' if classifies else 'scores a sequence'
-    device = jax.devices()[0]
-    hardware = f'1 x {device.device_kind}, {os.cpu_count()} cores'
+        latency, batch_seconds = map(_time_pairs, calls['teacher'], calls['student'])
+    for index, entry in enumerate(report.values()):
+        entry['latency_ms'] = 1e3 * statistics.median(pair[index] for pair in latency)
+        seconds = statistics.median(pair[index] for pair in batch_seconds)
+        entry['tokens_per_second'] = size * length / seconds
+    ratios = {
+        key: report['teacher'][key] / report['student'][key]
+        for key in ('parameters', 'bytes', 'flops')
+    }
+    ratios['latency'] = statistics.median(t / s for t, s in latency)
+    ratios['throughput'] = statistics.median(t / s for t, s in batch_seconds)
+    is_classifier = config.OBJECTIVES[c.objective].outputs == 'logits'
     return {
-        'task': task,
-        'batch_size': size, 'length': length, 'pairs': _PAIRS, **sides, 'ratios': ratios,
-        'hardware': hardware,
-    }  # fmt: skip
+        'task': 'classifies a text' if is_classifier else 'scores a sequence',
+        'batch_size': size,
+        'length': length,
+        'pairs': _PAIRS,
+        **report,
+        'ratios': ratios,
+        'hardware': f'1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores',
+    }
 
 
-def _scorer(model: models.Model, params, batch: Batch) -> Callable[[], None]:
-    """A compiled call that scores a batch: features, head, negative log-likelihood."""
-    batch = jax.tree.map(jnp.asarray, batch)
+def _compile_score(model: models.Model, params, batch: Batch, rows: int) -> Callable[[], None]:
+    """Returns a compiled call that computes the cross-entropy of the first rows of a batch."""
+    batch = jax.tree.map(lambda x: jnp.asarray(x[:rows]), batch)
 
     @jax.jit
     def score(params, batch):
-        mine = Predictor(model.features(params, batch), model.head(params))
-        return distillation_loss(mine, None, batch.labels, batch.weights)['ce']
+        predictor = Predictor(model.features(params, batch), model.head(params))
+        return distillation_loss(predictor, None, batch.labels, batch.weights)['ce']
 
     def call():
         score(params, batch).block_until_ready()
@@ -105,22 +109,22 @@ def _scorer(model: models.Model, params, batch: Batch) -> Callable[[], None]:
     return call
 
 
-def _pairs(a: Callable[[], None], b: Callable[[], None]) -> list[tuple[float, float]]:
-    """Seconds a call of `a` and of `b`, measured in turn."""
+def _time_pairs(a: Callable[[], None], b: Callable[[], None]) -> list[tuple[float, float]]:
+    """Measures the seconds per call of `a` and of `b` in turn, _PAIRS times."""
 
-    def rounds(call):
-        count, began = 0, time.perf_counter()
-        while (spent := time.perf_counter() - began) < _SECONDS:
+    def measure(call):
+        count, start = 0, time.perf_counter()
+        while (seconds := time.perf_counter() - start) < _SECONDS:
             call()
             count += 1
-        return spent / count
+        return seconds / count
 
-    rounds(a), rounds(b)
-    return [(rounds(a), rounds(b)) for _ in range(_PAIRS)]
+    measure(a), measure(b)  # the first measurements are slower
+    return [(measure(a), measure(b)) for _ in range(_PAIRS)]
 
 
 def run(c: ConfigDict) -> None:
-    """Compares the networks of `c.teacher.path` and `c.workdir`; writes and prints speed.json."""
+    """Compares the networks in `c.teacher.path` and `c.workdir`; writes and prints speed.json."""
     if not c.teacher.path:
         raise UserError("config.teacher.path = '': must be a workdir or a Hugging Face folder")
     check.check(c, runs=False, devices=())

@@ -17,7 +17,7 @@ def test_calls_are_measured_in_turn_and_a_slower_one_is_slower(monkeypatch):
 
         return run
 
-    pairs = speed._pairs(call('a', 0.006), call('b', 0.002))
+    pairs = speed._time_pairs(call('a', 0.006), call('b', 0.002))
     assert len(pairs) == speed._PAIRS
     changes = sum(x != y for x, y in itertools.pairwise(order))
     assert changes == 2 * (speed._PAIRS + 1) - 1

@@ -254,7 +254,7 @@ def run(c: ConfigDict, model: str, out: str) -> None:
     source = pretrained.open('--model', model)
     _adopt(c, source)
     check.check(c)
-    result = _evaluated(c, source, storage.to_path(out))
+    result = _evaluate(c, source, storage.to_path(out))
     for split, split_scores in result['scores'].items():
         distributed.log_primary(f'{split}: {scores.format_scores(split_scores)}')
     workdir.write_json(storage.to_path(out) / 'scores.json', result)
@@ -262,46 +262,41 @@ def run(c: ConfigDict, model: str, out: str) -> None:
 
 
 def _adopt(c: ConfigDict, source: pretrained.Pretrained) -> None:
-    """Makes the network that is scored the student of the configuration."""
-    network = source.network
+    """Sets the scored network as the student, and resets the keys that only training reads."""
+    network, head = source.network, config.OBJECTIVES[c.objective].head
     if network.family != c.student.family:
         raise UserError(
             f'{source.label}: is of family {network.family!r}, the task of the configuration is '
             f'for {c.student.family!r}'
         )
-    needed = config.OBJECTIVES[c.objective].head
-    if network.head == 'pretraining' and needed == 'lm':
-        network.head = 'lm'  # the masked-LM half of it
-    if network.head != needed:
+    if network.head == 'pretraining' and head == 'lm':
+        network.head = 'lm'  # a pre-training head of BERT contains an LM head
+    if network.head != head:
         raise UserError(
             f'{source.label}: its head is {network.head!r}, objective {c.objective!r} needs '
-            f'{needed!r}'
+            f'{head!r}'
         )
-    classes = sources.classes(c) if needed == 'classify' else 0
+    classes = sources.classes(c) if head == 'classify' else 0
     if network.classes != classes:
         raise UserError(
             f'{source.label}: has {network.classes} classes, the examples of source '
             f'{c.data.source!r} have {classes}'
         )
-    for key in config.network():
-        c.student[key] = network[key]
-    plain = config.default()
+    c.student.update(network.to_dict())
+    default = config.default().student
     for key in ('init', 'init_new_head', 'init_layers', 'init_decoder_layers'):
-        c.student[key] = plain.student[key]
-    if not c.tokenizer.path:
-        c.tokenizer.path = tokenizers.find(source.path) or ''
+        c.student[key] = default[key]
+    c.tokenizer.path = c.tokenizer.path or tokenizers.find(source.path) or ''
     if not (c.tokenizer.path or c.teacher.path):
         raise UserError(f'{source.label}: must hold the tokenizer of the network')
     if not c.teacher.path:
         c.teacher.update(config.network(layers=0).to_dict())
-    # Nothing is trained.
-    shards = validate.batch_shards(c, jax.device_count())
-    c.train.grad_accum_steps, c.data.batch_size, c.data.unlabelled = 1, shards, ()
-    c.teacher.microbatch_size = 0
+    c.train.grad_accum_steps, c.data.unlabelled, c.teacher.microbatch_size = 1, (), 0
+    c.data.batch_size = validate.batch_shards(c, jax.device_count())
 
 
-def _evaluated(c: ConfigDict, source: pretrained.Pretrained, out: Any) -> dict[str, Any]:
-    """What scores.json holds."""
+def _evaluate(c: ConfigDict, source: pretrained.Pretrained, out: Any) -> dict[str, Any]:
+    """Scores the splits and writes the predictions; returns the content of scores.json."""
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh):
         tokenizer = selection.load(c)
@@ -311,14 +306,14 @@ def _evaluated(c: ConfigDict, source: pretrained.Pretrained, out: Any) -> dict[s
         student = networks.student(c)
         params = source.read_params(student, mesh)
         evaluation = Evaluation(c, mesh, student, teacher, prepared, tokenizer)
-        made = {
+        split_scores = {
             split: evaluation.finish(evaluation.score(split, params), params, out / 'predictions')
             for split in workdir.splits(c)
         }
     return workdir.task_keys(c) | {
         'model': source.path,
         'parameters': student.parameter_count,
-        'scores': made,
+        'scores': split_scores,
         'protocol': workdir.protocol(c),
         'tokenizer_hash': tokenizer.fingerprint,
         'data_hash': prepared.hash,
