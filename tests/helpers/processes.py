@@ -1,4 +1,4 @@
-"""What processes of their own are started with."""
+"""The environment of processes that tests start."""
 
 import importlib.metadata
 import os
@@ -8,7 +8,7 @@ from lightpaff_jax import config
 
 ROOT = pathlib.Path(config.__file__).parents[2]
 
-# Half of what compiling takes on a CPU; later versions have no such choice, and refuse what they do not know.
+# Halves the time to compile on a CPU. Later versions of jax reject these options.
 QUICK = (
     {'xla_cpu_use_fusion_emitters': False, 'xla_cpu_parallel_codegen_split_count': 1}
     if importlib.metadata.version('jax').startswith('0.10.')
@@ -16,10 +16,14 @@ QUICK = (
 )
 
 
-def environment(**changes):
-    """Of a process that knows nothing of this test session's devices."""
-    return os.environ | {
-        'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+def environment(**changes: str) -> dict[str, str]:
+    """Returns the environment of a process that does not have this session's devices."""
+    return {
+        **os.environ,
+        'PYTHONPATH': str(ROOT),
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
         **changes,
-    }  # fmt: skip
+    }
