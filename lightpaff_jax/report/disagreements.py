@@ -1,28 +1,27 @@
 """The test examples on which student and teacher disagree: counts, and ten of the examples."""
 
 import dataclasses
-import json
+import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics.chrf import CHRF
 
 from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.report.results import Row
+from lightpaff_jax.report.results import Row, read_lines
 
 EXAMPLES = 10
 MAX_CHARACTERS = 500  # longer texts are cut
+# Example type -> keys of a line of predictions/test.jsonl; 'generated': targets scored by their text.
 KEYS = {
     'documents': ('index', 'text', 'nll', 'tokens'),
     'classes': ('index', 'text', 'label', 'predicted', 'probabilities'),
     'targets': ('index', 'source', 'reference', 'nll', 'tokens'),
     'generated': ('index', 'source', 'reference', 'text'),
 }
-"""Example type -> keys of a line of predictions/test.jsonl; 'generated': targets with a generation metric."""
 
-Pairs = Sequence[tuple[dict, dict]]
-"""Predictions of the teacher and of the student for the same example."""
+Pairs = Sequence[tuple[dict, dict]]  # predictions of teacher and student for the same example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +42,11 @@ def compare(workdir: pathlib.Path, rows: dict[str, Row]) -> Disagreements | None
     Raises:
       UserError: a file of predictions is invalid, or the two files have different examples.
     """
-    if not {'teacher', 'two_stage'} <= set(rows):
-        return None
-    student = rows['two_stage']
-    objective = student.objective
-    if objective.outputs == 'sums':  # has no predictions
+    student = rows.get('two_stage')
+    if student is None or 'teacher' not in rows or student.objective.outputs == 'sums':
         return None
     generated = student.metric.key in config.GENERATION_METRICS
-    content = 'generated' if generated else objective.example_type
+    content = 'generated' if generated else student.objective.example_type
     paths = [
         workdir / row.runs[0][-1] / 'predictions' / 'test.jsonl'
         for row in (rows['teacher'], student)
@@ -67,21 +63,29 @@ def compare(workdir: pathlib.Path, rows: dict[str, Row]) -> Disagreements | None
 
 
 def _read(path: pathlib.Path, keys: Sequence[str]) -> dict[int, dict]:
-    predictions = {}
-    for number, text in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            line = json.loads(text)
-            predictions[line['index']] = {key: line[key] for key in keys}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path}: line {number} cannot be read: {error}') from error
-    if not predictions:
+    lines = read_lines(path, lambda line: (line['index'], {key: line[key] for key in keys}))
+    if not lines:
         raise UserError(f'{path}: must have at least one line')
-    return predictions
+    return dict(lines)
 
 
 def _shorten(text: str) -> str:
     text = ' '.join(text.split())
     return text if len(text) <= MAX_CHARACTERS else f'{text[:MAX_CHARACTERS].rstrip()} …'
+
+
+def _examples(
+    pairs: Pairs, keys: Sequence[str], answer: Callable[[dict], str]
+) -> list[list[tuple[str, str]]]:
+    """Returns the first examples: their keys, and the answers of teacher and student."""
+    return [
+        [
+            *((key, _shorten(str(teacher[key]))) for key in keys),
+            ('teacher', answer(teacher)),
+            ('student', answer(student)),
+        ]
+        for teacher, student in pairs[:EXAMPLES]
+    ]
 
 
 def _compare_classes(pairs: Pairs, name: str) -> Disagreements:
@@ -90,28 +94,21 @@ def _compare_classes(pairs: Pairs, name: str) -> Disagreements:
     def confidence(line: dict) -> float:
         return max(line['probabilities'])
 
-    def answer(line: dict) -> str:
-        return f'{line["predicted"]} (probability {confidence(line):.2f})'
-
     different = [(a, b) for a, b in pairs if a['predicted'] != b['predicted']]
-    correct = [sum(pair[n]['predicted'] == pair[n]['label'] for pair in different) for n in (0, 1)]
-    equal, neither = len(pairs) - len(different), len(different) - sum(correct)
+    different.sort(key=lambda pair: -confidence(pair[0]) - confidence(pair[1]))
+    teacher = sum(a['predicted'] == a['label'] for a, _ in different)
+    student = sum(b['predicted'] == b['label'] for _, b in different)
+    equal, neither = len(pairs) - len(different), len(different) - teacher - student
     summary = (
         f'The teacher and {name} predict the same class for {equal:,} of {len(pairs):,} test '
         f'examples ({100 * equal / len(pairs):.1f} %). If they differ, the teacher is correct on '
-        f'{correct[0]:,}, the student on {correct[1]:,}'
-        f'{f", neither on {neither:,}" if neither else ""}.'
+        f'{teacher:,}, the student on {student:,}{f", neither on {neither:,}" if neither else ""}.'
     )
-    different.sort(key=lambda pair: -confidence(pair[0]) - confidence(pair[1]))
-    examples = [
-        (
-            ('text', _shorten(a['text'])),
-            ('label', str(a['label'])),
-            ('teacher', answer(a)),
-            ('student', answer(b)),
-        )
-        for a, b in different[:EXAMPLES]
-    ]
+    examples = _examples(
+        different,
+        ('text', 'label'),
+        lambda line: f'{line["predicted"]} (probability {confidence(line):.2f})',
+    )
     return Disagreements(summary, 'with different classes, most confident first', examples)
 
 
@@ -120,51 +117,40 @@ def _compare_texts(pairs: Pairs, name: str) -> Disagreements:
 
     Unlike BLEU, chrF is meaningful for a single sentence.
     """
-    chrf = CHRF()
-
-    def quality(line: dict) -> float:
-        return chrf.sentence_score(line['text'], [line['reference']]).score
-
-    equal = sum(a['text'] == b['text'] for a, b in pairs)
-    different = [(quality(a), quality(b), a, b) for a, b in pairs if a['text'] != b['text']]
-    teacher_better = sum(teacher > student for teacher, student, _, _ in different)
-    student_better = sum(student > teacher for teacher, student, _, _ in different)
+    metric = CHRF()
+    different = [(a, b) for a, b in pairs if a['text'] != b['text']]
+    for line in itertools.chain.from_iterable(different):
+        line['chrf'] = metric.sentence_score(line['text'], [line['reference']]).score
+    different.sort(key=lambda pair: -abs(pair[0]['chrf'] - pair[1]['chrf']))
+    teacher = sum(a['chrf'] > b['chrf'] for a, b in different)
+    student = sum(a['chrf'] < b['chrf'] for a, b in different)
     summary = (
-        f'The teacher and {name} generate the same text for {equal:,} of {len(pairs):,} test '
-        f'examples. By chrF against the reference, the text of the teacher is better on '
-        f'{teacher_better:,}, that of the student on {student_better:,}.'
+        f'The teacher and {name} generate the same text for {len(pairs) - len(different):,} of '
+        f'{len(pairs):,} test examples. By chrF against the reference, the text of the teacher is '
+        f'better on {teacher:,}, that of the student on {student:,}.'
     )
-    different.sort(key=lambda example: -abs(example[0] - example[1]))
-    examples = [
-        (
-            ('source', _shorten(a['source'])),
-            ('reference', _shorten(a['reference'])),
-            ('teacher', f'{_shorten(a["text"])} (chrF {teacher:.0f})'),
-            ('student', f'{_shorten(b["text"])} (chrF {student:.0f})'),
-        )
-        for teacher, student, a, b in different[:EXAMPLES]
-    ]
+    examples = _examples(
+        different,
+        ('source', 'reference'),
+        lambda line: f'{_shorten(line["text"])} (chrF {line["chrf"]:.0f})',
+    )
     return Disagreements(summary, 'with the largest differences in quality', examples)
 
 
 def _compare_likelihoods(pairs: Pairs, name: str) -> Disagreements:
     """Orders the examples by the student's excess negative log-likelihood per token."""
     scored = [(a, b) for a, b in pairs if a['tokens']]
+    scored.sort(key=lambda pair: -(pair[1]['nll'] - pair[0]['nll']) / pair[0]['tokens'])
     tokens = sum(a['tokens'] for a, _ in scored)
     excess = sum(b['nll'] - a['nll'] for a, b in scored)
     better = sum(b['nll'] < a['nll'] for a, b in scored)
-    unit = 'blocks' if 'text' in scored[0][0] else 'examples'
+    unit = 'blocks' if 'text' in pairs[0][0] else 'examples'
     summary = (
         f'The loss of {name} is {excess / max(tokens, 1):.3f} nats per token higher than that of '
         f'the teacher; of {len(scored):,} {unit} of the test split it is better on {better:,}.'
     )
-    scored.sort(key=lambda pair: -(pair[1]['nll'] - pair[0]['nll']) / pair[0]['tokens'])
-    examples = [
-        (
-            *((key, _shorten(a[key])) for key in ('text', 'source', 'reference') if key in a),
-            ('teacher', f'{a["nll"] / a["tokens"]:.2f} nats per token over {a["tokens"]:,} tokens'),
-            ('student', f'{b["nll"] / b["tokens"]:.2f} nats per token'),
-        )
-        for a, b in scored[:EXAMPLES]
-    ]
+    keys = [key for key in ('text', 'source', 'reference', 'tokens') if key in pairs[0][0]]
+    examples = _examples(
+        scored, keys, lambda line: f'{line["nll"] / line["tokens"]:.2f} nats per token'
+    )
     return Disagreements(summary, 'with the largest excess loss of the student', examples)

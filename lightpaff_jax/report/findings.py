@@ -1,6 +1,7 @@
 """The findings of a report: sentences on what the scores and costs show, for and against distillation."""
 
 import math
+import statistics
 
 from lightpaff_jax.report.results import (
     Row,
@@ -14,8 +15,8 @@ from lightpaff_jax.report.results import (
     values,
 )
 
+# Students that are compared with equal updates: the two-stage one, its ablations, the baseline.
 EQUAL_UPDATES = ('two_stage', 'stage1_only', 'stage2_only', 'no_teacher')
-"""Students that are compared with equal updates: the two-stage one, its ablations, the baseline."""
 MIN_HEADROOM = 0.05  # a teacher that is better than the student by less has little to teach
 FLOPS_TOLERANCE = 0.05  # training FLOPs that differ by less count as equal
 HIGH_SHARE = 95.0  # % of the teacher's score that a family's students are expected to reach
@@ -31,18 +32,15 @@ def headlines(rows: dict[str, Row], speed: dict | None) -> list[str]:
     two_stage, teacher, baseline = (rows.get(k) for k in ('two_stage', 'teacher', 'no_teacher'))
     sentences = []
     if two_stage and teacher:
-        metric = two_stage.metric
         percent = 100 * two_stage.parameters / teacher.parameters
         faster = f' and {_speedup(speed)}' if speed else ''
-        compared = ''
+        without = ''
         if baseline:
-            compared = (
-                f'; the same student without a teacher reaches {metric.format(mean(baseline))}'
-            )
+            without = f'; the same student without a teacher reaches {_show(baseline)}'
         sentences.append(
             f"The two-stage student has {percent:.0f} % of the teacher's parameters{faster}. "
-            f'Its test {metric.name} is {metric.format(mean(two_stage))}, '
-            f"the teacher's is {metric.format(mean(teacher))}{compared}."
+            f'Its test {two_stage.metric.name} is {_show(two_stage)}, '
+            f"the teacher's is {_show(teacher)}{without}."
         )
     return sentences + _equal_updates(rows) + _equal_flops(rows) + _headroom(teacher, baseline)
 
@@ -52,50 +50,47 @@ def family_headlines(recipe: dict, tasks: dict[str, dict[str, Row]]) -> list[str
 
     Counts only the tasks that have a teacher and all students with equal updates.
     """
-    required = ('teacher', *EQUAL_UPDATES)
-    complete = {task: rows for task, rows in tasks.items() if all(key in rows for key in required)}
+    complete = {
+        task: rows for task, rows in tasks.items() if {'teacher', *EQUAL_UPDATES} <= rows.keys()
+    }
     if not complete:
         return []
-    lost = {task: _rivals(rows) for task, rows in complete.items() if not _wins(rows)}
-    won = [task for task in complete if task not in lost]
-    losses = '; '.join(f'not on {task}: {rivals}' for task, rivals in lost.items())
-    details = '; '.join(part for part in (', '.join(won), losses) if part)
-    shares = {
-        task: teacher_share(rows['two_stage'], rows['teacher']) for task, rows in complete.items()
-    }
-    means = {task: sum(share) / len(share) for task, share in shares.items() if share}
-    listed = ', '.join(f'{task} {value:.1f} %' for task, value in means.items())
-    high = sum(value >= HIGH_SHARE for value in means.values())
-    ratios = [
-        rows['teacher'].parameters / rows['two_stage'].parameters for rows in complete.values()
-    ]
+    number = f'{len(complete)} task{"s" if len(complete) > 1 else ""}'
+    unbeaten = {task: _unbeaten(rows) for task, rows in complete.items()}
+    won = [task for task in complete if not unbeaten[task]]
+    lost = [f'not on {task}: {unbeaten[task]}' for task in complete if unbeaten[task]]
+    details = '; '.join(filter(None, (', '.join(won), *lost)))
+    shares, ratios = {}, []
+    for task, rows in complete.items():
+        two_stage, teacher = rows['two_stage'], rows['teacher']
+        ratios.append(teacher.parameters / two_stage.parameters)
+        if share := teacher_share(two_stage, teacher):
+            shares[task] = statistics.fmean(share)
+    listed = ', '.join(f'{task} {share:.1f} %' for task, share in shares.items())
+    high = sum(share >= HIGH_SHARE for share in shares.values())
     size = ' to '.join(dict.fromkeys(f'1/{x:.3g}' for x in (min(ratios), max(ratios))))
     sentences = [
         'Two-stage beats the baseline and both ablations with equal updates, by means over seeds, '
-        f'on {len(won)} of {_count_tasks(len(complete))} ({details}).',
-        f"It reaches at least {HIGH_SHARE:.0f} % of the teacher's score on {high} of "
-        f'{_count_tasks(len(complete))} ({listed}), with {size} of its parameters.',
+        f'on {len(won)} of {number} ({details}).',
+        f"It reaches at least {HIGH_SHARE:.0f} % of the teacher's score on {high} of {number} "
+        f'({listed}), with {size} of its parameters.',
     ]
-    absent = [task for task in recipe['tasks'] if task not in complete]
-    if absent:
+    if absent := [task for task in recipe['tasks'] if task not in complete]:
         sentences.append(f'Warning: not counted, since runs are missing: {", ".join(absent)}.')
     return sentences
 
 
-def _count_tasks(number: int) -> str:
-    return f'{number} task{"s" if number > 1 else ""}'
+def _show(row: Row) -> str:
+    """Formats the score of a row for a sentence: '31.05' or '91.20 %'."""
+    return f'{mean(row):.2f}{row.metric.unit}'
 
 
-def _wins(rows: dict[str, Row]) -> bool:
-    return all(lead(rows['two_stage'], rows[rival]) > 0 for rival in EQUAL_UPDATES[1:])
-
-
-def _rivals(rows: dict[str, Row]) -> str:
-    """Lists the rivals that two-stage does not beat, with their scores."""
+def _unbeaten(rows: dict[str, Row]) -> str:
+    """Lists the rivals that two-stage does not beat, with their scores; '' if it beats all."""
     two_stage = rows['two_stage']
-    unbeaten = [rows[key] for key in EQUAL_UPDATES[1:] if lead(two_stage, rows[key]) <= 0]
-    listed = ', '.join(f'{row.label} {row.metric.format(mean(row))}' for row in unbeaten)
-    return f'{two_stage.metric.format(mean(two_stage))} against {listed}'
+    rivals = [rows[key] for key in EQUAL_UPDATES[1:] if lead(two_stage, rows[key]) <= 0]
+    listed = ', '.join(f'{rival.label} {_show(rival)}' for rival in rivals)
+    return f'{_show(two_stage)} against {listed}' if rivals else ''
 
 
 def speed_sentence(speed: dict) -> str:
@@ -135,9 +130,9 @@ def _significance(a: Row, b: Row) -> str:
 
 def _sampling_error(a: Row, b: Row) -> str:
     """Returns a sentence on the error of an accuracy difference that the test examples cause."""
-    if a.metric.key != 'accuracy':
-        return ''
-    error = math.hypot(*(mean(row, binomial_error) for row in (a, b)))
+    error = 0.0
+    if a.metric.key == 'accuracy':
+        error = math.hypot(*(mean(row, binomial_error) for row in (a, b)))
     if not error:  # the formula gives 0 for accuracies of 0 and 100 %, where it does not apply
         return ''
     counts = sorted({n for row in (a, b) for n in values(row, score('examples'))})
@@ -153,12 +148,12 @@ def _equal_updates(rows: dict[str, Row]) -> list[str]:
     if 'two_stage' not in rows or len(students) < 2:
         return []
     two_stage, rival = students[0], min(students[1:], key=_deficit)
-    ahead, show = lead(two_stage, rival), two_stage.metric.format
+    ahead = lead(two_stage, rival)
     rank = 'is the best' if ahead > 0 else 'is not the best' if ahead < 0 else 'shares the lead'
     finished = '' if len(students) == len(EQUAL_UPDATES) else ' finished'
     sentences = [
         f'Two-stage {rank} of the {len(students)}{finished} students with equal updates: '
-        f'{show(mean(two_stage))} against {show(mean(rival))} ({rival.label}). '
+        f'{_show(two_stage)} against {_show(rival)} ({rival.label}). '
         f'{_significance(two_stage, rival)}'
     ]
     updates = {student.label: mean(student, total('updates')) for student in students}
@@ -173,12 +168,12 @@ def _equal_flops(rows: dict[str, Row]) -> list[str]:
     if not {'two_stage', 'no_teacher_equal_flops'} <= set(rows):
         return []
     two_stage, baseline = rows['two_stage'], rows['no_teacher_equal_flops']
-    ahead, show = lead(baseline, two_stage), two_stage.metric.format
+    ahead = lead(baseline, two_stage)
     result = 'better' if ahead > 0 else 'worse' if ahead < 0 else 'equally well'
     flops = mean(baseline, total('flops')) / mean(two_stage, total('flops'))
     sentences = [
-        f'With this budget the baseline with equal FLOPs does {result}: {show(mean(baseline))} '
-        f'against {show(mean(two_stage))} for two-stage. {_significance(baseline, two_stage)}'
+        f'With this budget the baseline with equal FLOPs does {result}: {_show(baseline)} '
+        f'against {_show(two_stage)} for two-stage. {_significance(baseline, two_stage)}'
     ]
     if abs(flops - 1) > FLOPS_TOLERANCE:
         sentences.append(

@@ -4,13 +4,14 @@ import functools
 import html
 import io
 import itertools
-import json
 import math
 import pathlib
 import re
+import statistics
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -18,8 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from lightpaff_jax import config
-from lightpaff_jax.errors import UserError
-from lightpaff_jax.report.results import GREY, ROWS, Row, mean, teacher_share, values
+from lightpaff_jax.report.results import GREY, Row, mean, read_lines, teacher_share, values
 
 INK = '#010203'  # is replaced by the page's text colour, which depends on the reader's theme
 PHASES = ('Pre-training', 'Fine-tuning')
@@ -46,116 +46,49 @@ STYLE: Any = {  # Any: the keys of matplotlib.typing are literals
 }
 
 
-def _read_curve(workdir: pathlib.Path, run: str, kind: str) -> tuple[list[int], list[float]]:
-    """Returns the steps and cross-entropies of a run: of 'train' or of 'validation'."""
-    path = workdir / run / 'metrics.jsonl'
-    points = []
-    # Reads bytes, so that invalid UTF-8 is reported as an invalid line of JSON.
-    for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
-        try:
-            line = json.loads(text)
-            if line['kind'] == kind:
-                points.append((line['step'], line['ce']))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path}: line {number} cannot be read: {error}') from error
-    return [step for step, _ in points], [ce for _, ce in points]
+class Curve(NamedTuple):
+    """How the learning curve of a run is drawn."""
+
+    run: str
+    label: str
+    colour: str
+    width: float
 
 
-def _draw_run(
-    ax: Axes, workdir: pathlib.Path, run: str, colour: str, **line_style: Any
-) -> list[float]:
-    """Draws the learning curve of a run; returns the values that the axis must show."""
-    steps, losses = _read_curve(workdir, run, 'train')
-    validation = _read_curve(workdir, run, 'validation')
-    ax.plot(steps, losses, color=colour, **line_style)
-    ax.plot(*validation, 'o', color=colour, ms=4, mec='none')
-    # The first tenth falls steeply and would flatten the rest of the plot.
-    late = [ce for step, ce in zip(steps, losses, strict=True) if step > steps[-1] / 10]
-    return late + validation[1]
-
-
-def _draw_curves(ax: Axes, workdir: pathlib.Path, rows: Sequence[Row], phase: int) -> None:
-    rows_of_run: dict[str, list[Row]] = {}  # rows can share a run of pre-training
-    units = set()
-    for row in rows:
-        for runs, results in zip(row.runs, row.results, strict=True):
-            if _has_phase(runs, phase):
-                at = phase - len(PHASES)  # from the end: an imported teacher has one run only
-                rows_of_run.setdefault(runs[at], []).append(row)
-                units.add(config.OBJECTIVES[results[at]['objective']].unit)
-    shown, labels = [], set()
-    for run, run_rows in rows_of_run.items():
-        label = _join([*dict.fromkeys(row.label for row in run_rows)])
-        legend_label = None if label in labels else label  # seeds and tasks share a label
-        colour = run_rows[0].colour
-        shown += _draw_run(ax, workdir, run, colour, lw=1, alpha=0.75, label=legend_label)
-        labels.add(label)
-    _limit_axis(ax, shown)
-    ax.set(xlabel='updates', ylabel=f'cross-entropy, nats per {" or ".join(sorted(units))}')
-    _add_legend(ax)
-
-
-def _join(labels: Sequence[str]) -> str:
-    return ' and '.join(labels) if len(labels) < 3 else '; '.join(labels)
-
-
-def _add_legend(ax: Axes) -> None:
-    """Adds a legend below the plot, in one column if a label is long."""
-    figure = cast(Figure, ax.figure)
-    longest = max(map(len, ax.get_legend_handles_labels()[1]), default=0)
-    figure.legend(loc='outside lower left', ncols=1 + (longest < 32), frameon=False)
-
-
-def _has_phase(runs: Sequence[str], phase: int) -> bool:
-    return len(runs) >= len(PHASES) - phase
-
-
-def _limit_axis(ax: Axes, losses: Sequence[float]) -> None:
-    """Limits the axis to the finite values, with a margin."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    if finite:
-        margin = 0.04 * (max(finite) - min(finite)) or 0.1
-        ax.set_ylim(min(finite) - margin, max(finite) + margin)
-
-
-def _draw_sweep(ax: Axes, workdir: pathlib.Path, candidates: dict[str, tuple[str, bool]]) -> None:
-    shown = []
-    colours = itertools.cycle(CANDIDATE_COLOURS)
-    for (run, (label, chosen)), colour in zip(candidates.items(), colours, strict=False):
-        label = f'{label}, chosen' if chosen else label
-        width = 2 if chosen else 0.9
-        shown += _draw_run(ax, workdir, run, colour, lw=width, alpha=0.8, label=label)
-    _limit_axis(ax, shown)
-    ax.set(xlabel='updates', ylabel='cross-entropy, nats')
-    _add_legend(ax)
+def _draw_curves(ax: Axes, workdir: pathlib.Path, curves: Sequence[Curve], ylabel: str) -> None:
+    shown: list[float] = []
+    for run, label, colour, width in curves:
+        path = workdir / run / 'metrics.jsonl'
+        lines = read_lines(path, itemgetter('kind', 'step', 'ce')) if path.exists() else []
+        steps, losses = ([line[n] for line in lines if line[0] == 'train'] for n in (1, 2))
+        validation = [[line[n] for line in lines if line[0] == 'validation'] for n in (1, 2)]
+        ax.plot(steps, losses, color=colour, lw=width, alpha=0.8, label=label)
+        ax.plot(*validation, 'o', color=colour, ms=4, mec='none')
+        # The first tenth falls steeply and would flatten the rest of the plot.
+        late = [ce for step, ce in zip(steps, losses, strict=True) if step > steps[-1] / 10]
+        shown += [loss for loss in late + validation[1] if math.isfinite(loss)]
+    if shown:
+        margin = 0.04 * (max(shown) - min(shown)) or 0.1
+        ax.set_ylim(min(shown) - margin, max(shown) + margin)
+    ax.set(xlabel='updates', ylabel=ylabel)
 
 
 def _draw_overview(ax: Axes, tasks: dict[str, dict[str, Row]]) -> None:
     names = [*tasks][::-1]
-    drawn = set()
     for y, rows in enumerate(tasks[name] for name in names):
-        students = [key for key in rows if key != 'teacher'] if 'teacher' in rows else []
-        for number, key in enumerate(students):
-            shares = teacher_share(rows[key], rows['teacher'])
-            if shares:
+        students = [row for key, row in rows.items() if key != 'teacher' and 'teacher' in rows]
+        for number, row in enumerate(students):
+            if shares := teacher_share(row, rows['teacher']):
                 at = y + 0.3 - 0.6 * number / max(len(students) - 1, 1)
-                label = None if key in drawn else ROWS[key][0]
-                x = sum(shares) / len(shares)
-                ax.plot([min(shares), max(shares)], [at] * 2, color=ROWS[key][1], lw=2, alpha=0.4)
-                ax.plot(x, at, 'o', color=ROWS[key][1], ms=6, mec='none', label=label)
-                drawn.add(key)
+                ax.plot([min(shares), max(shares)], [at] * 2, color=row.colour, lw=2, alpha=0.4)
+                x = statistics.fmean(shares)
+                ax.plot(x, at, 'o', color=row.colour, ms=6, mec='none', label=row.label)
     ax.axvline(100, color=GREY, lw=1.5, ls='--')
     ax.axvline(95, color=GREY, lw=1, ls=':')
-    ax.set_yticks(range(len(names)), [_escape_formula(name) for name in names])
+    # matplotlib would read text between dollar signs as a formula.
+    ax.set_yticks(range(len(names)), [name.replace('$', r'\$') for name in names])
     ax.set(xlabel='share of teacher score, % (lines: 95 and 100)', ylim=(-0.6, len(names) - 0.4))
     ax.grid(axis='y', visible=False)
-    if drawn:
-        _add_legend(ax)
-
-
-def _escape_formula(name: str) -> str:
-    """Escapes the sign by which matplotlib recognises a formula."""
-    return name.replace('$', r'\$')
 
 
 def _score_label(rows: dict[str, Row]) -> str:
@@ -209,7 +142,14 @@ def _svg(draw: Callable[[Axes], None], title: str, task: str) -> str:
     name = f'{task}: {title}' if task else title
     with matplotlib.rc_context(STYLE | {'svg.hashsalt': name}):
         figure = Figure(figsize=(4.2, 3.3), layout='constrained')
-        draw(figure.add_subplot())
+        ax = figure.add_subplot()
+        draw(ax)
+        handles, labels = ax.get_legend_handles_labels()
+        if entries := dict(zip(labels, handles, strict=True)):  # seeds and tasks share a label
+            columns = 1 if max(map(len, labels)) >= 32 else 2
+            figure.legend(
+                entries.values(), entries, loc='outside lower left', ncols=columns, frameon=False
+            )
         file = io.StringIO()
         figure.savefig(file, format='svg', transparent=True)
     svg = file.getvalue()
@@ -246,10 +186,23 @@ def task_plots(
 
 def learning_curves(workdir: pathlib.Path, rows: Sequence[Row], phase: int, task: str = '') -> str:
     """Returns a plot with each run of a phase once, or '' if no row has the phase."""
-    if not any(_has_phase(runs, phase) for row in rows for runs in row.runs):
-        return ''
-    draw = functools.partial(_draw_curves, workdir=workdir, rows=rows, phase=phase)
-    return _svg(draw, f'{PHASES[phase]}: lines are training, dots are validation', task)
+    rows_of_run: dict[str, list[Row]] = {}  # rows can share a run of pre-training
+    units = set()
+    at = phase - len(PHASES)  # from the end: an imported teacher has one run only
+    for row in rows:
+        for runs, results in zip(row.runs, row.results, strict=True):
+            if len(runs) >= -at:
+                rows_of_run.setdefault(runs[at], []).append(row)
+                units.add(config.OBJECTIVES[results[at]['objective']].unit)
+    curves = []
+    for run, run_rows in rows_of_run.items():
+        labels = dict.fromkeys(row.label for row in run_rows)
+        label = (' and ' if len(labels) < 3 else '; ').join(labels)
+        curves.append(Curve(run, label, run_rows[0].colour, 1))
+    ylabel = f'cross-entropy, nats per {" or ".join(sorted(units))}'
+    draw = functools.partial(_draw_curves, workdir=workdir, curves=curves, ylabel=ylabel)
+    title = f'{PHASES[phase]}: lines are training, dots are validation'
+    return _svg(draw, title, task) if curves else ''
 
 
 def sweep_curves(workdir: pathlib.Path, title: str, candidates: dict[str, tuple[str, bool]]) -> str:
@@ -262,7 +215,14 @@ def sweep_curves(workdir: pathlib.Path, title: str, candidates: dict[str, tuple[
     """
     if not any((workdir / run / 'metrics.jsonl').exists() for run in candidates):
         return ''
-    draw = functools.partial(_draw_sweep, workdir=workdir, candidates=candidates)
+    curves = [
+        Curve(run, f'{label}, chosen' if chosen else label, colour, 2 if chosen else 0.9)
+        for (run, (label, chosen)), colour in zip(
+            candidates.items(), itertools.cycle(CANDIDATE_COLOURS), strict=False
+        )
+    ]
+    ylabel = 'cross-entropy, nats'
+    draw = functools.partial(_draw_curves, workdir=workdir, curves=curves, ylabel=ylabel)
     return _svg(draw, title, 'Sweep')
 
 

@@ -9,12 +9,13 @@ import math
 import pathlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from lightpaff_jax import config
 from lightpaff_jax.config.objectives import Objective
 from lightpaff_jax.errors import UserError, nearest, one_line
 
+T = TypeVar('T')
 GREY = '#8a8f98'
 # Row -> label and colour. Each colour has a contrast of at least 3 on white and on black.
 ROWS = {
@@ -67,10 +68,6 @@ class Metric:
     def value(self, results: Results) -> float:
         """Returns the score of one seed's last run, as printed."""
         return self.factor * score(self.key)(results)
-
-    def format(self, value: float) -> str:
-        """Formats a value for a sentence: '31.05' or '91.20 %'."""
-        return f'{value:.2f}{self.unit}'
 
     @property
     def label(self) -> str:
@@ -227,6 +224,22 @@ def check_numbers(where: str, record: object, keys: Sequence[str]) -> None:
     for key in keys:
         if not isinstance(record[key], int | float):
             raise UserError(f'{where}: {key} = {record[key]!r}: must be a number')
+
+
+def read_lines(path: pathlib.Path, parse: Callable[[Any], T]) -> list[T]:
+    """Returns `parse` of each value in a file of JSON lines.
+
+    Raises:
+      UserError: a line is not JSON, or lacks a key or a type that `parse` needs.
+    """
+    values = []
+    # Reads bytes, so that invalid UTF-8 is reported as an invalid line of JSON.
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            values.append(parse(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f'{path}: line {number} cannot be read: {error}') from error
+    return values
 
 
 def _read_json(path: pathlib.Path, keys: Iterable[str]) -> dict:
