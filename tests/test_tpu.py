@@ -11,7 +11,7 @@ from helpers.processes import environment
 from lightpaff_jax import config, distill_step, losses, sharding
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.preflight import __main__ as preflight
-from lightpaff_jax.preflight import hlo
+from lightpaff_jax.preflight import compilation, hlo
 from lightpaff_jax.runtime import chips
 from lightpaff_jax.runtime.chips import GIB
 
@@ -50,7 +50,7 @@ def test_a_slice_is_described_in_silence(topology):
 @pytest.mark.parametrize('attention', ['xla', 'splash'])
 def test_on_v5e_the_gradient_is_reduced_outside_of_every_loop(v5e, grad_accum_steps, attention):
     c = small(grad_accum_steps=grad_accum_steps, attention=attention)
-    text = preflight.compiled(c, sharding.make_mesh(c, v5e), c.teacher).text
+    text = compilation.compile_step(c, sharding.make_mesh(c, v5e), c.teacher).text
     found = hlo.collectives(text)
     assert found
     assert {one.kind for one in found} <= {'all-reduce', 'reduce-scatter', 'all-gather'}
@@ -67,7 +67,7 @@ def test_on_v5e_a_teacher_that_is_shared_is_gathered_a_layer_at_a_time(v5e):
     mesh = sharding.make_mesh(c, v5e)
     gathered = [
         one
-        for one in hlo.collectives(preflight.compiled(c, mesh, c.teacher).text)
+        for one in hlo.collectives(compilation.compile_step(c, mesh, c.teacher).text)
         if one.kind in ('all-gather', 'collective-permute') and one.loops
     ]
     assert gathered
@@ -109,7 +109,7 @@ def test_devices_that_form_no_mesh_are_said_in_one_line(v5e):
 def test_a_step_that_needs_too_much_says_how_much(v5e):
     c = small(remat='none')
     c.data.batch_size, c.student.ffn = 1 << 17, 8192
-    plan = preflight.compiled(c, sharding.make_mesh(c, v5e), c.teacher)
+    plan = compilation.compile_step(c, sharding.make_mesh(c, v5e), c.teacher)
     assert plan.text == ''
     assert plan.total > 15.75 * GIB
 

@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: its collectives, its cycles, and how often each part runs."""
+"""Reads the text of a compiled program: collectives, cycles, and how often each operation runs."""
 
 import math
 import re
@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')
-_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
-          'f32': 4, 's64': 8, 'u64': 8, 'f64': 8}  # fmt: skip
+_BYTES = {'pred': 1, 'bf16': 2} | {f'{kind}{8 * n}': n for n in (1, 2, 4, 8) for kind in 'suf'}
 _OPENED = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _OPERATION = re.compile(rf'= (.*?) ({"|".join(KINDS)})(?:-start)?\(')
 _SHAPE = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
@@ -26,80 +25,80 @@ _NAME = re.compile(r'op_name="([^"]*)"')
 
 
 class Collective(NamedTuple):
-    """One operation of a program."""
+    """A collective operation of a program."""
 
     kind: str
     """One of KINDS."""
     bytes: int
-    """Of its result on one device."""
+    """Size of its result on one device."""
     group: int
-    """Devices that take part together; 0: all."""
+    """Number of devices that take part; 0: all."""
     loops: int
-    """Loops that it is in."""
+    """Number of loops around it."""
     times: int
-    """How often it runs in one call; a loop whose length is not known counts once."""
+    """Executions per call of the program; a loop of unknown length counts once."""
     name: str
-    """Where it comes from in the traced function."""
+    """Its origin in the traced function."""
 
 
 def collectives(text: str) -> list[Collective]:
-    """Those that one call of a program runs.
+    """Returns the collectives that one call of a program runs.
 
     Args:
-      text: of `jax.stages.Compiled.as_text()`.
+      text: result of `jax.stages.Compiled.as_text()`.
     """
-    found: dict[str, Collective] = {}
-    for computation, line, inside, times in _lines(text, _OPERATION):
-        # One that goes on beside other work, in a loop perhaps, is written at each place of it: it is
-        # one channel, and begins outside.
+    by_channel: dict[str, Collective] = {}
+    for computation, line, loops, times in _lines(text, _OPERATION):
+        # An asynchronous collective appears at several places, perhaps inside a loop. They share
+        # one channel; it starts at the place with the fewest loops.
         channel = _CHANNEL.search(line)
-        key = channel[0] if channel else f'{len(found)}'
-        if key not in found or found[key].loops > inside:
-            one = _read(line, inside, times)
-            if computation.startswith('all-reduce-scatter'):  # as TPUs write it: a part is kept
-                one = one._replace(kind='reduce-scatter', bytes=one.bytes // (one.group or 1))
-            found[key] = one
-    return list(found.values())
+        key = channel[0] if channel else f'{len(by_channel)}'
+        if key not in by_channel or by_channel[key].loops > loops:
+            collective = _parse(line, loops, times)
+            if computation.startswith('all-reduce-scatter'):  # TPUs fuse it with a slice
+                size = collective.bytes // (collective.group or 1)
+                collective = collective._replace(kind='reduce-scatter', bytes=size)
+            by_channel[key] = collective
+    return list(by_channel.values())
 
 
-def said(found: Sequence[Collective]) -> list[str]:
-    """Collectives of a step as lines of text, those of a kind and a place together."""
+def summary(collectives: Sequence[Collective]) -> list[str]:
+    """Formats the collectives of a step as lines of text, grouped by kind, devices and loops."""
     rows: dict[tuple, list[int]] = defaultdict(lambda: [0, 0])
-    for one in found:
-        row = rows[one.kind, one.group, one.loops]
-        row[0] += one.times
-        row[1] += one.times * one.bytes
-    lines = ['collectives of a step, on a chip:' + ('' if rows else ' none')]
-    for (kind, group, inside), (times, size) in sorted(rows.items()):
-        where = f'inside {inside} loops' if inside else 'outside of loops'
-        lines.append(
-            f'  {kind} over {group or "all"} chips, {where}: {times} times, {size / 1e6:.1f} MB'
-        )
+    for collective in collectives:
+        row = rows[collective.kind, collective.group, collective.loops]
+        row[0] += collective.times
+        row[1] += collective.times * collective.bytes
+    lines = ['collectives of a step, per chip:' + ('' if rows else ' none')]
+    for (kind, group, loops), (times, size) in sorted(rows.items()):
+        place = f'inside {loops} loops' if loops else 'outside of loops'
+        megabytes = f'{size / 1e6:.1f} MB'
+        lines.append(f'  {kind} over {group or "all"} chips, {place}: {times} times, {megabytes}')
     return lines
 
 
 def cycles(text: str, scopes: Sequence[str]) -> dict[str, int]:
-    """Cycles of one call by the estimate of the compiler for TPUs, which leaves Pallas kernels out.
+    """Sums the cycles that the TPU compiler estimates for one call, without Pallas kernels.
 
     Args:
-      text: as of `collectives`.
-      scopes: names of `jax.named_scope`, outermost first where they are nested.
+      text: as for `collectives`.
+      scopes: names of `jax.named_scope`; of nested scopes the outermost comes first.
 
     Returns:
-      of each scope, and of 'other'; empty where the compiler estimates nothing.
+      The cycles of each scope and of 'other'; empty if the compiler gives no estimate.
     """
-    found: dict[str, int] = defaultdict(int)
+    total: dict[str, int] = defaultdict(int)
     for _, line, _, times in _lines(text, _CYCLES):
-        named, count = _NAME.search(line), _CYCLES.search(line)
-        words = set(re.split(r'[^\w.\-]+', named[1])) if named else set()
+        name, count = _NAME.search(line), _CYCLES.search(line)
+        words = set(re.split(r'[^\w.\-]+', name[1])) if name else set()
         scope = next((scope for scope in scopes if scope in words), 'other')
-        found[scope] += times * int(count[1]) if count else 0
-    return dict(found)
+        total[scope] += times * int(count[1]) if count else 0
+    return dict(total)
 
 
-def _lines(text: str, wanted: re.Pattern) -> Iterator[tuple[str, str, int, int]]:
-    """Lines that match, as they run: their computation, the line, the loops around it, how often."""
-    own: dict[str, list[str]] = defaultdict(list)
+def _lines(text: str, pattern: re.Pattern) -> Iterator[tuple[str, str, int, int]]:
+    """Yields (computation, line, loops around it, executions) of each line that matches."""
+    matches: dict[str, list[str]] = defaultdict(list)
     calls: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
     bounds: dict[str, list[int]] = defaultdict(list)
     bodies: dict[str, str] = {}
@@ -110,8 +109,8 @@ def _lines(text: str, wanted: re.Pattern) -> Iterator[tuple[str, str, int, int]]
             name = opened[2]
             entry = name if opened[1] else entry
             continue
-        if wanted.search(line):
-            own[name].append(line)
+        if pattern.search(line):
+            matches[name].append(line)
         bounds[name] += [int(bound) for bound in _BOUND.findall(line)]
         trips = _TRIPS.search(line)
         for condition, body in _WHILE.findall(line):
@@ -121,26 +120,26 @@ def _lines(text: str, wanted: re.Pattern) -> Iterator[tuple[str, str, int, int]]
         for called in (*_CALLED.findall(line), *branches):
             calls[name].append((called, None))
 
-    def walk(computation: str, inside: int, times: int) -> Iterator[tuple[str, str, int, int]]:
-        for line in own[computation]:
-            yield computation, line, inside, times
+    def walk(computation: str, loops: int, times: int) -> Iterator[tuple[str, str, int, int]]:
+        for line in matches[computation]:
+            yield computation, line, loops, times
         for called, trips in calls[computation]:
             if trips is None:
-                yield from walk(called, inside, times)
-            else:  # a scan counts up to the one constant of its condition
+                yield from walk(called, loops, times)
+            else:  # a scan counts up to the only constant of its condition
                 bound = bounds[bodies[called]]
-                known = trips or (bound[0] if len(bound) == 1 else 1)
-                yield from walk(called, inside + 1, times * known)
+                count = trips or (bound[0] if len(bound) == 1 else 1)
+                yield from walk(called, loops + 1, times * count)
 
     return walk(entry, 0, 1)
 
 
 def loops(text: str) -> int:
-    """While loops of a program."""
+    """Returns the number of while loops of a program."""
     return len(set(_BODY.findall(text)))
 
 
-def _read(line: str, inside: int, times: int) -> Collective:
+def _parse(line: str, loops: int, times: int) -> Collective:
     operation = _OPERATION.search(line)
     assert operation is not None
     sizes = [
@@ -148,12 +147,12 @@ def _read(line: str, inside: int, times: int) -> Collective:
         for kind, shape in _SHAPE.findall(operation[1])
     ]
     size = sum(sizes)
-    if '-start(' in line:  # but for all-reduce, what has begun has its operands before its results
+    if '-start(' in line:  # except for all-reduce, its shape lists operands before results
         size = {'all-reduce': size, 'all-gather': sum(sizes[len(sizes) // 2 :])}.get(
             operation[2], max(sizes, default=0)
         )
-    named = _NAME.search(line)
-    return Collective(operation[2], size, _group(line), inside, times, named[1] if named else '')
+    name = _NAME.search(line)
+    return Collective(operation[2], size, _group(line), loops, times, name[1] if name else '')
 
 
 def _group(line: str) -> int:

@@ -12,7 +12,8 @@ from lightpaff_jax.data import batches
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.preflight import __main__ as preflight
-from lightpaff_jax.preflight.__main__ import Plan
+from lightpaff_jax.preflight import compilation
+from lightpaff_jax.preflight.compilation import Program
 from lightpaff_jax.runtime import chips
 from lightpaff_jax.runtime.chips import GIB
 
@@ -64,7 +65,7 @@ def test_every_objective_compiles_without_data(of_cpu, family, objective, keys):
     exact = sum(np.prod(x.shape) for x in jax.tree.leaves(student.abstract_params)) * 4
     assert held['parameters'] == exact
     assert held['optimizer'] == 2 * exact + 4  # two moments, and a count
-    assert 'not measured' in preflight.said(result)
+    assert 'not measured' in preflight.summary(result)
 
 
 def shapes_of(batch):
@@ -85,11 +86,11 @@ def test_batches_without_data_have_the_shapes_of_batches_with_data(data_cache, f
 
 def test_flops_are_three_times_the_student_and_once_the_teacher():
     c = configured()
-    found = preflight._flops(c, c.teacher)
+    found = preflight.flops(c, c.teacher)
     shape = preflight.networks.shapes(c)[0]
     student, teacher = (models.build(net).flops(shape) for net in (c.student, c.teacher))
     assert sum(found.values()) == pytest.approx(16 * (3 * student + teacher))
-    assert preflight._flops(c, None)['teacher'] == 0
+    assert preflight.flops(c, None)['teacher'] == 0
 
 
 @pytest.mark.parametrize(
@@ -99,18 +100,18 @@ def test_the_largest_batch_is_where_the_line_meets_the_memory(monkeypatch, fixed
     chip = chips.CHIPS['v5e']
     asked = []
 
-    def compiled(c, mesh, net):
+    def compile_step(c, mesh, net):
         rows = c.data.batch_size // 8
         asked.append(rows)
         total = (fixed + each * rows) * GIB
-        return Plan(total, 0.0, 'program' if total <= chip.hbm else '', 1.0)
+        return Program(total, 0.0, 'program' if total <= chip.hbm else '', 1.0)
 
-    monkeypatch.setattr(preflight, 'compiled', compiled)
+    monkeypatch.setattr(compilation, 'compile_step', compile_step)
     c = configured()
     c.data.batch_size = 8 * first
     mesh = sharding.make_mesh(c)
-    plan = compiled(c, mesh, None)
-    found = preflight._largest(c, mesh, None, plan, chip)
+    plan = compile_step(c, mesh, None)
+    found = preflight.find_largest(c, mesh, None, plan, chip)
     most = (chip.hbm / GIB - fixed) / each
     if first == 1:
         assert found['sequences'] == 0
@@ -122,12 +123,12 @@ def test_the_largest_batch_is_where_the_line_meets_the_memory(monkeypatch, fixed
 @pytest.mark.parametrize(('total', 'fitting'), [(16.0, 0), (15.0, 8)])
 def test_where_rows_take_no_memory_no_line_is_drawn(monkeypatch, total, fitting):
     """As where a message of the compiler, which is rounded, says the same of both."""
-    plan = Plan(total * GIB, 0.0, 'program' if fitting else '', 1.0)
-    monkeypatch.setattr(preflight, 'compiled', lambda c, mesh, net: plan)
+    plan = Program(total * GIB, 0.0, 'program' if fitting else '', 1.0)
+    monkeypatch.setattr(compilation, 'compile_step', lambda c, mesh, net: plan)
     c = configured()
     c.data.batch_size = 64
     mesh = sharding.make_mesh(c)
-    found = preflight._largest(c, mesh, None, plan, chips.CHIPS['v5e'])
+    found = preflight.find_largest(c, mesh, None, plan, chips.CHIPS['v5e'])
     assert found['sequences'] == fitting
 
 
@@ -139,7 +140,9 @@ def test_what_does_not_fit_is_said_with_the_keys_to_turn_and_exit_code_1(
         'from lightpaff_jax import config\n\ndef get_config(preset=""):\n'
         '    c = config.default()\n    c.data.batch_size = 16\n    c.eval.batch_size = 16\n    return c\n'
     )
-    monkeypatch.setattr(preflight, 'compiled', lambda c, mesh, net: Plan(20 * GIB, None, '', 1.0))
+    monkeypatch.setattr(
+        compilation, 'compile_step', lambda c, mesh, net: Program(20 * GIB, None, '', 1.0)
+    )
     out = tmp_path / 'out.json'
     arguments = ['--topology=v5e:2x4', f'--config={recipe}', f'--out={out}', '--quick']
     assert preflight.main(arguments) == 1
@@ -161,12 +164,12 @@ def test_what_does_not_fit_is_said_with_the_keys_to_turn_and_exit_code_1(
 )
 def test_what_the_compiler_needed_is_read_from_its_message(message, needed):
     held = {'parameters': 0.5 * GIB, 'teacher': 0.5 * GIB}
-    assert preflight._needed(message, held) == pytest.approx(needed * GIB)
+    assert compilation.required_bytes(message, held) == pytest.approx(needed * GIB)
 
 
 def test_another_failure_of_the_compiler_is_one_line():
     with pytest.raises(UserError, match='the compiler for TPUs: INTERNAL: no'):
-        preflight._needed('INTERNAL:\n no', {})
+        compilation.required_bytes('INTERNAL:\n no', {})
 
 
 @pytest.mark.parametrize(
@@ -205,16 +208,16 @@ def test_what_fits_is_said_where_the_compiler_fails_at_a_larger_batch(of_cpu, mo
     def fail(*_):
         raise UserError('the compiler for TPUs: INTERNAL: no')
 
-    monkeypatch.setattr(preflight, '_largest', fail)
+    monkeypatch.setattr(preflight, 'find_largest', fail)
     result = preflight.preflight(configured(), 'v5e:2x4')
     assert result['fits']
-    assert 'not found, the compiler for TPUs: INTERNAL: no' in preflight.said(result)
+    assert 'unknown, the compiler for TPUs: INTERNAL: no' in preflight.summary(result)
 
 
 def test_a_teacher_without_files_and_shape_is_named(of_cpu):
     c = configured()
     c.teacher.update({'layers': 0, 'path': 'nowhere/teacher'})
-    with pytest.raises(UserError, match='give the shape of the teacher'):
+    with pytest.raises(UserError, match='set the shape of the teacher'):
         preflight.preflight(c, 'v5e:2x4', largest=False)
 
 
@@ -230,5 +233,7 @@ def test_distilling_takes_little_more_temporary_memory_than_training_alone(remat
     c.train.update({'attention': 'xla', 'remat': remat})
     c.teacher.dtype = 'float32'
     mesh = sharding.make_mesh(c, jax.devices()[:1])
-    distilled, alone = (preflight.compiled(c, mesh, net).temporary for net in (c.teacher, None))
+    distilled, alone = (
+        compilation.compile_step(c, mesh, net).temporary for net in (c.teacher, None)
+    )
     assert distilled <= 1.25 * alone
