@@ -203,8 +203,7 @@ def _liger_loss(c, student, teacher, device: str):
 def of_tunix(c):
     """As `theirs`, by Tunix: its strategy of logits has the same loss, from one-hot labels."""
     from flax import nnx
-    from tunix.distillation import distillation_trainer as tunix
-    from tunix.distillation import strategies
+    from tunix.distillation import distillation_trainer as tunix, strategies
 
     def network(params):
         return nnx.Dict(

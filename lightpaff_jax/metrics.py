@@ -161,7 +161,7 @@ class Writer:
             self._tensorboard.flush()
             storage.upload(self._folder, self._bucket)
 
-    def log(self, step: int, metrics: Mapping[str, float], kind: str = 'train') -> None:
+    def log(self, step: int, metrics: Mapping[str, Any], kind: str = 'train') -> None:
         """Writes one line with the keys step, kind, then the metrics by name.
 
         NaN and inf are written as Python's json does. A 'train' line also writes a line of

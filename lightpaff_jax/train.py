@@ -1,4 +1,7 @@
-"""One run: assemble, restore, step, log, evaluate, save. A teacher, a student and a control alike."""
+"""Trains one network to its last update: assemble, restore, step, log, evaluate, save.
+
+Teachers, students and baselines are trained by the same function.
+"""
 
 import dataclasses
 import itertools
@@ -6,9 +9,11 @@ import pathlib
 import shutil
 import tempfile
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,176 +26,200 @@ from lightpaff_jax import (
     networks,
     optimizer,
     sharding,
+    teacher as teacher_lib,
     workdir,
 )
-from lightpaff_jax import teacher as teacher_lib
-from lightpaff_jax.batch import Shape
+from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.data import batches, prepare, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.distill_step import TrainState
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import distributed, fingerprint, storage
+
+# Runs a step: state, batch, loss of the step in flight -> state, sums, seconds of compilation.
+Step = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any], float]]
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a run has done so far, beside its state; saved with it."""
+    """Totals of a run; a checkpoint has them next to the state."""
 
     updates: int = 0
     seconds: float = 0.0
-    """Of updates, without compiling and scoring."""
+    """Time of updates, without compilation and evaluation."""
     tokens: int = 0
-    """Read by the student, padding too."""
+    """Tokens that the student has read, padding included."""
     flops: float = 0.0
-    window: dict | None = None
-    """Sums that are not logged yet."""
+    window: dict[str, Any] | None = None
+    """Sums since the last line of metrics.jsonl."""
 
 
 class Inputs(NamedTuple):
-    """What a run reads."""
+    """Everything that a run reads."""
 
     tokenizer: tokenizers.Tokenizer
     teacher: teacher_lib.Teacher | None
     initial: models.Params | None
-    """Parameters to start from; None: fresh ones."""
+    """Parameters to start from; None: the network is initialized."""
     prepared: Dataset | Mixture
-    identities: dict[str, str | None]
+    fingerprints: dict[str, str | None]
 
 
-def train(c: ConfigDict) -> dict:
-    """Runs `c` in `c.workdir` to `c.train.updates`, from its newest checkpoint if it has one.
+def train(c: ConfigDict) -> dict[str, Any]:
+    """Trains a network in `c.workdir` to `c.train.updates`; resumes from the newest checkpoint.
+
+    Args:
+      c: a configuration that `check.check` accepts.
 
     Returns:
-      what result.json holds.
+      The content of result.json.
 
     Raises:
-      UserError: the configuration, its data, its teacher or its workdir does not fit.
+      UserError: the workdir, the teacher or the data does not fit the configuration.
     """
     folder = workdir.folder(c)
     workdir.check_unchanged(c, folder)
-    keep_compiled(c.train.compilation_cache)
+    use_compilation_cache(c.train.compilation_cache)
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder / 'checkpoints', c.train.keep) as saved:
-        inputs = _inputs(c, mesh)
-        result = workdir.completed_result(c, folder, inputs.identities)
-        known = {} if result is None else result['scores']
-        if result is not None and not workdir.missing_splits(c, known):
+        inputs = _load_inputs(c, mesh)
+        result = workdir.completed_result(c, folder, inputs.fingerprints)
+        scores = {} if result is None else result['scores']
+        if result is not None and not workdir.missing_splits(c, scores):
             return result
-        student = networks.student(c)
-        network = None if inputs.teacher is None else inputs.teacher.model
-        teacher_params = None if inputs.teacher is None else inputs.teacher.params
+        student, teacher = networks.student(c), inputs.teacher
+        teacher_model, teacher_params = (teacher.model, teacher.params) if teacher else (None, None)
         rule = optimizer.make(c.optim)
-        step = distill_step.make_step(c, mesh, student, network, rule)
+        step = distill_step.make_step(c, mesh, student, teacher_model, rule)
         evaluation = evaluate.Evaluation(
-            c, mesh, student, inputs.teacher, inputs.prepared, inputs.tokenizer
+            c, mesh, student, teacher, inputs.prepared, inputs.tokenizer
         )
         state, progress = restore(c, mesh, student, rule, saved, inputs)
-        inputs = inputs._replace(initial=None)  # now in the state, or of no use beside a checkpoint
-        if progress.updates < c.train.updates:  # what is said of fewer updates
+        inputs = inputs._replace(initial=None)  # frees memory: the state has a copy
+        if progress.updates < c.train.updates:  # results of fewer updates are out of date
             for name in ('result.json', 'predictions/validation.jsonl', 'predictions/test.jsonl'):
                 workdir.remove(folder / name)
         workdir.write_config(c, folder)
-        _keep_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)
+        _save_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)
 
-        def cost(shape: Shape) -> float:
-            of_teacher = 0 if network is None else network.flops(shape)
-            return c.data.batch_size * (3 * student.flops(shape) + of_teacher)
+        def flops(shape: Shape) -> float:
+            teacher_flops = 0 if teacher_model is None else teacher_model.flops(shape)
+            return c.data.batch_size * (3 * student.flops(shape) + teacher_flops)
 
-        take = _compiled(step, teacher_params, optimizer.hyperparameters(c))
-        state, last = _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved)
-        # Without an update the parameters are those that were scored before.
-        scores = {} if last is not None else known
+        run_step = _compile_by_shape(step, teacher_params, optimizer.hyperparameters(c))
+        state, outputs = _run_updates(
+            c, mesh, inputs, run_step, flops, evaluation, state, progress, saved
+        )
+        # Without a new update, the existing scores are those of the present parameters.
+        scores = {} if outputs is not None else scores
         for split in workdir.missing_splits(c, scores):
-            used = last if last is not None and last.split == split else None
-            found = used or evaluation.score(split, state.params)
-            scores[split] = evaluation.finish(found, state.params, folder / 'predictions')
-    result = (
-        summary(c, student, progress, scores) | workdir.provenance(mesh.size) | inputs.identities
-    )
+            if outputs is None or outputs.split != split:
+                outputs = evaluation.score(split, state.params)
+            scores[split] = evaluation.finish(outputs, state.params, folder / 'predictions')
+    result = _summary(c, student, progress, scores)
+    result |= workdir.provenance(mesh.size) | inputs.fingerprints
     workdir.write_json(folder / 'result.json', result)
     return result
 
 
-def _updates(c, mesh, inputs, take, cost, evaluation, state, progress, saved):
-    """The updates that are left; the state, and what the last validation found if there was one."""
-    folder, found, in_flight = workdir.folder(c), None, None
+def _run_updates(
+    c: ConfigDict,
+    mesh: Mesh,
+    inputs: Inputs,
+    run_step: Step,
+    flops: Callable[[Shape], float],
+    evaluation: evaluate.Evaluation,
+    state: TrainState,
+    progress: Progress,
+    saved: checkpoint.Checkpoints,
+) -> tuple[TrainState, evaluate.SplitOutputs | None]:
+    """Runs the remaining updates; returns the state and the outputs of the last validation."""
+    folder, outputs, in_flight = workdir.folder(c), None, None
     start = progress.updates
     with metrics.Writer(folder, c.train.updates, start, progress.tokens) as writer:
         rows = sharding.local_rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
         stream = batches.training(c, inputs.prepared, inputs.tokenizer, start, rows)
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         for batch in sharding.prefetch(mesh, itertools.islice(stream, c.train.updates - start)):
-            state, sums, compiling = take(state, batch, in_flight)
-            began += compiling
-            jax.block_until_ready(in_flight)  # at most one step in flight
+            state, sums, compilation_time = run_step(state, batch, in_flight)
+            start_time += compilation_time
+            # At most one step is in flight: more can deadlock XLA's CPU devices.
+            jax.block_until_ready(in_flight)
             in_flight = sums['loss']
             rates = {name: sums.pop(name) for name in ('grad_norm', 'learning_rate')}
             index = progress.updates = progress.updates + 1
             progress.tokens += c.data.batch_size * (batch.shape.tokens + batch.shape.source)
-            progress.flops += cost(batch.shape)
-            writer.advance(index, progress.tokens, idle=compiling)
+            progress.flops += flops(batch.shape)
+            writer.advance(index, progress.tokens, idle=compilation_time)
             window = progress.window
             progress.window = sums if window is None else metrics.add(window, sums)
-            last = index == c.train.updates
-            if index % c.train.log_every == 0 or last:
+            is_last = index == c.train.updates
+            if is_last or index % c.train.log_every == 0:
                 writer.log(index, metrics.means(progress.window, rates))
                 progress.window = None
-            scored = last or (c.train.eval_every and index % c.train.eval_every == 0)
-            kept = last or index % c.train.save_every == 0
-            if scored or kept:
+            evaluates = is_last or (c.train.eval_every and index % c.train.eval_every == 0)
+            saves = is_last or index % c.train.save_every == 0
+            if evaluates or saves:
                 jax.block_until_ready(state)
-                progress.seconds += time.perf_counter() - began
-            if scored:
-                found = evaluation.score('validation', state.params)
-                writer.log(index, found.scores, kind='validation')
-            if kept:  # after all lines of this update: a resumed run repeats none of them
-                saving = time.perf_counter()
+                progress.seconds += time.perf_counter() - start_time
+            if evaluates:
+                outputs = evaluation.score('validation', state.params)
+                writer.log(index, outputs.scores, kind='validation')
+            if saves:  # after all lines of this update, so that a resumed run repeats none
+                save_time = time.perf_counter()
                 window = metrics.to_json(progress.window)
-                done = dataclasses.asdict(dataclasses.replace(progress, window=window))
+                totals = dataclasses.asdict(dataclasses.replace(progress, window=window))
                 writer.upload()
-                saved.save(index, state, {'progress': done, **inputs.identities})
-                writer.exclude(time.perf_counter() - saving)
-            if scored or kept:
-                began = time.perf_counter()
-    return state, found
+                saved.save(index, state, {'progress': totals, **inputs.fingerprints})
+                writer.exclude(time.perf_counter() - save_time)
+            if evaluates or saves:
+                start_time = time.perf_counter()
+    return state, outputs
 
 
-def _compiled(step: jax.stages.Wrapped, teacher_params, hyperparameters: optimizer.Hyperparameters):
-    """`(state, batch, in flight) -> state, sums, seconds of compiling`: one program a shape."""
+def _compile_by_shape(
+    step: jax.stages.Wrapped,
+    teacher_params: models.Params | None,
+    hyperparameters: optimizer.Hyperparameters,
+) -> Step:
+    """Returns a function that compiles the step at the first batch of each shape, and runs it."""
     programs: dict[Shape, jax.stages.Compiled] = {}
 
-    def take(state, batch, in_flight):
-        began = time.perf_counter()
+    def run_step(
+        state: TrainState, batch: Batch, in_flight: Any
+    ) -> tuple[TrainState, dict[str, Any], float]:
+        arguments = (state, teacher_params, batch, hyperparameters)
+        compilation_time = 0.0
         if batch.shape not in programs:
             jax.block_until_ready(in_flight)
-            began = time.perf_counter()
-            programs[batch.shape] = step.lower(
-                state, teacher_params, batch, hyperparameters
-            ).compile()
-            distributed.all_gather(None)  # on CPUs devices that meet first wait 30 s for each other
-        compiling = time.perf_counter() - began
-        return *programs[batch.shape](state, teacher_params, batch, hyperparameters), compiling
+            start = time.perf_counter()
+            programs[batch.shape] = step.lower(*arguments).compile()
+            # Processes compile at different speeds, but CPU devices wait only 30 s for each other.
+            distributed.all_gather(None)
+            compilation_time = time.perf_counter() - start
+        return *programs[batch.shape](*arguments), compilation_time
 
-    return take
+    return run_step
 
 
-def _inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
+def _load_inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
     tokenizer = selection.load(c)
     teacher = teacher_lib.load(c, mesh, tokenizer)
     initial = teacher_lib.load_initial(c, mesh, tokenizer, teacher)
     prepared = prepare.prepare(c, tokenizer)
-    identities = {
+    fingerprints = {
         'tokenizer_hash': tokenizer.fingerprint,
         'data_hash': prepared.hash,
         'teacher_hash': None if teacher is None else teacher.hash,
         'init_hash': None if initial is None else fingerprint.fingerprint(initial),
     }
-    return Inputs(tokenizer, teacher, initial, prepared, identities)
+    return Inputs(tokenizer, teacher, initial, prepared, fingerprints)
 
 
-def _keep_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, family: str) -> None:
-    """Puts the tokenizer beside the checkpoints, so that the workdir can be loaded and exported."""
+def _save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, family: str) -> None:
+    """Saves the tokenizer in the workdir, which can then be loaded and exported."""
     if not distributed.is_primary():
         return
     if storage.is_remote(folder):
@@ -199,60 +228,64 @@ def _keep_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, famil
             storage.upload(pathlib.Path(temporary), folder)
         return
     if folder.exists() and tokenizers.read(str(folder)).fingerprint != tokenizer.fingerprint:
-        shutil.rmtree(folder)  # of an attempt that came to nothing
+        shutil.rmtree(folder)  # left by an attempt that failed before its first checkpoint
     if not folder.exists():
         storage.publish(folder, lambda temporary: tokenizer.save(temporary, family))
 
 
-def keep_compiled(folder: str) -> None:
-    """Programs compiled once are read from `folder` the next time. jax takes the first folder."""
+def use_compilation_cache(folder: str) -> None:
+    """Makes jax keep compiled programs in a folder; jax keeps the first folder of a process."""
     if folder:
         path = folder if storage.is_remote(folder) else str(pathlib.Path(folder).expanduser())
         jax.config.update('jax_compilation_cache_dir', path)
 
 
-def restore(c: ConfigDict, mesh: Mesh, student: models.Model, rule,
-            saved: checkpoint.Checkpoints, inputs: Inputs):  # fmt: skip
-    """(state, Progress) of the newest checkpoint.
-
-    Without one: the parameters to start from, or fresh ones.
+def restore(
+    c: ConfigDict,
+    mesh: Mesh,
+    student: models.Model,
+    rule: optax.GradientTransformation,
+    saved: checkpoint.Checkpoints,
+    inputs: Inputs,
+) -> tuple[TrainState, Progress]:
+    """Restores the newest checkpoint, or returns the state before the first update.
 
     Raises:
-      UserError: the checkpoint is of other data, another teacher or another start, or has done
-        more updates than `c.train.updates`.
+      UserError: the checkpoint has other data, another teacher, tokenizer or start, or more updates
+        than `c.train.updates`.
     """
-    places = distill_step.state_shardings(c, mesh, student, rule)
-    seed = optimizer.hyperparameters(c).seed
-
-    def fresh(seed):
-        return distill_step.init_state(student, rule, seed)
-
-    found = saved.restore(distill_step.abstract_state(c, mesh, student, rule))
-    if found is None:
-        state = jax.jit(fresh, out_shardings=places)(seed)
+    newest = saved.restore(distill_step.abstract_state(c, mesh, student, rule))
+    if newest is None:
+        shardings = distill_step.state_shardings(c, mesh, student, rule)
+        initialize = jax.jit(
+            lambda seed: distill_step.init_state(student, rule, seed), out_shardings=shardings
+        )
+        state = initialize(optimizer.hyperparameters(c).seed)
         if inputs.initial is not None:
-            params = jax.device_put(inputs.initial, places.params)
-            state = distill_step.TrainState(state.step, params, state.opt_state)
+            params = jax.device_put(inputs.initial, shardings.params)
+            state = TrainState(state.step, params, state.opt_state)
         return state, Progress()
-    step, state, meta = found
-    for name, value in inputs.identities.items():
+    step, state, meta = newest
+    for name, value in inputs.fingerprints.items():
         if meta.get(name) != value:
             raise UserError(
                 f'config.workdir = {c.workdir}: its checkpoint has {name} {meta.get(name)}, this '
-                f'run {value}; resuming needs the same: choose another workdir or remove it'
+                f'run {value}; both must be equal: choose another workdir or remove it'
             )
     if step > c.train.updates:
         raise UserError(
-            f'config.train.updates = {c.train.updates}: must be at least {step}, the updates that '
-            f'{c.workdir} has done'
+            f'config.train.updates = {c.train.updates}: must be at least {step}, the updates of the '
+            f'checkpoint in {c.workdir}'
         )
     progress = Progress(**meta['progress'])
     progress.window = metrics.from_json(progress.window)
     return state, progress
 
 
-def summary(c: ConfigDict, student: models.Model, progress: Progress, scores: dict) -> dict:
-    """Scores and cost."""
+def _summary(
+    c: ConfigDict, student: models.Model, progress: Progress, scores: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the scores and the cost of a run."""
     return workdir.task_keys(c) | {
         'updates': progress.updates,
         'tokens': progress.tokens,

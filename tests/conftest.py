@@ -20,8 +20,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.03'
 
 import jax
 import pytest
-from helpers import commands as command_cases
-from helpers import corpus
+from helpers import commands as command_cases, corpus
 from helpers.processes import QUICK
 from jax._src import compiler, lru_cache
 from jax.experimental.compilation_cache import compilation_cache

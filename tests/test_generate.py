@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import corpus
-from helpers import networks as network_cases
+from helpers import corpus, networks as network_cases
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lightpaff_jax

@@ -19,8 +19,7 @@ from helpers.losses import (
     loss_sums,
     make,
 )
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from lightpaff_jax.losses import Head, Predictor, automatic_chunk, distillation_loss
 from lightpaff_jax.preflight import hlo

@@ -321,7 +321,7 @@ def test_a_run_that_did_not_begin_leaves_its_workdir_free(here, capsys):
 def test_fewer_updates_than_were_done_are_refused(here, capsys):
     line = mistake(capsys, *alone('--config.train.updates=3', workdir='runs/small'))
     assert line == (
-        'config.train.updates = 3: must be at least 6, the updates that runs/small has done'
+        'config.train.updates = 3: must be at least 6, the updates of the checkpoint in runs/small'
     )
 
 

@@ -10,8 +10,7 @@ from helpers.processes import environment
 
 from lightpaff_jax import config, distill_step, losses, sharding
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.preflight import __main__ as preflight
-from lightpaff_jax.preflight import compilation, hlo
+from lightpaff_jax.preflight import __main__ as preflight, compilation, hlo
 from lightpaff_jax.runtime import chips
 from lightpaff_jax.runtime.chips import GIB
 

@@ -12,54 +12,27 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax.config.objectives import (
     GENERATION_METRICS as GENERATION_METRICS,
-)
-from lightpaff_jax.config.objectives import (
     OBJECTIVES as OBJECTIVES,
-)
-from lightpaff_jax.config.objectives import (
     objectives_of as objectives_of,
 )
 from lightpaff_jax.config.recipes import (
     PHASES as PHASES,
-)
-from lightpaff_jax.config.recipes import (
     family_table as family_table,
-)
-from lightpaff_jax.config.recipes import (
     paper_budget as paper_budget,
-)
-from lightpaff_jax.config.recipes import (
     paper_scale as paper_scale,
-)
-from lightpaff_jax.config.recipes import (
     part as part,
-)
-from lightpaff_jax.config.recipes import (
     shape as shape,
-)
-from lightpaff_jax.config.recipes import (
     tiny_stage1 as tiny_stage1,
-)
-from lightpaff_jax.config.recipes import (
     tiny_stage2 as tiny_stage2,
-)
-from lightpaff_jax.config.recipes import (
     tiny_table as tiny_table,
-)
-from lightpaff_jax.config.recipes import (
     use_phase as use_phase,
 )
 from lightpaff_jax.config.sources import (
     COLUMN_TYPES as COLUMN_TYPES,
-)
-from lightpaff_jax.config.sources import (
     SOURCES as SOURCES,
-)
-from lightpaff_jax.config.sources import (
     VIEWS as VIEWS,
 )
-from lightpaff_jax.errors import UserError as UserError
-from lightpaff_jax.errors import nearest, one_line
+from lightpaff_jax.errors import UserError as UserError, nearest, one_line
 
 FAMILIES = ('bert', 'gpt2', 'mass')
 DOCUMENTS = ('blank', 'line', 'file')  # how a text file is split: at blank lines, at each line, not

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 from ml_collections import ConfigDict
 
 from lightpaff_jax import (
@@ -21,9 +20,9 @@ from lightpaff_jax import (
     networks,
     pretrained,
     sharding,
+    teacher as teacher_lib,
     workdir,
 )
-from lightpaff_jax import teacher as teacher_lib
 from lightpaff_jax.config import flags, validate
 from lightpaff_jax.data import batches, prepare, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture

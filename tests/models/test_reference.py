@@ -11,8 +11,7 @@ import numpy as np
 import optax
 import pytest
 import tokenizers
-from helpers import networks as network_cases
-from helpers import transformers_reference as reference_cases
+from helpers import networks as network_cases, transformers_reference as reference_cases
 
 from lightpaff_jax import models
 from lightpaff_jax.batch import Batch

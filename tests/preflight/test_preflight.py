@@ -11,8 +11,7 @@ from lightpaff_jax import config, models, sharding
 from lightpaff_jax.data import batches
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.preflight import __main__ as preflight
-from lightpaff_jax.preflight import compilation
+from lightpaff_jax.preflight import __main__ as preflight, compilation
 from lightpaff_jax.preflight.compilation import Program
 from lightpaff_jax.runtime import chips
 from lightpaff_jax.runtime.chips import GIB

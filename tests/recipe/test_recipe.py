@@ -10,8 +10,7 @@ from helpers.recipes import outputs_of
 
 from lightpaff_jax import config, speed, train
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.recipe import __main__ as recipe
-from lightpaff_jax.recipe import plan
+from lightpaff_jax.recipe import __main__ as recipe, plan
 
 TASK = """
 from lightpaff_jax import config
@@ -80,7 +79,7 @@ def test_every_sweep_tests_its_best_run_only(undisturbed):
 @pytest.mark.e2e
 def test_interrupted_recipe_equals_an_uninterrupted_one(micro, undisturbed, capsys, monkeypatch):
     train_only(monkeypatch, 'two_stage', 'stage1_only')
-    train_run, updates, calls = train.train, train._updates, []
+    train_run, updates, calls = train.train, train._run_updates, []
 
     def interrupt_between_runs(c):
         calls.append(c.workdir)
@@ -95,7 +94,7 @@ def test_interrupted_recipe_equals_an_uninterrupted_one(micro, undisturbed, caps
         return updates(*arguments)
 
     monkeypatch.setattr(train, 'train', interrupt_between_runs)
-    monkeypatch.setattr(train, '_updates', interrupt_inside_a_run)
+    monkeypatch.setattr(train, '_run_updates', interrupt_inside_a_run)
     monkeypatch.setattr(speed, '_SECONDS', 0.01)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):

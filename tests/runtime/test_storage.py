@@ -155,7 +155,7 @@ def test_compiled_programs_may_be_kept_in_a_bucket_or_at_home():
     before = jax.config.jax_compilation_cache_dir
     try:
         for folder, kept in (('gs://b/xla', 'gs://b/xla'), ('~/xla', os.path.expanduser('~/xla'))):
-            train.keep_compiled(folder)
+            train.use_compilation_cache(folder)
             assert jax.config.jax_compilation_cache_dir == kept
     finally:
         jax.config.update('jax_compilation_cache_dir', before)

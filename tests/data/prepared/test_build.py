@@ -19,8 +19,7 @@ from lightpaff_jax import config
 from lightpaff_jax.data import prepare, sources, tokenizers
 from lightpaff_jax.data.prepared import build, shards, tokenize_pool
 from lightpaff_jax.data.prepared.tokenize_pool import Work
-from lightpaff_jax.data.sources import Example
-from lightpaff_jax.data.sources import files as files_lib
+from lightpaff_jax.data.sources import Example, files as files_lib
 from lightpaff_jax.errors import Unfinished, Unreadable, UserError
 
 

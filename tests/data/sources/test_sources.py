@@ -12,8 +12,7 @@ from helpers.sources import make_config, read_texts, write_file, write_files
 
 from lightpaff_jax import config
 from lightpaff_jax.data import sources
-from lightpaff_jax.data.sources import Example, splits
-from lightpaff_jax.data.sources import text_files as text_files
+from lightpaff_jax.data.sources import Example, splits, text_files as text_files
 
 DATA = os.environ.get('LIGHTPAFF_DATA')
 TEXT = '\n = Title = \nfirst line \n  second  line\n \n\n\nlast one\nand its end\n\n'
