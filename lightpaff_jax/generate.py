@@ -36,22 +36,10 @@ workdir of a finished run or a Hugging Face folder with its tokenizer. FILE has 
 --batch-size=16     prompts per batch
 """
 
-FLAGS = {
-    'model': '',
-    'prompt': str,
-    'file': str,
-    'max-length': 64,
-    'min-length': 0,
-    'beams': 1,
-    'length-penalty': 1.0,
-    'no-early-stop': False,
-    'sample': False,
-    'temperature': 1.0,
-    'top-k': 0,
-    'top-p': 1.0,
-    'seed': 0,
-    'batch-size': 16,
-}
+_INPUT = {'model': '', 'prompt': str, 'file': str, 'max-length': 64, 'min-length': 0}
+_SEARCH = {'beams': 1, 'length-penalty': 1.0, 'no-early-stop': False}
+_SAMPLING = {'sample': False, 'temperature': 1.0, 'top-k': 0, 'top-p': 1.0, 'seed': 0}
+FLAGS: flags.Flags = {**_INPUT, **_SEARCH, **_SAMPLING, 'batch-size': 16}
 
 
 def texts(
@@ -127,26 +115,26 @@ def _read_prompts(file: str) -> list[str]:
 
 def _check_options(options: Mapping[str, Any]) -> None:
     """Raises UserError for a flag that is missing, out of range or would be ignored."""
-    if not options['model']:
-        raise UserError('--model=DIR: must be given')
-    if (options['prompt'] is None) == (options['file'] is None):
-        raise UserError('one of --prompt=TEXT and --file=FILE must be given')
-    if options['batch_size'] < 1:
-        raise UserError(f'--batch-size={options["batch_size"]}: must be at least 1')
-    if not 0 <= options['seed'] < 2**31:
-        raise UserError(f'--seed={options["seed"]}: must be at least 0 and below 2**31')
-    if options['seed'] and not options['sample']:
-        raise UserError('--seed: requires --sample')
-    for flag in ('length-penalty', 'no-early-stop'):
-        if options['beams'] == 1 and options[flag.replace('-', '_')] != FLAGS[flag]:
-            raise UserError(f'--{flag}: requires --beams >= 2')
+    size, seed, greedy = options['batch_size'], options['seed'], options['beams'] == 1
+    one_input = (options['prompt'] is None) != (options['file'] is None)
+    for valid, message in (
+        (options['model'], '--model=DIR: must be given'),
+        (one_input, 'one of --prompt=TEXT and --file=FILE must be given'),
+        (size >= 1, f'--batch-size={size}: must be at least 1'),
+        (0 <= seed < 2**31, f'--seed={seed}: must be at least 0 and below 2**31'),
+        (options['sample'] or not seed, '--seed: requires --sample'),
+        (not greedy or options['length_penalty'] == 1, '--length-penalty: requires --beams >= 2'),
+        (not greedy or not options['no_early_stop'], '--no-early-stop: requires --beams >= 2'),
+    ):
+        if not valid:
+            raise UserError(message)
 
 
 def _run(argv: Sequence[str]) -> None:
     options = flags.arguments(argv, FLAGS, config=False).options
     _check_options(options)
-    file = options['file']
-    prompts = [options['prompt']] if file is None else _read_prompts(file)
+    prompt, file = options['prompt'], options['file']
+    prompts = [prompt] if file is None else _read_prompts(file)
     options['early_stop'] = not options['no_early_stop']
     settings = Settings(**{name: options[name] for name in Settings._fields})
     source = pretrained.open('--model', options['model'])

@@ -36,8 +36,11 @@ def student(c: ConfigDict, platform: str | None = None) -> models.Model:
 
 def teacher(c: ConfigDict, network: ConfigDict, platform: str | None = None) -> models.Model:
     """Builds the frozen teacher of shape `network`; other arguments and errors as in `student`."""
-    attention = kernel(c, 'teacher', network, platform)
-    return models.build(network, compute_dtype=c.train.compute_dtype, attention=attention)
+    return models.build(
+        network,
+        compute_dtype=c.train.compute_dtype,
+        attention=kernel(c, 'teacher', network, platform),
+    )
 
 
 def teacher_dtype(c: ConfigDict, platform: str | None = None) -> jnp.dtype:
@@ -53,15 +56,8 @@ def kernel(
 ) -> str:
     """Returns the attention kernel of a network, one of `attention.KERNELS`.
 
-    Args:
-      c: the configuration of the run.
-      name: 'student' or 'teacher', for the message.
-      network: the shape of the network.
-      platform: as in `student`.
-      dropout: the dropout rate of attention weights.
-
-    Raises:
-      UserError: the network cannot use `config.train.attention`.
+    `name` is 'student' or 'teacher'; `dropout` is the rate of attention weights. Other arguments and
+    errors are as in `student`.
     """
     platform = platform or jax.default_backend()
     choice = c.train.attention

@@ -134,8 +134,7 @@ def open(key: str, path: str) -> Pretrained:
 
     Args:
       key: the setting that names the path, for messages: 'config.teacher.path' or '--model'.
-      path: the workdir of a finished run, which may be in a bucket, or a local Hugging Face folder
-        with config.json and model.safetensors.
+      path: the workdir of a finished run, perhaps in a bucket, or a local Hugging Face folder.
 
     Raises:
       UserError: the path is neither, or the network is not supported.
@@ -184,10 +183,9 @@ def load(path: str) -> tuple[models.Model, models.Params]:
 def save(
     path: str, model: models.Model, params: models.Params, tokenizer: tokenizers.Tokenizer
 ) -> None:
-    """Writes a folder that transformers and `load` read.
+    """Writes config.json, model.safetensors and tokenizer.json for transformers and `load`.
 
-    Writes config.json, model.safetensors and tokenizer.json, which replace files of these names.
-    Other files stay.
+    Files of these names are replaced; others stay.
 
     Args:
       path: the local folder; created if it does not exist.
@@ -232,15 +230,13 @@ def select_layers(
     """Initializes a student with some layers of its teacher, and all other parameters of it.
 
     Args:
-      s: the section `config.student`; `init_layers` and `init_decoder_layers` choose the layers,
-        () the lowest.
+      s: the section `config.student`; its `init_layers` and `init_decoder_layers` choose the layers.
       teacher: the teacher's model.
       params: the teacher's parameters.
       student: the student's model.
 
     Raises:
-      UserError: the teacher lacks a layer, the number of layers is not the student's, or another
-        key of the networks differs.
+      UserError: a layer does not exist, their number is not the student's, or the shapes differ.
     """
     t = teacher.network
     for key, value in student.network.items():

@@ -36,15 +36,15 @@ _SECONDS = 0.1  # minimum duration of a measurement
 def compare(c: ConfigDict) -> dict[str, Any]:
     """Compares two trained networks, in float32 on the first device of process 0.
 
-    Times are measured in pairs, teacher and student in turn, so that a slow phase of the machine
-    affects both; the median over pairs is reported.
+    Times are medians over pairs of measurements, teacher and student in turn, so that a slow phase
+    of the machine affects both.
 
     Args:
       c: the configuration of the student's run; `teacher.path` is the teacher.
 
     Returns:
-      the content of speed.json. Ratios are teacher / student, for throughput student / teacher.
-      On processes other than 0, which only read the networks with it, {}.
+      the content of speed.json, {} on other processes. Ratios are teacher / student, for
+      throughput student / teacher.
 
     Raises:
       UserError: a path has no trained network, or its tokenizer is not that of the data.
@@ -75,10 +75,8 @@ def compare(c: ConfigDict) -> dict[str, Any]:
         entry['latency_ms'] = 1e3 * statistics.median(pair[index] for pair in latency)
         seconds = statistics.median(pair[index] for pair in batch_seconds)
         entry['tokens_per_second'] = size * length / seconds
-    ratios = {
-        key: report['teacher'][key] / report['student'][key]
-        for key in ('parameters', 'bytes', 'flops')
-    }
+    sizes = ('parameters', 'bytes', 'flops')
+    ratios = {key: report['teacher'][key] / report['student'][key] for key in sizes}
     ratios['latency'] = statistics.median(t / s for t, s in latency)
     ratios['throughput'] = statistics.median(t / s for t, s in batch_seconds)
     is_classifier = config.OBJECTIVES[c.objective].outputs == 'logits'

@@ -23,9 +23,7 @@ class Teacher(NamedTuple):
 
 
 def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
-    """Loads the teacher in `config.teacher.path`; None if the path is ''.
-
-    Its parameters are on the mesh, in the type `config.teacher.dtype`.
+    """Loads the teacher in `config.teacher.path` onto the mesh; None if the path is ''.
 
     Args:
       c: the configuration of the run.
@@ -33,8 +31,7 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
       tokenizer: the tokenizer of the data.
 
     Raises:
-      UserError: the path has no teacher that fits the configuration (see `open`), its tokenizer
-        is another one, or parameters are missing.
+      UserError: as `open`; or the tokenizer is another one, or parameters are missing.
     """
     if not c.teacher.path:
         return None
@@ -96,11 +93,7 @@ def load_initial(
 ) -> models.Params | None:
     """Loads the parameters that `config.student.init` names; None for 'scratch'.
 
-    Args:
-      c: the configuration of the run.
-      mesh: the devices of the run.
-      tokenizer: the tokenizer of the data.
-      teacher: the teacher of the run, which 'teacher_layers' requires.
+    The arguments are those of `load`, and its result, which 'teacher_layers' requires.
 
     Raises:
       UserError: the path has no trained network, or one of another shape or tokenizer than the

@@ -37,13 +37,15 @@ Scores = dict[str, float | str]
 
 
 class SplitOutputs(NamedTuple):
-    """The outputs and scores of one pass over a split, without generated text."""
+    """The outputs and scores of one pass over a split, without generated text.
+
+    `indices` are the ascending numbers of its examples (blocks, windows). `values` has a row for
+    each of them, or a sum over all; see `distill_step.make_evaluation`.
+    """
 
     split: str
     indices: np.ndarray
-    """The numbers of the examples (blocks, windows) in the split, ascending."""
     values: dict[str, Any]
-    """A row for each example, or a sum over all; see `distill_step.make_evaluation`."""
     scores: Scores
 
 
@@ -51,15 +53,7 @@ class Evaluation:
     """Scores the parameters of one network on the splits of a run's data.
 
     Make and use it under `jax.set_mesh(mesh)`. Every example is counted once, however devices and
-    processes share the batches.
-
-    Args:
-      c: the configuration of the run.
-      mesh: the devices of parameters and batches.
-      student: the network to score.
-      teacher: the teacher to compare with, or None.
-      prepared: the data of the run.
-      tokenizer: the tokenizer of the run.
+    processes share the batches. `teacher`, if any, is compared with; other arguments are the run's.
     """
 
     def __init__(
@@ -75,9 +69,8 @@ class Evaluation:
         self._teacher_params = None if teacher is None else teacher.params
         teacher_model = None if teacher is None else teacher.model
         self._evaluate = distill_step.make_evaluation(c, mesh, student, teacher_model)
-        self._generate = None
-        if workdir.task_keys(c)['metric'] in config.GENERATION_METRICS:
-            self._generate = _make_generation(c, mesh, student, tokenizer)
+        generates = workdir.task_keys(c)['metric'] in config.GENERATION_METRICS
+        self._generate = _make_generation(c, mesh, student, tokenizer) if generates else None
 
     def score(self, split: str, params: models.Params) -> SplitOutputs:
         """Computes the scores of a split that need no generated text."""
@@ -86,15 +79,12 @@ class Evaluation:
         return SplitOutputs(split, indices, values, split_scores)
 
     def finish(self, outputs: SplitOutputs, params: models.Params, folder: Any) -> Scores:
-        """Writes predictions, and adds the scores of generated text.
+        """Writes the predictions of a split; returns its scores with those of generated text.
 
         Args:
           outputs: the result of `score`.
           params: the parameters that it scored.
-          folder: where `<split>.jsonl` is written, with the lines of `predictions`.
-
-        Returns:
-          all scores of the split.
+          folder: receives `<split>.jsonl`, with the lines of `predictions`.
         """
         c, split, values = self._c, outputs.split, outputs.values
         if self._generate is not None:
@@ -117,10 +107,9 @@ class Evaluation:
         return outputs.scores | generation_scores
 
     def _run(self, split: str, call, *arguments) -> tuple[np.ndarray, dict[str, Any]]:
-        """Calls `call(*arguments, batch)` for every batch of a split.
+        """Returns the ascending numbers of the examples, and their outputs: rows, or sums.
 
-        Returns:
-          the numbers of the examples, ascending, and the outputs: rows in this order, or sums.
+        The outputs are those of `call(*arguments, batch)` for every batch of the split.
         """
         parts: dict[str, list[np.ndarray]] = {}
         indices_NB = batches.evaluation_indices(self._c, self._prepared, split)
@@ -148,19 +137,19 @@ def compute_scores(c: ConfigDict, values: Mapping[str, Any], stats: Mapping[str,
       stats: the number of `tokens` and `words` of the split.
 
     Returns:
-      For a classifier those of `scores.classifier_scores`, and `examples`. Otherwise `ce` (nats per
-      predicted token), `perplexity` = exp(ce), `accuracy` and `tokens`, with a teacher also `kl`,
-      `agreement` and `teacher_ce`. If every token of a text is predicted, also
-      `word_perplexity` = exp(nats / words), which can be compared between tokenizers, and `words`.
-      Words are counted in the original text, with one end of line each, and in proportion if only
-      a part of the split was read.
+      For a classifier `scores.classifier_scores` and `examples`. Otherwise `ce` (nats per predicted
+      token), `perplexity` = exp(ce), `accuracy` and `tokens`; with a teacher `kl`, `agreement` and
+      `teacher_ce`. If every token of a text is predicted, also `word_perplexity` = exp(nats / words),
+      comparable between tokenizers, and `words`: those of the original text with one end of line
+      per text line, in proportion if only a part of the split was read.
     """
     outputs = config.OBJECTIVES[c.objective].outputs
     if outputs == 'logits':
-        labels, temperature = values['label'], c.loss.temperature
-        teacher_logits = values.get('teacher_logits')
-        result = scores.classifier_scores(values['logits'], labels, teacher_logits, temperature)
-        return {**result, 'examples': len(labels)}
+        logits, teacher_logits = values['logits'], values.get('teacher_logits')
+        result = scores.classifier_scores(
+            logits, values['label'], teacher_logits, c.loss.temperature
+        )
+        return {**result, 'examples': len(logits)}
     sums = {
         name: float(np.sum(x, dtype=np.float64))
         for name, x in values.items()
@@ -179,8 +168,8 @@ def compute_scores(c: ConfigDict, values: Mapping[str, Any], stats: Mapping[str,
 def _make_generation(c: ConfigDict, mesh: Mesh, student: models.Model, tokenizer: Tokenizer):
     """Returns the jitted function `(params, batch) -> outputs`, replicated on all devices.
 
-    Its outputs are the generated ids [B, N] and their lengths [B], and source [B, S] and reference
-    [B, T] as ids, with -1 for padding.
+    Its outputs are the generated `ids` [B, N] and their `lengths` [B], and the ids `source` [B, S]
+    and `reference` [B, T], with -1 for padding.
     """
     max_length = c.generate.max_length or c.data.target_length
     settings = generate.Settings(**c.generate.to_dict() | {'max_length': max_length})
@@ -209,8 +198,6 @@ def _make_generation(c: ConfigDict, mesh: Mesh, student: models.Model, tokenizer
 
     return jax.jit(generate_batch, out_shardings=sharding.replicated(mesh))
 
-
-# The command
 
 USAGE = """
 python -m lightpaff_jax.evaluate --model=DIR --config=FILE[:PRESET] [--out=DIR] [--config.KEY=VALUE ...]

@@ -7,8 +7,8 @@ The other keys depend on the example type of the objective:
     targets     source, reference, and: text, if `config.eval.metric` scores generated text, or else
                 nll (nats) and tokens of the reference
 
-Texts, sources and references are those of the data before tokenization. The source 'prepared' has
-only ids; its texts are decoded, and cut to `config.data.length` and `target_length`.
+Texts are those of the data before tokenization. The source 'prepared' has only ids: its texts are
+decoded, and cut to `config.data.length` and `target_length`.
 """
 
 import itertools
@@ -33,12 +33,8 @@ def lines(
 ) -> list[Line]:
     """Returns the lines of some examples of a split.
 
-    Args:
-      c: the configuration of the run.
-      tokenizer: the tokenizer of the run.
-      split: the split of the examples.
-      indices: the numbers of the examples in the split, ascending.
-      values: for each example the outputs of `distill_step.make_evaluation`, or those of generation.
+    `indices` are their ascending numbers in the split; `values` has for each of them the outputs of
+    evaluation, or of generation.
     """
     example_type = config.OBJECTIVES[c.objective].example_type
     examples = None

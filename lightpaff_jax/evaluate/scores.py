@@ -1,4 +1,7 @@
-"""Computes scores on the host: of predicted classes, of logits and of generated text."""
+"""Computes scores of predicted classes, of logits and of generated text.
+
+All scores of two sequences raise UserError if these are empty or differ in length.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,21 +15,13 @@ ROUGE = ('rouge1', 'rouge2', 'rougeL')
 
 
 def accuracy(predicted: Sequence[int], labels: Sequence[int]) -> float:
-    """Computes the fraction of predictions that equal their label.
-
-    Raises:
-      UserError: the arguments are empty, or differ in length.
-    """
+    """Computes the fraction of predictions that equal their label."""
     _check_lengths(predicted, labels)
     return sum(p == y for p, y in zip(predicted, labels, strict=True)) / len(labels)
 
 
 def f1(predicted: Sequence[int], labels: Sequence[int], positive: int = 1) -> float:
-    """Computes F1 = 2 TP / (2 TP + FP + FN) of one class; 0 if it is never predicted nor a label.
-
-    Raises:
-      UserError: the arguments are empty, or differ in length.
-    """
+    """Computes F1 = 2 TP / (2 TP + FP + FN) of one class; 0 if it is never predicted nor a label."""
     _check_lengths(predicted, labels)
     pairs = [(p == positive, y == positive) for p, y in zip(predicted, labels, strict=True)]
     true_positives, positives = sum(p and y for p, y in pairs), sum(p + y for p, y in pairs)
@@ -39,9 +34,6 @@ def bleu(texts: Sequence[str], references: Sequence[str]) -> dict[str, float | s
     Returns:
       `bleu`, and `bleu_signature`, sacrebleu's description of its settings (Post, 2018, arXiv
       1804.08771).
-
-    Raises:
-      UserError: the arguments are empty, or differ in length.
     """
     from sacrebleu.metrics.bleu import BLEU
 
@@ -59,9 +51,6 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float | 
 
     Returns:
       `rouge1`, `rouge2` and `rougeL`.
-
-    Raises:
-      UserError: the arguments are empty, or differ in length.
     """
     from rouge_score import rouge_scorer  # imports nltk, which takes 1.5 s
 
