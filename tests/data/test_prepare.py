@@ -87,19 +87,19 @@ def test_blocks_hold_every_id_of_the_documents_once(c, vocabulary, name, size):
     assert prepared.split('train')['tokens'] == len(ids)
 
 
-@pytest.mark.parametrize('form', ['topic', 'pairs', 'summary'])
-def test_every_example_is_a_record_of_its_ids(data_cache, vocabulary, form):
-    c = corpus.examples_config(data_cache, form)
+@pytest.mark.parametrize('view', ['topic', 'pairs', 'summary'])
+def test_every_example_is_a_record_of_its_ids(data_cache, vocabulary, view):
+    c = corpus.examples_config(data_cache, view)
     prepared = prepare.prepare(c, vocabulary)
     for split in pydocs.SPLITS:
         examples = list(sources.examples(c, split))
         records, stats = read(prepared, split), prepared.split(split)
         assert len(records) == len(examples) == stats['examples']
-        for record, example in list(zip(records, examples, strict=True))[::7]:
-            truncate = objectives.OBJECTIVES[c.objective].truncate
-            fitted = truncate(c, *vocabulary.encode([example.first, example.second]))
-            assert record.first.tolist() == fitted.first
-            assert record.second.tolist() == fitted.second
+        ids = [vocabulary.encode([e[side] for e in examples[::7]]) for side in (0, 1)]
+        for record, example, *texts in zip(records[::7], examples[::7], *ids, strict=True):
+            expected = objectives.OBJECTIVES[c.objective].truncate(c, *texts)
+            assert record.first.tolist() == expected.first
+            assert record.second.tolist() == expected.second
             assert record.label == example.label
 
 

@@ -23,7 +23,7 @@ import json, os, random, resource, select, signal, sys, time
 from lightpaff_jax.data import prepare
 from lightpaff_jax.data.prepared import tokenize_pool
 
-tokenize_pool.CHUNK = 100_000
+tokenize_pool.CHUNK = 30_000
 out, kills, limit, *argv = sys.argv[1:]
 draw = random.Random(0)
 
@@ -70,7 +70,7 @@ print(json.dumps({'killed': killed, 'finished': finished, 'code': code, 'stderr'
 def place(tmp_path_factory):
     """Returns a folder with text of ten chunks and a vocabulary."""
     folder = tmp_path_factory.mktemp('prepare')
-    corpus.write_random_text(folder / 'long', 1_000_000)
+    corpus.write_random_text(folder / 'long', 300_000)
     (folder / 'vocabulary').mkdir()
     corpus.wordpiece_tokenizer(folder / 'vocabulary')
     return folder
@@ -120,7 +120,7 @@ def test_resume_after_a_full_disk_gives_equal_files(place, undisturbed, tmp_path
     long = place / 'long' / 'train.txt'
     text = long.read_text()
     try:
-        at = text.index('\n\n', 250_000)
+        at = text.index('\n\n', 75_000)
         long.write_text(text[:at] + ' dog' * 150_000 + text[at:])
         report = forks(place, tmp_path / 'whole', '--workers=1')
         report = forks(place, out, '--workers=1', limit=330_000)

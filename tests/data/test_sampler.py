@@ -18,11 +18,8 @@ def prepared(n, name='a'):
 
 def stream(rows_of, count, start=0):
     """Returns (index, epoch) of the first `count` rows."""
-    rows = (
-        pair
-        for i in itertools.count(start)
-        for pair in zip(rows_of(i).indices, rows_of(i).epochs, strict=True)
-    )
+    batches = map(rows_of, itertools.count(start))
+    rows = (pair for b in batches for pair in zip(b.indices, b.epochs, strict=True))
     return list(itertools.islice(rows, count))
 
 

@@ -14,7 +14,7 @@ from lightpaff_jax.data import batches, objectives, prepare
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.train import train
 
-EXAMPLES = pytest.mark.parametrize('form', ['pairs', 'summary'])
+EXAMPLES = pytest.mark.parametrize('view', ['pairs', 'summary'])
 
 
 @pytest.fixture(scope='module')
@@ -23,16 +23,16 @@ def vocabulary(tmp_path_factory):
     return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
 
 
-def configured(data_cache, form):
-    c = corpus.examples_config(data_cache, form)
+def configured(data_cache, view):
+    c = corpus.examples_config(data_cache, view)
     c.data.length, c.data.buckets = 384, (128, 256, 384)
-    c.data.target_length = 192 if form == 'summary' else 0
+    c.data.target_length = 192 if view == 'summary' else 0
     return c
 
 
 @EXAMPLES
-def test_batch_has_the_length_of_its_bucket(data_cache, vocabulary, form):
-    c = configured(data_cache, form)
+def test_batch_has_the_length_of_its_bucket(data_cache, vocabulary, view):
+    c = configured(data_cache, view)
     prepared = prepare.prepare(c, vocabulary)
     shapes = [objectives.OBJECTIVES[c.objective].shape(s) for s in objectives.buckets(c)]
     assert [s.source or s.tokens for s in shapes] == [128, 256, 384]
@@ -43,21 +43,21 @@ def test_batch_has_the_length_of_its_bucket(data_cache, vocabulary, form):
         batch = corpus.batch_at(c, prepared, vocabulary, index)
         assert batch.shape in shapes
         seen[batch.shape] += 1
-        tokens += (batch.source_segments if form == 'summary' else batch.segments).sum()
+        tokens += (batch.source_segments if view == 'summary' else batch.segments).sum()
     assert len(seen) == 3
     c.data.buckets = ()
     whole = sum(
-        (b.source_segments if form == 'summary' else b.segments).sum()
+        (b.source_segments if view == 'summary' else b.segments).sum()
         for b in (corpus.batch_at(c, prepared, vocabulary, i) for i in range(n // 8))
     )
     assert abs(int(tokens) - int(whole)) <= 8 * 384 * 2  # the last batch reaches into epoch 1
 
 
 @EXAMPLES
-def test_bucket_rows_equal_full_rows_without_padding(data_cache, vocabulary, form):
-    c = configured(data_cache, form)
+def test_bucket_rows_equal_full_rows_without_padding(data_cache, vocabulary, view):
+    c = configured(data_cache, view)
     prepared = prepare.prepare(c, vocabulary)
-    full = corpus.examples_config(data_cache, form)
+    full = corpus.examples_config(data_cache, view)
     full.data.length, full.data.target_length = 384, c.data.target_length
     records = prepared.records('train')
     n = len(records)
@@ -94,8 +94,8 @@ def _row(arrays, i):
 
 @EXAMPLES
 @pytest.mark.parametrize('processes', [2, 4])
-def test_processes_use_the_same_bucket(data_cache, vocabulary, form, processes):
-    c = configured(data_cache, form)
+def test_processes_use_the_same_bucket(data_cache, vocabulary, view, processes):
+    c = configured(data_cache, view)
     prepared = prepare.prepare(c, vocabulary)
     for index in range(6):
         batch = corpus.batch_at(c, prepared, vocabulary, index)
