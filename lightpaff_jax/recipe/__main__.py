@@ -28,6 +28,7 @@ defines its fine-tuning and its scores with the keys data, eval, generate and op
 the two eval.batches applies; a task's 0 always reads all batches.
 """
 
+# Keys that a recipe sets in each of its runs.
 SET_BY_RECIPE = (
     'student.init',
     'student.init_new_head',
@@ -40,7 +41,6 @@ SET_BY_RECIPE = (
     'task',
     'eval.metric',
 )
-"""Keys that a recipe sets in each of its runs."""
 
 
 def run(c: ConfigDict) -> None:
@@ -81,24 +81,21 @@ def run(c: ConfigDict) -> None:
 def _check_settings(c: ConfigDict) -> None:
     """Raises UserError if a key is set that a recipe sets itself or does not read."""
     defaults = config.flatten(config.default())
-    for key in SET_BY_RECIPE:
-        value = config.flatten(c)[key]
-        if value != defaults[key]:
-            raise UserError(
-                f'config.{key} = {value}: is set by the recipe for each of its runs, from '
-                'config.recipe'
-            )
+    for key, value in config.flatten(c).items():
+        if key in SET_BY_RECIPE and value != defaults[key]:
+            rule = 'is set by the recipe for each of its runs, from config.recipe'
+            raise UserError(f'config.{key} = {value}: {rule}')
     if c.requires:
         raise UserError(f'config.requires = {",".join(c.requires)}: is not read by a recipe')
     for name in ('teacher_finetune', 'student_finetune'):
-        phase, default = c.recipe[name], config.phase(updates=0)
-        unread = () if phase.updates else [key for key in default if phase[key] != default[key]]
-        for key in unread:
-            raise UserError(
-                f'config.recipe.{name}.{key} = {phase[key]}: is not read if '
-                f'config.recipe.{name}.updates = 0, since each task has its own settings; set it '
-                'in the files of config.recipe.tasks, or set updates'
-            )
+        phase = c.recipe[name]
+        for key, value in config.phase(updates=0).items():
+            if not phase.updates and phase[key] != value:
+                raise UserError(
+                    f'config.recipe.{name}.{key} = {phase[key]}: is not read if '
+                    f'config.recipe.{name}.updates = 0, since each task has its own settings; set '
+                    'it in the files of config.recipe.tasks, or set updates'
+                )
 
 
 def _resolve_teacher(c: ConfigDict) -> None:
@@ -120,16 +117,7 @@ def _resolve_teacher(c: ConfigDict) -> None:
 
 
 def _execute(c: ConfigDict, folder: Any, total: int) -> dict[str, Any]:
-    """Trains the runs of the plan and writes recipe.json after every sweep.
-
-    Args:
-      c: configuration of the recipe.
-      folder: path of its workdir.
-      total: number of runs, for progress messages.
-
-    Returns:
-      The content of recipe.json.
-    """
+    """Trains the `total` runs of the plan, writes recipe.json after every sweep, and returns it."""
     from lightpaff_jax import workdir
 
     record = {
@@ -164,6 +152,7 @@ def _run_sweep(sweep: plan.Sweep, finished: int, total: int, records: list[dict]
     and the choice to `records`.
     """
     from lightpaff_jax import train
+    from lightpaff_jax.report.results import METRICS
 
     scores: dict[str, float] = {}
     for number, (name, r) in enumerate(sweep.runs.items(), finished + 1):
@@ -176,8 +165,10 @@ def _run_sweep(sweep: plan.Sweep, finished: int, total: int, records: list[dict]
         scores[name] = validation[metric] if math.isfinite(validation['ce']) else math.nan
     if len(scores) == 1:
         return name
+    sign = -1 if METRICS[metric].higher_is_better else 1
+    losses = {name: math.inf if math.isnan(s) else sign * s for name, s in scores.items()}
     # Process 0 decides, so that all processes train the same run next.
-    chosen = distributed.broadcast_from_primary(lambda: _best_run(scores, metric))
+    chosen = distributed.broadcast_from_primary(lambda: min(losses, key=losses.__getitem__))
     train.train(sweep.runs[chosen])  # is trained already: adds the test scores
     candidates = [
         {'run': name, 'peak_lr': r.optim.peak_lr, 'lambda_': r.loss.lambda_, 'score': scores[name]}
@@ -194,14 +185,6 @@ def _run_sweep(sweep: plan.Sweep, finished: int, total: int, records: list[dict]
         }
     )
     return chosen
-
-
-def _best_run(scores: dict[str, float], metric: str) -> str:
-    """Returns the name of the run with the best score; a NaN, of a diverged run, is the worst."""
-    from lightpaff_jax.report.results import METRICS
-
-    sign = -1 if METRICS[metric].higher_is_better else 1
-    return min(scores, key=lambda n: math.inf if math.isnan(scores[n]) else sign * scores[n])
 
 
 def _measure_speed(

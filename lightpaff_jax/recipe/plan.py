@@ -27,12 +27,9 @@ from lightpaff_jax.errors import UserError, nearest
 class Student(NamedTuple):
     """A way to train the student of a task: the two-stage method, an ablation or a baseline."""
 
-    pretrain: str
-    """Name of its pre-training run."""
-    with_teacher: bool
-    """Whether its fine-tuning distills from the fine-tuned teacher."""
-    shares_sweep: str = ''
-    """The student whose chosen hyperparameters it uses; '' if it has its own sweep."""
+    pretrain: str  # name of its pre-training run
+    with_teacher: bool  # whether its fine-tuning distills from the fine-tuned teacher
+    shares_sweep: str = ''  # the student whose hyperparameters it uses; '' if it has its own sweep
 
 
 STUDENTS = {
@@ -49,12 +46,9 @@ class Sweep(NamedTuple):
     """Runs that differ in peak learning rate and lambda; the best one on validation is kept."""
 
     phase: str
-    task: str
-    """Name of the task; '' in pre-training."""
-    student: str
-    """Key of STUDENTS, 'teacher', or the pre-training run 'stage1' or 'pretrain'."""
-    runs: dict[str, ConfigDict]
-    """Run name -> configuration. The name is the run's folder inside the recipe's workdir."""
+    task: str  # '' in pre-training
+    student: str  # key of STUDENTS, 'teacher', or the pre-training run 'stage1' or 'pretrain'
+    runs: dict[str, ConfigDict]  # by the run's folder inside the recipe's workdir
 
 
 @dataclasses.dataclass
@@ -65,16 +59,15 @@ class Plan:
     """
 
     c: ConfigDict
-    tasks: dict[str, ConfigDict]
-    """Task name -> configuration of its fine-tuning."""
-    choose: Callable[[Sweep], str]
-    """Returns the name of the run to keep; it trains the runs first, if they are to be trained."""
-    record: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Content of recipe.json; `execute` adds 'tasks' and 'sweeps'."""
+    tasks: dict[str, ConfigDict]  # task name -> configuration of its fine-tuning
+    choose: Callable[
+        [Sweep], str
+    ]  # trains the runs, if wanted; returns the name of the one to keep
+    record: dict[str, Any]  # content of recipe.json; `execute` adds 'tasks' and 'sweeps'
+    # (phase, task, student) -> chosen peak learning rate and lambda.
     chosen: dict[tuple[str, str, str], tuple[float, float]] = dataclasses.field(
         default_factory=dict
     )
-    """(phase, task, student) -> chosen peak learning rate and lambda."""
 
     def execute(self) -> None:
         """Calls `choose` on every sweep, in an order in which each run follows its dependencies.
@@ -103,15 +96,7 @@ class Plan:
     def _train_student(
         self, name: str, seed: int, task: str, teacher_path: str, pretrained: dict[str, str]
     ) -> None:
-        """Plans the two runs of a student.
-
-        Args:
-          name: key of STUDENTS.
-          seed: seed of both runs.
-          task: name of the task.
-          teacher_path: the pre-trained teacher.
-          pretrained: pre-training runs of this seed so far, by name; a missing one is added.
-        """
+        """Trains the two runs of a student; adds its pre-training run to `pretrained`."""
         c, student = self.c, STUDENTS[name]
         task_record = self.record['tasks'][task]
         if student.pretrain not in pretrained:
@@ -189,10 +174,9 @@ class Plan:
         self, phase: str, network: ConfigDict, seed: int, equal_flops: bool = False
     ) -> ConfigDict:
         run = config.copy(self.c)
-        data = run.data
-        data.path, data.mixture = _relocate(run, data.path), _relocate(run, data.mixture)
-        data.decontaminate = _relocate(run, data.decontaminate)
-        return self._configure(run, phase, '', network, seed, equal_flops)
+        for key in ('path', 'mixture', 'decontaminate'):
+            run.data[key] = _relocate(run, run.data[key])
+        return self._configure(run, run.recipe[phase], network, seed, equal_flops)
 
     def _finetuning(
         self, task: str, phase: str, network: ConfigDict, seed: int, equal_flops: bool = False
@@ -216,25 +200,18 @@ class Plan:
         run.data.path = _relocate(run, t.data.path)
         run.data.decontaminate = _relocate(run, t.data.decontaminate)
         run.data.unlabelled = ()
-        run = self._configure(run, phase, task, network, seed, equal_flops)
+        run = self._configure(run, self._phase(phase, task), network, seed, equal_flops)
         if phase == 'student_finetune':
             run.student.dropout = t.student.dropout or run.student.dropout
         return run
 
     def _configure(
-        self,
-        run: ConfigDict,
-        phase: str,
-        task: str,
-        network: ConfigDict,
-        seed: int,
-        equal_flops: bool,
+        self, run: ConfigDict, p: ConfigDict, network: ConfigDict, seed: int, equal_flops: bool
     ) -> ConfigDict:
-        """Sets the network and the phase of a run without a teacher.
+        """Sets the network and the phase `p` of a run without a teacher.
 
         With `equal_flops` the run has more updates, so that it costs as much as distillation.
         """
-        p = self._phase(phase, task)
         for key in config.network():
             if key not in ('head', 'classes'):
                 run.student[key] = network[key]
@@ -328,6 +305,6 @@ def expand(c: ConfigDict) -> tuple[dict[str, ConfigDict], dict[str, Any]]:
         runs.update(sweep.runs)
         return next(iter(sweep.runs))
 
-    plan = Plan(c, load_tasks(c), choose_first)
-    plan.execute()
-    return runs, plan.record
+    record: dict[str, Any] = {}
+    Plan(c, load_tasks(c), choose_first, record).execute()
+    return runs, record

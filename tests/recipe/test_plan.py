@@ -274,7 +274,7 @@ def test_first_seed_sweeps_and_later_seeds_use_its_choice():
         sweeps.append(sweep)
         return list(sweep.runs)[-1]
 
-    plan.Plan(c, plan.load_tasks(c), choose_last).execute()
+    plan.Plan(c, plan.load_tasks(c), choose_last, {}).execute()
     for sweep in sweeps:
         for run in sweep.runs.values():
             assert bool(run.loss.lambda_) == bool(run.teacher.path)
