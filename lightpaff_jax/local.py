@@ -1,4 +1,4 @@
-"""N processes on this machine, as if they were N hosts: what launch/local.sh runs."""
+"""Runs a command as N processes on this machine, which behave like N hosts (launch/local.sh)."""
 
 import contextlib
 import os
@@ -17,25 +17,25 @@ from lightpaff_jax.errors import UserError
 USAGE = """
 ./launch/local.sh N COMMAND [ARGUMENT ...]
 
-Runs N processes of a command on this machine as N hosts of one run, on CPUs. Process 0 writes as it
-would alone, the others with [1], [2] ... before each line. When one fails, or on Ctrl-C, all end;
-the exit code is that of the first that failed.
+Runs a command as N processes on this machine, on CPUs, which behave like N hosts of one run. Lines of
+process 0 are unchanged; lines of the others begin with [1], [2] ... If one process fails, or on
+Ctrl-C, all processes end. The exit code is that of the first process that failed.
 
   ./launch/local.sh 2 python -m lightpaff_jax.main --config=configs/gpt2_stage1.py:tiny_teacher
 
-  DEVICES        devices of each process (1)
-  JAX_PLATFORMS  another kind of device than cpu
+  DEVICES        optional number of devices per process; default: 1
+  JAX_PLATFORMS  optional kind of device; default: cpu
 """
 
-# Seconds. Processes end by themselves in about two when one failed, each with a line that says why,
-# process 0 after five where one was killed. SIGTERM ends a training at once.
+# Seconds until SIGTERM and then until SIGKILL after a process failed. Processes end by themselves
+# within about two seconds and print the reason; process 0 waits five if another one was killed.
 GRACE, END = 9.0, 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    # The arguments after the first are those of another command, so --help there is not ours.
+    # Arguments after the first belong to the command to run, --help included.
     return flags.execute(lambda _: _run(argv), USAGE, argv[:1])
 
 
@@ -47,7 +47,8 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError(f'{" ".join(argv)}: must be N COMMAND [ARGUMENT ...], N at least 1')
     if not devices.isdecimal() or int(devices) < 1:
         raise UserError(f'DEVICES = {devices}: must be a whole number, at least 1')
-    stop = threading.Event()  # an exception could come between a process and its place in the list
+    # An exception in a signal handler could lose a process that has just started.
+    stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda *_: stop.set())
     environment = _environment(int(number), devices)
@@ -56,10 +57,8 @@ def _run(argv: Sequence[str]) -> int:
     try:
         for k in range(int(number)):
             environment['JAX_PROCESS_ID'] = str(k)
-            process, readers = _started(command, environment, k)
-            processes.append(process)
-            threads += readers
-        return _watched(processes, stop)
+            processes.append(_start(command, environment, k, threads))
+        return _wait(processes, stop)
     finally:
         _end(processes)
         for thread in threads:
@@ -67,52 +66,56 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _environment(processes: int, devices: str) -> dict[str, str]:
-    with socket.create_server(('127.0.0.1', 0)) as server:  # closed again: process 0 takes the port
+    with socket.create_server(('127.0.0.1', 0)) as server:  # finds a free port for process 0
         port = server.getsockname()[1]
     count = '--xla_force_host_platform_device_count'
-    flags = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if count not in flag]
+    xla_flags = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if count not in flag]
     return {
         'JAX_PLATFORMS': 'cpu',
         **os.environ,
-        'XLA_FLAGS': ' '.join([*flags, f'{count}={devices}']),
+        'XLA_FLAGS': ' '.join([*xla_flags, f'{count}={devices}']),
         'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
         'JAX_NUM_PROCESSES': str(processes),
     }
 
 
-def _started(command: Sequence[str], environment: dict[str, str], k: int):
-    """Process k, in a group of its own, and the threads that pass on what it writes."""
+def _start(
+    command: Sequence[str], environment: dict[str, str], k: int, threads: list[threading.Thread]
+) -> subprocess.Popen:
+    """Starts process k in its own process group; adds the threads that copy its output."""
     pipe = subprocess.PIPE if k else None
     process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
         start_new_session=True,
-    )  # fmt: skip
-    streams = ((process.stdout, sys.stdout), (process.stderr, sys.stderr)) if k else ()
-    threads = [
-        threading.Thread(target=_pass_on, args=(k, source, target)) for source, target in streams
-    ]
-    for thread in threads:
-        thread.start()
-    return process, threads
+    )
+    for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+        if source is not None:
+            threads.append(threading.Thread(target=_copy_lines, args=(k, source, target)))
+            threads[-1].start()
+    return process
 
 
-def _pass_on(k: int, source: IO[bytes], target: IO[str]) -> None:
+def _copy_lines(k: int, source: IO[bytes], target: IO[str]) -> None:
     for line in source:
         target.write(f'[{k}] {line.decode(errors="replace").rstrip()}\n')
         target.flush()
 
 
-def _watched(processes: Sequence[subprocess.Popen], stop: threading.Event) -> int:
-    """Waits until all have ended, or some seconds after the first that failed; its exit code."""
-    failed, until = 0, float('inf')
-    while time.monotonic() < until:
+def _wait(processes: Sequence[subprocess.Popen], stop: threading.Event) -> int:
+    """Waits for all processes, or GRACE seconds after a failure; returns the first failed exit code."""
+    failed, deadline = 0, float('inf')
+    while time.monotonic() < deadline:
         if stop.is_set():
             return 130
         codes = [process.poll() for process in processes]
-        bad = [code for code in codes if code]
-        if bad and not failed:
-            failed = bad[0] if bad[0] > 0 else 128 - bad[0]  # as a shell says of a signal
-            until = time.monotonic() + GRACE
+        errors = [code for code in codes if code]
+        if errors and not failed:
+            failed = errors[0] if errors[0] > 0 else 128 - errors[0]  # a shell's code for a signal
+            deadline = time.monotonic() + GRACE
         if None not in codes:
             break
         time.sleep(0.05)
@@ -120,12 +123,12 @@ def _watched(processes: Sequence[subprocess.Popen], stop: threading.Event) -> in
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:
-    """Ends what still runs, and what that started."""
+    """Ends the processes that still run, and the processes that they started."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
-    until = time.monotonic() + END
-    while time.monotonic() < until and any(process.poll() is None for process in processes):
+    deadline = time.monotonic() + END
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(0.05)
     for process in processes:
         with contextlib.suppress(ProcessLookupError):  # the group has ended

@@ -49,7 +49,7 @@ LONG_TEXT = ('truncate', 'error')
 SCHEDULES = ('linear', 'cosine', 'constant')
 DTYPES = ('float32', 'bfloat16')
 SPLIT = ('fsdp', 'tensor')  # mesh axes that can shard parameters
-# What the backward pass recomputes: nothing costly, all but matrix products, whole blocks.
+# Values that the backward pass recomputes: nothing costly, all but matrix products, whole blocks.
 REMAT = ('none', 'dots', 'block')
 ATTENTION = ('auto', 'xla', 'cudnn', 'splash')
 
@@ -172,7 +172,7 @@ _TRAIN = {
     'updates': 100,  # total optimizer updates
     'grad_accum_steps': 1,  # M, micro-batches per update
     'compute_dtype': 'float32',  # of matrix products in the networks, one of DTYPES
-    'remat': 'none',  # what the backward pass recomputes, one of REMAT
+    'remat': 'none',  # values that the backward pass recomputes, one of REMAT
     'attention': 'auto',  # kernel, one of ATTENTION; auto takes the fastest usable one
     'compilation_cache': '~/.cache/lightpaff_jax/xla',  # folder of compiled programs; '': no cache
     'log_every': 20,  # updates between lines of metrics.jsonl

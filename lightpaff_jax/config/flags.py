@@ -217,7 +217,7 @@ def config_name(spec: str) -> str:
 def load(spec: str) -> ConfigDict:
     """Returns `get_config(preset)` of a recipe file, given as FILE[:PRESET].
 
-    A recipe file names its presets in the tuple `PRESETS`. The preset of FILE alone is ''.
+    A recipe file names its presets in the tuple `PRESETS`. Without PRESET it is called with ''.
 
     Raises:
       UserError: an unknown file or preset, or a recipe that is not a valid ConfigDict.

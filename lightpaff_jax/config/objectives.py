@@ -21,14 +21,14 @@ class Objective:
     head: str = 'lm'
     """Head of the network, one of `config.HEADS`."""
     outputs: str
-    """What an evaluation step returns for a batch: 'sums' of the loss over the batch, 'rows' of the same sums for each
+    """Result of an evaluation step for a batch: 'sums' of the loss over the batch, 'rows' of the same sums for each
     example, or 'logits' of each example."""
     metrics: tuple[str, ...] = ('perplexity',)
     """Scores that can compare runs; the first is the default."""
     unit: str = 'token'
-    """What the scores count: 'token' or 'example'."""
+    """Unit that the scores count: 'token' or 'example'."""
     perplexity_unit: str = 'token'
-    """What perplexity is averaged over, as a report names it."""
+    """Unit of perplexity, as a report names it."""
     min_length: int = 4
     """Least `data.length`: special tokens need their place."""
     min_target_length: int = 0
@@ -38,7 +38,7 @@ class Objective:
     protocol: str
     """How scores are measured, a format string of `blocks` (a description of the records) and the keys of `data`."""
     note: str = ''
-    """What a reader of a report has to know about the scores."""
+    """Optional remark of a report about the scores."""
 
 
 # MASS, the family, is 'mass'; so is its objective of pre-training.

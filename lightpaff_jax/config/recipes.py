@@ -41,7 +41,7 @@ def part(
 
     Args:
       source: one of the sources of `config.data.source`.
-      path: its `config.data.path`; '' if the source has none.
+      path: its `config.data.path`; '' for a source without path.
       weight: share of the rows in a mixture; None in other lists.
       splits: splits to read; () reads all.
       **settings: other keys of `config.data` for this dataset; a sequence is joined by commas.

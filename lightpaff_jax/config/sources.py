@@ -19,9 +19,9 @@ class Source:
     example_type: str = ''
     """'documents', 'classes' or 'targets'; '' if the view, the columns or the dataset decide."""
     path: str = 'a folder'
-    """What `config.data.path` names, for messages."""
+    """Meaning of `config.data.path`, for messages."""
     layout: str = ''
-    """What that folder must hold, for messages; '' if `path` names no folder."""
+    """Required content of that folder, for messages; '' if `path` names no folder."""
     max_columns: int = 3
     """Most entries of `config.data.columns`."""
     classes: int = 0
@@ -46,19 +46,8 @@ SOURCES = {
         ),
         max_columns=1,
     ),
-    'sst2': Source(
-        keys=_FILES,
-        example_type='classes',
-        layout=_GLUE,
-        classes=2,
-    ),
-    'qqp': Source(
-        keys=_FILES,
-        example_type='classes',
-        layout=_GLUE,
-        has_pairs=True,
-        classes=2,
-    ),
+    'sst2': Source(keys=_FILES, example_type='classes', layout=_GLUE, classes=2),
+    'qqp': Source(keys=_FILES, example_type='classes', layout=_GLUE, has_pairs=True, classes=2),
     'mrpc': Source(
         keys=_FILES,
         example_type='classes',
@@ -92,15 +81,7 @@ SOURCES = {
         keys=('path', 'tfds_dir', 'columns', 'held_out'), path='the name of a TFDS data set'
     ),
     'mixture': Source(
-        keys=(
-            'mixture',
-            'documents',
-            'columns',
-            'held_out',
-            'detokenize',
-            'on_error',
-            'tfds_dir',
-        ),
+        keys=('mixture', 'documents', 'columns', 'held_out', 'detokenize', 'on_error', 'tfds_dir'),
         required='mixture',
         example_type='documents',
         has_parts=True,
