@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit, or is refused in one clear line."""
+"""A checkpoint is restored bit for bit, or refused in one line."""
 
 import dataclasses
 import re
@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.checkpoints import META, State, abstract, make_state, same_bits, saved
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from helpers.checkpoints import META, State, abstract, make_state, same_bits, save_steps
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lightpaff_jax import checkpoint
 from lightpaff_jax.checkpoint import Checkpoints, Reader
 from lightpaff_jax.errors import NotSaved, UserError
 
 
-def test_restore_returns_the_bits_that_were_saved(tmp_path):
+def test_restore_returns_the_saved_bits(tmp_path):
     state = make_state(3)
     with Checkpoints(tmp_path / 'new' / 'checkpoints', keep=2) as checkpoints:
         assert checkpoints.restore(abstract(state)) is None
@@ -39,16 +40,16 @@ def test_a_state_of_dicts_and_sequences_is_restored(tmp_path):
         assert same_bits(checkpoints.restore(abstract(state))[1], state)
 
 
-def test_load_params_and_read_meta_equal_what_was_saved(tmp_path):
-    saved(tmp_path, 1, 2)
+def test_reader_returns_the_saved_params_and_meta(tmp_path):
+    save_steps(tmp_path, 1, 2)
     params = make_state(2).params
     assert same_bits(Reader(tmp_path).read_params(), params)
     assert same_bits(Reader(tmp_path).read_params(abstract(params)), params)
     assert Reader(tmp_path).meta == META | {'position': 2}
 
 
-def test_load_params_reads_nothing_of_the_optimizer(tmp_path):
-    saved(tmp_path, 1)
+def test_reader_does_not_read_the_optimizer(tmp_path):
+    save_steps(tmp_path, 1)
     shutil.rmtree(tmp_path / '1' / 'training')
     assert same_bits(Reader(tmp_path).read_params(), make_state(1).params)
 
@@ -64,19 +65,19 @@ def test_restore_onto_another_sharding_is_equal(tmp_path):
         return jax.tree.map(put, state)
 
     plain = make_state(1)
-    for here, there in ((plain, place(plain, sharded)), (place(plain, sharded), plain)):
-        folder = tmp_path / str(here is plain)
+    for source, target in ((plain, place(plain, sharded)), (place(plain, sharded), plain)):
+        folder = tmp_path / str(source is plain)
         with Checkpoints(folder, keep=1) as checkpoints:
-            checkpoints.save(1, here, META)
-            _, restored, _ = checkpoints.restore(abstract(there))
+            checkpoints.save(1, source, META)
+            _, restored, _ = checkpoints.restore(abstract(target))
         assert same_bits(restored, plain)
-        for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(there), strict=True):
+        for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True):
             assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
-        assert same_bits(Reader(folder).read_params(abstract(there.params)), plain.params)
+        assert same_bits(Reader(folder).read_params(abstract(target.params)), plain.params)
 
 
-def test_arrays_on_other_devices_than_the_mesh_of_the_caller_are_saved_and_read(tmp_path):
-    saved(tmp_path, 1)
+def test_arrays_outside_the_current_mesh_are_saved_and_read(tmp_path):
+    save_steps(tmp_path, 1)
     mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
         assert same_bits(Reader(tmp_path).read_params(), make_state(1).params)
@@ -86,7 +87,7 @@ def test_arrays_on_other_devices_than_the_mesh_of_the_caller_are_saved_and_read(
             assert same_bits(checkpoints.restore(abstract(plain))[1], plain)
 
 
-def test_changing_meta_after_save_does_not_change_what_is_saved(tmp_path):
+def test_changing_meta_after_save_does_not_change_the_step(tmp_path):
     meta = {'positions': [1]}
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, make_state(1), meta)
@@ -94,13 +95,13 @@ def test_changing_meta_after_save_does_not_change_what_is_saved(tmp_path):
     assert Reader(tmp_path).meta == {'positions': [1]}
 
 
-def test_no_checkpoint_is_an_error_that_names_the_folder(tmp_path):
+def test_reading_without_a_checkpoint_names_the_folder(tmp_path):
     with pytest.raises(UserError, match='nothing'):
         Reader(tmp_path / 'nothing')
 
 
-def test_another_shape_type_or_structure_is_a_user_error_and_sets_nothing_aside(tmp_path):
-    saved(tmp_path, 1)
+def test_another_shape_type_or_structure_is_a_user_error(tmp_path):
+    save_steps(tmp_path, 1)
     state = make_state(1)
     mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
     uneven = abstract(state.params, NamedSharding(mesh, P()))
@@ -126,36 +127,38 @@ def test_another_shape_type_or_structure_is_a_user_error_and_sets_nothing_aside(
         assert same_bits(checkpoints.restore(abstract(state))[1], state)
 
 
-def test_keep_leaves_the_newest_steps(tmp_path):
-    saved(tmp_path, 1, 2, 3, 4, 5, keep=2)
+def test_only_the_newest_steps_are_kept(tmp_path):
+    save_steps(tmp_path, 1, 2, 3, 4, 5, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['4', '5']
     with pytest.raises(ValueError, match='keep'):
         Checkpoints(tmp_path, keep=0)
 
 
-def test_a_step_that_is_there_is_left_as_it_is(tmp_path):
-    saved(tmp_path, 1)
+def test_an_existing_step_is_not_overwritten(tmp_path):
+    save_steps(tmp_path, 1)
     with Checkpoints(tmp_path, keep=9) as checkpoints:
         checkpoints.save(1, make_state(2), {})
         assert same_bits(checkpoints.restore(abstract(make_state(0)))[1], make_state(1))
 
 
-def test_donation_right_after_save_does_not_change_what_is_saved(tmp_path):
+def test_donation_right_after_save_does_not_change_the_step(tmp_path):
     mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
     ruin = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
-    early = 0
+    saves_in_progress = 0
     for place in (None, NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))):
         values = {str(i): jax.random.normal(jax.random.key(i), (512, 512)) for i in range(4)}
         before = {name: np.array(value, copy=True) for name, value in values.items()}
         state = {'params': jax.device_put(values, place) if place else values}
         del values
         wanted = abstract(state)
-        ruin(jax.tree.map(jnp.zeros_like, state))  # compiles, so that the next calls are quick
+        ruin(
+            jax.tree.map(jnp.zeros_like, state)
+        )  # compiles, so that the next calls overlap with the save
         folder = tmp_path / str(place and place.spec)
         with Checkpoints(folder, keep=9) as checkpoints:
             for step in (1, 2):
                 checkpoints.save(step, state, META)
-                early += not (folder / str(step)).exists()
+                saves_in_progress += not (folder / str(step)).exists()
                 for _ in range(5):
                     state = ruin(state)
                 jax.block_until_ready(state)
@@ -163,10 +166,10 @@ def test_donation_right_after_save_does_not_change_what_is_saved(tmp_path):
                 for name, value in restored['params'].items():
                     assert np.array_equal(value, before[name])
                 before = jax.tree.map(lambda x: np.array(x, copy=True), state['params'])
-    assert early  # save returned while a step was still being written
+    assert saves_in_progress  # save returned while a step was still being written
 
 
-KILLED = """
+KILLED_SAVE = """
 import os, pathlib, signal, sys
 import jax.numpy as jnp, jax
 from lightpaff_jax.checkpoint import Checkpoints
@@ -178,8 +181,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_killed_save_is_ignored_and_cleaned_up(tmp_path):
-    result = subprocess.run([sys.executable, '-c', KILLED, tmp_path], capture_output=True)
+def test_a_killed_save_is_ignored_and_deleted(tmp_path):
+    result = subprocess.run([sys.executable, '-c', KILLED_SAVE, tmp_path], capture_output=True)
     assert result.returncode == -signal.SIGKILL
     assert (tmp_path / '1').exists()
     assert not (tmp_path / '2').exists()
@@ -195,7 +198,7 @@ def test_a_killed_save_is_ignored_and_cleaned_up(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {'1', '2'}
 
 
-def test_a_save_that_cannot_begin_is_an_error_at_once(tmp_path):
+def test_a_save_that_cannot_start_fails_at_once(tmp_path):
     (tmp_path / 'file').write_text('')
     checkpoints = Checkpoints(tmp_path / 'file', keep=1)
     with pytest.raises((NotSaved, OSError), match='file'):
@@ -203,7 +206,7 @@ def test_a_save_that_cannot_begin_is_an_error_at_once(tmp_path):
     checkpoints.close()
 
 
-def test_a_failed_save_is_an_error_at_close_and_hides_no_other(tmp_path, caplog, monkeypatch):
+def test_a_failed_save_raises_at_close_but_hides_no_other_error(tmp_path, caplog, monkeypatch):
     def fail(*_):
         response = unittest.mock.Mock()
         response.result.side_effect = ValueError('no space left on device')
@@ -227,14 +230,14 @@ def test_a_failed_save_is_an_error_at_close_and_hides_no_other(tmp_path, caplog,
     assert caplog.messages == [message]
 
 
-def test_meta_that_is_not_json_is_refused_at_once(tmp_path):
+def test_meta_that_is_not_json_fails_at_once(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         with pytest.raises(TypeError):
             checkpoints.save(1, make_state(1), {'path': tmp_path})
         assert checkpoints.steps() == []
 
 
-QUIET = """
+SAVE_AND_RESTORE = """
 import pathlib, sys, threading
 import jax.numpy as jnp
 import jax
@@ -250,9 +253,9 @@ with Checkpoints(pathlib.Path(sys.argv[1]), keep=1) as checkpoints:
 """
 
 
-def test_nothing_is_printed_and_no_thread_keeps_the_program_alive(tmp_path):
+def test_a_program_that_saves_and_restores_prints_nothing(tmp_path):
     result = subprocess.run(
-        [sys.executable, '-W', 'error', '-c', QUIET, tmp_path],
+        [sys.executable, '-W', 'error', '-c', SAVE_AND_RESTORE, tmp_path],
         capture_output=True,
         text=True,
         timeout=60,

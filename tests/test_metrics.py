@@ -1,4 +1,4 @@
-"""Equal runs write equal files, killed or not; means are sums over counts."""
+"""Means are sums over counts; equal runs write equal files, even if killed and resumed."""
 
 import io
 import json
@@ -18,13 +18,13 @@ SUMS = {'loss': 6.0, 'count': 4.0, 'ce': 3.0, 'labelled': 2.0, 'correct': 1.0}
 TEACHER = {'kl': 2.0, 'teacher_ce': 5.0, 'agree': 3.0}
 
 
-def device(sums):
+def to_device(sums):
     return {name: jnp.float32(value) for name, value in sums.items()}
 
 
-def test_means_are_sums_over_their_counts():
+def test_means_are_sums_divided_by_their_counts():
     assert means(
-        device(SUMS | TEACHER), {'grad_norm': jnp.float32(0.5), 'learning_rate': 1e-3}
+        to_device(SUMS | TEACHER), {'grad_norm': jnp.float32(0.5), 'learning_rate': 1e-3}
     ) == {
         'loss': 1.5,
         'ce': 1.5,
@@ -51,26 +51,26 @@ def test_a_batch_of_padding_has_means_of_zero():
     }
 
 
-def test_perplexity_is_inf_where_exp_overflows_and_nan_stays_nan():
+def test_perplexity_of_a_large_ce_is_inf_and_of_nan_is_nan():
     assert means(SUMS | {'ce': 1e6})['perplexity'] == math.inf
     assert math.isnan(means(SUMS | {'ce': math.nan})['perplexity'])
 
 
-def test_a_sum_without_a_mean_and_a_name_given_twice_are_errors():
+def test_unknown_sums_and_duplicate_names_are_value_errors():
     with pytest.raises(ValueError, match='grad_norm'):
         means(SUMS | {'grad_norm': 1.0})
     with pytest.raises(ValueError, match='loss'):
         means(SUMS, {'loss': 1.0})
 
 
-def test_mean_of_added_sums_is_the_mean_over_both_steps():
-    twice = jax.jit(add)(device(SUMS), device({**SUMS, 'loss': 2.0, 'count': 0.0}))
+def test_means_of_added_sums_are_means_over_both_steps():
+    twice = jax.jit(add)(to_device(SUMS), to_device({**SUMS, 'loss': 2.0, 'count': 0.0}))
     assert means(twice)['loss'] == 8.0 / 4.0
     with pytest.raises(ValueError, match='key'):
         add(SUMS, TEACHER)
 
 
-def run(workdir, first, last, resume):
+def write_run(workdir, first, last, resume):
     with Writer(workdir, total_updates=10, resume_step=resume, tokens=64 * resume) as writer:
         for step in range(first, last + 1):
             writer.advance(step, 64 * step)
@@ -80,21 +80,21 @@ def run(workdir, first, last, resume):
 
 
 @pytest.mark.parametrize('cut', [0, 5])
-def test_a_killed_and_resumed_run_has_the_metrics_of_an_undisturbed_one(tmp_path, cut):
-    run(tmp_path / 'whole', 1, 10, 0)
-    run(tmp_path / 'killed', 1, 8, 0)
+def test_a_killed_and_resumed_run_writes_equal_metrics(tmp_path, cut):
+    write_run(tmp_path / 'whole', 1, 10, 0)
+    write_run(tmp_path / 'killed', 1, 8, 0)
     for name in ('metrics.jsonl', 'timing.jsonl'):
         path = tmp_path / 'killed' / name
         data = path.read_bytes()
-        path.write_bytes(data[: len(data) - cut])  # killed in the middle of a line
-    run(tmp_path / 'killed', 5, 10, 4)
+        path.write_bytes(data[: len(data) - cut])  # killed while it wrote a line
+    write_run(tmp_path / 'killed', 5, 10, 4)
     whole = (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
     assert (tmp_path / 'killed' / 'metrics.jsonl').read_bytes() == whole
     timing = (tmp_path / 'killed' / 'timing.jsonl').read_text().splitlines()
     assert [json.loads(line)['step'] for line in timing] == list(range(1, 11))
 
 
-def test_sums_come_back_from_json_with_their_bits():
+def test_sums_keep_their_bits_in_json():
     sums = {'loss': jnp.float32(0.1), 'count': jnp.float32(math.inf)}
     back = from_json(json.loads(json.dumps(to_json(sums))))
     assert {name: value.tobytes() for name, value in back.items()} == {
@@ -103,7 +103,7 @@ def test_sums_come_back_from_json_with_their_bits():
     assert to_json(None) is from_json(None) is None
 
 
-def test_resuming_before_a_broken_line_keeps_the_lines_before_it(tmp_path):
+def test_resuming_keeps_the_lines_before_a_damaged_one(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     path.write_bytes(b'{"step": 1}\n\x00\x00\x00\n{"step": 2}\n')
     with Writer(tmp_path, 10, resume_step=2):
@@ -111,14 +111,14 @@ def test_resuming_before_a_broken_line_keeps_the_lines_before_it(tmp_path):
     assert path.read_bytes() == b'{"step": 1}\n'
 
 
-def test_a_run_from_the_start_begins_with_empty_files(tmp_path):
+def test_a_run_from_step_0_starts_with_empty_files(tmp_path):
     for _ in range(2):
-        run(tmp_path, 0, 3, 0)
+        write_run(tmp_path, 0, 3, 0)
         lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
         assert [json.loads(line)['step'] for line in lines] == [0, 0, 1, 2, 3]
 
 
-def test_lines_are_on_disk_at_once_exact_and_in_one_order_of_keys(tmp_path):
+def test_lines_are_flushed_exact_and_sorted_by_key(tmp_path):
     with Writer(tmp_path / 'new', 10, resume_step=0) as writer:
         writer.log(1, {'loss': 0.1 + 0.2, 'ce': float(jnp.float32(0.1))})
         writer.log(1, {'b': 1, 'a': math.nan}, kind='validation')
@@ -128,7 +128,7 @@ def test_lines_are_on_disk_at_once_exact_and_in_one_order_of_keys(tmp_path):
         )
 
 
-def test_tokens_a_second_count_neither_compilation_nor_evaluation(tmp_path, monkeypatch):
+def test_tokens_per_second_exclude_compilation_and_evaluation(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
     with Writer(tmp_path, 10, resume_step=0) as writer:
@@ -149,7 +149,7 @@ def test_tokens_a_second_count_neither_compilation_nor_evaluation(tmp_path, monk
     ]
 
 
-def test_without_a_terminal_progress_is_a_plain_line_now_and_then(tmp_path, monkeypatch, capsys):
+def test_progress_without_a_terminal_is_a_line_every_10_s(tmp_path, monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
     with Writer(tmp_path, 100, resume_step=0) as writer:
@@ -164,7 +164,7 @@ def test_without_a_terminal_progress_is_a_plain_line_now_and_then(tmp_path, monk
     assert len(lines) == 11
 
 
-def test_on_a_terminal_progress_is_a_bar(tmp_path, monkeypatch):
+def test_progress_on_a_terminal_is_a_bar(tmp_path, monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(progress, 'Console', lambda stderr: console)
@@ -175,35 +175,35 @@ def test_on_a_terminal_progress_is_a_bar(tmp_path, monkeypatch):
     assert 'loss 1.2500' in screen.getvalue()
 
 
-def test_tensorboard_gets_the_means_and_a_resume_purges_later_ones(tmp_path):
+def test_tensorboard_has_the_means_and_purges_after_a_resume(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
-    run(tmp_path, 1, 4, 0)
-    run(tmp_path, 3, 4, 2)
+    write_run(tmp_path, 1, 4, 0)
+    write_run(tmp_path, 3, 4, 2)
     files = sorted((tmp_path / 'tensorboard').iterdir())
     assert len(files) == 2
-    seen, purges = set(), []
+    scalars, purges = set(), []
     for path in files:
         data = path.read_bytes()
         while data:
             size = int.from_bytes(data[:8], 'little')
             event = Event.FromString(data[12 : 12 + size])
             data = data[16 + size :]
-            seen |= {(value.tag, event.step) for value in event.summary.value}
+            scalars |= {(value.tag, event.step) for value in event.summary.value}
             if event.HasField('session_log'):
                 purges.append(event.step)
-    assert {('train/loss', 4), ('validation/ce', 4)} <= seen
+    assert {('train/loss', 4), ('validation/ce', 4)} <= scalars
     assert 3 in purges
 
 
-def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
+def test_only_process_0_writes_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(metrics.distributed, 'is_primary', lambda: False)
-    run(tmp_path / 'other', 1, 10, 0)
+    write_run(tmp_path / 'other', 1, 10, 0)
     assert not (tmp_path / 'other').exists()
     assert capsys.readouterr() == ('', '')
 
 
-def test_tokens_a_second_do_not_count_saving(tmp_path, monkeypatch):
+def test_tokens_per_second_exclude_saving(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
     with Writer(tmp_path, 10, resume_step=0) as writer:

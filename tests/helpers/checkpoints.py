@@ -1,4 +1,4 @@
-"""States to save, how to compare them bit for bit, and how to damage what was saved."""
+"""Makes states, saves them, compares them bit for bit and damages their files."""
 
 import dataclasses
 import pathlib
@@ -59,7 +59,7 @@ def same_bits(a, b) -> bool:
     )
 
 
-def saved(directory: pathlib.Path, *steps: int, keep: int = 9) -> pathlib.Path:
+def save_steps(directory: pathlib.Path, *steps: int, keep: int = 9) -> pathlib.Path:
     with Checkpoints(directory, keep) as checkpoints:
         for step in steps:
             checkpoints.save(step, make_state(step), META | {'position': step})

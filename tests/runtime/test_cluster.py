@@ -1,4 +1,4 @@
-"""What the environment says of other processes, and a process alone."""
+"""The environment names the other processes of a run, or none."""
 
 import os
 import subprocess
@@ -6,41 +6,43 @@ import sys
 
 import jax
 import pytest
-from helpers import processes as process_cases
+from helpers.processes import environment
 
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import cluster, distributed
 from lightpaff_jax.runtime.cluster import Cluster, detect
 
-HAND = {
-    'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3',
-}  # fmt: skip
+BY_HAND = {
+    'JAX_COORDINATOR_ADDRESS': 'host:1234',
+    'JAX_NUM_PROCESSES': '4',
+    'JAX_PROCESS_ID': '3',
+}
 
 
 @pytest.mark.parametrize(
-    ('environment', 'found'),
+    ('variables', 'expected'),
     [
         ({}, None),
         ({'JAX_PLATFORMS': ''}, None),
-        (HAND, Cluster('host:1234', 4, 3)),
-        (HAND | {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}, None),
+        (BY_HAND, Cluster('host:1234', 4, 3)),
+        (BY_HAND | {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}, None),
         ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Cluster(None, None, None)),
         ({'SLURM_STEP_NODELIST': 'a', 'SLURM_NTASKS': '1'}, None),
-        ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2'}, None),  # in a batch script, outside of srun
+        ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2'}, None),  # in a batch script, without srun
         ({'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2', 'JAX_NUM_PROCESSES': '1'}, None),
-        (HAND | {'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Cluster('host:1234', 4, 3)),
+        (BY_HAND | {'SLURM_STEP_NODELIST': 'a,b', 'SLURM_NTASKS': '2'}, Cluster('host:1234', 4, 3)),
         (
             {'JAX_COORDINATOR_ADDRESS': '[::1]:9', 'JOB_COMPLETION_INDEX': '0'},
             Cluster('[::1]:9', None, None),
         ),
-        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, None),  # a pod of no indexed job
+        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, None),  # not a pod of an indexed job
         ({'OMPI_COMM_WORLD_SIZE': '2'}, Cluster(None, None, None)),
         ({'TPU_WORKER_HOSTNAMES': 'a,b'}, Cluster(None, None, None)),
         ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
     ],
 )
-def test_the_environment_says_who_is_there(environment, found):
-    assert detect(environment) == found
+def test_the_environment_determines_the_cluster(variables, expected):
+    assert detect(variables) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,13 +72,13 @@ def test_the_environment_says_who_is_there(environment, found):
         ),
     ],
 )
-def test_a_wrong_environment_is_named(changes, line):
+def test_an_invalid_variable_is_a_user_error(changes, line):
     with pytest.raises(UserError) as raised:
-        detect(HAND | changes)
+        detect(BY_HAND | changes)
     assert str(raised.value) == line
 
 
-def test_a_cluster_that_jax_does_not_find_is_named(monkeypatch):
+def test_a_cluster_that_jax_does_not_find_is_a_user_error(monkeypatch):
     monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
     monkeypatch.setattr(jax.distributed, 'initialize', refuse)
     with pytest.raises(UserError, match=r'OMPI_COMM_WORLD_SIZE = 2: jax .* finds no cluster; set'):
@@ -88,7 +90,7 @@ def refuse(*args, **options):
 
 
 @pytest.mark.e2e
-def test_a_process_alone_joins_nobody_and_does_not_even_import_jax():
+def test_a_single_process_does_not_import_jax():
     code = (
         'import sys\n'
         'from lightpaff_jax.runtime import distributed\n'
@@ -102,7 +104,7 @@ def test_a_process_alone_joins_nobody_and_does_not_even_import_jax():
     )
     done = subprocess.run(
         [sys.executable, '-c', code],
-        env=process_cases.environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         check=True,
@@ -110,7 +112,7 @@ def test_a_process_alone_joins_nobody_and_does_not_even_import_jax():
     assert done.stdout == '1 0 True [3] 4 False\n'
 
 
-def test_processes_that_read_something_else_are_named(monkeypatch):
+def test_assert_equal_names_the_process_that_differs(monkeypatch):
     monkeypatch.setattr(
         distributed, 'all_gather', lambda value: [value, value, {'a': 1, 'data_hash': 'y'}]
     )
@@ -121,7 +123,7 @@ def test_processes_that_read_something_else_are_named(monkeypatch):
     )
 
 
-def test_a_process_alone_ends_as_it_did(capsys):
+def test_an_error_of_a_single_process_returns_its_exit_code(capsys):
     assert distributed.exit_with_error('config.x = 3: must be 4', 2) == 2
     assert capsys.readouterr() == ('', 'error: config.x = 3: must be 4\n')
     assert not distributed.is_peer_failure(RuntimeError('Gloo AllGather failed'))

@@ -1,4 +1,4 @@
-"""What libraries say of failures that are told in one line is dropped, and nothing else is."""
+"""Log records of failures of Orbax are dropped, and no others."""
 
 import logging
 
@@ -6,9 +6,16 @@ import pytest
 
 from lightpaff_jax.runtime import orbax_errors
 
+FILE = '/python/asyncio/base_events.py'
+
+
+def make_record(logger, text, error):
+    info = (type(error), error, error.__traceback__)
+    return logging.LogRecord(logger, logging.ERROR, FILE, 1, text, None, info)
+
 
 @pytest.mark.parametrize(
-    ('logger', 'place', 'text', 'said'),
+    ('logger', 'filename', 'text', 'relevant'),
     [
         ('asyncio', '/lib/orbax/serialization.py', 'exception was never retrieved', False),
         ('asyncio', '/home/me/own.py', 'exception was never retrieved', True),
@@ -16,19 +23,15 @@ from lightpaff_jax.runtime import orbax_errors
         ('other', '/lib/orbax/serialization.py', 'exception was never retrieved', True),
     ],
 )
-def test_of_failed_tasks_only_those_of_orbax_are_dropped(logger, place, text, said):
+def test_only_failed_tasks_of_orbax_are_suppressed(logger, filename, text, relevant):
     with pytest.raises(ValueError, match='broken') as info:
-        exec(compile("raise ValueError('broken')", place, 'exec'))
+        exec(compile("raise ValueError('broken')", filename, 'exec'))
     error = info.value
-    record = logging.LogRecord(
-        logger, logging.ERROR, '/python/asyncio/base_events.py', 1, text, None,
-        (type(error), error, error.__traceback__),
-    )  # fmt: skip
-    assert bool(orbax_errors._is_relevant(record)) is said
+    assert orbax_errors._is_relevant(make_record(logger, text, error)) is relevant
 
 
 @pytest.mark.parametrize(
-    ('text', 'said'),
+    ('text', 'relevant'),
     [
         ('OUT_OF_RANGE: Error reading shard entry', False),
         ('NOT_FOUND: x', False),
@@ -36,10 +39,6 @@ def test_of_failed_tasks_only_those_of_orbax_are_dropped(logger, place, text, sa
         ('HTTP: 500', True),
     ],
 )
-def test_of_futures_that_fail_in_no_frame_those_of_the_storage_are_dropped(text, said):
-    error = ValueError(text)
-    record = logging.LogRecord(
-        'asyncio', logging.ERROR, '/python/asyncio/base_events.py', 1,
-        'Future exception was never retrieved', None, (type(error), error, None),
-    )  # fmt: skip
-    assert bool(orbax_errors._is_relevant(record)) is said
+def test_storage_errors_without_frames_are_suppressed(text, relevant):
+    record = make_record('asyncio', 'Future exception was never retrieved', ValueError(text))
+    assert orbax_errors._is_relevant(record) is relevant

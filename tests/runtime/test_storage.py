@@ -1,4 +1,4 @@
-"""A workdir in a bucket holds what one here does; a bucket that does not answer is one line."""
+"""A workdir in a bucket equals a local one; a bucket that does not answer is one line."""
 
 import os
 import pathlib
@@ -21,10 +21,10 @@ ROOT = pathlib.Path(config.__file__).parents[2]
 
 
 class Bucket(MemoryFileSystem):
-    """Objects in memory under gs://; as a bucket it has no empty folders."""
+    """Objects in memory under gs://. Like a bucket it has no empty folders."""
 
     protocol = ('gs', 'gcs')
-    store: dict = {}  # noqa: RUF012 (of this class alone)
+    store: dict = {}  # noqa: RUF012 (not shared with MemoryFileSystem)
     pseudo_dirs: list = ['']  # noqa: RUF012
 
     @classmethod
@@ -39,8 +39,8 @@ class Bucket(MemoryFileSystem):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def _memory():
-    """gs:// is in memory, with no extra and no network."""
+def _memory_file_system():
+    """Serves gs:// from memory, without the extra gs and without a network."""
     register_implementation('gcs', Bucket, clobber=True)
     from etils.epath import backend
 
@@ -56,7 +56,7 @@ def bucket():
     return storage.to_path('gs://bucket/run')
 
 
-def test_a_path_is_local_or_in_a_bucket(tmp_path, monkeypatch):
+def test_paths_are_local_or_in_a_bucket(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert str(storage.to_path('~/a')) == f'{tmp_path}/a'
     assert str(storage.to_path('gs://b/~/a')) == 'gs://b/~/a'
@@ -65,13 +65,13 @@ def test_a_path_is_local_or_in_a_bucket(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('path', ['s3://bucket/x', 'gs:///x', 'gs://', 'http://host/x'])
-def test_another_scheme_or_no_bucket_is_refused(path):
+def test_other_schemes_and_missing_buckets_are_user_errors(path):
     with pytest.raises(UserError) as raised:
         storage.check_reachable(path)
     assert str(raised.value) == f'{path}: must be a local path or gs://BUCKET/...'
 
 
-def test_what_takes_too_long_is_one_line():
+def test_a_call_beyond_its_time_limit_is_one_line():
     began, never = time.monotonic(), threading.Event()
     with pytest.raises(UserError) as raised:
         storage.call_within(0.2, 'gs://b/x', lambda: never.wait(60))
@@ -80,20 +80,20 @@ def test_what_takes_too_long_is_one_line():
     never.set()
 
 
-def test_what_a_bucket_raises_is_one_line(tmp_path):
-    for error, said in (
+def test_errors_of_a_bucket_are_one_line(tmp_path):
+    for error, message in (
         (ConnectionError('refused\n by host'), 'ConnectionError: refused by host'),
         (ImportError('gcsfs'), 'buckets need the extra gs: ./launch/environment.sh gs'),
     ):
         with pytest.raises(UserError) as raised, storage.translate_errors('gs://b/x'):
             raise error
-        assert str(raised.value) == f'gs://b/x: {said}'
-    for error, place in ((FileNotFoundError('x'), 'gs://b/x'), (OSError('disk'), tmp_path)):
-        with pytest.raises(type(error)), storage.translate_errors(place):
+        assert str(raised.value) == f'gs://b/x: {message}'
+    for error, path in ((FileNotFoundError('x'), 'gs://b/x'), (OSError('disk'), tmp_path)):
+        with pytest.raises(type(error)), storage.translate_errors(path):
             raise error
 
 
-def log(folder, first, last, resume):
+def write_metrics(folder, first, last, resume):
     with metrics.Writer(folder, 10, resume, 0) as writer:
         for step in range(first, last + 1):
             writer.log(step, {'loss': 1 / step})
@@ -102,17 +102,17 @@ def log(folder, first, last, resume):
         writer.log(last, {'ce': 2.0}, kind='validation')
 
 
-def test_a_run_in_a_bucket_writes_the_lines_of_one_here_also_resumed(tmp_path, bucket):
-    log(tmp_path, 1, 7, 0)
-    log(bucket, 1, 5, 0)
-    log(bucket, 5, 7, 4)  # from the checkpoint of step 4
-    here, there = (folder / 'metrics.jsonl' for folder in (tmp_path, bucket))
-    assert there.read_bytes() == here.read_bytes()
+def test_a_resumed_run_in_a_bucket_writes_equal_metrics(tmp_path, bucket):
+    write_metrics(tmp_path, 1, 7, 0)
+    write_metrics(bucket, 1, 5, 0)
+    write_metrics(bucket, 5, 7, 4)  # from the checkpoint of step 4
+    local, remote = (folder / 'metrics.jsonl' for folder in (tmp_path, bucket))
+    assert remote.read_bytes() == local.read_bytes()
     assert (bucket / 'timing.jsonl').read_text().count('"step"') == 7
     assert len(list((bucket / 'tensorboard').iterdir())) == 2
 
 
-def test_lines_are_in_the_bucket_before_their_checkpoint_and_not_after_an_error(bucket):
+def test_lines_are_uploaded_at_checkpoints_only(bucket):
     class Stop(Exception):
         pass
 
@@ -129,54 +129,54 @@ def test_lines_are_in_the_bucket_before_their_checkpoint_and_not_after_an_error(
     assert (bucket / 'metrics.jsonl').read_text().count('\n') == 1
 
 
-def test_a_workdir_in_a_bucket_is_claimed_checked_and_finished(bucket):
+def test_a_workdir_in_a_bucket_keeps_config_and_result(bucket):
     c = config.default()
     c.workdir = 'gs://bucket/run'
-    place = workdir.folder(c)
-    workdir.check_unchanged(c, place)
-    assert workdir.completed_result(c, place, {'data_hash': 'a'}) is None
-    workdir.write_config(c, place)
+    folder = workdir.folder(c)
+    workdir.check_unchanged(c, folder)
+    assert workdir.completed_result(c, folder, {'data_hash': 'a'}) is None
+    workdir.write_config(c, folder)
     scores = {split: {'perplexity': 2.0} for split in ('validation', 'test')}
     result = {'updates': c.train.updates, 'protocol': workdir.protocol(c), 'data_hash': 'a'}
     result |= workdir.task_keys(c) | {'scores': scores}
-    workdir.write_json(place / 'result.json', result)
-    assert workdir.completed_result(c, place, {'data_hash': 'a'}) == result
-    assert workdir.completed_result(c, place, {'data_hash': 'b'}) is None
+    workdir.write_json(folder / 'result.json', result)
+    assert workdir.completed_result(c, folder, {'data_hash': 'a'}) == result
+    assert workdir.completed_result(c, folder, {'data_hash': 'b'}) is None
     assert config.read(bucket).to_dict() == c.to_dict()
     c.seed = 1
     with pytest.raises(UserError, match=r'config.workdir = gs://bucket/run: .*seed: 0 -> 1'):
-        workdir.check_unchanged(c, place)
-    workdir.remove(place / 'result.json')
-    workdir.remove(place / 'result.json')
-    workdir.check_unchanged(c, place)
+        workdir.check_unchanged(c, folder)
+    workdir.remove(folder / 'result.json')
+    workdir.remove(folder / 'result.json')
+    workdir.check_unchanged(c, folder)
 
 
-def test_compiled_programs_may_be_kept_in_a_bucket_or_at_home():
+def test_the_compilation_cache_may_be_in_a_bucket_or_at_home():
     before = jax.config.jax_compilation_cache_dir
     try:
-        for folder, kept in (('gs://b/xla', 'gs://b/xla'), ('~/xla', os.path.expanduser('~/xla'))):
+        for folder, path in (('gs://b/xla', 'gs://b/xla'), ('~/xla', os.path.expanduser('~/xla'))):
             train.use_compilation_cache(folder)
-            assert jax.config.jax_compilation_cache_dir == kept
+            assert jax.config.jax_compilation_cache_dir == path
     finally:
         jax.config.update('jax_compilation_cache_dir', before)
 
 
-def test_files_of_a_bucket_come_here_and_go_there(tmp_path, bucket):
+def test_files_are_downloaded_and_uploaded(tmp_path, bucket):
     (tmp_path / 'deep').mkdir()
     for name in ('a', 'deep/b'):
         (tmp_path / name).write_text(name)
-    storage.upload(tmp_path, bucket / 'there')
-    assert (bucket / 'there/deep/b').read_text() == 'deep/b'
-    here = storage.download_folder('gs://bucket/run/there/deep')
-    assert [path.name for path in here.iterdir()] == ['b']
+    storage.upload(tmp_path, bucket / 'new')
+    assert (bucket / 'new/deep/b').read_text() == 'deep/b'
+    copy = storage.download_folder('gs://bucket/run/new/deep')
+    assert [path.name for path in copy.iterdir()] == ['b']
     assert not list(storage.download_folder('gs://bucket/run/none').iterdir())
-    storage.download(bucket / 'there/none', tmp_path / 'none')
+    storage.download(bucket / 'new/none', tmp_path / 'none')
     assert not (tmp_path / 'none').exists()
 
 
 @pytest.mark.e2e
-def test_a_bucket_that_never_answers_ends_a_command_with_one_line():
-    """As without a network, but within 2 s instead of 30."""
+def test_a_command_exits_if_its_bucket_does_not_answer():
+    """Behaves as without a network, but gives up after 2 s instead of 30."""
     pytest.importorskip('gcsfs')
     code = (
         'import sys\n'
@@ -190,8 +190,12 @@ def test_a_bucket_that_never_answers_ends_a_command_with_one_line():
     with socket.create_server(('127.0.0.1', 0)) as server:
         host = f'http://127.0.0.1:{server.getsockname()[1]}'
         done = subprocess.run(
-            [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60,
+            [sys.executable, '-c', code],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
             env=os.environ | {'STORAGE_EMULATOR_HOST': host},
-        )  # fmt: skip
+        )
     assert done.returncode == 2
     assert done.stderr == 'error: gs://bucket/x: cannot be reached within 2 s\n'
