@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.checkpoints import META, State, abstract, make_state, same_bits, save_steps
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from lightpaff_jax import checkpoint
 from lightpaff_jax.checkpoint import Checkpoints, Reader
