@@ -188,10 +188,7 @@ def batch_function(
 
 
 def abstract_batches(c: ConfigDict) -> list[batch_lib.Batch]:
-    """Returns the ShapeDtypeStructs of a training batch [M, B/M, ...] for each bucket.
-
-    No data is read.
-    """
+    """Returns ShapeDtypeStructs [M, B/M, ...] of a training batch for each bucket, without data."""
     ids = dict.fromkeys(('pad_id', 'eos_id', 'cls_id', 'sep_id', 'mask_id'), 0)
     size = c.student.vocab_size
     tokenizer: Any = types.SimpleNamespace(

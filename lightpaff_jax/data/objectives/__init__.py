@@ -42,7 +42,7 @@ class Packing(NamedTuple):
     overhead: int
     """Number of ids that each document takes in addition to its own."""
     separator: int | None = None
-    """Id before and after each document, which is stored on disk; None if there is none."""
+    """Id before and after each document, which is stored on disk; None for no separator."""
     shared: int = 0
     """Number of ids that consecutive parts of a document have in common if it is cut."""
 
@@ -375,13 +375,7 @@ def buckets(c: ConfigDict) -> list[ConfigDict]:
 def smallest_bucket(
     c: ConfigDict, buckets: Sequence[ConfigDict], lengths_n2: Int[np.ndarray, 'n 2']
 ) -> Int[np.ndarray, ' n']:
-    """Returns the index of the first of rising `buckets` that each record fits in.
-
-    Args:
-      c: the configuration.
-      buckets: the result of the function of this name.
-      lengths_n2: the number of ids in both texts of each record.
-    """
+    """Returns the index of the first of rising `buckets` that fits the two texts of each record."""
     row_lengths = OBJECTIVES[c.objective].row_lengths
     assert row_lengths is not None, 'validation allows buckets only for examples'
     limits_k2 = np.array([[b.data.length, b.data.target_length] for b in buckets])

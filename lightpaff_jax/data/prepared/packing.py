@@ -96,13 +96,7 @@ def best_fit(
 def pack(
     ids: Int[np.ndarray, ' n'], lengths: Int[np.ndarray, ' documents'], packing: Packing
 ) -> list[Record]:
-    """Packs whole documents into records by `best_fit`.
-
-    Args:
-      ids: the ids of all documents, concatenated.
-      lengths: the number of ids of each document.
-      packing: size of a row and what a document takes of it.
-    """
+    """Packs whole documents, given by their concatenated ids and lengths, by `best_fit`."""
     if packing.separator is not None:
         ids, lengths = wrap(ids, lengths, packing.separator)
     starts = np.cumsum(lengths) - lengths

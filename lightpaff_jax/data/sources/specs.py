@@ -41,13 +41,7 @@ def name_entry(key: str, entry: str) -> Iterator[None]:
 
 
 def part(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:
-    """Reads an entry of `config.data.<key>`.
-
-    Args:
-      c: the configuration that has the entry.
-      key: the key in `config.data`.
-      entry: the entry.
-      sources: the sources that it may name.
+    """Reads an entry of `config.data.<key>`, which may name one of `sources`.
 
     Raises:
       UserError: the source, a key, a value or a split is not allowed.

@@ -21,7 +21,7 @@ class Example(NamedTuple):
     first: str
     second: str = ''
     label: int = -1
-    """The class; -1 if there is none."""
+    """The class; -1 without one."""
     words: int = -1
     """For a document, the number of words and line ends of its original text, with blank lines
     around it; -1 to count those of `first`."""
@@ -59,16 +59,10 @@ def resolve(c: ConfigDict, available: Collection[str]) -> dict[str, SplitSource]
 
 
 def require(c: ConfigDict, available: Collection[str], split: str, expected: str) -> SplitSource:
-    """Returns the source of a split.
-
-    Args:
-      c: the configuration.
-      available: the splits that have files.
-      split: the split.
-      expected: describes the files of the split, for the message.
+    """Returns the source of a split; see `resolve`.
 
     Raises:
-      UserError: the split has no source.
+      UserError: the split has no source; `expected` describes its files in the message.
     """
     sources = resolve(c, available)
     if split in sources:
@@ -96,7 +90,7 @@ def select(examples: Iterable[Example], source: SplitSource, held_out: float) ->
 
 
 def require_any(items: Iterable[T], message: str) -> Iterator[T]:
-    """Yields all items; raises UserError with the message if there is none."""
+    """Yields all items; raises UserError with the message if there are no items."""
     empty = True
     for item in items:
         empty = False
