@@ -60,9 +60,7 @@ class Plan:
 
     c: ConfigDict
     tasks: dict[str, ConfigDict]  # task name -> configuration of its fine-tuning
-    choose: Callable[
-        [Sweep], str
-    ]  # trains the runs, if wanted; returns the name of the one to keep
+    choose: Callable[[Sweep], str]  # may train the runs; returns the name of the best
     record: dict[str, Any]  # content of recipe.json; `execute` adds 'tasks' and 'sweeps'
     # (phase, task, student) -> chosen peak learning rate and lambda.
     chosen: dict[tuple[str, str, str], tuple[float, float]] = dataclasses.field(

@@ -11,7 +11,7 @@ import statistics
 import textwrap
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -46,13 +46,7 @@ STYLE: Any = {  # Any: the keys of matplotlib.typing are literals
 }
 
 
-class Curve(NamedTuple):
-    """How the learning curve of a run is drawn."""
-
-    run: str
-    label: str
-    colour: str
-    width: float
+Curve = tuple[str, str, str, float]  # run, label, colour and width of a line
 
 
 def _draw_curves(ax: Axes, workdir: pathlib.Path, curves: Sequence[Curve], ylabel: str) -> None:
@@ -91,18 +85,14 @@ def _draw_overview(ax: Axes, tasks: dict[str, dict[str, Row]]) -> None:
     ax.grid(axis='y', visible=False)
 
 
-def _score_label(rows: dict[str, Row]) -> str:
-    return f'test {next(iter(rows.values())).metric.label}'
-
-
-def _draw_students(ax: Axes, rows: dict[str, Row]) -> None:
+def _draw_students(ax: Axes, rows: dict[str, Row], label: str) -> None:
     students = [row for key, row in rows.items() if key != 'teacher'][::-1]
     for y, row in enumerate(students):
         scores = values(row)
         ax.plot(scores, [y] * len(scores), 'o', color=row.colour, ms=7, alpha=0.65, mec='none')
         ax.plot([mean(row)] * 2, [y - 0.28, y + 0.28], color=row.colour, lw=2)
     ax.set_yticks(range(len(students)), [textwrap.fill(row.label, 24) for row in students])
-    ax.set(xlabel=_score_label(rows), ylim=(-0.6, len(students) - 0.1))
+    ax.set(xlabel=label, ylim=(-0.6, len(students) - 0.1))
     if 'teacher' in rows:
         x = mean(rows['teacher'])
         ax.axvline(x, color=GREY, lw=1.5, ls='--')
@@ -111,7 +101,7 @@ def _draw_students(ax: Axes, rows: dict[str, Row]) -> None:
     ax.grid(axis='y', visible=False)
 
 
-def _draw_sizes(ax: Axes, rows: dict[str, Row]) -> None:
+def _draw_sizes(ax: Axes, rows: dict[str, Row], label: str) -> None:
     points = [(mean(row), row.parameters, row) for row in rows.values()]
     points.sort(key=lambda point: point[0])
     lowest, highest = points[0][0], points[-1][0]
@@ -131,7 +121,7 @@ def _draw_sizes(ax: Axes, rows: dict[str, Row]) -> None:
     ax.set_xticks(sizes, [f'{x / 1e6:.3g} M' for x in sizes])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(sizes[0] * 0.85, sizes[-1] * (sizes[-1] / sizes[0]) ** 0.3 * 1.2)
-    ax.set(xlabel='parameters (log scale)', ylabel=_score_label(rows))
+    ax.set(xlabel='parameters (log scale)', ylabel=label)
 
 
 def _svg(draw: Callable[[Axes], None], title: str, task: str) -> str:
@@ -175,13 +165,15 @@ def task_plots(
     metric = next(iter(rows.values())).metric
     score = metric.name.split()[0]
     side = 'up' if metric.higher_is_better else 'down'
-    plots: dict[str, Callable[[Axes], None]] = {
-        f'Test {score}: a dot per seed, a bar at the mean': lambda ax: _draw_students(ax, rows),
-        f'Size against score: {side} and left is better': lambda ax: _draw_sizes(ax, rows),
-    }
-    text = ''.join(_svg(draw, title, task) for title, draw in plots.items())
-    curves = (learning_curves(workdir, [*rows.values()], phase, task) for phase in phases)
-    return text + ''.join(curves)
+    students = functools.partial(_draw_students, rows=rows, label=f'test {metric.label}')
+    sizes = functools.partial(_draw_sizes, rows=rows, label=f'test {metric.label}')
+    return ''.join(
+        (
+            _svg(students, f'Test {score}: a dot per seed, a bar at the mean', task),
+            _svg(sizes, f'Size against score: {side} and left is better', task),
+            *(learning_curves(workdir, [*rows.values()], phase, task) for phase in phases),
+        )
+    )
 
 
 def learning_curves(workdir: pathlib.Path, rows: Sequence[Row], phase: int, task: str = '') -> str:
@@ -194,11 +186,11 @@ def learning_curves(workdir: pathlib.Path, rows: Sequence[Row], phase: int, task
             if len(runs) >= -at:
                 rows_of_run.setdefault(runs[at], []).append(row)
                 units.add(config.OBJECTIVES[results[at]['objective']].unit)
-    curves = []
+    curves: list[Curve] = []
     for run, run_rows in rows_of_run.items():
         labels = dict.fromkeys(row.label for row in run_rows)
         label = (' and ' if len(labels) < 3 else '; ').join(labels)
-        curves.append(Curve(run, label, run_rows[0].colour, 1))
+        curves.append((run, label, run_rows[0].colour, 1.0))
     ylabel = f'cross-entropy, nats per {" or ".join(sorted(units))}'
     draw = functools.partial(_draw_curves, workdir=workdir, curves=curves, ylabel=ylabel)
     title = f'{PHASES[phase]}: lines are training, dots are validation'
@@ -216,7 +208,7 @@ def sweep_curves(workdir: pathlib.Path, title: str, candidates: dict[str, tuple[
     if not any((workdir / run / 'metrics.jsonl').exists() for run in candidates):
         return ''
     curves = [
-        Curve(run, f'{label}, chosen' if chosen else label, colour, 2 if chosen else 0.9)
+        (run, f'{label}, chosen' if chosen else label, colour, 2 if chosen else 0.9)
         for (run, (label, chosen)), colour in zip(
             candidates.items(), itertools.cycle(CANDIDATE_COLOURS), strict=False
         )

@@ -90,26 +90,21 @@ def main_table(rows: dict[str, Row], task: str = '') -> Table:
         shares = teacher_share(row, rows['teacher']) if 'teacher' in rows else None
         return format_mean(shares, 1) if shares else '-'
 
+    companions = [METRICS[key] for key in first.metric.companions]
     columns = [
         _score_column(first.metric.label, first.metric.key, 2, first.metric.factor),
         ('share of teacher score, %', share),
-        *_score_columns(first),
+        *(_score_column(m.label, m.key, 2, m.factor) for m in companions),
     ]
+    if first.metric.key in config.GENERATION_METRICS:
+        columns.append(_score_column('perplexity per token', 'perplexity', 2))
+    columns += SCORE_COLUMNS[first.objective.outputs]
     if any(has_score(row, 'agreement') for row in rows.values()):
         columns += AGREEMENT_COLUMNS
     columns += COST_COLUMNS
     header = ('', *(label for label, _ in columns))
     lines = [[row.label, *(cell(row) for _, cell in columns)] for row in rows.values()]
     return Table(f'Results: {task}' if task else 'Results', header, lines, _main_note(rows))
-
-
-def _score_columns(row: Row) -> tuple[Column, ...]:
-    """Returns the columns after the metric: its companions, then those of the objective."""
-    metrics = [METRICS[key] for key in row.metric.companions]
-    columns = [_score_column(metric.label, metric.key, 2, metric.factor) for metric in metrics]
-    if row.metric.key in config.GENERATION_METRICS:
-        columns.append(_score_column('perplexity per token', 'perplexity', 2))
-    return (*columns, *SCORE_COLUMNS[row.objective.outputs])
 
 
 def _main_note(rows: dict[str, Row]) -> str:
