@@ -6,6 +6,7 @@ import functools
 import logging
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -246,20 +247,20 @@ def select_layers(
                 f"config.student.{key} = {value}: must equal the teacher's {t[key]} "
                 "for student.init 'teacher_layers'"
             )
-    layers = _layers(s, 'layers', t)
-    decoder_layers = _layers(s, 'decoder_layers', t)
+    layers = _layers('init_layers', s.init_layers or range(s.layers), s.layers, t.layers)
+    chosen = s.init_decoder_layers or range(s.decoder_layers)
+    decoder_layers = _layers('init_decoder_layers', chosen, s.decoder_layers, t.decoder_layers)
     arrays = fingerprint.flatten(params)
     for path in {row.path for row in student.table if '{layer}' in row.name}:
         arrays[path] = arrays[path][decoder_layers if path.startswith('decoder/') else layers]
     return fingerprint.unflatten(arrays)
 
 
-def _layers(s: ConfigDict, name: str, teacher: ConfigDict) -> np.ndarray:
-    """Returns the teacher's layers that `init_<name>` chooses, () the lowest."""
-    layers = s[f'init_{name}'] or range(s[name])
-    label = f'config.student.init_{name} = {",".join(map(str, layers))}'
-    if len(layers) != s[name]:
-        raise UserError(f'{label}: must name {s[name]} layers')
-    if any(not 0 <= layer < teacher[name] for layer in layers):
-        raise UserError(f'{label}: must be layers of the teacher, 0 to {teacher[name] - 1}')
+def _layers(key: str, layers: Sequence[int], count: int, teacher_count: int) -> np.ndarray:
+    """Checks the teacher's layers that `config.student.<key>` chooses, by default the lowest."""
+    label = f'config.student.{key} = {",".join(map(str, layers))}'
+    if len(layers) != count:
+        raise UserError(f'{label}: must name {count} layers')
+    if any(not 0 <= layer < teacher_count for layer in layers):
+        raise UserError(f'{label}: must be layers of the teacher, 0 to {teacher_count - 1}')
     return np.asarray(layers, int)

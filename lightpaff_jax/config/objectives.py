@@ -32,7 +32,7 @@ class Objective:
     min_length: int = 4
     """Least `data.length`: special tokens need their place."""
     min_target_length: int = 0
-    """Least `data.target_length`; 0 if the objective has no target."""
+    """Least `data.target_length`; 0 for an objective without targets."""
     keys: tuple[str, ...]
     """Keys that this objective accepts, of those that only some objectives do."""
     protocol: str

@@ -25,7 +25,7 @@ class Source:
     max_columns: int = 3
     """Most entries of `config.data.columns`."""
     classes: int = 0
-    """Number of classes; 0 if there are none or `config.data` or the dataset decide."""
+    """Number of classes; 0 without classes, and if `config.data` or the dataset decides."""
     has_pairs: bool = False
     """True if its examples have two texts, so that the network needs two token types."""
     has_text: bool = True

@@ -81,7 +81,7 @@ def make_generate(
       model: a model with a decoder.
       settings: settings of the generation.
       start_id: first input of the decoder in an encoder-decoder.
-      eos_id: token that ends a text; -1 if there is none.
+      eos_id: token that ends a text; -1 for none.
       pad_id: token after the end.
 
     Raises:

@@ -125,7 +125,7 @@ def flops(c: ConfigDict, network: Any) -> dict[str, float]:
 
     Args:
       c: configuration of the run.
-      network: shape of the teacher, or None.
+      network: optional shape of the teacher.
     """
     shape, size = networks.shapes(c)[-1], c.data.batch_size
 

@@ -38,7 +38,7 @@ def compile_step(c: ConfigDict, mesh: Mesh, network: Any) -> Program:
     Args:
       c: configuration of the run.
       mesh: mesh of described TPU chips.
-      network: shape of the teacher, or None.
+      network: optional shape of the teacher.
 
     Raises:
       UserError: the compiler fails for another reason than memory.
