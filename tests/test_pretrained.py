@@ -1,6 +1,7 @@
-"""Networks from workdirs and folders: read, written, started from, taught by."""
+"""Trained networks in workdirs and folders: loaded, saved, as teachers and as starts of students."""
 
 import json
+import pathlib
 import shutil
 
 import chex
@@ -18,13 +19,14 @@ from lightpaff_jax.data import batches, prepare, tokenizers
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.models.huggingface import checkpoint_dir
-from lightpaff_jax.runtime import fingerprint
+from lightpaff_jax.runtime import fingerprint, storage
 
 SHAPE = {'layers': 3, 'width': 16, 'heads': 2, 'ffn': 24, 'positions': 32}
 OBJECTIVES = {'gpt2': 'clm', 'bert': 'mlm', 'mass': 'mass'}
 
 
-def configured(cache, workdir, family='gpt2', **student):
+def make_config(cache, workdir, family='gpt2', **student):
+    """Returns a run of two updates of a 3-layer network on one device."""
     c = corpus.tiny_config(cache)
     c.workdir = str(workdir)
     c.objective = OBJECTIVES[family]
@@ -36,9 +38,9 @@ def configured(cache, workdir, family='gpt2', **student):
     return c
 
 
-def folder_of(cache, path, family='gpt2', **changes):
-    """A Hugging Face folder with a network of random parameters, and the tokenizer of the tests."""
-    c = configured(cache, '', family, **changes)
+def write_folder(cache, path, family='gpt2', **changes):
+    """Writes a Hugging Face folder with random parameters and the tokenizer of the tests."""
+    c = make_config(cache, '', family, **changes)
     model = models.build(c.student)
     params = model.init(jax.random.key(5))
     tokenizer = selection.load(c)
@@ -47,34 +49,44 @@ def folder_of(cache, path, family='gpt2', **changes):
 
 
 @pytest.fixture(scope='module')
-def places(data_cache, tmp_path_factory):
-    """A folder of each family."""
+def folders(data_cache, tmp_path_factory):
+    """Returns (folder, model, parameters) of each family."""
     root = tmp_path_factory.mktemp('folders')
-    return {family: (root / family, *folder_of(data_cache, root / family, family))
-            for family in OBJECTIVES}  # fmt: skip
+    return {
+        family: (root / family, *write_folder(data_cache, root / family, family))
+        for family in OBJECTIVES
+    }
+
+
+@pytest.fixture(scope='module')
+def classifier_run(data_cache, folders, tmp_path_factory):
+    """Returns (workdir, result) of a classifier that starts from BERT with a new head."""
+    c = classifier(data_cache, tmp_path_factory.mktemp('runs') / 'classifier')
+    c.student.init, c.student.init_new_head = str(folders['bert'][0]), True
+    return pathlib.Path(c.workdir), train.train(c)
 
 
 @pytest.mark.parametrize('family', OBJECTIVES)
-def test_what_is_saved_is_loaded_bit_for_bit(places, family):
-    path, model, params = places[family]
-    again, found = lightpaff_jax.load(str(path))
-    assert again.network == model.network
-    chex.assert_trees_all_equal(found, params)
+def test_saved_network_loads_bitwise_equal(folders, family):
+    path, model, params = folders[family]
+    loaded_model, loaded_params = lightpaff_jax.load(str(path))
+    assert loaded_model.network == model.network
+    chex.assert_trees_all_equal(loaded_params, params)
     names = {file.name for file in path.iterdir()}
     assert {'config.json', 'model.safetensors', 'tokenizer.json'} <= names
     assert not [file for file in path.parent.iterdir() if file.name.startswith('.')]
 
 
-def test_saving_again_replaces_the_files_and_keeps_others(data_cache, tmp_path):
-    folder_of(data_cache, tmp_path / 'm')
-    (tmp_path / 'm' / 'README.md').write_text('mine')
-    folder_of(data_cache, tmp_path / 'm', width=32)
+def test_save_replaces_its_files_and_keeps_others(data_cache, tmp_path):
+    write_folder(data_cache, tmp_path / 'm')
+    (tmp_path / 'm' / 'README.md').write_text('kept')
+    write_folder(data_cache, tmp_path / 'm', width=32)
     assert lightpaff_jax.load(str(tmp_path / 'm'))[0].network.width == 32
-    assert (tmp_path / 'm' / 'README.md').read_text() == 'mine'
+    assert (tmp_path / 'm' / 'README.md').read_text() == 'kept'
 
 
-def test_a_tokenizer_of_another_size_is_not_saved_beside_a_model(data_cache, tmp_path):
-    c = configured(data_cache, '')
+def test_save_rejects_tokenizer_larger_than_model(data_cache, tmp_path):
+    c = make_config(data_cache, '')
     model = models.build(config.network(vocab_size=300))
     params = model.init(jax.random.key(0))
     with pytest.raises(UserError, match="512 ids, must have at most the model's 300"):
@@ -84,25 +96,23 @@ def test_a_tokenizer_of_another_size_is_not_saved_beside_a_model(data_cache, tmp
 
 @pytest.mark.e2e
 @pytest.mark.parametrize('family', OBJECTIVES)
-def test_a_student_is_pre_trained_with_an_imported_folder_and_loaded_from_its_workdir(
-    data_cache, places, tmp_path, family
-):
-    path, _, params = places[family]
-    c = configured(data_cache, tmp_path / 'run', family, layers=1, width=8, ffn=8)
+def test_student_of_folder_teacher_loads_and_exports(data_cache, folders, tmp_path, family):
+    path, _, params = folders[family]
+    c = make_config(data_cache, tmp_path / 'run', family, layers=1, width=8, ffn=8)
     c.teacher.path = str(path)
     result = train.train(c)
     assert result['teacher_hash'] == fingerprint.fingerprint(params)
     assert {'kl', 'agreement'} <= set(result['scores']['test'])
-    model, found = lightpaff_jax.load(c.workdir)
+    model, student_params = lightpaff_jax.load(c.workdir)
     assert (model.network.family, model.network.layers) == (family, 1)
     tokenizer = tokenizers.read(f'{c.workdir}/tokenizer')
     assert tokenizer.fingerprint == result['tokenizer_hash']
-    lightpaff_jax.save(str(tmp_path / 'out'), model, found, tokenizer)
-    chex.assert_trees_all_equal(lightpaff_jax.load(str(tmp_path / 'out'))[1], found)
+    lightpaff_jax.save(str(tmp_path / 'out'), model, student_params, tokenizer)
+    chex.assert_trees_all_equal(lightpaff_jax.load(str(tmp_path / 'out'))[1], student_params)
 
 
-def start(c, data_cache):
-    """What the student of `c` starts from."""
+def load_initial(c):
+    """Returns the parameters that the student of `c` starts from."""
     mesh = jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tensor'), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         tokenizer = selection.load(c)
@@ -111,24 +121,25 @@ def start(c, data_cache):
 
 
 @pytest.mark.parametrize('family', OBJECTIVES)
-def test_a_student_may_start_from_layers_of_its_teacher(data_cache, places, family):
-    path, model, params = places[family]
-    c = configured(data_cache, '', family, layers=2)
+def test_student_starts_from_chosen_teacher_layers(data_cache, folders, family):
+    path, model, params = folders[family]
+    c = make_config(data_cache, '', family, layers=2)
     c.teacher.path, c.student.init = str(path), 'teacher_layers'
     if family == 'mass':
         c.student.decoder_layers, c.student.init_decoder_layers = 1, (1,)
-    lowest = start(c, data_cache)
+    lowest = load_initial(c)
     c.student.init_layers = (0, 2)
-    chosen = start(c, data_cache)
-    theirs = fingerprint.flatten(params)
+    chosen = load_initial(c)
+    teacher_arrays = fingerprint.flatten(params)
     stacked = {row.path for row in model.table if '{layer}' in row.name}
     for name, x in fingerprint.flatten(lowest).items():
-        taken = theirs[name]
+        expected = teacher_arrays[name]
         if name in stacked:
-            taken = taken[1:2] if name.startswith('decoder/') else taken[:2]
-        np.testing.assert_array_equal(x, taken, name)
+            expected = expected[1:2] if name.startswith('decoder/') else expected[:2]
+        np.testing.assert_array_equal(x, expected, name)
     name = next(name for name in stacked if 'ffn/up/kernel' in name and 'decoder' not in name)
-    np.testing.assert_array_equal(fingerprint.flatten(chosen)[name], theirs[name][np.array([0, 2])])
+    expected = teacher_arrays[name][np.array([0, 2])]
+    np.testing.assert_array_equal(fingerprint.flatten(chosen)[name], expected)
 
 
 @pytest.mark.parametrize(
@@ -139,17 +150,17 @@ def test_a_student_may_start_from_layers_of_its_teacher(data_cache, places, fami
         ('init_layers', (0, 3), 'init_layers = 0,3: must be layers of the teacher, 0 to 2'),
     ],
 )
-def test_layers_that_a_teacher_cannot_give_are_named(data_cache, places, key, value, message):
-    c = configured(data_cache, '', layers=2)
-    c.teacher.path, c.student.init = str(places['gpt2'][0]), 'teacher_layers'
+def test_impossible_teacher_layers_are_errors(data_cache, folders, key, value, message):
+    c = make_config(data_cache, '', layers=2)
+    c.teacher.path, c.student.init = str(folders['gpt2'][0]), 'teacher_layers'
     c.student[key] = value
     with pytest.raises(UserError) as error:
-        start(c, data_cache)
+        load_initial(c)
     assert message in str(error.value)
 
 
 def classifier(data_cache, workdir):
-    c = configured(data_cache, workdir, 'bert')
+    c = make_config(data_cache, workdir, 'bert')
     c.objective, c.data.view = 'classify', 'pairs'
     c.data.packages = ('etils', 'optax')
     c.student.update({'head': 'classify', 'classes': 2})
@@ -157,60 +168,59 @@ def classifier(data_cache, workdir):
 
 
 @pytest.mark.e2e
-def test_a_missing_head_begins_fresh_only_when_the_configuration_says_so(
-    data_cache, places, tmp_path
-):
-    path, _, params = places['bert']
+def test_missing_head_is_initialized_only_on_request(data_cache, folders, classifier_run, tmp_path):
+    path, _, params = folders['bert']
     c = classifier(data_cache, tmp_path / 'run')
     c.student.init = str(path)
     with pytest.raises(UserError, match=r'- classifier.weight'):
         train.train(c)
     assert not (tmp_path / 'run' / 'checkpoints').exists()
     c.student.init_new_head = True
-    begun = start(c, data_cache)
+    initial = load_initial(c)
     np.testing.assert_array_equal(
-        begun['token_embedding']['table'], params['token_embedding']['table']
+        initial['token_embedding']['table'], params['token_embedding']['table']
     )
-    assert begun['classifier']['table'].shape == (2, 16)
-    result = train.train(c)
+    assert initial['classifier']['table'].shape == (2, 16)
+    workdir, result = classifier_run
     assert 0 <= result['scores']['test']['accuracy'] <= 1
-    # And from a run: another number of classes needs a new head again.
+    # A run with another number of classes needs a new head too.
     c = classifier(data_cache, tmp_path / 'topic')
     c.student.classes, c.data.view = 12, 'topic'
-    c.student.init = str(tmp_path / 'run')
+    c.student.init = str(workdir)
     with pytest.raises(
         UserError, match=r"its head 'classify' lacks classifier/bias.*init_new_head = True"
     ):
         train.train(c)
     c.student.init_new_head = True
-    assert train.train(c)['scores']['test']['examples'] > 0
+    initial, trained = load_initial(c), lightpaff_jax.load(str(workdir))[1]
+    assert initial['classifier']['table'].shape == (12, 16)
+    chex.assert_trees_all_equal(initial['blocks'], trained['blocks'])
 
 
-def test_a_folder_of_other_classes_needs_a_new_head_too(data_cache, tmp_path):
-    folder_of(data_cache, tmp_path / 'three', 'bert', head='classify', classes=3)
+def test_head_of_other_classes_requires_init_new_head(data_cache, tmp_path):
+    write_folder(data_cache, tmp_path / 'three', 'bert', head='classify', classes=3)
     c = classifier(data_cache, '')
     c.student.init = str(tmp_path / 'three')
     with pytest.raises(UserError, match=r'classifier.weight: \(3, 16\) does not fit \(2, 16\)'):
-        start(c, data_cache)
+        load_initial(c)
     c.student.init_new_head = True
-    assert start(c, data_cache)['classifier']['table'].shape == (2, 16)
+    assert load_initial(c)['classifier']['table'].shape == (2, 16)
 
 
 @pytest.mark.e2e
-def test_a_run_of_a_classifier_teaches_and_leaves_as_a_folder(data_cache, places, tmp_path):
-    c = classifier(data_cache, tmp_path / 'teacher')
-    train.train(c)
+def test_classifier_run_teaches_and_exports(data_cache, classifier_run, tmp_path):
     c = classifier(data_cache, tmp_path / 'student')
     c.student.layers = 1
-    c.teacher.path = str(tmp_path / 'teacher')
+    c.teacher.path = str(classifier_run[0])
     result = train.train(c)
     assert result['scores']['test']['kl'] >= 0
     model, params = lightpaff_jax.load(c.workdir)
     tokenizer = tokenizers.read(f'{c.workdir}/tokenizer')
     lightpaff_jax.save(str(tmp_path / 'out'), model, params, tokenizer)
-    again, found = lightpaff_jax.load(str(tmp_path / 'out'))
+    exported, exported_params = lightpaff_jax.load(str(tmp_path / 'out'))
     batch = next(batches.evaluation(c, prepare.prepare(c, tokenizer), tokenizer, 'test'))
-    np.testing.assert_array_equal(model.logits(params, batch), again.logits(found, batch))
+    logits, expected = exported.logits(exported_params, batch), model.logits(params, batch)
+    np.testing.assert_array_equal(logits, expected)
     assert json.loads((tmp_path / 'out' / 'config.json').read_text())['architectures'] == [
         'BertForSequenceClassification'
     ]
@@ -219,13 +229,18 @@ def test_a_run_of_a_classifier_teaches_and_leaves_as_a_folder(data_cache, places
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'family': 'bert', 'objective': 'mlm'}, "config.student.family = bert: must equal that of the teacher"),
+        (
+            {'family': 'bert', 'objective': 'mlm'},
+            'config.student.family = bert: must equal that of the teacher',
+        ),
         ({'vocab_size': 300}, 'config.student.vocab_size = 300: must be at least the 512 ids'),
     ],
-)  # fmt: skip
-def test_a_teacher_of_another_kind_is_refused(data_cache, places, tmp_path, change, message):
-    c = configured(data_cache, tmp_path / 'run')
-    c.teacher.path = str(places['gpt2'][0])
+)
+def test_teacher_of_other_family_or_vocabulary_is_an_error(
+    data_cache, folders, tmp_path, change, message
+):
+    c = make_config(data_cache, tmp_path / 'run')
+    c.teacher.path = str(folders['gpt2'][0])
     for key, value in change.items():
         (c if key == 'objective' else c.student)[key] = value
     with pytest.raises(UserError) as error:
@@ -234,9 +249,9 @@ def test_a_teacher_of_another_kind_is_refused(data_cache, places, tmp_path, chan
     assert not (tmp_path / 'run').exists()
 
 
-def test_teacher_and_student_with_different_tokenizers_are_refused(data_cache, places, tmp_path):
-    shutil.copytree(places['gpt2'][0], tmp_path / 'teacher')
-    c = configured(data_cache, '')
+def test_teacher_with_other_tokenizer_is_an_error(data_cache, folders, tmp_path):
+    shutil.copytree(folders['gpt2'][0], tmp_path / 'teacher')
+    c = make_config(data_cache, '')
     other = tmp_path / 'other.model'
     tokenizers.train(['other words, another vocabulary of the same size ' * 9], 300, other)
     c.teacher.path, c.tokenizer.path, c.student.vocab_size = (
@@ -246,15 +261,15 @@ def test_teacher_and_student_with_different_tokenizers_are_refused(data_cache, p
     )
     with pytest.raises(UserError, match=r'vocab_size = 300: must equal'):
         train.train(c)
-    c = configured(data_cache, '', 'bert', vocab_size=512)
-    c.tokenizer.path = str(places['mass'][0])
-    c.teacher.path = str(places['bert'][0])
+    c = make_config(data_cache, '', 'bert', vocab_size=512)
+    c.tokenizer.path = str(folders['mass'][0])
+    c.teacher.path = str(folders['bert'][0])
     with pytest.raises(UserError, match=r'its tokenizer has hash \w{16}, the data here \w{16}'):
         train.train(c)
 
 
 @pytest.mark.parametrize('lowercase', [True, False])
-def test_a_vocab_txt_without_settings_is_read_as_the_configuration_says(tmp_path, lowercase):
+def test_bare_vocab_txt_follows_config_lowercase(tmp_path, lowercase):
     vocabulary = corpus.wordpiece_tokenizer(tmp_path)
     c = config.default()
     c.student.update({**SHAPE, 'family': 'bert', 'vocab_size': vocabulary.vocab_size})
@@ -268,18 +283,18 @@ def test_a_vocab_txt_without_settings_is_read_as_the_configuration_says(tmp_path
         source.check_tokenizer(tokenizer, not lowercase)
 
 
-def test_saving_leaves_no_tokenizer_of_before_and_no_half_of_a_folder(
-    data_cache, places, tmp_path, monkeypatch
+def test_save_removes_old_tokenizer_and_is_never_partial(
+    data_cache, folders, tmp_path, monkeypatch
 ):
-    path, model, params = places['bert']
+    path, model, params = folders['bert']
     shutil.copytree(path, tmp_path / 'm')
     (tmp_path / 'words').mkdir()
     words = corpus.wordpiece_tokenizer(tmp_path / 'words')
     assert (tmp_path / 'm' / 'tokenizer.model').exists()
-    (tmp_path / 'm' / 'model_ema.safetensors').write_bytes(b'mine')
+    (tmp_path / 'm' / 'model_ema.safetensors').write_bytes(b'kept')
     lightpaff_jax.save(str(tmp_path / 'm'), model, params, words)
     assert tokenizers.read(str(tmp_path / 'm')).fingerprint == words.fingerprint
-    assert (tmp_path / 'm' / 'model_ema.safetensors').read_bytes() == b'mine'
+    assert (tmp_path / 'm' / 'model_ema.safetensors').read_bytes() == b'kept'
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -291,55 +306,60 @@ def test_saving_leaves_no_tokenizer_of_before_and_no_half_of_a_folder(
         lightpaff_jax.load(str(tmp_path / 'm'))
 
 
-@pytest.mark.parametrize(('family', 'kept'), [('bert', 'cls a sep'), ('mass', 'a sep')])
-def test_an_exported_word_piece_frames_a_text_as_the_family_reads_it(tmp_path, family, kept):
+@pytest.mark.parametrize(('family', 'tokens'), [('bert', 'cls a sep'), ('mass', 'a sep')])
+def test_exported_wordpiece_adds_special_tokens_of_family(tmp_path, family, tokens):
     words = corpus.wordpiece_tokenizer(tmp_path)
     words.save(tmp_path / 'out', family)
     fast = Tokenizer.from_file(str(tmp_path / 'out' / 'tokenizer.json'))
     ids = {'cls': [words.cls_id], 'sep': [words.sep_id], 'a': words.encode(['the dog'])[0]}
-    assert fast.encode('the dog').ids == [i for name in kept.split() for i in ids[name]]
+    assert fast.encode('the dog').ids == [i for name in tokens.split() for i in ids[name]]
 
 
-def test_a_tokenizer_left_by_an_attempt_that_came_to_nothing_is_replaced(data_cache, tmp_path):
-    c = configured(data_cache, tmp_path / 'run')
+def test_tokenizer_of_an_abandoned_run_is_replaced(data_cache, tmp_path):
+    c = corpus.tiny_config(data_cache)  # the programs of this run are those of test_train.py
+    c.workdir = str(tmp_path / 'run')
+    c.student.update({'layers': 1, 'width': 16, 'heads': 2, 'ffn': 16, 'positions': 32})
+    c.data.batch_size, c.train.grad_accum_steps = 8, 1
+    c.eval.batches, c.eval.test, c.optim.warmup = 1, False, 2
+    c.train.update({'updates': 4, 'save_every': 4, 'log_every': 1})
     other = tmp_path / 'other.model'
     tokenizers.train(['other words, another vocabulary of the same size ' * 9], 300, other)
     tokenizers.read(str(other)).save(tmp_path / 'run' / 'tokenizer')
     result = train.train(c)
-    kept = tokenizers.read(f'{c.workdir}/tokenizer')
-    assert kept.fingerprint == result['tokenizer_hash'] != tokenizers.read(str(other)).fingerprint
+    saved = tokenizers.read(f'{c.workdir}/tokenizer').fingerprint
+    assert saved == result['tokenizer_hash'] != tokenizers.read(str(other)).fingerprint
 
 
-def test_more_tokens_than_positions_are_refused(places):
-    _, model, params = places['gpt2']
+def test_more_tokens_than_positions_is_an_error(folders):
+    _, model, params = folders['gpt2']
     ids = np.zeros((1, 33), np.int32)
     with pytest.raises(ValueError, match='33 tokens, must be at most the 32 positions'):
         model.features(params, Batch(ids, ids, np.ones(ids.shape, np.float32)))
 
 
-def test_half_a_head_begins_fresh_as_a_whole(data_cache, tmp_path):
-    folder_of(data_cache, tmp_path / 'm', 'bert', head='classify', classes=2)
+def test_partial_head_is_initialized_completely(data_cache, tmp_path):
+    write_folder(data_cache, tmp_path / 'm', 'bert', head='classify', classes=2)
     file = tmp_path / 'm' / 'model.safetensors'
     tensors = load_file(file)
     del tensors['classifier.bias']
     save_file(tensors, file, {'format': 'pt'})
     c = classifier(data_cache, '')
     c.student.init, c.student.init_new_head = str(tmp_path / 'm'), True
-    begun = start(c, data_cache)['classifier']['table']
-    assert not np.array_equal(begun, tensors['classifier.weight'])
+    table = load_initial(c)['classifier']['table']
+    assert not np.array_equal(table, tensors['classifier.weight'])
 
 
-def test_a_teacher_without_its_tokenizer_is_refused(data_cache, places, tmp_path):
-    shutil.copytree(places['gpt2'][0], tmp_path / 'teacher')
+def test_teacher_without_tokenizer_is_an_error(data_cache, folders, tmp_path):
+    shutil.copytree(folders['gpt2'][0], tmp_path / 'teacher')
     for file in (tmp_path / 'teacher').glob('tokenizer*'):
         file.unlink()
-    c = configured(data_cache, tmp_path / 'run')
+    c = make_config(data_cache, tmp_path / 'run')
     c.teacher.path = str(tmp_path / 'teacher')
     with pytest.raises(UserError, match=r'must hold the tokenizer of the network'):
         train.train(c)
 
 
-def test_a_teacher_in_a_narrow_type_is_there_once():
+def test_cast_frees_the_wide_array():
     wide = jax.numpy.arange(8.0)
     assert teacher._cast(wide, jax.numpy.dtype('float32')) is wide
     narrow = teacher._cast(wide, jax.numpy.dtype('bfloat16'))
@@ -348,10 +368,20 @@ def test_a_teacher_in_a_narrow_type_is_there_once():
     assert wide.is_deleted()
 
 
-def test_a_folder_in_a_bucket_is_not_written_here(places, data_cache, tmp_path, monkeypatch):
+def test_save_to_a_bucket_is_an_error(folders, data_cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, model, params = places['gpt2']
+    _, model, params = folders['gpt2']
     tokenizer = selection.load(corpus.tiny_config(data_cache))
     with pytest.raises(UserError, match=r'^gs://bucket/student: must be a local folder$'):
         lightpaff_jax.save('gs://bucket/student', model, params, tokenizer)
     assert not [*tmp_path.iterdir()]
+
+
+def test_huggingface_folder_in_a_bucket_is_an_error(folders, monkeypatch):
+    monkeypatch.setattr(storage, 'check_reachable', lambda path: None)
+    monkeypatch.setattr(storage, 'to_path', lambda path: folders['gpt2'][0])
+    with pytest.raises(UserError) as error:
+        lightpaff_jax.load('gs://bucket/gpt2')
+    assert str(error.value).startswith(
+        'path = gs://bucket/gpt2: a Hugging Face folder must be local'
+    )
