@@ -46,8 +46,8 @@ def segments(lengths: Sequence[Sequence[int]], length: int, prefix: str = '') ->
       length: T; both arrays are [B, T] and 0 on padding.
       prefix: of the names of the two fields: '' or 'source_'.
     """
-    numbers = [[[k] * n for k, n in enumerate(row, 1)] for row in lengths]
-    positions = [[range(n) for n in row] for row in lengths]
+    numbers = [[np.repeat(np.arange(1, len(row) + 1), row)] for row in lengths]
+    positions = [[np.arange(n) for n in row] for row in lengths]
     return {
         f'{prefix}segments': pad(numbers, length, 0)[0],
         f'{prefix}position_ids': pad(positions, length, 0)[0],

@@ -80,11 +80,11 @@ def _sort_positions(positions_BP: Int[np.ndarray, 'B P'], none: int) -> Choice:
 class Spans(NamedTuple):
     """The spans of a row, one for each document."""
 
-    indices: list[range]
+    indices: list[Int[np.ndarray, ' M']]
     """Indices into the row, in which an eos follows each document."""
-    positions: list[range]
+    positions: list[Int[np.ndarray, ' M']]
     """Positions inside the documents."""
-    segments: list[list[int]]
+    segments: list[Int[np.ndarray, ' M']]
     """The number of the document, from 1, for each id of its span."""
 
 
@@ -103,9 +103,10 @@ def draw_spans(rate: float, lengths: Sequence[int], capacity: int, draws: Sequen
         size = min(int(count(rate, n)), capacity)
         start = min(int(draws[k] * (n - size + 1)), n - size)
         capacity -= size
-        spans.indices.append(range(offset + start, offset + start + size))
-        spans.positions.append(range(start, start + size))
-        spans.segments.append([k + 1] * size)
+        positions = np.arange(start, start + size)
+        spans.indices.append(offset + positions)
+        spans.positions.append(positions)
+        spans.segments.append(np.full(size, k + 1))
         offset += n + 1
     return spans
 
