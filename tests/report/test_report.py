@@ -19,9 +19,17 @@ from helpers.reports import (
 )
 
 from lightpaff_jax import report
-from lightpaff_jax.report import results
+from lightpaff_jax.report import plots, results
 
 TWO = {'topic': ('classify', ACCURACY), 'pairs': ('classify', ACCURACY | {'two_stage': 0.70})}
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    monkeypatch.setattr(plots, '_svg', lambda *_: '')  # drawing takes most of the time of a report
+
+
+without_plots = pytest.mark.usefixtures('no_plots')  # for tests that read report.md only
 
 
 def test_mean_and_standard_error_equal_those_of_numpy():
@@ -46,6 +54,7 @@ def test_nonzero_error_is_printed_with_a_nonzero_digit(values, text):
     assert results.format_mean(values, 2) == text
 
 
+@without_plots
 def test_costs_are_totals_over_runs_and_scores_seed_means(tmp_path):
     rows = cells(report.write(make_workdir(tmp_path)))
     keys = [key for key in results.ROWS if key != 'two_stage_unlabelled']
@@ -73,6 +82,7 @@ def test_throughput_is_all_tokens_divided_by_all_time():
     assert results.throughput(runs) == pytest.approx(400 / (10 + 3))
 
 
+@without_plots
 def test_table_of_a_classifier_has_its_own_columns(tmp_path):
     rows = cells(report.write(make_classifier(tmp_path)))
     two = rows['two-stage']
@@ -95,6 +105,7 @@ def test_table_of_a_classifier_has_its_own_columns(tmp_path):
     assert 'perplexity' not in text
 
 
+@without_plots
 @pytest.mark.parametrize('objective', ['mlm', 'mass'])
 def test_masked_objective_has_no_perplexity_per_word(tmp_path, objective):
     figures = {student: runs[2] for student, runs in STUDENTS.items()} | {'teacher': 28.0}
@@ -103,6 +114,7 @@ def test_masked_objective_has_no_perplexity_per_word(tmp_path, objective):
     assert 'per word' not in table
 
 
+@without_plots
 def test_sequence_model_counts_the_words_of_its_targets(tmp_path):
     figures = {student: runs[2] for student, runs in STUDENTS.items()} | {'teacher': 28.0}
     rows = cells(report.write(make_recipe(tmp_path, {'summary': ('seq2seq', figures)})))
@@ -149,6 +161,7 @@ def test_shared_pretraining_is_drawn_once(tmp_path):
     assert 'cross-entropy, nats per token' in texts
 
 
+@without_plots
 def test_task_without_results_leaves_other_tasks_unchanged(tmp_path):
     workdir = make_recipe(tmp_path, TWO, seeds=1)
     for path in (workdir / 'pairs').rglob('result.json'):
@@ -161,6 +174,7 @@ def test_task_without_results_leaves_other_tasks_unchanged(tmp_path):
     assert 'Warning: not counted, since runs are missing: pairs.' in text
 
 
+@without_plots
 def test_missing_shared_run_is_named_once(tmp_path):
     workdir = make_recipe(tmp_path, TWO, seeds=1)
     (workdir / 'seed0/stage1/result.json').unlink()
@@ -169,6 +183,7 @@ def test_missing_shared_run_is_named_once(tmp_path):
     assert text.count('seed0/stage1') == 1
 
 
+@without_plots
 def test_protocols_may_differ_between_but_not_within_tasks(tmp_path):
     figures = {student: runs[2] for student, runs in STUDENTS.items()} | {'teacher': 28.0}
     workdir = make_recipe(tmp_path, {'text': ('mlm', figures), **TWO}, seeds=1)
@@ -181,6 +196,7 @@ def test_protocols_may_differ_between_but_not_within_tasks(tmp_path):
     assert expected in text
 
 
+@without_plots
 def test_test_splits_of_two_sizes_give_a_warning(tmp_path):
     workdir = make_classifier(tmp_path, seeds=1)
     path = workdir / 'seed0/two_stage/result.json'
@@ -190,6 +206,7 @@ def test_test_splits_of_two_sizes_give_a_warning(tmp_path):
     assert 'Warning: the runs differ in test split: 400 examples; 500 examples.' in text
 
 
+@without_plots
 def test_missing_runs_are_named_and_the_rest_is_printed(tmp_path):
     workdir = make_workdir(tmp_path)
     for run in ('seed1/two_stage', 'seed0/plain_long', 'seed1/plain_long', 'seed2/plain_long'):
@@ -204,6 +221,7 @@ def test_missing_runs_are_named_and_the_rest_is_printed(tmp_path):
     assert re.search(r'\| two-stage (.*\|){4} +2 \|', table)
 
 
+@without_plots
 def test_unstable_timings_give_a_warning(tmp_path):
     workdir = make_workdir(tmp_path)
     path = workdir / 'speed.json'
@@ -235,6 +253,7 @@ def test_rows_with_equal_scores_give_a_page(tmp_path, accuracy):
     assert '<svg' in (workdir / 'report.html').read_text('utf-8')
 
 
+@without_plots
 def test_diverged_run_is_omitted_and_named(tmp_path):
     workdir = make_workdir(tmp_path)
     path = workdir / 'seed2/no_teacher/result.json'
@@ -245,6 +264,7 @@ def test_diverged_run_is_omitted_and_named(tmp_path):
     assert 'seed2/no_teacher (test perplexity inf)' in (workdir / 'report.md').read_text('utf-8')
 
 
+@without_plots
 def test_diverged_classifier_with_finite_accuracy_is_omitted(tmp_path):
     workdir = make_classifier(tmp_path)
     path = workdir / 'seed2/no_teacher/result.json'
@@ -256,6 +276,7 @@ def test_diverged_classifier_with_finite_accuracy_is_omitted(tmp_path):
     assert 'seed2/no_teacher (test cross-entropy nan)' in text
 
 
+@without_plots
 def test_runs_with_different_tokenizers_give_a_warning(tmp_path):
     workdir = make_workdir(tmp_path)
     make_run(workdir / 'seed0/no_teacher', 34.0, 0, tokenizer_hash='beef')
