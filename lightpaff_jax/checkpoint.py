@@ -199,8 +199,6 @@ class Reader:
       UserError: the folder has no checkpoint, or no intact one.
     """
 
-    meta: dict
-
     def __init__(self, directory: pathlib.Path):
         self._directory = _absolute(directory)
         self._steps = distributed.broadcast_from_primary(lambda: _steps(self._directory))
@@ -310,9 +308,8 @@ def _check_entries(folder: epath.Path, entries: dict[str, dict], structs: Arrays
         except ValueError as error:
             cause = orbax_errors.root_cause(error)
             raise UserError(f'{folder}: {name} {requested}: {cause}') from error
-    for name in entries:
-        if name not in structs:
-            raise UserError(f'{folder}: has the array {name}, which is not wanted here')
+    for name in sorted(entries.keys() - structs.keys()):
+        raise UserError(f'{folder}: has the array {name}, which is not wanted here')
 
 
 def _with_sharding(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -352,12 +349,7 @@ def _is_local(error: BaseException | None) -> bool:
 
 
 def _raise_on_all(damage: str | None, local_error: str | None = None) -> None:
-    """Raises the first error of any process on every process, so that all continue alike.
-
-    Raises:
-      UserError: the machine of one process failed.
-      _DamagedStep: one process found the step damaged.
-    """
+    """Raises the first UserError (of a machine) or _DamagedStep of any process on every process."""
     reports = distributed.all_gather([local_error, damage])
     for column, error_type in enumerate((UserError, _DamagedStep)):
         for number, report in enumerate(reports):
@@ -372,11 +364,10 @@ def _context(reading: bool = False) -> ocp.Context:
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
     context = ocp.Context()
     context.checkpointables.registry = registry
-    # If a thread failed to create the folder, the program would not exit for minutes.
+    # A thread that failed to create the folder would keep the program from ending for minutes.
     context.asynchronous.create_directories_asynchronously = False
     if reading:
-        # Each process reads by itself, because Orbax would wait minutes for a process that failed.
-        # `_raise_on_all` brings the results together.
+        # Each process reads by itself: Orbax would wait minutes for a process that failed.
         index = distributed.process_index()
         context.multiprocessing.primary_host = index
         context.multiprocessing.active_processes = {index}

@@ -231,22 +231,15 @@ def _truncate(path: pathlib.Path, resume_step: int) -> None:
     if not path.exists():
         return
     end = 0
-    if resume_step:
-        for text in path.read_bytes().splitlines(keepends=True):
-            line = _parse(text)
-            if line is None or line['step'] > resume_step:
-                break
-            end += len(text)
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            step = json.loads(line)['step']
+        except (ValueError, TypeError, KeyError):
+            break
+        if not resume_step or step > resume_step or not line.endswith(b'\n'):
+            break
+        end += len(line)
     os.truncate(path, end)
-
-
-def _parse(text: bytes) -> dict | None:
-    """Returns the object of a complete line, or None."""
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if text.endswith(b'\n') and isinstance(line, dict) and 'step' in line else None
 
 
 class _Clock:

@@ -119,7 +119,7 @@ def join(cluster: Cluster) -> None:
     timer.daemon = True
     timer.start()
     try:
-        with warnings.catch_warnings(action='ignore'):  # the errors below say it in one line
+        with warnings.catch_warnings(action='ignore'):  # the errors below replace them
             jax.distributed.initialize(
                 *cluster,
                 initialization_timeout=round(timeout) + 60,  # `timer` ends the process before

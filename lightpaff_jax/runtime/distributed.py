@@ -234,7 +234,7 @@ class _Watch:
             print(f'error: {text}', file=sys.stderr, flush=True)
         self._set('ended', '')
         if self._index == 0:
-            deadline = time.monotonic() + _LEAVE  # a killed process never says that it ended
+            deadline = time.monotonic() + _LEAVE  # a killed process does not report its end
             while len(self._get('ended')) < self._count and time.monotonic() < deadline:
                 time.sleep(0.05)
             time.sleep(0.2)  # for their exit

@@ -45,7 +45,7 @@ def entries(arrays: Arrays) -> dict[str, dict]:
 
 
 def record(arrays: Arrays, meta: dict) -> dict:
-    """Returns what a checkpoint stores to be verified: entries, and digests of meta and of itself."""
+    """Returns the record of a checkpoint: entries, and digests of meta and of the record."""
     content = {'arrays': entries(arrays), 'meta': sha256(meta)}
     return content | {'self': sha256(content)}
 

@@ -1,4 +1,4 @@
-"""Ctrl-C: its delivery while Python would drop it."""
+"""Ctrl-C that is not lost during a garbage collection."""
 
 import contextlib
 import gc
@@ -29,8 +29,9 @@ def deliver_sigint_during_gc() -> Iterator[None]:
         while waiting:
             waiting.pop().cancel()
         code = None if frame is None else frame.f_code
-        dropped = code is watch.__code__ or (code and code.co_name == '_xla_gc_callback')
-        if not collecting and not dropped:
+        # Callbacks run before `watch` sets the flag and after it clears it; jax has one too.
+        in_callback = code is watch.__code__ or (code and code.co_name == '_xla_gc_callback')
+        if not collecting and not in_callback:
             # Before raising, so that a second signal during the exit finds the usual handler.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
@@ -39,8 +40,8 @@ def deliver_sigint_during_gc() -> Iterator[None]:
         waiting.append(again)
         again.start()
 
-    in_main = threading.get_ident() == main
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or threading.get_ident() != main:
         yield
         return
     gc.callbacks.append(watch)

@@ -25,10 +25,10 @@ def root_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def suppress_orbax_noise() -> Iterator[list[str]]:
-    """Gives a list for error messages; suppresses what Orbax reports beside its exception.
+    """Yields a list for error messages; suppresses warnings that follow an exception of Orbax.
 
-    After a failure Orbax drops coroutines, and Python warns about each when it is collected. So a
-    list that is not empty makes this collect garbage before the warnings are shown again.
+    After a failure Orbax drops coroutines, and Python warns about each when it is collected. So
+    garbage is collected before the warnings are shown again if the list is not empty.
     """
     failures: list[str] = []
     hook = sys.unraisablehook
