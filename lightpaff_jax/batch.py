@@ -57,6 +57,5 @@ class Batch:
 
     @property
     def shape(self) -> Shape:
-        """Lengths of its examples."""
         source = 0 if self.source is None else self.source.shape[-1]
         return Shape(self.tokens.shape[-1], self.labels.shape[-1], source)

@@ -10,7 +10,7 @@ gradient is reduced over the devices once, and divided once by the total weight 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,14 @@ from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.losses import BATCH_AXES, Head, Predictor, Sums, distillation_loss
 from lightpaff_jax.models import Model, Params
 
-# Names of the step's parts in its program and in a profile of it.
-SCOPES = ('teacher', 'student', 'loss', 'update')
+SCOPES = ('teacher', 'student', 'loss', 'update')  # parts of the step in profiles of it
+_MAX_ACTIVATIONS = 1 << 27  # feed-forward activations of the teacher on a device at a time
 
-# Feed-forward activations of the teacher on one device are at most this many numbers at a time.
-_MAX_ACTIVATIONS = 1 << 27
+Rule: TypeAlias = optax.GradientTransformation
 
-Gradient = Callable[[Params, Params | None, Batch, Array], tuple[Sums, Params]]
+_ROWS: Any = P(BATCH_AXES)
+_REPLICATED: Any = P()
+_PREDICTOR = Predictor(_ROWS, Head(_REPLICATED, _REPLICATED))  # its PartitionSpecs
 
 
 @jax.tree_util.register_dataclass
@@ -43,17 +44,13 @@ class TrainState:
     opt_state: Any
 
 
-def init_state(
-    student: Model, rule: optax.GradientTransformation, seed: int | Int[Array, '']
-) -> TrainState:
+def init_state(student: Model, rule: Rule, seed: int | Int[Array, '']) -> TrainState:
     """Returns a fresh state, a function of the seed."""
     params = student.init(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
 
 
-def state_shardings(
-    c: ConfigDict, mesh: Mesh, student: Model, rule: optax.GradientTransformation
-) -> TrainState:
+def state_shardings(c: ConfigDict, mesh: Mesh, student: Model, rule: Rule) -> TrainState:
     """Returns the NamedShardings of a state; moments are placed like their parameters."""
     params = sharding.param_shardings(mesh, student.abstract_params, c.mesh.student)
     replicated: Any = sharding.replicated(mesh)
@@ -67,20 +64,14 @@ def state_shardings(
     return TrainState(replicated, params, moments)
 
 
-def abstract_state(
-    c: ConfigDict, mesh: Mesh, student: Model, rule: optax.GradientTransformation
-) -> TrainState:
+def abstract_state(c: ConfigDict, mesh: Mesh, student: Model, rule: Rule) -> TrainState:
     """Returns the ShapeDtypeStructs of a state with its shardings."""
     shapes = jax.eval_shape(lambda: init_state(student, rule, 0))
     return sharding.abstract_arrays(shapes, state_shardings(c, mesh, student, rule))
 
 
 def make_step(
-    c: ConfigDict,
-    mesh: Mesh,
-    student: Model,
-    teacher: Model | None,
-    rule: optax.GradientTransformation,
+    c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None, rule: Rule
 ) -> jax.stages.Wrapped:
     """Returns the jitted step `(state, teacher_params, batch, hyperparameters) -> state, sums`.
 
@@ -115,7 +106,9 @@ def make_step(
     )
 
 
-def make_gradient(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None) -> Gradient:
+def make_gradient(
+    c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None
+) -> Callable[[Params, Params | None, Batch, Array], tuple[Sums, Params]]:
     """Returns `(params, teacher_params, batch, key) -> sums, summed gradient`, as in the step."""
 
     def on_device(
@@ -148,47 +141,52 @@ def make_gradient(c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | No
     ) -> tuple[Sums, Params]:
         # Gathered over `fsdp` once, not in every micro-batch.
         params = _gather_params(c, mesh, params)
-        teacher_head: Any = None
-        if teacher is not None:
-            teacher_head = _gather_head(mesh, teacher.head(teacher_params))
+        teacher_head: Any = (
+            None if teacher is None else _gather_head(mesh, teacher.head(teacher_params))
+        )
 
         def on_microbatch(microbatch: Batch, index: int | Array) -> tuple[Sums, Params]:
-            target, target_spec = None, None
-            rows: Any = P(BATCH_AXES)
-            replicated: Any = P()
+            target = None
             if teacher is not None:
                 with jax.named_scope('teacher'):
                     features = _teacher_features(c, mesh, teacher, teacher_params, microbatch)
                 target = Predictor(features, teacher_head)
-                target_spec = Predictor(rows, Head(replicated, replicated))
-            return jax.shard_map(
-                on_device,
-                mesh=mesh,
-                in_specs=(replicated, target_spec, rows, replicated),
-                out_specs=rows,
-                axis_names=set(BATCH_AXES),
-                check_vma=False,
-            )(params, target, microbatch, jax.random.fold_in(key, index))
+            target_spec = None if target is None else _PREDICTOR
+            in_specs = _REPLICATED, target_spec, _ROWS, _REPLICATED
+            compute = _on_devices(mesh, on_device, in_specs, _ROWS)
+            return compute(params, target, microbatch, jax.random.fold_in(key, index))
 
         first = jax.tree.map(lambda x: x[0], batch)
         if c.train.grad_accum_steps == 1:
             total = on_microbatch(first, 0)
         else:
             indices = jnp.arange(c.train.grad_accum_steps)
-            by_device = jax.sharding.NamedSharding(mesh, P(BATCH_AXES))
+            by_device = sharding.batch_sharding(mesh, micro=False)
             zero = jax.tree.map(
                 lambda x: jax.lax.with_sharding_constraint(jnp.zeros(x.shape, x.dtype), by_device),
                 jax.eval_shape(on_microbatch, first, 0),
             )
-            total, _ = jax.lax.scan(
-                lambda carry, x: (jax.tree.map(jnp.add, carry, on_microbatch(*x)), None),
-                zero,
-                (batch, indices),
-            )
+
+            def add(total: Any, arrays: Any) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, on_microbatch(*arrays)), None
+
+            total, _ = jax.lax.scan(add, zero, (batch, indices))
         # The leading axis is the devices': this sum is the only reduction.
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
 
     return gradient
+
+
+def _on_devices(mesh: Mesh, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """Maps a function over the rows of each device."""
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=set(BATCH_AXES),
+        check_vma=False,
+    )
 
 
 def _predict(
@@ -206,20 +204,15 @@ def _teacher_features(
     parts = local_rows // (size or _microbatch_size(local_rows, batch.shape, teacher.network.ffn))
     if parts == 1:
         return teacher.features(params, batch)
-    rows, rows_of_parts = P(BATCH_AXES), P(None, BATCH_AXES)
     # Each device reshapes its own rows: no row moves to another device.
-    on_devices = functools.partial(
-        jax.shard_map, mesh=mesh, axis_names=set(BATCH_AXES), check_vma=False
+    rows_of_parts = P(None, BATCH_AXES)
+    split = _on_devices(
+        mesh,
+        lambda batch: jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch),
+        _ROWS,
+        rows_of_parts,
     )
-
-    @functools.partial(on_devices, in_specs=rows, out_specs=rows_of_parts)
-    def split(batch: Batch) -> Batch:
-        return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-
-    @functools.partial(on_devices, in_specs=rows_of_parts, out_specs=rows)
-    def join(features: Array) -> Array:
-        return features.reshape(-1, *features.shape[2:])
-
+    join = _on_devices(mesh, lambda x: x.reshape(-1, *x.shape[2:]), rows_of_parts, _ROWS)
     return join(jax.lax.map(functools.partial(teacher.features, params), split(batch)))
 
 
@@ -279,15 +272,9 @@ def make_evaluation(
 
 
 def _sums_of_rows(
-    mesh: Mesh,
-    loss: Callable[..., Sums],
-    prediction: Predictor,
-    target: Predictor | None,
-    batch: Batch,
+    mesh: Mesh, loss: Callable, prediction: Predictor, target: Predictor | None, batch: Batch
 ) -> dict[str, Float[Array, ' B']]:
-    def on_device(
-        prediction: Predictor, target: Predictor | None, labels: Array, weights: Array
-    ) -> dict[str, Float[Array, ' B']]:
+    def on_device(prediction: Predictor, target: Any, labels: Array, weights: Array) -> Any:
         def row_sums(arrays: Any) -> Sums:
             features, teacher_features, labels, weights = jax.tree.map(lambda x: x[None], arrays)
             row_target = None if target is None else Predictor(teacher_features, target.head)
@@ -296,14 +283,6 @@ def _sums_of_rows(
         teacher_features = None if target is None else target.features
         return jax.lax.map(row_sums, (prediction.features, teacher_features, labels, weights))
 
-    rows: Any = P(BATCH_AXES)
-    replicated: Any = P()
-    predictor = Predictor(rows, Head(replicated, replicated))
-    return jax.shard_map(
-        on_device,
-        mesh=mesh,
-        in_specs=(predictor, None if target is None else predictor, rows, rows),
-        out_specs=rows,
-        axis_names=set(BATCH_AXES),
-        check_vma=False,
-    )(prediction, target, batch.labels, batch.weights)
+    in_specs = _PREDICTOR, None if target is None else _PREDICTOR, _ROWS, _ROWS
+    compute = _on_devices(mesh, on_device, in_specs, _ROWS)
+    return compute(prediction, target, batch.labels, batch.weights)

@@ -25,10 +25,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 BATCH_AXES = ('data', 'fsdp')  # mesh axes that split the examples
-
-# Limits of an automatic chunk in logits: 64 MiB and 1 MiB in float32, for each of the two models.
-_MAX_LOGITS, _MIN_LOGITS = 1 << 24, 1 << 18
-_MAX_VOCAB = 1 << 24  # float32 holds all ids below exactly, see `_by_comparison`
+_MAX_LOGITS, _MIN_LOGITS = 1 << 24, 1 << 18  # of an automatic chunk: 64 MiB and 1 MiB a model
+_MAX_VOCAB = 1 << 24  # float32 holds all smaller ids exactly, see `_by_comparison`
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -43,7 +41,7 @@ class Head(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """The part of a model that the loss reads: features at predicted positions, and the head."""
+    """The part of a model that the loss reads."""
 
     features: Float[Array, 'B P D']
     head: Head
@@ -57,6 +55,9 @@ class _Inputs(NamedTuple):
     lambda_: Any  # scalar or [B] for the checks, then [B]
 
 
+_Result = tuple[Sums, Predictor | None]  # sums, and the gradient of `loss` by the student
+
+
 def distillation_loss(
     student: Predictor,
     teacher: Predictor | None,
@@ -67,9 +68,7 @@ def distillation_loss(
     temperature: float = 1.0,
     chunk: int = 0,
 ) -> Sums:
-    """Computes the sums of the loss and of its metrics over all predicted positions.
-
-    The caller divides by a count once, after adding up micro-batches and devices.
+    """Computes the sums of the loss and its metrics; the caller divides by a count, once.
 
     Under a mesh (`jax.set_mesh`) with an axis `data` or `fsdp`, the examples are split over these
     axes and the sums cover all devices. Inside a `shard_map` that is already manual over these axes,
@@ -116,33 +115,25 @@ def automatic_chunk(vocab: int, width: int) -> int:
 
 def _check(inputs: _Inputs, temperature: float, chunk: int) -> None:
     student, teacher, labels, weights, lambda_ = inputs
-    shape, vocab = labels.shape, student.head.weight.shape[0]
+    shape, features, vocab = labels.shape, student.features.shape, len(student.head.weight)
+    lambda_shape = np.shape(lambda_)
     rules = [
-        (
-            len(shape) == 2 and student.features.shape[:2] == shape,
-            f'features {student.features.shape} must be [B, P, D], labels {shape} [B, P]',
-        ),
-        (weights.shape == shape, f'weights {weights.shape} must have the shape of labels {shape}'),
+        (len(shape) == 2 and features[:2] == shape, f'features {features} must fit labels {shape}'),
+        (weights.shape == shape, f'weights {weights.shape} must fit labels {shape}'),
         (vocab <= _MAX_VOCAB, f'V = {vocab}: must be at most {_MAX_VOCAB}'),
         (temperature > 0, f'temperature = {temperature}: must be above 0'),
         (chunk >= 0, f'chunk = {chunk}: must be at least 0'),
-        (
-            np.shape(lambda_) in ((), shape[:1]),
-            f'lambda_ {np.shape(lambda_)} must be a scalar or one for each of {shape[0]} examples',
-        ),
+        (lambda_shape in ((), shape[:1]), f'lambda_ {lambda_shape} must be () or {shape[:1]}'),
     ]
     if teacher is not None:
-        teacher_shape, teacher_vocab = teacher.features.shape, teacher.head.weight.shape[0]
+        features, teacher_vocab = teacher.features.shape, len(teacher.head.weight)
         rules += [
-            (
-                teacher_shape[:2] == shape,
-                f'teacher features {teacher_shape} must fit labels {shape}',
-            ),
+            (features[:2] == shape, f'teacher features {features} must fit labels {shape}'),
             (teacher_vocab == vocab, f'teacher V = {teacher_vocab} must equal student V = {vocab}'),
         ]
     if not isinstance(lambda_, jax.core.Tracer):
-        in_range = (np.asarray(lambda_) >= 0) & (np.asarray(lambda_) <= 1)
-        rules.append((bool(np.all(in_range)), f'lambda_ = {lambda_}: must be in [0, 1]'))
+        in_range = np.all((np.asarray(lambda_) >= 0) & (np.asarray(lambda_) <= 1))
+        rules.append((bool(in_range), f'lambda_ = {lambda_}: must be in [0, 1]'))
     for holds, message in rules:
         if not holds:
             raise ValueError(message)
@@ -153,7 +144,7 @@ def _loss(tau: float, chunk: int, inputs: _Inputs) -> Sums:
     return _loss_on_devices(tau, chunk, False, inputs)[0]
 
 
-def _loss_fwd(tau: float, chunk: int, inputs: _Inputs) -> tuple[Sums, Predictor | None]:
+def _loss_fwd(tau: float, chunk: int, inputs: _Inputs) -> _Result:
     return _loss_on_devices(tau, chunk, True, inputs)
 
 
@@ -167,26 +158,23 @@ def _loss_bwd(tau: float, chunk: int, gradient: Predictor, cotangents: Sums) -> 
 _loss.defvjp(_loss_fwd, _loss_bwd)
 
 
-def _loss_on_devices(
-    tau: float, chunk: int, differentiate: bool, inputs: _Inputs
-) -> tuple[Sums, Predictor | None]:
-    """Scans the chunks of each device's own examples.
+def free_axes() -> tuple[str, ...]:
+    """Returns the axes of the current mesh, without those that a `shard_map` already splits."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axis_types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in axis_types if kind != jax.sharding.AxisType.Manual)
+
+
+def _loss_on_devices(tau: float, chunk: int, differentiate: bool, inputs: _Inputs) -> _Result:
+    """Scans the chunks of each device's own examples; the gradient is None if not asked for.
 
     Heads are gathered once, before the loop; sums and the head's gradient are reduced once, after it.
-
-    Returns:
-      The sums, and the gradient of `loss` by the student, or None without `differentiate`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(
-        name
-        for name, axis_type in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if name in BATCH_AXES and axis_type != jax.sharding.AxisType.Manual
-    )
+    axes = tuple(name for name in free_axes() if name in BATCH_AXES)
     if not axes:
         return _scan_chunks(tau, chunk, differentiate, inputs)
 
-    def on_device(inputs: _Inputs) -> tuple[Sums, Predictor | None]:
+    def on_device(inputs: _Inputs) -> _Result:
         sums, gradient = _scan_chunks(tau, chunk, differentiate, inputs)
         if gradient is None:
             return jax.lax.psum(sums, axes), None
@@ -206,9 +194,7 @@ def _loss_on_devices(
     )(inputs)
 
 
-def _scan_chunks(
-    tau: float, chunk: int, differentiate: bool, inputs: _Inputs
-) -> tuple[Sums, Predictor | None]:
+def _scan_chunks(tau: float, chunk: int, differentiate: bool, inputs: _Inputs) -> _Result:
     """Adds up `_chunk_loss` over chunks of positions; the gradient has the student's dtypes."""
     student, teacher, labels, weights, lambda_B = inputs
     total = labels.size
@@ -250,19 +236,18 @@ def _scan_chunks(
         gradient_NV = gradient_GCV.reshape(group * chunk, -1)
         features_gradient_ND = _einsum('nv,vd->nd', gradient_NV, student.head.weight)
         weight = _einsum('nv,nd->vd', gradient_NV, arrays[0].reshape(-1, width))
-        # The bias gets the numbers that the matrix's gradient is made of, with the same rounding in
-        # bfloat16. A product: XLA's CPU backend computes it three times as fast as column sums.
+        # The bias adds up the numbers of the products above, rounded like them in bfloat16. XLA's CPU
+        # backend computes a product three times as fast as column sums.
         ones_N = jnp.ones(group * chunk, dtype)
         bias = _einsum('n,nv->v', ones_N, gradient_NV, precision=jax.lax.Precision.HIGHEST)
         head_gradient = jax.tree.map(jnp.add, head_gradient, Head(weight, bias))
         return (sums, head_gradient), features_gradient_ND.astype(dtype)
 
-    names = ['loss', 'count', 'ce', 'correct', 'labelled']
-    names += [] if teacher is None else ['kl', 'agree', 'teacher_ce']
-    zero_sums = {name: jnp.zeros((), jnp.float32) for name in names}
-    zero_head: Any = None
-    if differentiate:
-        zero_head = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), student.head)
+    names = ('loss', 'count', 'ce', 'correct', 'labelled')
+    teacher_names = () if teacher is None else ('kl', 'agree', 'teacher_ce')
+    zero_sums = {name: jnp.zeros((), jnp.float32) for name in (*names, *teacher_names)}
+    head = student.head if differentiate else None
+    zero_head = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), head)
     carry, features_gradient = jax.lax.scan(scan_group, (zero_sums, zero_head), chunks)
     sums, head_gradient = carry
     if not differentiate:
@@ -328,7 +313,7 @@ def _chunk_loss(
 
 
 def _sum(x_CV: Float[Array, 'C V']) -> Float[Array, ' C']:
-    """Sums over V. On CPU as a product, because XLA sums slowly if it does not fuse the operand."""
+    # On CPU a product, because XLA sums slowly if it does not fuse the operand.
     ones_V = jnp.ones(x_CV.shape[1], x_CV.dtype)
     product = functools.partial(_einsum, 'cv,v->c', precision=jax.lax.Precision.HIGHEST)
     return jax.lax.platform_dependent(
@@ -373,10 +358,7 @@ def _top_and_label(logits_CV: Float[Array, 'C V'], labels_C: Int[Array, ' C']) -
 
 
 def _by_comparison(logits_CV: Float[Array, 'C V'], labels_C: Int[Array, ' C']) -> _TopAndLabel:
-    """Compares every id, in the same passes as the other sums.
-
-    It needs no gather, which would be a collective in every chunk if V is sharded.
-    """
+    # Comparing every id needs no gather, which would be a collective in every chunk if V is sharded.
     # Ids are float32 like the logits: XLA's TPU backend fuses reductions of one type into one pass.
     ids_V = jnp.arange(logits_CV.shape[1], dtype=jnp.float32)
     top_C = jnp.max(logits_CV, axis=1)
@@ -387,10 +369,8 @@ def _by_comparison(logits_CV: Float[Array, 'C V'], labels_C: Int[Array, ' C']) -
 
 
 def _by_index(logits_CV: Float[Array, 'C V'], labels_C: Int[Array, ' C']) -> _TopAndLabel:
-    """Gathers, because XLA's CPU backend makes a separate pass for each comparison.
-
-    The block with the largest maximum has the largest logit, so only that block is searched.
-    """
+    # XLA's CPU backend would make a separate pass for each comparison. The block with the largest
+    # maximum has the largest logit, so only that block is searched.
     size = math.gcd(logits_CV.shape[1], 128)
     tops_CN = jax.lax.reduce_window(logits_CV, -jnp.inf, jax.lax.max, (1, size), (1, size), 'VALID')
     ids_CS = jnp.argmax(tops_CN, axis=1)[:, None] * size + jnp.arange(size)
@@ -402,5 +382,5 @@ def _by_index(logits_CV: Float[Array, 'C V'], labels_C: Int[Array, ' C']) -> _To
 
 
 def _is_id(labels_C: Int[Array, ' C'], logits_CV: Float[Array, 'C V']) -> Array:
-    """True for labels in [0, V). Padding may hold other numbers, which must not reach the sums."""
+    # Labels of padding may be any number, and must not reach the sums.
     return (labels_C >= 0) & (labels_C < logits_CV.shape[1])

@@ -61,10 +61,12 @@ def kernel(
     """
     platform = platform or jax.default_backend()
     choice = c.train.attention
-    conditions = platform, network, shapes(c), c.train.compute_dtype, c.mesh.tensor, dropout
+    work = attention.Workload(
+        platform, network, shapes(c), c.train.compute_dtype, c.mesh.tensor, dropout
+    )
     if choice == 'auto':
-        return attention.choose_kernel(*conditions)
-    rule = attention.unmet_requirement(choice, *conditions)
+        return attention.choose_kernel(work)
+    rule = attention.unmet_requirement(choice, work)
     if rule:
         raise UserError(f'config.train.attention = {choice!r}: of the {name}: {rule}')
     return choice

@@ -21,21 +21,16 @@ class Hyperparameters(NamedTuple):
 
 def hyperparameters(c: ConfigDict) -> Hyperparameters:
     """Returns the hyperparameters of a run."""
+    o = c.optim
     return Hyperparameters(
-        np.int32(c.seed),
-        np.float32(c.optim.peak_lr),
-        np.int32(c.optim.warmup),
-        np.int32(c.train.updates),
+        np.int32(c.seed), np.float32(o.peak_lr), np.int32(o.warmup), np.int32(c.train.updates)
     )
 
 
 def learning_rate(
     optim: ConfigDict, hyperparameters: Hyperparameters, step: int | Int[Array, '']
 ) -> Float[Array, '']:
-    """Returns the learning rate of an update.
-
-    It rises linearly to the peak, then falls by `optim.schedule` to `optim.final_lr` times the peak.
-    """
+    """Rises linearly to the peak, then falls by `schedule` to `final_lr` times the peak."""
     _, peak_lr, warmup, updates = hyperparameters
     step = jnp.asarray(step, jnp.float32)
     progress = jnp.clip((step - warmup) / jnp.maximum(1, updates - warmup), 0, 1)
@@ -52,24 +47,15 @@ def learning_rate(
 
 def make(optim: ConfigDict) -> optax.GradientTransformation:
     """Returns the update rule at a learning rate of 1; its state is float32."""
-    adamw = optax.adamw(
-        1.0,
-        b1=optim.b1,
-        b2=optim.b2,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        mask=decay_mask,
-    )
+    settings = {name: optim[name] for name in ('b1', 'b2', 'eps', 'weight_decay')}
+    adamw = optax.adamw(1.0, **settings, mask=decay_mask)
     if not optim.clip_norm:
         return adamw
     return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns True for matrices; biases and norms do not decay.
-
-    Names decide, because stacked biases are matrices too.
-    """
+    """Returns True for matrices; names decide, because stacked biases have two axes too."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key in ('kernel', 'table'), params
     )

@@ -200,10 +200,10 @@ def save(
     """
     if storage.is_remote(path):
         raise UserError(f'{path}: must be a local folder')
-    if tokenizer.vocab_size > model.vocab_size:
+    if tokenizer.vocab_size > model.network.vocab_size:
         raise UserError(
             f'{path}: the tokenizer has {tokenizer.vocab_size} ids, must have at most the '
-            f"model's {model.vocab_size}"
+            f"model's {model.network.vocab_size}"
         )
     folder = pathlib.Path(path).expanduser()
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -137,8 +137,7 @@ def local_rows(mesh: Mesh, size: int) -> Int[np.ndarray, ' b']:
 def _local_blocks(mesh: Mesh) -> list[int]:
     """Returns the indices of the blocks of a batch on this process's devices, ascending."""
     grid = mesh.devices.reshape(-1, mesh.shape['tensor'])
-    process = jax.process_index()
-    return [i for i, row in enumerate(grid) if any(x.process_index == process for x in row)]
+    return [i for i, d in enumerate(grid) if any(x.process_index == jax.process_index() for x in d)]
 
 
 def put_batch(mesh: Mesh, batch: Any, micro: bool) -> Any:

@@ -34,19 +34,17 @@ DECODERS = ('gpt2', 'mass')  # families that generate text
 
 
 class Decoder(NamedTuple):
-    """Pure functions that generate text token by token.
+    """Pure functions that generate text token by token, from methods with the same names.
 
     B rows, W hypotheses (beams) per row, N steps, D width. The cache is a nested dict of arrays of
     fixed size with the keys and values of the tokens so far; the hypotheses of a row share it.
 
     Attributes:
-      prefill: (params, prompt, *, start_id, steps, beams) -> the first token to step from, and the
-        cache of the tokens before it. GPT-2 reads the prompt from `tokens`, padded on the right
-        (`segments` is 0), and steps from its last token. An encoder-decoder reads the prompt from
-        `source` and steps from `start_id`. Raises ValueError if prompt and steps exceed the
-        network's positions.
-      unstack_params: params -> the arrays of each layer, for `decode_step`; called once, before the
-        loop.
+      prefill: (params, prompt, *, start_id, steps, beams) -> first tokens to step from, and the
+        cache of the tokens before. GPT-2 steps from the last of the prompt's `tokens`, which are
+        padded on the right; an encoder-decoder reads `source` and steps from `start_id`. Raises
+        ValueError if prompt and steps exceed the network's positions.
+      unstack_params: params -> the arrays of each layer for `decode_step`, before the loop.
       decode_step: (params, layers, cache, tokens [B, W], step, visible [B, W, N W]) -> features,
         new cache. visible[b, w, n W + v] is whether hypothesis w descends from hypothesis v at step
         n; the current step is included. B may be 1.
@@ -83,11 +81,6 @@ class Model:
     table: tuple[Row, ...]
     network: ConfigDict
 
-    @property
-    def vocab_size(self) -> int:
-        """Ids in use, without padding."""
-        return self.network.vocab_size
-
     @functools.cached_property
     def abstract_params(self) -> Params:
         """ShapeDtypeStructs of the parameters."""
@@ -100,18 +93,16 @@ class Model:
         total = 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract_params):
             name = jax.tree_util.keystr(path, simple=True, separator='/')
-            rows = self.vocab_size if name in padded else leaf.shape[0]
+            rows = self.network.vocab_size if name in padded else leaf.shape[0]
             total += math.prod((rows, *leaf.shape[1:]))
         return total
 
     def logits(self, params: Params | None, batch: Batch) -> Float[Array, 'B P V']:
         """Returns all logits in float32, for small inputs and comparisons."""
-        head = self.head(params)
+        weight, bias = self.head(params)
         features = self.features(params, batch)
-        product = jnp.einsum(
-            'bpd,vd->bpv', features, head.weight, preferred_element_type=jnp.float32
-        )
-        return product + head.bias
+        product = jnp.einsum('bpd,vd->bpv', features, weight, preferred_element_type=jnp.float32)
+        return product + bias
 
 
 def pad_vocab(vocab_size: int) -> int:
@@ -168,14 +159,10 @@ def _build(c: FrozenConfigDict, compute: Compute) -> Model:
     def flops(shape):
         return module.flops(c, shape) + 2.0 * shape.predicted * c.width * rows
 
-    def prefill(params, prompt, *, start_id, steps, beams):
-        return bind(params).prefill(prompt, start_id, steps, beams, dtype=dtype)
+    def method(name):
+        return lambda params, *args, **options: getattr(bind(params), name)(
+            *args, **options, dtype=dtype
+        )
 
-    def unstack_params(params):
-        return bind(params).unstack_params(dtype)
-
-    def decode_step(params, layers, cache, tokens, step, visible):
-        return bind(params).decode_step(layers, cache, tokens, step, visible, dtype=dtype)
-
-    decoder = Decoder(prefill, unstack_params, decode_step) if c.family in DECODERS else None
+    decoder = Decoder(*map(method, Decoder._fields)) if c.family in DECODERS else None
     return Model(init, features, head, decoder, flops, module.table(c), c)

@@ -13,33 +13,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from lightpaff_jax.batch import Shape
 from lightpaff_jax.config import ATTENTION
-from lightpaff_jax.losses import BATCH_AXES
+from lightpaff_jax.losses import BATCH_AXES, free_axes
 
 KERNELS = tuple(name for name in ATTENTION if name != 'auto')
-_HEAD_AXIS = 'tensor'
 _BLOCKS = (512, 256, 128)  # block sizes of splash, the fastest first
 
 
 class AttentionMask(NamedTuple):
-    """A query attends to keys of its own segment and, if causal, to none after it.
-
-    Attributes:
-      causal: whether later keys are hidden.
-      query_segments: segment of each query; None is a single segment.
-      key_segments: segment of each key; None if `query_segments` is.
-      kernel: one of KERNELS.
-    """
+    """A query attends to keys of its own segment and, if `causal`, to none after it."""
 
     causal: bool
-    query_segments: Int[Array, 'B T'] | None = None
-    key_segments: Int[Array, 'B S'] | None = None
-    kernel: str = 'xla'
+    query_segments: Int[Array, 'B T'] | None = None  # None is a single segment
+    key_segments: Int[Array, 'B S'] | None = None  # None if `query_segments` is
+    kernel: str = 'xla'  # one of KERNELS
 
     @property
     def same_segment(self) -> Bool[Array, 'B 1 T S'] | None:
@@ -49,18 +41,13 @@ class AttentionMask(NamedTuple):
         return (self.query_segments[:, :, None] == self.key_segments[:, None, :])[:, None]
 
 
-def self_mask(
-    segments_BT: Int[Array, 'B T'] | None, causal: bool, kernel: str = 'xla'
-) -> AttentionMask:
+def self_mask(segments_BT: Array | None, causal: bool, kernel: str = 'xla') -> AttentionMask:
     """Returns a mask of self-attention; padding attends to padding."""
     return AttentionMask(causal, segments_BT, segments_BT, kernel)
 
 
 def cross_mask(
-    segments_BT: Int[Array, 'B T'] | None,
-    source_segments_BS: Int[Array, 'B S'] | None,
-    targets_BT: Int[Array, 'B T'],
-    kernel: str = 'xla',
+    segments_BT: Array | None, source_segments_BS: Array | None, targets_BT: Array, kernel: str
 ) -> AttentionMask:
     """Returns a mask of attention from target positions to the source.
 
@@ -79,38 +66,26 @@ def cross_mask(
 
 
 def attention(
-    q_BTHK: Float[Array, 'B T H K'],
-    k_BSHK: Float[Array, 'B S H K'],
-    v_BSHK: Float[Array, 'B S H K'],
+    q_BTHK: Array,
+    k_BSHK: Array,
+    v_BSHK: Array,
     mask: AttentionMask,
     key: Array | None = None,
     rate: float = 0.0,
 ) -> Float[Array, 'B T H K']:
-    """Computes softmax attention, with dropout of its weights if there is a key.
+    """Computes softmax attention by the mask's kernel.
 
-    A query without any visible key gets an average that depends on the kernel; it is padding.
-
-    Args:
-      q_BTHK: queries.
-      k_BSHK: keys.
-      v_BSHK: values.
-      mask: the mask and the kernel.
-      key: random key of the dropout, or None.
-      rate: rate of the dropout, which only the kernel 'xla' has.
+    A query without any visible key gets an average that depends on the kernel; it is padding. With
+    a key, attention weights have dropout of `rate`, which only the kernel 'xla' computes.
     """
     if key is not None and rate:
         assert mask.kernel == 'xla', 'unmet_requirement names it'
         return _attention_with_dropout(q_BTHK, k_BSHK, v_BSHK, mask, key, rate)
     if mask.kernel == 'splash':
         return _splash(q_BTHK, k_BSHK, v_BSHK, mask)
-    implementation: Any = mask.kernel
+    kernel: Any = mask.kernel
     return jax.nn.dot_product_attention(
-        q_BTHK,
-        k_BSHK,
-        v_BSHK,
-        mask=mask.same_segment,
-        is_causal=mask.causal,
-        implementation=implementation,
+        q_BTHK, k_BSHK, v_BSHK, mask=mask.same_segment, is_causal=mask.causal, implementation=kernel
     )
 
 
@@ -136,118 +111,83 @@ def _splash(q_BTHK, k_BSHK, v_BSHK, mask):
     def on_device(q, k, v, query_segments, key_segments):
         (T, H), S = q.shape[1:3], k.shape[1]
         head_mask = splash.CausalMask((T, S)) if mask.causal else splash.FullMask((T, S))
-        block_q, block_kv = (
-            next(block for block in _BLOCKS if size % block == 0) for size in (T, S)
-        )
+        q_size, kv_size = (next(n for n in _BLOCKS if length % n == 0) for length in (T, S))
+        sizes: Any = dict.fromkeys(('block_q', 'block_q_dkv', 'block_q_dq'), q_size)
+        sizes |= dict.fromkeys(('block_kv', 'block_kv_dkv', 'block_kv_dq'), kv_size)
         kernel = splash.make_splash_mha(
             splash.MultiHeadMask([head_mask] * H),
-            block_sizes=splash.BlockSizes(
-                block_q=block_q,
-                block_kv=block_kv,
-                block_q_dkv=block_q,
-                block_kv_dkv=block_kv,
-                block_q_dq=block_q,
-                block_kv_dq=block_kv,
-            ),
+            block_sizes=splash.BlockSizes(**sizes),
             head_shards=1,
             q_seq_shards=1,
         )
-        segments = None
-        if query_segments is not None:
-            segments = splash.SegmentIds(query_segments, key_segments)
+        ids = None if query_segments is None else splash.SegmentIds(query_segments, key_segments)
         q, k, v = ((q * q.shape[-1] ** -0.5).swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2))
-        mixed_BHTK = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))(
-            q, k, v, segments
-        )
+        mixed_BHTK = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))(q, k, v, ids)
         return mixed_BHTK.swapaxes(1, 2)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = {
-        name
-        for name, axis_type in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if axis_type != AxisType.Manual
-    }
+    axes = free_axes()
     arguments = q_BTHK, k_BSHK, v_BSHK, mask.query_segments, mask.key_segments
     if not axes:
         return on_device(*arguments)
     rows: Any = tuple(name for name in BATCH_AXES if name in axes) or None
-    features = P(rows, None, _HEAD_AXIS if _HEAD_AXIS in axes else None)
+    features = P(rows, None, 'tensor' if 'tensor' in axes else None)
     segments = None if mask.query_segments is None else P(rows)
     return jax.shard_map(
         on_device,
         in_specs=(features, features, features, segments, segments),
         out_specs=features,
-        axis_names=axes,
+        axis_names=set(axes),
         check_vma=False,
     )(*arguments)
 
 
-def choose_kernel(
-    platform: str,
-    net: ConfigDict,
-    shapes: Sequence[Shape],
-    dtype: str,
-    tensor: int,
-    dropout: float = 0.0,
-) -> str:
-    """Returns the kernel of 'auto': the first of splash, cudnn and xla that meets no obstacle.
+class Workload(NamedTuple):
+    """The use of a network, which decides the kernels that can compute it."""
 
-    See `unmet_requirement` for the arguments.
-    """
-    for kernel in ('splash', 'cudnn'):
-        if not unmet_requirement(kernel, platform, net, shapes, dtype, tensor, dropout):
-            return kernel
-    return 'xla'
+    platform: str  # 'cpu', 'gpu' or 'tpu'
+    network: ConfigDict  # with the keys of `config.network()`
+    shapes: Sequence[Shape]  # lengths of the batches
+    dtype: str  # of the matrix products, one of config.DTYPES
+    tensor: int  # number of devices that share the heads
+    dropout: float = 0.0  # of the attention weights in training
 
 
-def unmet_requirement(
-    kernel: str,
-    platform: str,
-    net: ConfigDict,
-    shapes: Sequence[Shape],
-    dtype: str,
-    tensor: int,
-    dropout: float = 0.0,
-) -> str:
-    """Returns the first requirement that the kernel does not meet, or '' if it is usable.
+def choose_kernel(work: Workload) -> str:
+    """Returns the kernel of 'auto': the first of splash, cudnn and xla that is usable."""
+    usable = (kernel for kernel in ('splash', 'cudnn') if not unmet_requirement(kernel, work))
+    return next(usable, 'xla')
 
-    Args:
-      kernel: one of KERNELS.
-      platform: 'cpu', 'gpu' or 'tpu'.
-      net: a section with the keys of `config.network()`.
-      shapes: lengths of the network's batches.
-      dtype: type of the matrix products, one of config.DTYPES.
-      tensor: number of devices that share the heads.
-      dropout: dropout rate of the attention weights in training.
-    """
+
+def unmet_requirement(kernel: str, work: Workload) -> str:
+    """Returns the first requirement that the kernel does not meet, or '' if it is usable."""
     if kernel == 'xla':
         return ''
-    required = {'splash': 'tpu', 'cudnn': 'gpu'}[kernel]
-    head_width = net.width // net.heads
-    lengths = [length for shape in shapes for length in (shape.tokens, shape.source)]
+    platform = {'splash': 'tpu', 'cudnn': 'gpu'}[kernel]
+    heads, tensor, dtype = work.network.heads, work.tensor, work.dtype
+    head_width = work.network.width // heads
+    lengths = {length for shape in work.shapes for length in (shape.tokens, shape.source)}
     rules = [
-        (platform == required, f'requires platform {required!r}, this is {platform!r}'),
-        (not dropout, f'requires dropout 0, this is {dropout:g}'),
+        (work.platform == platform, f'requires platform {platform!r}, this is {work.platform!r}'),
+        (not work.dropout, f'requires dropout 0, this is {work.dropout:g}'),
     ]
     if kernel == 'cudnn':
+        widths = head_width % 8 == 0 and head_width <= 128
+        divisor = 2
         rules += [
             (dtype == 'bfloat16', f"requires compute_dtype 'bfloat16', this is {dtype!r}"),
-            (
-                head_width % 8 == 0 and head_width <= 128,
-                f'requires a head width of 8, 16, ... 128, this is {head_width}',
-            ),
-            *((length % 2 == 0, f'requires even lengths, one is {length}') for length in lengths),
+            (widths, f'requires a head width of 8, 16, ... 128, this is {head_width}'),
         ]
     else:
+        divisor = 128
         rules += [
             (head_width % 64 == 0, f'requires a head width divisible by 64, this is {head_width}'),
-            *(
-                (length % 128 == 0, f'requires lengths divisible by 128, one is {length}')
-                for length in lengths
-            ),
             (
-                net.heads % tensor == 0,
-                f'requires heads divisible by config.mesh.tensor = {tensor}, these are {net.heads}',
+                heads % tensor == 0,
+                f'requires heads divisible by config.mesh.tensor = {tensor}, these are {heads}',
             ),
         ]
+    rules += [
+        (length % divisor == 0, f'requires lengths divisible by {divisor}, one is {length}')
+        for length in sorted(lengths)
+    ]
     return next((requirement for holds, requirement in rules if not holds), '')

@@ -55,10 +55,8 @@ class BERT(nnx.Module):
     ) -> Float[Array, 'B P D']:
         """Maps ids [B, T] to features; the head's transform reads predicted positions only."""
         embedding_key, blocks_key, pooler_key = layers.split_key(key, 3)
-        x_BTD = self.token_embedding(batch.tokens, compute.dtype)
-        x_BTD += layers.position_embeddings(
-            self.position_embedding, batch.tokens, batch.position_ids, compute.dtype
-        )
+        tables = self.token_embedding, self.position_embedding
+        x_BTD = layers.embed(*tables, batch.tokens, batch.position_ids, compute.dtype)
         types = jnp.zeros_like(batch.tokens) if batch.type_ids is None else batch.type_ids
         x_BTD += self.type_embedding(types, compute.dtype)
         x_BTD = layers.dropout(self.embedding_norm(x_BTD), embedding_key, self.dropout)
@@ -97,8 +95,7 @@ def table(c: ConfigDict) -> tuple[Row, ...]:
     """Returns the parameters' names in Hugging Face's format."""
     layer, embeddings = 'bert.encoder.layer.{layer}', 'bert.embeddings'
     cls, tokens = 'cls.predictions', f'{embeddings}.word_embeddings.weight'
-    has_lm_head = c.head in ('lm', 'pretraining')
-    tied = (f'{cls}.decoder.weight',) if has_lm_head else ()
+    tied = (f'{cls}.decoder.weight',) if c.head in ('lm', 'pretraining') else ()
     rows = [
         Row(tokens, 'token_embedding/table', vocab=True, same=tied),
         Row(f'{embeddings}.position_embeddings.weight', 'position_embedding/table'),
@@ -113,12 +110,12 @@ def table(c: ConfigDict) -> tuple[Row, ...]:
         *linear(f'{layer}.output.dense', 'blocks/ffn/down'),
         *norm(f'{layer}.output.LayerNorm', 'blocks/ffn_norm'),
     ]
-    if has_lm_head:
-        tied = (f'{cls}.decoder.bias',)
+    if c.head in ('lm', 'pretraining'):
+        decoder_bias = (f'{cls}.decoder.bias',)
         rows += [
             *linear(f'{cls}.transform.dense', 'transform', head=True),
             *norm(f'{cls}.transform.LayerNorm', 'transform_norm', head=True),
-            Row(f'{cls}.bias', 'output_bias/bias', vocab=True, head=True, same=tied),
+            Row(f'{cls}.bias', 'output_bias/bias', vocab=True, head=True, same=decoder_bias),
         ]
     if c.head != 'lm':
         rows += linear('bert.pooler.dense', 'pooler', head=True)

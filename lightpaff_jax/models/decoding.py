@@ -15,53 +15,34 @@ from jaxtyping import Array, Bool, Float, Int
 from lightpaff_jax import models
 from lightpaff_jax.errors import UserError
 
-# Score of a hypothesis that does not exist; transformers uses this number, so sums round alike.
-_NO_SCORE = -1e9
-
+_NO_SCORE = -1e9  # of a hypothesis that does not exist; transformers' number, so sums round alike
 _BLOCK = 128  # divides the padded size of the vocabulary
 
 
 class Settings(NamedTuple):
     """Settings of generation, with the names and defaults of transformers.
 
-    Attributes:
-      max_length: maximum number of new tokens, the end included.
-      min_length: number of new tokens before which the end is excluded.
-      beams: number of hypotheses of a beam search; 1 takes the best token, or draws one.
-      length_penalty: a finished hypothesis has the score sum of log p / length ** length_penalty,
-        with the end included in the length.
-      early_stop: whether a search stops at as many finished hypotheses as beams. If False, it stops
-        when the best open hypothesis scores less than all of them at its present length.
-      sample: draw each token from the distribution of the next three settings.
-      temperature: first, logits are divided by it.
-      top_k: then, only the top_k most probable tokens remain; 0 is all.
-      top_p: then, only the fewest most probable tokens with a total probability of top_p remain.
+    A finished hypothesis of a beam search has the score sum of log p / length ** length_penalty,
+    with the end included in the length.
     """
 
-    max_length: int
-    min_length: int = 0
-    beams: int = 1
+    max_length: int  # maximum number of new tokens, the end included
+    min_length: int = 0  # number of new tokens before which the end is excluded
+    beams: int = 1  # hypotheses of a beam search; 1 takes the best token, or draws one
     length_penalty: float = 1.0
-    early_stop: bool = True
-    sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    early_stop: bool = True  # stop at as many finished hypotheses as beams, not at the best score
+    sample: bool = False  # draw each token from the distribution of the next three settings
+    temperature: float = 1.0  # first, divides the logits
+    top_k: int = 0  # then, only the top_k most probable tokens remain; 0 is all
+    top_p: float = 1.0  # then, only the fewest most probable tokens with this total probability
 
 
 class Generated(NamedTuple):
-    """New tokens of each row.
+    """New tokens of each row; a beam search divides scores by length ** length_penalty."""
 
-    Attributes:
-      ids: tokens up to the end, if it was reached; then padding.
-      lengths: number of tokens without padding.
-      scores: sum of log p by the network, before temperature, top_k and top_p. A beam search divides
-        it by length ** length_penalty.
-    """
-
-    ids: Int[Array, 'B N']
-    lengths: Int[Array, ' B']
-    scores: Float[Array, ' B']
+    ids: Int[Array, 'B N']  # up to the end, if it was reached; then padding
+    lengths: Int[Array, ' B']  # number of tokens without padding
+    scores: Float[Array, ' B']  # sum of log p by the network, before any change by a sampler
 
 
 def make_generate(
@@ -69,13 +50,10 @@ def make_generate(
 ) -> Callable[..., Generated]:
     """Returns a pure function (params, prompt, key=None) -> Generated, for the caller to jit.
 
-    A loop on the device makes one step per token until all rows have ended. Rows are independent of
-    each other, so the batch may be padded and sharded. Results equal transformers' `generate` with
-    `min_new_tokens`, `max_new_tokens`, `forced_eos_token_id=None`; the lowest of the ids with equal
-    scores wins.
-
-    The prompt is a Batch: for GPT-2 `tokens` [B, T], padded on the right (`segments` is 0); for an
-    encoder-decoder `source` [B, S] with `source_segments`. Other fields are not read.
+    Rows are independent of each other, so the batch may be padded and sharded. Results equal
+    transformers' `generate` with `min_new_tokens`, `max_new_tokens`, `forced_eos_token_id=None`;
+    among equal scores the lowest id wins. The prompt is a Batch: for GPT-2 `tokens` [B, T], padded
+    on the right (`segments` is 0); for an encoder-decoder `source` [B, S] with `source_segments`.
 
     Args:
       model: a model with a decoder.
@@ -107,10 +85,8 @@ def make_generate(
 
         def decode_step(cache, tokens_BW, step, visible_BWS):
             x_BWD, cache = decoder.decode_step(params, layers, cache, tokens_BW, step, visible_BWS)
-            logits_BWV = jnp.einsum(
-                'bwd,dv->bwv', x_BWD, weight_DV, preferred_element_type=jnp.float32
-            )
-            return logits_BWV + bias_V, cache
+            product = jnp.matmul(x_BWD, weight_DV, preferred_element_type=jnp.float32)
+            return product + bias_V, cache
 
         return search(settings, decode_step, tokens_B, cache, eos_id, pad_id, key)
 
@@ -146,9 +122,7 @@ def _exclude_end(logits, step, eos_id: int, min_length: int):
     return jnp.where(end_V & (step < min_length), -jnp.inf, logits)
 
 
-def _single_search(
-    s: Settings, decode_step: Callable, tokens_B, cache, eos_id: int, pad_id: int, key
-) -> Generated:
+def _single_search(s: Settings, decode_step, tokens_B, cache, eos_id, pad_id, key) -> Generated:
     """Keeps one hypothesis per row, by the best or a drawn token."""
     rows, size = tokens_B.shape[0], s.max_length
 
@@ -163,7 +137,8 @@ def _single_search(
         logits_BV = logits_BWV[:, 0]
         allowed_BV = _exclude_end(logits_BV, step, eos_id, s.min_length)
         if s.sample:
-            new_B = sample(allowed_BV, jax.random.fold_in(key, step), s)
+            step_key = jax.random.fold_in(key, step)
+            new_B = jax.random.categorical(step_key, filter_logits(allowed_BV, s)).astype(jnp.int32)
         else:
             new_B = _argmax(allowed_BV)
         log_p_B = jnp.take_along_axis(logits_BV, new_B[:, None], axis=-1)[:, 0]
@@ -193,13 +168,8 @@ def _lengths(ids_BN, eos_id: int):
     return jnp.where(jnp.any(end_BN, axis=-1), first_B, ids_BN.shape[-1])
 
 
-def sample(logits_BV: Float[Array, 'B V'], key: Array, s: Settings) -> Int[Array, ' B']:
-    """Draws one id per row, by temperature, top_k and top_p in this order."""
-    return jax.random.categorical(key, filter_logits(logits_BV, s)).astype(jnp.int32)
-
-
 def filter_logits(logits_BV: Float[Array, 'B V'], s: Settings) -> Float[Array, 'B V']:
-    """Returns the logits that tokens are drawn by; -inf excludes a token.
+    """Applies temperature, top_k and top_p in this order; -inf excludes a token.
 
     Tokens with equal logits are all kept or all excluded.
     """
@@ -216,30 +186,28 @@ def filter_logits(logits_BV: Float[Array, 'B V'], s: Settings) -> Float[Array, '
     return logits_BV
 
 
-class _Beams(NamedTuple):
-    """State of a beam search: W open hypotheses and the W best ended ones per row.
+class _Ended(NamedTuple):
+    """The W best ended hypotheses of each row, best first."""
 
-    `origin_BWN` has the place in the cache of each step of a hypothesis, as the index of the
-    hypothesis that wrote it; -1 at later steps. Scores are sums of log p, those of ended hypotheses
-    with the length penalty; both descend. `open_B` is whether an open hypothesis can still become
-    one of the best.
-    """
+    ids_BWN: Int[Array, 'B W N']
+    scores_BW: Float[Array, 'B W']  # sums of log p with the length penalty
+    exists_BW: Bool[Array, 'B W']
+
+
+class _Beams(NamedTuple):
+    """State of a beam search: W open hypotheses of each row, best first, and the ended ones."""
 
     step: Int[Array, '']
     tokens_BW: Int[Array, 'B W']
     cache: Any
     ids_BWN: Int[Array, 'B W N']
-    origin_BWN: Int[Array, 'B W N']
-    scores_BW: Float[Array, 'B W']
-    ended_ids_BWN: Int[Array, 'B W N']
-    ended_scores_BW: Float[Array, 'B W']
-    ended_BW: Bool[Array, 'B W']
-    open_B: Bool[Array, ' B']
+    origin_BWN: Int[Array, 'B W N']  # which hypothesis wrote each step in the cache; -1: none yet
+    scores_BW: Float[Array, 'B W']  # sums of log p
+    ended: _Ended
+    hopeful_B: Bool[Array, ' B']  # whether an open hypothesis can still become one of the best
 
 
-def _beam_search(
-    s: Settings, decode_step: Callable, tokens_B, cache, eos_id: int, pad_id: int, key
-) -> Generated:
+def _beam_search(s: Settings, decode_step, tokens_B, cache, eos_id, pad_id, key) -> Generated:
     """Searches by beams. Hypotheses that change places move nothing in the cache."""
     del key
     rows, beams, size = tokens_B.shape[0], s.beams, s.max_length
@@ -248,17 +216,14 @@ def _beam_search(
     scores_BW = jnp.full((rows, beams), _NO_SCORE).at[:, 0].set(0)
 
     def is_unfinished(state: _Beams):
-        unfinished = (state.step < size) & jnp.any(state.open_B)
-        return unfinished & ~jnp.all(state.ended_BW) if s.early_stop else unfinished
+        unfinished = (state.step < size) & jnp.any(state.hopeful_B)
+        return unfinished & ~jnp.all(state.ended.exists_BW) if s.early_stop else unfinished
 
     def advance(state: _Beams) -> _Beams:
         step = state.step
         index_W = jnp.arange(beams)
-        origin_BWN = jax.lax.dynamic_update_slice(
-            state.origin_BWN,
-            jnp.broadcast_to(index_W[None, :, None], (rows, beams, 1)),
-            (0, 0, step),
-        )
+        new_BW1 = jnp.broadcast_to(index_W[None, :, None], (rows, beams, 1))
+        origin_BWN = jax.lax.dynamic_update_slice(state.origin_BWN, new_BW1, (0, 0, step))
         visible_BWS = (origin_BWN[..., None] == index_W).reshape(rows, beams, size * beams)
         logits_BWV, cache = decode_step(state.cache, state.tokens_BW, step, visible_BWS)
         offsets_BW = state.scores_BW - jax.nn.logsumexp(logits_BWV, axis=-1)
@@ -269,44 +234,27 @@ def _beam_search(
         ends_BC = (tokens_BC == eos_id) | (step + 1 == size)
 
         scores_BW, kept_BW = jax.lax.top_k(scores_BC + jnp.where(ends_BC, _NO_SCORE, 0), beams)
-        ended_scores_BW, ended_ids_BWN, ended_BW = _add_ended(s, state, scores_BC, ids_BCN, ends_BC)
-        worst_BW = jnp.where(ended_BW, ended_scores_BW[:, -1:], _NO_SCORE)
-        bound_B1 = scores_BW[:, :1] / _power(step + 1, s.length_penalty)
-        open_B = state.open_B & jnp.any(bound_B1 > worst_BW, axis=-1)
-        parents_BW = _take(parents_BC, kept_BW)
-        return _Beams(
-            step=step + 1,
-            tokens_BW=_take(tokens_BC, kept_BW),
-            cache=cache,
-            ids_BWN=_take(ids_BCN, kept_BW),
-            origin_BWN=_take(origin_BWN, parents_BW),
-            scores_BW=scores_BW,
-            ended_ids_BWN=ended_ids_BWN,
-            ended_scores_BW=ended_scores_BW,
-            ended_BW=ended_BW,
-            open_B=open_B,
-        )
+        penalty = (step + 1).astype(jnp.float32) ** s.length_penalty
+        ended = _add_ended(s, state, scores_BC / penalty, ids_BCN, ends_BC)
+        worst_BW = jnp.where(ended.exists_BW, ended.scores_BW[:, -1:], _NO_SCORE)
+        bound_B1 = scores_BW[:, :1] / penalty
+        hopeful_B = state.hopeful_B & jnp.any(bound_B1 > worst_BW, axis=-1)
+        origin_BWN = _take(origin_BWN, _take(parents_BC, kept_BW))
+        tokens_BW, ids_BWN = _take(tokens_BC, kept_BW), _take(ids_BCN, kept_BW)
+        return _Beams(step + 1, tokens_BW, cache, ids_BWN, origin_BWN, scores_BW, ended, hopeful_B)
 
+    tokens_BW = jnp.broadcast_to(tokens_B[:, None], (rows, beams))
+    no_scores_BW, none_BW = jnp.full((rows, beams), _NO_SCORE), jnp.zeros((rows, beams), bool)
+    ended, origin_BWN = _Ended(ids_BWN, no_scores_BW, none_BW), jnp.full_like(ids_BWN, -1)
     state = _Beams(
-        step=jnp.int32(0),
-        tokens_BW=jnp.broadcast_to(tokens_B[:, None], (rows, beams)),
-        cache=cache,
-        ids_BWN=ids_BWN,
-        origin_BWN=jnp.full_like(ids_BWN, -1),
-        scores_BW=scores_BW,
-        ended_ids_BWN=ids_BWN,
-        ended_scores_BW=jnp.full((rows, beams), _NO_SCORE),
-        ended_BW=jnp.zeros((rows, beams), bool),
-        open_B=jnp.ones(rows, bool),
+        jnp.int32(0), tokens_BW, cache, ids_BWN, origin_BWN, scores_BW, ended, jnp.ones(rows, bool)
     )
     state = jax.lax.while_loop(is_unfinished, advance, state)
-    ids_BN = state.ended_ids_BWN[:, 0]
-    return Generated(ids_BN, _lengths(ids_BN, eos_id), state.ended_scores_BW[:, 0])
+    ids_BN = state.ended.ids_BWN[:, 0]
+    return Generated(ids_BN, _lengths(ids_BN, eos_id), state.ended.scores_BW[:, 0])
 
 
-def _candidates(
-    logits_BWV: Float[Array, 'B W V'], offsets_BW: Float[Array, 'B W']
-) -> tuple[Float[Array, 'B C'], Int[Array, 'B C'], Int[Array, 'B C']]:
+def _candidates(logits_BWV, offsets_BW):
     """Returns scores, parents and tokens of the C = 2 W best continuations, best first.
 
     At most one continuation of each hypothesis ends, so at least W stay open.
@@ -317,9 +265,7 @@ def _candidates(
     return scores_BC, index_BC // vocab, index_BC % vocab
 
 
-def blocked_top_k(
-    x_BS: Float[Array, 'B S'], count: int
-) -> tuple[Float[Array, 'B C'], Int[Array, 'B C']]:
+def blocked_top_k(x_BS: Float[Array, 'B S'], count: int) -> tuple[Array, Array]:
     """Equals jax.lax.top_k, ties included, for S a multiple of 128; ten times faster on CPU.
 
     The `count` largest values are in the `count` blocks with the largest maxima.
@@ -334,22 +280,19 @@ def blocked_top_k(
     return values_BC, _BLOCK * _take(blocks_BC, index_BC // _BLOCK) + index_BC % _BLOCK
 
 
-def _add_ended(s: Settings, state: _Beams, scores_BC, ids_BCN, ends_BC):
-    """Returns scores, ids and validity of the W best ended hypotheses, this step included."""
-    scores_BC = scores_BC / _power(state.step + 1, s.length_penalty)
+def _add_ended(s: Settings, state: _Beams, scores_BC, ids_BCN, ends_BC) -> _Ended:
+    """Adds the candidates that end at this step, by their scores with the length penalty."""
+    ended = state.ended
     # Only the W best candidates count; the others are there to keep W open hypotheses.
-    counts_BC = ends_BC & (jnp.arange(2 * s.beams) < s.beams) & state.open_B[:, None]
+    counts_BC = ends_BC & (jnp.arange(2 * s.beams) < s.beams) & state.hopeful_B[:, None]
     if s.early_stop:
-        counts_BC &= ~jnp.all(state.ended_BW, axis=-1, keepdims=True)
-    scores = jnp.concatenate([state.ended_scores_BW, jnp.where(counts_BC, scores_BC, _NO_SCORE)], 1)
+        counts_BC &= ~jnp.all(ended.exists_BW, axis=-1, keepdims=True)
+    scores = jnp.concatenate([ended.scores_BW, jnp.where(counts_BC, scores_BC, _NO_SCORE)], 1)
     scores_BW, kept_BW = jax.lax.top_k(scores, s.beams)
-    ids_BWN = _take(jnp.concatenate([state.ended_ids_BWN, ids_BCN], 1), kept_BW)
-    ended_BW = _take(jnp.concatenate([state.ended_BW, counts_BC], 1), kept_BW)
-    return scores_BW, ids_BWN, ended_BW
-
-
-def _power(length, exponent: float):
-    return length.astype(jnp.float32) ** exponent
+    ids_BWN = _take(jnp.concatenate([ended.ids_BWN, ids_BCN], 1), kept_BW)
+    return _Ended(
+        ids_BWN, scores_BW, _take(jnp.concatenate([ended.exists_BW, counts_BC], 1), kept_BW)
+    )
 
 
 def _take(x, index_BI):

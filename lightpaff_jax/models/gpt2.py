@@ -29,7 +29,7 @@ class Block(nnx.Module):
         self.norm1 = layers.LayerNorm(c.width, _EPSILON)
         self.attention = layers.SelfAttention(c.width, c.heads, _STD, out_std, rngs)
         self.norm2 = layers.LayerNorm(c.width, _EPSILON)
-        self.ffn = layers.FeedForward(c.width, c.ffn, _gelu, _STD, out_std, rngs)
+        self.ffn = layers.FeedForward(c, _gelu, _STD, out_std, rngs)
         self.dropout = c.dropout
 
     def __call__(self, x_BTD, key, mask):
@@ -43,7 +43,7 @@ class Block(nnx.Module):
 
     def decode_step(self, x_BWD, cache, step, visible):
         mixed_BWD, generated = self.attention.decode_step(
-            self.norm1(x_BWD), cache['generated'], step, visible, cache['prompt']
+            self.norm1(x_BWD), step, visible, cache['prompt'], cache['generated']
         )
         x_BWD += mixed_BWD
         return x_BWD + self.ffn(self.norm2(x_BWD)), cache | {'generated': generated}
@@ -62,30 +62,24 @@ class GPT2(nnx.Module):
     def __call__(
         self, batch: Batch, *, compute: layers.Compute, key: Array | None = None
     ) -> Float[Array, 'B P D']:
-        """Maps ids [B, T] to features."""
         embedding_key, blocks_key = layers.split_key(key, 2)
-        x_BTD = self.token_embedding(batch.tokens, compute.dtype)
-        x_BTD += layers.position_embeddings(
-            self.position_embedding, batch.tokens, batch.position_ids, compute.dtype
-        )
+        tables = self.token_embedding, self.position_embedding
+        x_BTD = layers.embed(*tables, batch.tokens, batch.position_ids, compute.dtype)
         x_BTD = layers.dropout(x_BTD, embedding_key, self.dropout)
         mask = attention.self_mask(batch.segments, True, compute.attention)
         x_BTD = layers.scan(self.blocks, x_BTD, blocks_key, compute.remat, mask)
         return self.norm(layers.gather_positions(x_BTD, batch.positions))
 
-    def prefill(self, batch: Batch, start_id: int, steps: int, beams: int, *, dtype: Any):
-        """Returns the prompt's last tokens [B], and the cache of the tokens before them.
-
-        `start_id` is for decoders without a prompt.
-        """
-        del start_id
+    def prefill(self, batch: Batch, *, start_id: int, steps: int, beams: int, dtype: Any):
+        """Returns the prompt's last tokens [B], and the cache of the tokens before them."""
+        del start_id  # of decoders without a prompt
         layers.check_positions(self.position_embedding, batch.tokens.shape[1] + steps)
         real_BT = jnp.ones_like(batch.tokens) if batch.segments is None else batch.segments != 0
         last_B = jnp.maximum(jnp.sum(real_BT, axis=1, dtype=jnp.int32) - 1, 0)
-        x_BTD = self.token_embedding(batch.tokens, dtype)
-        x_BTD += layers.position_embeddings(self.position_embedding, batch.tokens, None, dtype)
-        mask = attention.self_mask(None, True)
-        prompt = layers.scan_caches(self.blocks, x_BTD, Block.cache, mask)
+        tables = self.token_embedding, self.position_embedding
+        x_BTD = layers.embed(*tables, batch.tokens, None, dtype)
+        causal = attention.self_mask(None, True)
+        prompt = layers.scan_caches(self.blocks, x_BTD, Block.cache, causal)
         cache = {
             'layers': layers.layer_caches('prompt', prompt, beams * steps),
             'visible': jnp.arange(batch.tokens.shape[1]) < last_B[:, None],
@@ -94,7 +88,6 @@ class GPT2(nnx.Module):
         return jnp.take_along_axis(batch.tokens, last_B[:, None], axis=1)[:, 0], cache
 
     def unstack_params(self, dtype: Any) -> list[nnx.State]:
-        """Returns the parameters of each layer."""
         return layers.unstack_params(self.blocks, dtype)
 
     def decode_step(self, blocks, cache, tokens_BW, step, visible_BWS, *, dtype: Any):

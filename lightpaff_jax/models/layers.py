@@ -22,17 +22,11 @@ KVCache = dict[str, Array]  # 'key' and 'value' of one attention, each [B H S K]
 
 
 class Compute(NamedTuple):
-    """How to compute a network; results are equal up to rounding.
+    """Options of the computation of a network; results are equal up to rounding."""
 
-    Attributes:
-      dtype: of features and matrix products; norms and softmax stay float32.
-      remat: activations that the backward pass recomputes, one of config.REMAT.
-      attention: one of attention.KERNELS.
-    """
-
-    dtype: Any
-    remat: str = 'none'
-    attention: str = 'xla'
+    dtype: Any  # of features and matrix products; norms and softmax stay float32
+    remat: str = 'none'  # activations that the backward pass recomputes, one of config.REMAT
+    attention: str = 'xla'  # one of attention.KERNELS
 
 
 def normal(key: Array, shape: tuple[int, ...], std: float) -> nnx.Param:
@@ -48,8 +42,7 @@ def zeros(*shape: int) -> nnx.Param:
 def initial_std(width: int) -> float:
     """Returns the standard deviation of weights of post-LayerNorm blocks.
 
-    It is 0.02 at BERT-base's width, 768. Products of a normalised input have the same variance at
-    any width.
+    Products of a normalised input have the same variance at any width: BERT-base has 0.02 at 768.
     """
     return 0.02 * (768 / width) ** 0.5
 
@@ -112,46 +105,29 @@ class SelfAttention(nnx.Module):
         self.out = Linear((heads, width // heads, width), 2, out_std, rngs)
 
     def __call__(
-        self,
-        x_BTD: Float[Array, 'B T D'],
-        mask: AttentionMask,
-        key: Array | None = None,
-        dropout: float = 0.0,
+        self, x_BTD: Array, mask: AttentionMask, key: Array | None, dropout: float
     ) -> Float[Array, 'B T D']:
         q_BTHK, k_BTHK, v_BTHK = self.qkv.parts(x_BTD)
         return self.out(attention(q_BTHK, k_BTHK, v_BTHK, mask, key, dropout))
 
-    def cache(self, x_BTD: Float[Array, 'B T D']) -> KVCache:
-        """Returns the keys and values that later tokens attend to."""
+    def cache(self, x_BTD: Array) -> KVCache:
         return kv_cache(*self.qkv.parts(x_BTD)[1:])
 
     def decode_step(
-        self,
-        x_BWD: Float[Array, 'B W D'],
-        cache: KVCache,
-        step: Int[Array, ''],
-        visible: Sequence[Bool[Array, 'B W S']],
-        prompt: KVCache | None = None,
+        self, x_BWD: Array, step: Array, visible: Sequence[Array], *caches: KVCache
     ) -> tuple[Float[Array, 'B W D'], KVCache]:
-        """Attends from one token of each hypothesis to the tokens before it.
+        """Attends from one token of each hypothesis to the tokens of the caches.
 
-        Args:
-          x_BWD: features of the token.
-          cache: keys and values of the generated tokens, of fixed size.
-          step: number of generated tokens in the cache.
-          visible: of each cache, `prompt` first, the tokens that a hypothesis attends to.
-          prompt: a cache that all hypotheses share, or None.
-
-        Returns:
-          The mixed features, and the cache with the new token.
+        `visible` is as for `cached_attention`. The last cache has fixed size and `step` generated
+        tokens. Returns the mixed features, and this cache with the new token.
         """
+        *prompts, cache = caches
         q_BWHK, *new = jnp.moveaxis(self.qkv(x_BWD), -3, 0)
         start = (0, 0, step * x_BWD.shape[1], 0)
         cache = jax.tree.map(
             lambda x, y: jax.lax.dynamic_update_slice(x, y, start), cache, kv_cache(*new)
         )
-        caches = [cache] if prompt is None else [prompt, cache]
-        return self.out(cached_attention(q_BWHK, caches, visible)), cache
+        return self.out(cached_attention(q_BWHK, [*prompts, cache], visible)), cache
 
 
 class CrossAttention(nnx.Module):
@@ -164,42 +140,35 @@ class CrossAttention(nnx.Module):
 
     def __call__(
         self,
-        x_BTD: Float[Array, 'B T D'],
-        source_BSD: Float[Array, 'B S D'],
+        x_BTD: Array,
+        source_BSD: Array,
         mask: AttentionMask,
-        key: Array | None = None,
-        dropout: float = 0.0,
+        key: Array | None,
+        dropout: float,
     ) -> Float[Array, 'B T D']:
         k_BSHK, v_BSHK = self.kv.parts(source_BSD)
         return self.out(attention(self.query(x_BTD), k_BSHK, v_BSHK, mask, key, dropout))
 
-    def cache(self, source_BSD: Float[Array, 'B S D']) -> KVCache:
-        """Returns the keys and values that target tokens attend to."""
+    def cache(self, source_BSD: Array) -> KVCache:
         return kv_cache(*self.kv.parts(source_BSD))
 
-    def decode_step(
-        self, x_BWD: Float[Array, 'B W D'], source: KVCache, visible_B1S: Bool[Array, 'B 1 S']
-    ) -> Float[Array, 'B W D']:
+    def decode_step(self, x_BWD: Array, source: KVCache, visible_B1S: Array) -> Array:
         """Attends from one token of each hypothesis to the source."""
         return self.out(cached_attention(self.query(x_BWD), [source], [visible_B1S]))
 
 
-def kv_cache(k_BSHK: Float[Array, 'B S H K'], v_BSHK: Float[Array, 'B S H K']) -> KVCache:
-    """Returns keys and values as a cache, each [B H S K]."""
+def kv_cache(k_BSHK: Array, v_BSHK: Array) -> KVCache:
+    """Returns keys and values as a cache."""
     return {'key': k_BSHK.swapaxes(1, 2), 'value': v_BSHK.swapaxes(1, 2)}
 
 
 def cached_attention(
-    q_BWHK: Float[Array, 'B W H K'],
-    caches: Sequence[KVCache],
-    visible: Sequence[Bool[Array, 'B W S']],
+    q_BWHK: Array, caches: Sequence[KVCache], visible: Sequence[Bool[Array, 'B W S']]
 ) -> Float[Array, 'B W H K']:
     """Computes softmax attention from single tokens to all caches together.
 
-    Args:
-      q_BWHK: queries of W hypotheses, which share the caches of their row.
-      caches: keys and values.
-      visible: of each cache, the tokens that a hypothesis attends to; B or W may be 1.
+    The W hypotheses of a row share its caches. `visible` is, for each cache, whether a hypothesis
+    attends to a token; B or W may be 1.
     """
     q_BHWK = (q_BWHK * q_BWHK.shape[-1] ** -0.5).swapaxes(1, 2)
     logits = [
@@ -219,26 +188,26 @@ def cached_attention(
     return sum(mixed[1:], mixed[0]).swapaxes(1, 2)
 
 
-def gather_positions(
-    x_BTD: Float[Array, 'B T D'], positions_BP: Int[Array, 'B P'] | None
-) -> Float[Array, 'B P D']:
+def gather_positions(x_BTD: Array, positions_BP: Array | None) -> Float[Array, 'B P D']:
     """Returns the features at the given positions; None takes all."""
     if positions_BP is None:
         return x_BTD
     return jnp.take_along_axis(x_BTD, positions_BP[..., None], axis=1)
 
 
-def position_embeddings(
-    table: Embedding, ids_BT: Array, position_ids_BT: Int[Array, 'B T'] | None, dtype: Any
-) -> Float[Array, '... T D']:
-    """Returns the embeddings of the given positions; None is 0 ... T-1.
+def embed(
+    tokens: Embedding, positions: Embedding, ids_BT, position_ids_BT, dtype, scale=None
+) -> Float[Array, 'B T D']:
+    """Adds embeddings of tokens, perhaps scaled, and positions; None is positions 0 ... T-1.
 
     Raises:
-      ValueError: the table has fewer than T rows.
+      ValueError: the table of positions has fewer than T rows.
     """
     length = ids_BT.shape[1]
-    check_positions(table, length)
-    return table(jnp.arange(length) if position_ids_BT is None else position_ids_BT, dtype)
+    check_positions(positions, length)
+    position_ids = jnp.arange(length) if position_ids_BT is None else position_ids_BT
+    x_BTD = tokens(ids_BT, dtype)
+    return (x_BTD if scale is None else x_BTD * scale) + positions(position_ids, dtype)
 
 
 def check_positions(table: Embedding, length: int) -> None:
@@ -260,13 +229,11 @@ class PostNormBlock(nnx.Module):
         std = initial_std(c.width)
         self.attention = SelfAttention(c.width, c.heads, std, std, rngs)
         self.attention_norm = LayerNorm(c.width, epsilon)
-        self.ffn = FeedForward(c.width, c.ffn, activation, std, std, rngs)
+        self.ffn = FeedForward(c, activation, std, std, rngs)
         self.ffn_norm = LayerNorm(c.width, epsilon)
         self.dropout = c.dropout
 
-    def __call__(
-        self, x_BTD: Float[Array, 'B T D'], key: Array | None, mask: AttentionMask
-    ) -> Float[Array, 'B T D']:
+    def __call__(self, x_BTD: Array, key: Array | None, mask: AttentionMask) -> Array:
         weights_key, attention_key, ffn_key = split_key(key, 3)
         mixed_BTD = self.attention(x_BTD, mask, weights_key, self.dropout)
         x_BTD = self.attention_norm(x_BTD + dropout(mixed_BTD, attention_key, self.dropout))
@@ -277,16 +244,10 @@ class FeedForward(nnx.Module):
     """Up to F, an activation, and down to D."""
 
     def __init__(
-        self,
-        width: int,
-        ffn: int,
-        activation: Callable,
-        std: float,
-        out_std: float,
-        rngs: nnx.Rngs,
+        self, c: ConfigDict, activation: Callable, std: float, out_std: float, rngs: nnx.Rngs
     ):
-        self.up = Linear((width, ffn), 1, std, rngs)
-        self.down = Linear((ffn, width), 1, out_std, rngs)
+        self.up = Linear((c.width, c.ffn), 1, std, rngs)
+        self.down = Linear((c.ffn, c.width), 1, out_std, rngs)
         self.activation = activation
 
     def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
@@ -352,8 +313,7 @@ def scan(blocks: nnx.Module, x: Array, key: Array | None, remat: str, *constants
     A block is called as (x, its key or None, *constants).
     """
     graph, params = nnx.split(blocks)
-    layers = jax.tree.leaves(params)[0].shape[0]
-    keys = None if key is None else jax.random.split(key, layers)
+    keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(params)[0]))
 
     def block(x, layer):
         params, key = layer
@@ -361,8 +321,7 @@ def scan(blocks: nnx.Module, x: Array, key: Array | None, remat: str, *constants
 
     if remat != 'none':
         block = jax.checkpoint(block, prevent_cse=False, policy=_REMAT_POLICIES[remat])
-    x, _ = jax.lax.scan(block, x, (params, keys))
-    return x
+    return jax.lax.scan(block, x, (params, keys))[0]
 
 
 def scan_caches(
@@ -379,16 +338,7 @@ def scan_caches(
 
 
 def layer_caches(name: str, stacked: KVCache, size: int) -> list[dict[str, KVCache]]:
-    """Returns the initial caches of each layer for generation.
-
-    Args:
-      name: name of the stacked cache.
-      stacked: keys and values of all layers, on a leading axis.
-      size: number of tokens that may be generated, over all hypotheses of a row.
-
-    Returns:
-      For each layer its cache by `name`, and an empty one for `size` tokens by 'generated'.
-    """
+    """Returns each layer's part of `stacked` by `name`, and by 'generated' an empty cache."""
 
     def empty(x):
         return jnp.zeros((*x.shape[:2], size, x.shape[3]), x.dtype)
@@ -397,12 +347,8 @@ def layer_caches(name: str, stacked: KVCache, size: int) -> list[dict[str, KVCac
 
 
 def decode_step(
-    blocks: nnx.Module,
-    layers: Sequence[nnx.State],
-    x_BWD: Float[Array, 'B W D'],
-    caches: Sequence[dict[str, KVCache]],
-    *constants: Any,
-) -> tuple[Float[Array, 'B W D'], list[dict[str, KVCache]]]:
+    blocks: nnx.Module, layers: Sequence[nnx.State], x_BWD: Array, caches: list, *constants: Any
+) -> tuple[Float[Array, 'B W D'], list]:
     """Passes one token of each hypothesis through all layers; returns features and new caches.
 
     A block's `decode_step` is called as (x, its cache, *constants).
@@ -432,5 +378,5 @@ def unstack_params(blocks: nnx.Module, dtype: Any) -> list[nnx.State]:
 
 
 def _unstack(tree: Any) -> list[Any]:
-    layers = jax.tree.leaves(tree)[0].shape[0]
+    layers = len(jax.tree.leaves(tree)[0])
     return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]

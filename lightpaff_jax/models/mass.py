@@ -38,7 +38,7 @@ class DecoderBlock(nnx.Module):
         self.cross = layers.CrossAttention(c.width, c.heads, std, rngs)
         self.cross_norm = layers.LayerNorm(c.width, _EPSILON)
         activation = _ACTIVATIONS[c.activation]
-        self.ffn = layers.FeedForward(c.width, c.ffn, activation, std, std, rngs)
+        self.ffn = layers.FeedForward(c, activation, std, std, rngs)
         self.ffn_norm = layers.LayerNorm(c.width, _EPSILON)
         self.dropout = c.dropout
 
@@ -53,7 +53,7 @@ class DecoderBlock(nnx.Module):
 
     def decode_step(self, x_BWD, cache, step, visible, source_visible):
         mixed_BWD, generated = self.attention.decode_step(
-            x_BWD, cache['generated'], step, [visible]
+            x_BWD, step, [visible], cache['generated']
         )
         x_BWD = self.attention_norm(x_BWD + mixed_BWD)
         mixed_BWD = self.cross.decode_step(x_BWD, cache['source'], source_visible)
@@ -93,10 +93,8 @@ class MASS(nnx.Module):
         """Maps source ids [B, S] and decoder inputs [B, T] to the decoder's features."""
         encoder_key, embedding_key, blocks_key = layers.split_key(key, 3)
         x_BSD = self.encode(batch, compute=compute, key=encoder_key)
-        y_BTD = self.decoder_embeddings(batch.tokens, compute.dtype)
-        y_BTD += layers.position_embeddings(
-            self.decoder_position, batch.tokens, batch.position_ids, compute.dtype
-        )
+        tables, position_ids = (self._decoder_table(), self.decoder_position), batch.position_ids
+        y_BTD = layers.embed(*tables, batch.tokens, position_ids, compute.dtype, self.scale)
         y_BTD = layers.dropout(self.decoder_norm(y_BTD), embedding_key, self.dropout)
         mask = attention.self_mask(batch.segments, True, compute.attention)
         source_mask = attention.cross_mask(
@@ -107,29 +105,25 @@ class MASS(nnx.Module):
         )
         return layers.gather_positions(y_BTD, batch.positions)
 
-    def decoder_embeddings(self, ids, dtype: Any):
-        """Returns the scaled embeddings of the decoder's ids."""
-        embedding = self.token_embedding if self.tied == 'all' else self.decoder_token_embedding
-        return embedding(ids, dtype) * self.scale
+    def _decoder_table(self) -> layers.Embedding:
+        return self.token_embedding if self.tied == 'all' else self.decoder_token_embedding
 
     def encode(
         self, batch, *, compute: layers.Compute, key: Array | None = None
     ) -> Float[Array, 'B S D']:
         """Maps source ids [B, S] to the encoder's features."""
         embedding_key, blocks_key = layers.split_key(key, 2)
-        x_BSD = self.token_embedding(batch.source, compute.dtype) * self.scale
-        x_BSD += layers.position_embeddings(
-            self.encoder_position, batch.source, batch.source_position_ids, compute.dtype
+        tables, position_ids = (
+            (self.token_embedding, self.encoder_position),
+            batch.source_position_ids,
         )
+        x_BSD = layers.embed(*tables, batch.source, position_ids, compute.dtype, self.scale)
         x_BSD = layers.dropout(self.encoder_norm(x_BSD), embedding_key, self.dropout)
         mask = attention.self_mask(batch.source_segments, False, compute.attention)
         return layers.scan(self.encoder, x_BSD, blocks_key, compute.remat, mask)
 
-    def prefill(self, batch, start_id: int, steps: int, beams: int, *, dtype: Any):
-        """Returns `start_id` for each row [B], and the cache of the source.
-
-        The source goes through the encoder once, and is projected for every decoder layer once.
-        """
+    def prefill(self, batch, *, start_id: int, steps: int, beams: int, dtype: Any):
+        """Returns `start_id` for each row [B], and the cache of the source."""
         layers.check_positions(self.decoder_position, steps)
         x_BSD = self.encode(batch, compute=layers.Compute(dtype))
         source = jax.lax.map(
@@ -138,20 +132,17 @@ class MASS(nnx.Module):
         )
         segments = batch.source_segments
         visible = jnp.ones((1, batch.source.shape[1]), bool) if segments is None else segments != 0
-        cache = {
-            'layers': layers.layer_caches('source', source, beams * steps),
-            'visible': visible,
-        }
-        return jnp.full(len(batch.source), start_id, jnp.int32), cache
+        caches = layers.layer_caches('source', source, beams * steps)
+        tokens_B = jnp.full(len(batch.source), start_id, jnp.int32)
+        return tokens_B, {'layers': caches, 'visible': visible}
 
     def unstack_params(self, dtype: Any) -> list[nnx.State]:
-        """Returns the parameters of each decoder layer."""
         return layers.unstack_params(self.decoder, dtype)
 
     def decode_step(self, blocks, cache, tokens_BW, step, visible_BWS, *, dtype: Any):
         """Returns the features [B, W, D] of one token of each hypothesis, and the new cache."""
-        x_BWD = self.decoder_embeddings(tokens_BW, dtype) + self.decoder_position(step, dtype)
-        x_BWD = self.decoder_norm(x_BWD)
+        x_BWD = self._decoder_table()(tokens_BW, dtype) * self.scale
+        x_BWD = self.decoder_norm(x_BWD + self.decoder_position(step, dtype))
         visible = visible_BWS, cache['visible'][:, None]
         x_BWD, new = layers.decode_step(
             self.decoder, blocks, x_BWD, cache['layers'], step, *visible
@@ -159,15 +150,10 @@ class MASS(nnx.Module):
         return x_BWD, cache | {'layers': new}
 
     def head(self) -> tuple[Array, Array]:
-        """Returns the output matrix [V, D] and the bias [V].
-
-        Only imported checkpoints have a bias other than 0; training leaves it as it is.
-        """
-        if self.tied == 'all':
-            matrix = self.token_embedding
-        else:
-            matrix = self.decoder_token_embedding if self.tied == 'decoder' else self.output
-        return matrix.table[...], jax.lax.stop_gradient(self.output_bias.bias[...])
+        """Returns the output matrix [V, D], and the bias [V] of imported checkpoints, untrained."""
+        names = {'all': 'token_embedding', 'decoder': 'decoder_token_embedding', 'none': 'output'}
+        table = getattr(self, names[self.tied]).table[...]
+        return table, jax.lax.stop_gradient(self.output_bias.bias[...])
 
 
 def flops(c: ConfigDict, shape: Shape) -> float:
@@ -179,7 +165,6 @@ def flops(c: ConfigDict, shape: Shape) -> float:
 
 
 NAMES = Names(prefix='model.', buffers=r'(encoder|decoder)\.version|shared\.weight')
-_OFFSET = 2  # rows of BART's position tables before position 0
 
 
 def table(c: ConfigDict) -> tuple[Row, ...]:
@@ -199,11 +184,8 @@ def table(c: ConfigDict) -> tuple[Row, ...]:
 
 
 def _embeddings(c: ConfigDict) -> list[Row]:
-    """Returns the rows of embeddings and output.
-
-    Unless all are one matrix, `shared.weight` is not part of the network: it is never read, and
-    written only because transformers requires it.
-    """
+    # Unless all are one matrix, `shared.weight` is not part of the network: it is never read, and
+    # written only because transformers requires it.
     shared, head = 'model.shared.weight', 'lm_head.weight'
     encoder, decoder = 'model.encoder.embed_tokens.weight', 'model.decoder.embed_tokens.weight'
     path, decoder_path = 'token_embedding/table', 'decoder_token_embedding/table'
@@ -220,7 +202,8 @@ def _stack(side: str) -> list[Row]:
     """Returns the rows that the encoder and the decoder both have."""
     stack, layer = f'model.{side}', f'model.{side}.layers.{{layer}}'
     return [
-        Row(f'{stack}.embed_positions.weight', f'{side}_position/table', offset=_OFFSET),
+        # BART's position tables have two rows before position 0.
+        Row(f'{stack}.embed_positions.weight', f'{side}_position/table', offset=2),
         *norm(f'{stack}.layernorm_embedding', f'{side}_norm'),
         *linear(f'{layer}.self_attn.q_proj', f'{side}/attention/qkv', part=0),
         *linear(f'{layer}.self_attn.k_proj', f'{side}/attention/qkv', part=1),

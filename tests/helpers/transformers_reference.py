@@ -205,5 +205,5 @@ def gradients(network, model: models.Model) -> dict:
 def tree(tensors: dict, model: models.Model) -> dict:
     names = models.MODELS[model.network.family][0].NAMES
     return weights.from_huggingface(
-        'reference', tensors, model.table, names, model.abstract_params, model.vocab_size
+        'reference', tensors, model.table, names, model.abstract_params, model.network.vocab_size
     )

@@ -122,7 +122,7 @@ def test_a_network_with_splash_has_the_gradient_of_one_with_xla_on_a_mesh_of_thr
         ('splash', 'tpu', {'tensor': 4},
          'requires heads divisible by config.mesh.tensor = 4, these are 2'),
         ('cudnn', 'gpu', {'length': 6}, ''),
-        ('cudnn', 'gpu', {'length': 7}, 'requires even lengths, one is 7'),
+        ('cudnn', 'gpu', {'length': 7}, 'requires lengths divisible by 2, one is 7'),
         ('cudnn', 'cpu', {}, "requires platform 'gpu', this is 'cpu'"),
         ('cudnn', 'gpu', {'dtype': 'float32'},
          "requires compute_dtype 'bfloat16', this is 'float32'"),
@@ -136,10 +136,8 @@ def test_what_stands_in_a_kernels_way_is_said(kernel, platform, changes, said):
         config.network(width=c['width'], heads=c['heads']),
         [Shape(128, 1, 128), Shape(128, 1, c['length'])],
     )
-    found = attention.unmet_requirement(
-        kernel, platform, net, shapes, c['dtype'], c['tensor'], c['dropout']
-    )
-    assert found == said
+    work = attention.Workload(platform, net, shapes, c['dtype'], c['tensor'], c['dropout'])
+    assert attention.unmet_requirement(kernel, work) == said
 
 
 @pytest.mark.parametrize(
@@ -148,4 +146,5 @@ def test_what_stands_in_a_kernels_way_is_said(kernel, platform, changes, said):
 )
 def test_auto_takes_the_first_kernel_that_can(platform, length, kernel):
     net, shape = config.network(width=128, heads=2), Shape(length, length)
-    assert attention.choose_kernel(platform, net, [shape], 'bfloat16', 1) == kernel
+    work = attention.Workload(platform, net, [shape], 'bfloat16', 1)
+    assert attention.choose_kernel(work) == kernel

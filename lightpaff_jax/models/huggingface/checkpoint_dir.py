@@ -58,7 +58,13 @@ def read_params(
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(label, _open_tensors(label, folder, stack))
         return weights.from_huggingface(
-            label, tensors, model.table, names, model.abstract_params, model.vocab_size, initial
+            label,
+            tensors,
+            model.table,
+            names,
+            model.abstract_params,
+            model.network.vocab_size,
+            initial,
         )
 
 
@@ -88,8 +94,7 @@ def _open_tensors(label: str, folder: pathlib.Path, stack: contextlib.ExitStack)
         try:
             return stack.enter_context(safetensors.safe_open(folder / name, 'np'))
         except (safetensors.SafetensorError, OSError) as error:
-            rule = 'is not a valid safetensors file'
-            raise UserError(f'{label}: {name} {rule}: {one_line(error)}') from error
+            raise UserError(f'{label}: {name} is not valid: {one_line(error)}') from error
 
     if (folder / _SINGLE).exists():
         file = open_file(_SINGLE)
@@ -158,7 +163,7 @@ def write(
     """
     folder = pathlib.Path(path).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = weights.to_huggingface(params, model.table, model.vocab_size)
+    tensors = weights.to_huggingface(params, model.table, model.network.vocab_size)
     if model.network.head == 'none':
         names = MODELS[model.network.family][0].NAMES
         tensors = {names.plain(name): tensor for name, tensor in tensors.items()}

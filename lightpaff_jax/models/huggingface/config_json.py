@@ -19,7 +19,6 @@ ARCHITECTURES = {
     'BartForConditionalGeneration': ('mass', 'lm'),
     'BartModel': ('mass', 'lm'),
 }
-_MODEL_TYPES = {'bert': 'bert', 'gpt2': 'gpt2', 'mass': 'bart'}
 
 # Our key -> Hugging Face's key, and transformers' default.
 _SIZES: dict[str, dict[str, tuple[str, int]]] = {
@@ -57,7 +56,6 @@ _DROPOUTS = {
     'gpt2': ('resid_pdrop', 'embd_pdrop', 'attn_pdrop'),
     'mass': ('dropout', 'attention_dropout'),
 }
-_DROPOUT = 0.1  # transformers' default of the first key, in all families
 
 # Key -> the values that our networks compute. The first is written. Transformers' default is always
 # among them, so an absent key needs no check.
@@ -136,7 +134,8 @@ def read(where: str, values: Mapping[str, Any]) -> ConfigDict:
         _check(where, values, key, values[key] in allowed, rule)
     dropout_key = _DROPOUTS[family][0]
     rate = values[dropout_key]
-    _check(where, values, dropout_key, _is_number(rate) and 0 <= rate < 1, 'must be in [0, 1)')
+    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    _check(where, values, dropout_key, is_number and 0 <= rate < 1, 'must be in [0, 1)')
     network = {'family': family, 'head': head, 'dropout': float(rate)}
     network |= _sizes(where, family, values)
     if head == 'classify':
@@ -155,7 +154,7 @@ def _rules(family: str, head: str) -> dict[str, tuple]:
 
 def _defaults(family: str) -> dict[str, Any]:
     """Returns transformers' defaults of the keys without a rule."""
-    values: dict[str, Any] = {_DROPOUTS[family][0]: _DROPOUT, **dict(_SIZES[family].values())}
+    values: dict[str, Any] = {_DROPOUTS[family][0]: 0.1, **dict(_SIZES[family].values())}
     if family == 'bert':
         values |= {'id2label': None, 'num_labels': 2}
     if family == 'mass':
@@ -169,12 +168,8 @@ def _check(where: str, values: Mapping[str, Any], key: str, holds: bool, rule: s
         raise UserError(f'{where}: config.json has {key} = {values[key]!r}: {rule}')
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_integer(value: Any, minimum: int) -> bool:
-    return _is_number(value) and isinstance(value, int) and value >= minimum
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
 def _sizes(where: str, family: str, values: dict[str, Any]) -> dict[str, int]:
@@ -216,7 +211,8 @@ def write(c: ConfigDict, ids: Mapping[str, int]) -> dict[str, Any]:
     """
     family = c.family
     names = [name for name, pair in ARCHITECTURES.items() if pair == (family, c.head)]
-    values: dict[str, Any] = {'architectures': names[:1], 'model_type': _MODEL_TYPES[family]}
+    model_type = 'bart' if family == 'mass' else family
+    values: dict[str, Any] = {'architectures': names[:1], 'model_type': model_type}
     values |= {hf_key: c[key] for key, (hf_key, _) in _SIZES[family].items()}
     values |= dict.fromkeys(_DROPOUTS[family], c.dropout)
     values |= {key: allowed[0] for key, allowed in _rules(family, c.head).items()}

@@ -17,47 +17,27 @@ _OLD_SUFFIXES = {'.LayerNorm.gamma': '.LayerNorm.weight', '.LayerNorm.beta': '.L
 
 
 class Row(NamedTuple):
-    """One tensor of a checkpoint and its place in our parameters.
+    """One tensor of a checkpoint and its place in our parameters."""
 
-    Attributes:
-      name: Hugging Face's name with the trunk's prefix; {layer} stands for the layer's index.
-      path: our path; layers are stacked on its leading axis if the name has {layer}.
-      transpose: whether Hugging Face stores the matrix transposed, as [out, in].
-      vocab: whether the first axis is the vocabulary, which we pad to a multiple of 128.
-      part: index among the fused matrices of our array: 0 query, 1 key, 2 value.
-      offset: rows before our first row: dropped by the reader, zeros for the writer.
-      lead: whether Hugging Face has a leading axis of 1.
-      head: whether it belongs to a head, which may be newly initialised.
-      optional: whether an absent tensor means zeros.
-      same: names of tensors that repeat this one; if present they must be equal.
-      copies: names under which the writer repeats it.
-    """
-
-    name: str
-    path: str
-    transpose: bool = False
-    vocab: bool = False
-    part: int | None = None
-    offset: int = 0
-    lead: bool = False
-    head: bool = False
-    optional: bool = False
-    same: tuple[str, ...] = ()
-    copies: tuple[str, ...] = ()
+    name: str  # Hugging Face's name with the trunk's prefix; {layer} stands for the layer's index
+    path: str  # our path; layers are stacked on the leading axis if the name has {layer}
+    transpose: bool = False  # whether Hugging Face stores the matrix as [out, in]
+    vocab: bool = False  # whether the first axis is the vocabulary, which we pad
+    part: int | None = None  # index in the fused matrix: 0 query, 1 key, 2 value
+    offset: int = 0  # rows before our first row: the reader drops them, the writer adds zeros
+    lead: bool = False  # whether Hugging Face has a leading axis of 1
+    head: bool = False  # whether it belongs to a head, which may be newly initialised
+    optional: bool = False  # whether an absent tensor means zeros
+    same: tuple[str, ...] = ()  # names of tensors that repeat this one; if present they are equal
+    copies: tuple[str, ...] = ()  # names under which the writer repeats it
 
 
 class Names(NamedTuple):
-    """Names of a family's checkpoints that its table does not have.
+    """Names of a family's checkpoints that its table does not have; regular expressions."""
 
-    Attributes:
-      prefix: prefix of the trunk's names, which architectures without a head omit.
-      buffers: regular expression of tensors that are not parameters, for names without prefix.
-      heads: regular expression of the parameters of all heads, for names without prefix.
-    """
-
-    prefix: str
-    buffers: str = ''
-    heads: str = ''
+    prefix: str  # of the trunk's names (a plain string), which some architectures omit
+    buffers: str = ''  # tensors that are not parameters, without prefix
+    heads: str = ''  # parameters of all heads, without prefix
 
     def plain(self, name: str) -> str:
         """Returns the name without prefix, with the current suffix."""
@@ -108,10 +88,10 @@ def from_huggingface(
       tensors: tensors by Hugging Face's names; each is read once, or twice if it is tied.
       table: rows of the network.
       names: other names of its family.
-      abstract_params: ShapeDtypeStructs, which give layers and padding of the vocabulary.
+      abstract_params: ShapeDtypeStructs of our parameters.
       vocab_size: ids in use, the rows of Hugging Face's embeddings.
-      initial: initial parameters. They replace a head that is missing or has other classes, which
-        is logged; None makes such a head an error.
+      initial: initial parameters; a head that is missing or has other classes takes its own from
+        them, which is logged. None makes such a head an error.
 
     Raises:
       UserError: lists each missing (-), unexpected (+) and inconsistent tensor.
@@ -125,13 +105,11 @@ def from_huggingface(
             errors.append(f'+ {name}')
 
     def sources(name: str, row: Row) -> list[str]:
-        """Returns the names of the tensors that hold a row."""
         plain_names = map(names.plain, (name, *row.same))
         return [stored[plain] for plain in plain_names if plain in stored]
 
     def fits(row: Row) -> bool:
-        stored_names = sources(row.name, row)
-        shape = _tensor_shape(row, params[row.path].shape)
+        stored_names, shape = sources(row.name, row), _tensor_shape(row, params[row.path].shape)
         return bool(stored_names) and (row.vocab or tensors[stored_names[0]].shape == shape)
 
     # A head is newly initialised as a whole.
@@ -167,9 +145,7 @@ def _module(row: Row) -> str:
     return row.path.partition('/')[0]
 
 
-def _fill(
-    view: np.ndarray, row: Row, names: list[str], tensors: Mapping[str, np.ndarray]
-) -> list[str]:
+def _fill(view: np.ndarray, row: Row, names: list[str], tensors: Mapping) -> list[str]:
     """Writes the first of the named tensors into our array; returns the errors of all."""
     name, *repeats = names
     tensor, shape = tensors[name], _tensor_shape(row, view.shape)
