@@ -45,13 +45,13 @@ class TrainState:
 
 
 def init_state(student: Model, rule: Rule, seed: int | Int[Array, '']) -> TrainState:
-    """Returns a fresh state, a function of the seed."""
+    """Initialises a state, a function of the seed."""
     params = student.init(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
 
 
 def state_shardings(c: ConfigDict, mesh: Mesh, student: Model, rule: Rule) -> TrainState:
-    """Returns the NamedShardings of a state; moments are placed like their parameters."""
+    """Places a state on the mesh; moments are placed like their parameters."""
     params = sharding.param_shardings(mesh, student.abstract_params, c.mesh.student)
     replicated: Any = sharding.replicated(mesh)
     moments = optax.tree_map_params(
@@ -65,7 +65,7 @@ def state_shardings(c: ConfigDict, mesh: Mesh, student: Model, rule: Rule) -> Tr
 
 
 def abstract_state(c: ConfigDict, mesh: Mesh, student: Model, rule: Rule) -> TrainState:
-    """Returns the ShapeDtypeStructs of a state with its shardings."""
+    """Describes a state as ShapeDtypeStructs with its shardings."""
     shapes = jax.eval_shape(lambda: init_state(student, rule, 0))
     return sharding.abstract_arrays(shapes, state_shardings(c, mesh, student, rule))
 
@@ -73,7 +73,7 @@ def abstract_state(c: ConfigDict, mesh: Mesh, student: Model, rule: Rule) -> Tra
 def make_step(
     c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None, rule: Rule
 ) -> jax.stages.Wrapped:
-    """Returns the jitted step `(state, teacher_params, batch, hyperparameters) -> state, sums`.
+    """Builds the jitted step `(state, teacher_params, batch, hyperparameters) -> state, sums`.
 
     The step donates the state, never the teacher. The batch has micro-batches [M, B/M, ...]. The
     default hyperparameters are those of `c`. The sums are those of `distillation_loss` over the
@@ -109,7 +109,7 @@ def make_step(
 def make_gradient(
     c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None
 ) -> Callable[[Params, Params | None, Batch, Array], tuple[Sums, Params]]:
-    """Returns `(params, teacher_params, batch, key) -> sums, summed gradient`, as in the step."""
+    """Builds the step's `(params, teacher_params, batch, key) -> sums, summed gradient`."""
 
     def on_device(
         params: Params, target: Predictor | None, microbatch: Batch, key: Array
@@ -160,7 +160,6 @@ def make_gradient(
         if c.train.grad_accum_steps == 1:
             total = on_microbatch(first, 0)
         else:
-            indices = jnp.arange(c.train.grad_accum_steps)
             by_device = sharding.batch_sharding(mesh, micro=False)
             zero = jax.tree.map(
                 lambda x: jax.lax.with_sharding_constraint(jnp.zeros(x.shape, x.dtype), by_device),
@@ -170,7 +169,7 @@ def make_gradient(
             def add(total: Any, arrays: Any) -> tuple[Any, None]:
                 return jax.tree.map(jnp.add, total, on_microbatch(*arrays)), None
 
-            total, _ = jax.lax.scan(add, zero, (batch, indices))
+            total, _ = jax.lax.scan(add, zero, (batch, jnp.arange(c.train.grad_accum_steps)))
         # The leading axis is the devices': this sum is the only reduction.
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), total)
 
@@ -236,7 +235,7 @@ def _gather_head(mesh: Mesh, head: Head) -> Head:
 def make_evaluation(
     c: ConfigDict, mesh: Mesh, student: Model, teacher: Model | None
 ) -> jax.stages.Wrapped:
-    """Returns the jitted `(params, teacher_params, batch) -> outputs` over one batch [B, ...].
+    """Builds the jitted `(params, teacher_params, batch) -> outputs` over one batch [B, ...].
 
     Every device and process gets all outputs. The objective's `outputs` decides which:
 

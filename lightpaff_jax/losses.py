@@ -103,7 +103,7 @@ def distillation_loss(
 
 
 def automatic_chunk(vocab: int, width: int) -> int:
-    """Returns the number of positions in a chunk, a power of two.
+    """Chooses the number of positions in a chunk, a power of two.
 
     A chunk reads the head and adds to its gradient, V * D numbers, and makes C * V logits. With C = D
     both cost the same. C * V is limited to [2^18, 2^24], rounded down to a power of two, and C is at
@@ -150,8 +150,7 @@ def _loss_fwd(tau: float, chunk: int, inputs: _Inputs) -> _Result:
 
 def _loss_bwd(tau: float, chunk: int, gradient: Predictor, cotangents: Sums) -> tuple[_Inputs]:
     zero: Any = None
-    scale = cotangents['loss']
-    scaled = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)
+    scaled = jax.tree.map(lambda g: (g * cotangents['loss']).astype(g.dtype), gradient)
     return (_Inputs(scaled, zero, zero, zero, zero),)
 
 
@@ -159,7 +158,7 @@ _loss.defvjp(_loss_fwd, _loss_bwd)
 
 
 def free_axes() -> tuple[str, ...]:
-    """Returns the axes of the current mesh, without those that a `shard_map` already splits."""
+    """Lists the axes of the current mesh, without those that a `shard_map` already splits."""
     mesh = jax.sharding.get_abstract_mesh()
     axis_types = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return tuple(name for name, kind in axis_types if kind != jax.sharding.AxisType.Manual)

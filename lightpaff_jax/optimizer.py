@@ -20,7 +20,7 @@ class Hyperparameters(NamedTuple):
 
 
 def hyperparameters(c: ConfigDict) -> Hyperparameters:
-    """Returns the hyperparameters of a run."""
+    """Reads the hyperparameters of a run."""
     o = c.optim
     return Hyperparameters(
         np.int32(c.seed), np.float32(o.peak_lr), np.int32(o.warmup), np.int32(c.train.updates)
@@ -46,7 +46,7 @@ def learning_rate(
 
 
 def make(optim: ConfigDict) -> optax.GradientTransformation:
-    """Returns the update rule at a learning rate of 1; its state is float32."""
+    """Builds the update rule at a learning rate of 1; its state is float32."""
     settings = {name: optim[name] for name in ('b1', 'b2', 'eps', 'weight_decay')}
     adamw = optax.adamw(1.0, **settings, mask=decay_mask)
     if not optim.clip_norm:

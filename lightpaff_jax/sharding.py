@@ -42,7 +42,7 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 
 
 def make_mesh(c: ConfigDict, devices: list | None = None) -> Mesh:
-    """Returns the mesh of `config.mesh` over the devices (default all), or as many as it needs.
+    """Builds the mesh of `config.mesh` over the devices (default all), or as many as it needs.
 
     With several TPU slices, `data` spans the network between slices, and the other axes stay within
     a slice.
@@ -91,7 +91,7 @@ def batch_sharding(mesh: Mesh, micro: bool) -> NamedSharding:
 
 
 def param_shardings(mesh: Mesh, params: Any, split: Collection[str] = SPLIT) -> Any:
-    """Returns a NamedSharding for each parameter (array or ShapeDtypeStruct), by RULES.
+    """Chooses a NamedSharding for each parameter (array or ShapeDtypeStruct), by RULES.
 
     Mesh axes that are not in `split` have whole copies.
     """
@@ -111,7 +111,7 @@ def param_shardings(mesh: Mesh, params: Any, split: Collection[str] = SPLIT) -> 
 
 
 def abstract_arrays(tree: Any, shardings: Any) -> Any:
-    """Returns ShapeDtypeStructs of arrays, or of other ShapeDtypeStructs, with these shardings."""
+    """Describes arrays, or ShapeDtypeStructs, as ShapeDtypeStructs with these shardings."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         tree,
@@ -125,7 +125,7 @@ def head_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def local_rows(mesh: Mesh, size: int) -> Int[np.ndarray, ' b']:
-    """Returns the indices of this process's rows in a batch or micro-batch of `size`, ascending.
+    """Lists the indices of this process's rows in a batch or micro-batch of `size`, ascending.
 
     A mesh follows the links between chips, not the order of processes: the rows of a process may
     come from anywhere. Processes that share `tensor` have the same rows.
@@ -135,13 +135,13 @@ def local_rows(mesh: Mesh, size: int) -> Int[np.ndarray, ' b']:
 
 
 def _local_blocks(mesh: Mesh) -> list[int]:
-    """Returns the indices of the blocks of a batch on this process's devices, ascending."""
+    """Lists the indices of the blocks of a batch on this process's devices, ascending."""
     grid = mesh.devices.reshape(-1, mesh.shape['tensor'])
     return [i for i, d in enumerate(grid) if any(x.process_index == jax.process_index() for x in d)]
 
 
 def put_batch(mesh: Mesh, batch: Any, micro: bool) -> Any:
-    """Returns global arrays from this process's `local_rows` of each array."""
+    """Assembles global arrays from this process's `local_rows` of each array."""
     sharding, blocks, axis = batch_sharding(mesh, micro), _local_blocks(mesh), int(micro)
     shards = mesh.shape['data'] * mesh.shape['fsdp']
 

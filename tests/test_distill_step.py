@@ -1,6 +1,7 @@
 """The step: one gradient on any mesh, compiled once, one reduction, teacher untouched."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -15,26 +16,7 @@ from lightpaff_jax.preflight import hlo
 from lightpaff_jax.runtime import fingerprint
 
 BATCH, LENGTH, VOCAB = 16, 24, 200
-
-
-def configured(mesh=(1, 1, 1), grad_accum_steps=1, remat='none', rows=0, **student):
-    c = config.default()
-    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh
-    c.train.grad_accum_steps, c.train.remat, c.teacher.microbatch_size = (
-        grad_accum_steps,
-        remat,
-        rows,
-    )
-    c.student.update({'layers': 2, 'width': 32, 'heads': 4, 'ffn': 64, 'vocab_size': VOCAB})
-    c.student.update(student)
-    c.data.batch_size = BATCH
-    c.loss.temperature = 2.0
-    c.loss.chunk = 32  # several chunks on each device
-    return c
-
-
 UNTRAINED = ('output_bias/bias',)  # of MASS, a constant of imported checkpoints
-# Family and head -> what differs from `configured`.
 NETWORKS = {
     'gpt2': {},
     'bert': {'family': 'bert'},
@@ -43,81 +25,124 @@ NETWORKS = {
 }
 
 
-def padded_batch(grad_accum_steps=1, kind='gpt2'):
-    """Random ids; some positions and two whole examples are padding."""
+def padded_batch(grad_accum_steps=1, network='gpt2'):
+    """Returns random ids; some positions and two whole examples are padding."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCAB, (BATCH, LENGTH + 1)).astype(np.int32)
-    predicted = {'gpt2': LENGTH, 'bert': 4, 'classifier': 1, 'mass': LENGTH}[kind]
+    predicted = {'gpt2': LENGTH, 'bert': 4, 'classifier': 1, 'mass': LENGTH}[network]
     weights = (rng.random((BATCH, predicted)) < 0.7).astype(np.float32)
     weights[3:5] = 0
-    labels = ids[:, 1 : predicted + 1] % (5 if kind == 'classifier' else VOCAB)
+    labels = ids[:, 1 : predicted + 1] % (5 if network == 'classifier' else VOCAB)
     fields = {'tokens': ids[:, :-1], 'labels': labels, 'weights': weights}
     segments = (np.arange(LENGTH) < rng.integers(8, LENGTH, (BATCH, 1))).astype(np.int32)
-    if kind in ('bert', 'classifier'):
+    if network in ('bert', 'classifier'):
         positions = np.arange(predicted) * np.ones((BATCH, 1))
         fields |= {'segments': segments, 'positions': positions.astype(np.int32)}
-    if kind == 'mass':
+    if network == 'mass':
         fields |= {'source': ids[:, ::-1][:, 1:].copy(), 'source_segments': segments}
         fields |= {'position_ids': np.broadcast_to(np.arange(3, LENGTH + 3), segments.shape)}
     parts = (grad_accum_steps, BATCH // grad_accum_steps)
     return Batch(**{k: x.reshape(*parts, x.shape[1]) for k, x in fields.items()})
 
 
-class Run:
-    """Student, teacher and batch of a configuration, placed on its mesh."""
+class Setup:
+    """Student, teacher and step of a configuration on its mesh. `setup` shares them."""
 
-    def __init__(self, c, with_teacher=True, kind='gpt2'):
-        self.c = c
-        c.student.update(NETWORKS[kind])
-        devices = int(np.prod([c.mesh.data, c.mesh.fsdp, c.mesh.tensor]))
-        self.mesh = sharding.make_mesh(c, jax.devices()[:devices])
+    def __init__(self, mesh, grad_accum_steps, remat, rows, network, has_teacher, dropout):
+        c = self.c = config.default()
+        c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh
+        c.train.update({'grad_accum_steps': grad_accum_steps, 'remat': remat})
+        c.teacher.microbatch_size = rows
+        c.student.update({'layers': 2, 'width': 32, 'heads': 4, 'ffn': 64, 'vocab_size': VOCAB})
+        c.student.update(NETWORKS[network] | {'dropout': dropout})
+        c.data.batch_size = BATCH
+        c.loss.temperature = 2.0
+        c.loss.chunk = 32  # several chunks on each device
+        self.network = network
+        self.mesh = sharding.make_mesh(c, jax.devices()[: int(np.prod(mesh))])
         self.student = networks.student(c)
-        shape = config.network(layers=3, width=48, heads=4, ffn=96, vocab_size=VOCAB)
-        shape.update(NETWORKS[kind])
-        self.teacher = models.build(shape) if with_teacher else None
         self.rule = optimizer.make(c.optim)
-        places = distill_step.state_shardings(c, self.mesh, self.student, self.rule)
-        self.state = jax.device_put(
-            distill_step.init_state(self.student, self.rule, c.seed), places
-        )
-        self.teacher_params = None
-        if with_teacher:
-            params = self.teacher.init(jax.random.key(9))
-            # Larger weights than a fresh network's, so that teacher and student disagree; at 4 the
-            # softmaxes of post-LayerNorm networks saturate, and rounding grows a thousandfold.
-            scale = 4 if kind == 'gpt2' else 2
-            params = jax.tree.map(lambda x: scale * x, params)
-            self.teacher_params = jax.device_put(
-                params, sharding.param_shardings(self.mesh, params)
-            )
-        batch = padded_batch(c.train.grad_accum_steps, kind)
-        self.batch = sharding.put_batch(self.mesh, batch, micro=True)
+        self.teacher, self.teacher_params = None, None
+        if has_teacher:
+            self.teacher, params = teacher_of(network)
+            places = sharding.param_shardings(self.mesh, params)
+            self.teacher_params = jax.device_put(params, places)
 
-    def gradient(self):
-        function = jax.jit(
-            distill_step.make_gradient(self.c, self.mesh, self.student, self.teacher)
-        )
-        arguments = self.state.params, self.teacher_params, self.batch, jax.random.key(0)
+    def state(self):
+        shardings = distill_step.state_shardings(self.c, self.mesh, self.student, self.rule)
+        # The step donates its state, so each call copies the shared arrays.
+        return jax.device_put(jax.tree.map(jnp.copy, initial_state(self.network)), shardings)
+
+    def batch(self):
+        batch = padded_batch(self.c.train.grad_accum_steps, self.network)
+        return sharding.put_batch(self.mesh, batch, micro=True)
+
+    def compile_gradient(self, batch, **options):
+        function = distill_step.make_gradient(self.c, self.mesh, self.student, self.teacher)
+        arguments = self.state().params, self.teacher_params, batch, jax.random.key(0)
         with jax.set_mesh(self.mesh):
-            compiled = function.lower(*arguments).compile()
-            return jax.device_get(compiled(*arguments)), compiled.as_text()
+            return jax.jit(function).lower(*arguments).compile(options), arguments
 
+    def gradient(self, batch=None):
+        compiled, arguments = self.compile_gradient(self.batch() if batch is None else batch)
+        return jax.device_get(compiled(*arguments))
+
+    @functools.cached_property
     def step(self):
-        return distill_step.make_step(self.c, self.mesh, self.student, self.teacher, self.rule)
+        step = distill_step.make_step(self.c, self.mesh, self.student, self.teacher, self.rule)
+
+        def call(*arguments):
+            with jax.set_mesh(self.mesh):
+                return step(*arguments)
+
+        call.programs = step._cache_size
+        return call
 
 
-@pytest.fixture(scope='module')
-def reference():
-    """Sums and gradient on one device, in one piece."""
-    return Run(configured()).gradient()[0]
+@functools.cache
+def setup(
+    mesh=(1, 1, 1),
+    grad_accum_steps=1,
+    remat='none',
+    rows=0,
+    network='gpt2',
+    has_teacher=True,
+    dropout=0.0,
+):
+    return Setup(mesh, grad_accum_steps, remat, rows, network, has_teacher, dropout)
 
 
-def check_gradient(reference, *settings):
-    (sums, grads), _ = Run(configured(*settings)).gradient()
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(reference[1]))
+@functools.cache
+def initial_state(network):
+    first = setup(network=network, has_teacher=False)
+    return distill_step.init_state(first.student, first.rule, first.c.seed)
+
+
+@functools.cache
+def teacher_of(network):
+    shape = config.network(layers=3, width=48, heads=4, ffn=96, vocab_size=VOCAB)
+    shape.update(NETWORKS[network])
+    model = models.build(shape)
+    # Weights above their initial size make teacher and student disagree. At 4 the softmaxes of
+    # post-LayerNorm networks saturate, and rounding grows a thousandfold.
+    scale = 4 if network == 'gpt2' else 2
+    return model, jax.tree.map(lambda x: scale * x, model.init(jax.random.key(9)))
+
+
+@functools.cache
+def reference(network='gpt2'):
+    """Returns sums and gradient on one device, without micro-batches."""
+    return setup(network=network).gradient()
+
+
+def check_gradient(mesh, grad_accum_steps, remat='none', rows=0, network='gpt2'):
+    expected_sums, expected = reference(network)
+    sums, grads = setup(mesh, grad_accum_steps, remat, rows, network).gradient()
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
     # Sums of a few hundred float32 terms in another order differ by some 1e-7 of the largest.
-    chex.assert_trees_all_close(grads, reference[1], rtol=0, atol=1e-5 * largest)
-    chex.assert_trees_all_close(sums, reference[0], rtol=1e-5)
+    chex.assert_trees_all_close(grads, expected, rtol=0, atol=1e-5 * largest)
+    chex.assert_trees_all_close(sums, expected_sums, rtol=1e-5)
+    return grads
 
 
 @pytest.mark.parametrize(
@@ -130,142 +155,132 @@ def check_gradient(reference, *settings):
         ((1, 4, 2), 1, 'block'),
     ],
 )
-def test_gradient_is_the_same_on_every_mesh_split_and_remat(
-    reference, mesh, grad_accum_steps, remat
-):
-    check_gradient(reference, mesh, grad_accum_steps, remat)
+def test_gradient_is_equal_for_meshes_microbatches_and_remat(mesh, grad_accum_steps, remat):
+    check_gradient(mesh, grad_accum_steps, remat)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)])
 @pytest.mark.parametrize('remat', config.REMAT)
 @pytest.mark.parametrize('grad_accum_steps', [1, 2])
-def test_gradient_is_the_same_in_each_combination(reference, mesh, grad_accum_steps, remat):
-    check_gradient(reference, mesh, grad_accum_steps, remat)
+def test_gradient_is_equal_in_each_combination(mesh, grad_accum_steps, remat):
+    check_gradient(mesh, grad_accum_steps, remat)
 
 
-@pytest.mark.parametrize('kind', ['bert', 'classifier', 'mass'])
-def test_gradient_of_every_family_is_the_same_on_a_mesh_of_three_axes(kind):
-    (sums, grads), _ = Run(configured(), kind=kind).gradient()
-    (split_sums, split), _ = Run(configured((2, 2, 2), 2), kind=kind).gradient()
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(grads))
-    chex.assert_trees_all_close(split, grads, rtol=0, atol=1e-5 * largest)
-    chex.assert_trees_all_close(split_sums, sums, rtol=1e-5)
+@pytest.mark.parametrize('network', ['bert', 'classifier', 'mass'])
+def test_gradient_of_each_family_is_equal_on_three_axes(network):
+    grads = check_gradient((2, 2, 2), 2, network=network)
     assert all(np.any(x) for name, x in fingerprint.flatten(grads).items() if name not in UNTRAINED)
 
 
 @pytest.mark.usefixtures('full_compilation')
 @pytest.mark.parametrize('grad_accum_steps', [1, 2])
-def test_gradient_is_reduced_once_and_no_chunk_or_micro_batch_communicates(grad_accum_steps):
-    _, text = Run(configured((8, 1, 1), grad_accum_steps)).gradient()
-    assert [(one.kind, one.loops) for one in hlo.collectives(text)] == [('all-reduce', 0)]
-    assert hlo.loops(text) >= 1  # over chunks, at least
+def test_gradient_is_reduced_once_outside_all_loops(grad_accum_steps):
+    case = Setup((8, 1, 1), grad_accum_steps, 'none', 0, 'gpt2', True, 0.0)
+    # The level changes the machine code only, not the HLO that the test reads.
+    text = case.compile_gradient(case.batch(), xla_backend_optimization_level=0)[0].as_text()
+    assert [(x.kind, x.loops) for x in hlo.collectives(text)] == [('all-reduce', 0)]
+    assert hlo.loops(text) >= 1  # the loop over chunks, at least
 
 
 @pytest.mark.parametrize('mesh', [(8, 1, 1), (1, 4, 2)])
-def test_step_compiles_once_and_leaves_the_teacher_as_it_was(mesh):
-    run = Run(configured(mesh, 2))
-    before = jax.device_get(run.teacher_params)
-    step, state = run.step(), run.state
-    with jax.set_mesh(run.mesh):
-        for _ in range(3):
-            state, sums = step(state, run.teacher_params, run.batch)
-            jax.block_until_ready(sums)
-    assert step._cache_size() == 1
+def test_step_compiles_once_and_keeps_the_teacher(mesh):
+    case = setup(mesh, 2)
+    before = jax.device_get(case.teacher_params)
+    state, batch = case.state(), case.batch()
+    for _ in range(3):
+        state, sums = case.step(state, case.teacher_params, batch)
+        jax.block_until_ready(sums)
+    assert case.step.programs() == 1
     assert int(state.step) == 3
-    chex.assert_trees_all_equal(jax.device_get(run.teacher_params), before)
+    chex.assert_trees_all_equal(jax.device_get(case.teacher_params), before)
 
 
 def test_step_donates_the_state():
-    run = Run(configured())
-    with jax.set_mesh(run.mesh):
-        run.step()(run.state, run.teacher_params, run.batch)
-    assert all(x.is_deleted() for x in jax.tree.leaves(run.state.params))
-    assert not any(x.is_deleted() for x in jax.tree.leaves(run.teacher_params))
+    case = setup()
+    state = case.state()
+    case.step(state, case.teacher_params, case.batch())
+    assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
+    assert not any(x.is_deleted() for x in jax.tree.leaves(case.teacher_params))
 
 
-def test_step_divides_by_the_weights_of_the_whole_batch():
-    """A batch of padding besides the same rows changes neither gradient nor update."""
-    run, doubled = Run(configured()), Run(configured())
-    whole = padded_batch()
-    twice = [jnp.concatenate([x, jnp.zeros_like(x)], axis=1) for x in jax.tree.leaves(whole)]
-    doubled.batch = jax.tree.unflatten(jax.tree.structure(whole), twice)
-    results = []
-    for each in (run, doubled):
-        with jax.set_mesh(each.mesh):
-            results.append(each.step()(each.state, each.teacher_params, each.batch))
-    (state, sums), (other_state, other_sums) = results
+def test_step_divides_by_the_total_weight():
+    """Additional rows of padding change neither gradient nor update."""
+    case, batch = setup(), padded_batch()
+    doubled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x)], axis=1), batch)
+    (state, sums), (other_state, other_sums) = (
+        case.step(case.state(), case.teacher_params, x) for x in (case.batch(), doubled)
+    )
     chex.assert_trees_all_close(state.params, other_state.params, rtol=0, atol=1e-5)
-    assert float(sums['count']) == float(other_sums['count']) == whole.weights.sum()
+    assert float(sums['count']) == float(other_sums['count']) == batch.weights.sum()
     np.testing.assert_allclose(sums['grad_norm'], other_sums['grad_norm'], rtol=1e-5)
     assert int(state.step) == int(other_state.step) == 1
 
 
-def test_dropout_is_a_function_of_the_seed_and_the_step():
-    run = Run(configured((2, 1, 1), dropout=0.5), with_teacher=False)
-    step, losses = run.step(), []
+def test_dropout_is_a_function_of_seed_and_step():
+    case, losses = setup((2, 1, 1), has_teacher=False, dropout=0.5), []
     for seed, updates in ((0, 0), (0, 0), (1, 0), (0, 1)):
-        state = distill_step.init_state(run.student, run.rule, 0)
-        state = dataclasses.replace(state, step=jnp.array(updates, jnp.int32))
-        hyperparameters = optimizer.hyperparameters(run.c)._replace(seed=np.int32(seed))
-        with jax.set_mesh(run.mesh):
-            losses.append(float(step(state, None, run.batch, hyperparameters)[1]['loss']))
+        state = dataclasses.replace(case.state(), step=jnp.array(updates, jnp.int32))
+        hyperparameters = optimizer.hyperparameters(case.c)._replace(seed=np.int32(seed))
+        losses.append(float(case.step(state, None, case.batch(), hyperparameters)[1]['loss']))
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
 
 
-@pytest.mark.parametrize(('mesh', 'grad_accum_steps'), [((2, 1, 1), 1), ((1, 1, 1), 2)])
-def test_equal_rows_of_two_devices_or_micro_batches_drop_different_features(mesh, grad_accum_steps):
-    def loss(rate):
-        run = Run(configured(mesh, grad_accum_steps, dropout=rate), with_teacher=False)
-        half = jax.tree.map(lambda x: x.reshape(BATCH, -1)[: BATCH // 2], padded_batch())
-        twice = jax.tree.map(
-            lambda x: jnp.tile(x, (2, 1)).reshape(grad_accum_steps, BATCH // grad_accum_steps, -1),
-            half,
-        )
-        total, alone = run, Run(configured((1, 1, 1), 1, dropout=rate), with_teacher=False)
-        alone.batch = jax.tree.map(lambda x: x[None], half)
-        total.batch = sharding.put_batch(run.mesh, twice, micro=True)
-        return [float(one.gradient()[0][0]['loss']) for one in (total, alone)]
+def half_batch():
+    return jax.tree.map(lambda x: x.reshape(BATCH, -1)[: BATCH // 2], padded_batch())
 
-    whole, alone = loss(0.0)
-    assert whole == pytest.approx(2 * alone, rel=1e-5)
-    whole, alone = loss(0.5)
-    assert whole != pytest.approx(2 * alone, rel=1e-5)
+
+@functools.cache
+def loss_of_half_batch(dropout):
+    batch = jax.tree.map(lambda x: x[None], half_batch())
+    sums, _ = setup(has_teacher=False, dropout=dropout).gradient(batch)
+    return float(sums['loss'])
+
+
+@pytest.mark.parametrize(('mesh', 'grad_accum_steps'), [((2, 1, 1), 1), ((1, 1, 1), 2)])
+def test_dropout_differs_between_devices_and_microbatches(mesh, grad_accum_steps):
+    shape = grad_accum_steps, BATCH // grad_accum_steps, -1
+    twice = jax.tree.map(lambda x: jnp.tile(x, (2, 1)).reshape(shape), half_batch())
+
+    def loss_of_repeated_rows(dropout):
+        case = setup(mesh, grad_accum_steps, has_teacher=False, dropout=dropout)
+        batch = sharding.put_batch(case.mesh, twice, micro=True)
+        return float(case.gradient(batch)[0]['loss'])
+
+    assert loss_of_repeated_rows(0.0) == pytest.approx(2 * loss_of_half_batch(0.0), rel=1e-5)
+    assert loss_of_repeated_rows(0.5) != pytest.approx(2 * loss_of_half_batch(0.5), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ('mesh', 'grad_accum_steps', 'rows'), [((4, 1, 1), 2, 1), ((2, 2, 2), 1, 2)]
 )
-def test_a_teacher_that_reads_some_rows_at_a_time_says_the_same(
-    reference, mesh, grad_accum_steps, rows
-):
-    check_gradient(reference, mesh, grad_accum_steps, 'none', rows)
+def test_teacher_microbatches_change_no_gradient(mesh, grad_accum_steps, rows):
+    check_gradient(mesh, grad_accum_steps, rows=rows)
 
 
-def test_without_a_teacher_the_step_has_no_distillation_sums_and_takes_none():
-    run = Run(configured(), with_teacher=False)
-    with jax.set_mesh(run.mesh):
-        _, sums = run.step()(run.state, None, run.batch)
+def test_step_without_a_teacher_has_no_distillation_sums():
+    case = setup(has_teacher=False)
+    hyperparameters = optimizer.hyperparameters(case.c)
+    _, sums = case.step(case.state(), None, case.batch(), hyperparameters)
     assert {'loss', 'ce', 'count', 'grad_norm', 'learning_rate'} <= set(sums)
     assert not {'kl', 'agree', 'teacher_ce'} & set(sums)
 
 
-def test_loss_falls_below_half_when_a_student_learns_one_batch():
-    c = configured()
-    c.optim.peak_lr, c.train.updates = 1e-2, 100
-    run = Run(c, with_teacher=False)
-    step, state, losses = run.step(), run.state, []
-    with jax.set_mesh(run.mesh):
-        for _ in range(60):
-            state, sums = step(state, None, run.batch)
-            losses.append(float(sums['loss'] / sums['count']))
+def test_loss_on_one_batch_falls_below_half():
+    case, losses = setup(has_teacher=False), []
+    hyperparameters = optimizer.hyperparameters(case.c)
+    hyperparameters = hyperparameters._replace(peak_lr=np.float32(1e-2), updates=np.int32(100))
+    state, batch = case.state(), case.batch()
+    for _ in range(60):
+        state, sums = case.step(state, None, batch, hyperparameters)
+        losses.append(float(sums['loss'] / sums['count']))
     assert losses[-1] < losses[0] / 2
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_gradients_of_one_id_seen_often_add_up_in_float32(dtype):
-    """In bfloat16 a sum of 4096 equal terms stops at 256 of them."""
+def test_embedding_gradients_add_up_in_float32(dtype):
+    """In bfloat16 a sum of 4096 equal terms would stop at 256 of them."""
     ids = jnp.full((32, 128), 7)
 
     def total(table):

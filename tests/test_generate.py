@@ -24,7 +24,7 @@ DECODERS = ('gpt2', 'mass all', 'mass none')
 @functools.cache
 def made(case: str):
     """A model whose tokens depend on what was read: kernels 0.4 n, token embeddings 0.1 n."""
-    model, params = network_cases.made(case)
+    model, params = network_cases.model_and_params(case)
     larger = jax.tree_util.tree_map_with_path(
         lambda path, x: 4 * x if path[-1].key == 'kernel' else x, params
     )

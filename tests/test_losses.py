@@ -1,4 +1,4 @@
-"""The fused loss is the formula, and refuses what does not fit it."""
+"""The fused loss equals the formula and rejects inconsistent arguments."""
 
 import re
 
@@ -34,17 +34,17 @@ def test_value_sums_and_gradient_equal_dense_autodiff(lambda_, temperature):
     assert_close(fused(*inputs, **options), dense(*inputs, **options))
 
 
-def test_lambda_may_differ_by_example():
+def test_lambda_may_vary_per_example():
     lambda_ = np.linspace(0, 1, B, dtype=np.float32)
     options = {'lambda_': lambda_, 'temperature': 2.0}
     inputs = make(1)
     assert_close(fused(*inputs, **options), dense(*inputs, **options))
     together = fused(*inputs, **options)[1].features
     for i in (0, 3, 7):
-        one = slice(i, i + 1)
-        mine, other = (Predictor(p.features[one], p.head) for p in inputs[:2])
-        alone = fused(mine, other, *(x[one] for x in inputs[2:]), lambda_[i], temperature=2.0)
-        assert_close(together[one], alone[1].features)
+        row = slice(i, i + 1)
+        predictors = (Predictor(p.features[row], p.head) for p in inputs[:2])
+        single = fused(*predictors, *(x[row] for x in inputs[2:]), lambda_[i], temperature=2.0)
+        assert_close(together[row], single[1].features)
 
 
 @pytest.mark.parametrize('temperature', [1.0, 2.0, 8.0])
@@ -83,9 +83,9 @@ def test_gradient_equals_the_closed_form(temperature):
 @pytest.mark.parametrize('temperature', [1.0, 2.0, 8.0])
 @pytest.mark.parametrize('part', ['features', 'weight', 'bias'])
 def test_gradient_equals_finite_differences_in_float64(part, temperature):
-    # The loss computes in float32 by design, where a difference loses half the digits. So the
-    # differences are those of the formula in float64: with h = 1e-4 they are off by h^2 = 1e-8
-    # times the third derivative, well below the float32 rounding that EXACT allows.
+    # The loss computes in float32, where a difference loses half the digits. Differences are those of
+    # the formula in float64: with h = 1e-4 their error is h^2 = 1e-8 times the third derivative, well
+    # below the float32 rounding that EXACT allows.
     inputs = make(3)
     (_, sums), gradient = fused(*inputs, lambda_=0.3, temperature=temperature)
     student, *others = reference.float64(inputs)
@@ -114,24 +114,21 @@ def test_gradient_equals_finite_differences_in_float64(part, temperature):
 
 def test_sums_equal_the_formula_in_float64():
     inputs = make(4)
-    found = loss_sums(*inputs, lambda_=0.3, temperature=2.0)
-    wanted = reference.sums(*reference.float64(inputs), lambda_=0.3, temperature=2.0, xp=np)
-    assert_close(found, wanted)
-    assert 0 < wanted['labelled'] < wanted['count']
-    assert_close(
-        loss_sums(inputs[0], None, *inputs[2:]),
-        reference.sums(
-            reference.float64(inputs[0]), None, *reference.float64(inputs[2:]), xp=np
-        ),
-    )  # fmt: skip
+    actual = loss_sums(*inputs, lambda_=0.3, temperature=2.0)
+    expected = reference.sums(*reference.float64(inputs), lambda_=0.3, temperature=2.0, xp=np)
+    assert_close(actual, expected)
+    assert 0 < expected['labelled'] < expected['count']
+    student, _, *targets = reference.float64(inputs)
+    sums = loss_sums(inputs[0], None, *inputs[2:])
+    assert_close(sums, reference.sums(student, None, *targets, xp=np))
 
 
-def test_student_and_teacher_that_are_right_are_counted():
+def test_correct_and_agree_count_equal_top_ids():
     student, teacher, _, weights = make(5)
     top_student, top_teacher = (
         np.argmax(p.features @ p.head.weight.T + p.head.bias, axis=-1) for p in (student, teacher)
     )
-    # The odd positions get the student's answer, the others a wrong one; some rows no label.
+    # Odd positions have the student's answer as label, others a wrong one; some rows have none.
     odd = np.arange(POSITIONS) % 2 == 1
     labels = np.where(odd, top_student, np.where(top_student == 0, 1, 0))
     labels[::5] = -1
@@ -142,7 +139,7 @@ def test_student_and_teacher_that_are_right_are_counted():
     assert sums['agree'] == sums['count'] == np.sum(weights)
 
 
-def test_equal_logits_have_the_first_id_on_top():
+def test_first_of_equal_logits_is_on_top():
     student, teacher, labels, weights = make()
     level = Predictor(np.zeros_like(student.features), Head(student.head.weight, np.zeros(V)))
     weights = np.ones_like(weights)
@@ -154,30 +151,30 @@ def test_equal_logits_have_the_first_id_on_top():
 
 
 @pytest.mark.parametrize('vocabulary', [1, 67, 96, 384])
-def test_what_is_chosen_is_found_by_index_as_by_comparison(vocabulary):
+def test_top_and_label_by_index_equal_those_by_comparison(vocabulary):
     random = np.random.default_rng(0)
-    # Few values, so that the largest stands in several places, of one block and of several.
+    # With few values the largest is in several places, in one block and in several.
     logits = random.integers(-3, 3, (50, vocabulary)).astype(np.float32)
     logits[0] = -1e9
     labels = random.integers(-1, vocabulary, 50)
-    labels[1] = vocabulary  # no id, as padding may have it
-    known = (labels >= 0) & (labels < vocabulary)
-    for find in (_by_comparison, _by_index):
-        found = jax.jit(find)(logits, labels)
-        np.testing.assert_array_equal(found.top_C, logits.max(1))
-        np.testing.assert_array_equal(found.id_C, logits.argmax(1))
-        wanted = np.where(known, logits[np.arange(50), np.where(known, labels, 0)], 0)
-        np.testing.assert_array_equal(found.label_C, wanted)
+    labels[1] = vocabulary  # not an id, as on padding
+    is_id = (labels >= 0) & (labels < vocabulary)
+    for function in (_by_comparison, _by_index):
+        actual = jax.jit(function)(logits, labels)
+        np.testing.assert_array_equal(actual.top_C, logits.max(1))
+        np.testing.assert_array_equal(actual.id_C, logits.argmax(1))
+        expected = np.where(is_id, logits[np.arange(50), np.where(is_id, labels, 0)], 0)
+        np.testing.assert_array_equal(actual.label_C, expected)
 
 
-def test_the_loss_is_the_same_where_jax_counts_in_64_bits():
+def test_loss_is_the_same_with_64_bit_jax():
     inputs, options = make(), {'lambda_': 0.5, 'temperature': 2.0}
     expected = fused(*inputs, **options)
     with jax.enable_x64(True):
         assert_close(fused(*inputs, **options), expected)
 
 
-def test_rows_without_a_label_hear_the_teacher_alone():
+def test_unlabelled_rows_train_on_the_teacher_only():
     student, teacher, labels, weights = make(6)
     nothing = np.full_like(labels, -1)
     (value, sums), gradient = fused(
@@ -192,21 +189,32 @@ def test_rows_without_a_label_hear_the_teacher_alone():
     assert all(np.all(g == 0) for g in jax.tree.leaves(gradient))
 
 
+def test_unlabelled_rows_have_lambda_one_bit_for_bit():
+    student, teacher, labels, weights = make(6)
+    labels = np.where(np.arange(B)[:, None] % 3 == 0, -1, np.abs(labels))
+    lambda_B = np.where(labels[:, 0] < 0, 1.0, 0.3).astype(np.float32)
+    inputs = student, teacher, labels, weights
+    for temperature in (1.0, 2.0):
+        actual = fused(*inputs, lambda_=0.3, temperature=temperature)
+        expected = fused(*inputs, lambda_=lambda_B, temperature=temperature)
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
 @pytest.mark.parametrize('temperature', [1.0, 2.0, 8.0])
-def test_a_student_equal_to_its_teacher_has_no_kl_and_no_gradient_of_it(temperature):
+def test_student_equal_to_teacher_has_zero_kl_and_gradient(temperature):
     student, _, labels, weights = make(7)
     (value, sums), gradient = fused(
         student, student, labels, weights, lambda_=1.0, temperature=temperature
     )
     assert value == 0
     assert sums['kl'] == 0
-    # Rounding of p - p, which a fused multiply-add need not make 0: below 6e-8 of p <= 1 each.
+    # A fused multiply-add may round p - p to other values than 0: below 6e-8 for each p <= 1.
     _, against_labels = fused(student, None, np.abs(labels), weights)
     for zero, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(against_labels), strict=True):
         assert np.max(np.abs(zero)) <= 1e-6 * np.max(np.abs(other))
 
 
-def test_without_a_teacher_it_is_plain_cross_entropy():
+def test_loss_without_a_teacher_is_cross_entropy():
     student, teacher, labels, weights = make(8)
 
     def plain(student):
@@ -215,15 +223,15 @@ def test_without_a_teacher_it_is_plain_cross_entropy():
         return jnp.sum(jnp.where(labels >= 0, weights * ce, 0))
 
     value, gradient = jax.jit(jax.value_and_grad(plain))(student)
-    (found, sums), found_gradient = fused(student, None, labels, weights)
-    assert_close((found, found_gradient), (value, gradient))
-    assert found == sums['ce']
+    (actual, sums), actual_gradient = fused(student, None, labels, weights)
+    assert_close((actual, actual_gradient), (value, gradient))
+    assert actual == sums['ce']
     assert set(sums) == {'loss', 'count', 'ce', 'correct', 'labelled'}
 
-    labels = np.maximum(labels, 0)  # a row without a label would hear the teacher
+    labels = np.maximum(labels, 0)  # unlabelled rows would train on the teacher
     value, gradient = jax.jit(jax.value_and_grad(plain))(student)
-    (found, _), found_gradient = fused(student, teacher, labels, weights, lambda_=0.0)
-    assert_close((found, found_gradient), (value, gradient))
+    (actual, _), actual_gradient = fused(student, teacher, labels, weights, lambda_=0.0)
+    assert_close((actual, actual_gradient), (value, gradient))
 
 
 def test_lambda_weights_and_teacher_get_no_gradient():
@@ -239,7 +247,7 @@ def test_lambda_weights_and_teacher_get_no_gradient():
     assert all(np.all(g == 0) for g in jax.tree.leaves(others))
 
 
-def test_the_other_sums_give_no_gradient():
+def test_other_sums_have_no_gradient():
     student, *others = make(10)
 
     def added(student):
@@ -249,7 +257,7 @@ def test_the_other_sums_give_no_gradient():
     assert all(np.all(g == 0) for g in jax.tree.leaves(jax.jit(jax.grad(added))(student)))
 
 
-def test_the_gradient_is_scaled_by_what_the_loss_is_multiplied_with():
+def test_gradient_scales_with_the_cotangent_of_the_loss():
     student, *others = make(11)
     gradient = jax.grad(lambda s: 0.25 * loss_sums(s, *others)['loss'])(student)
     whole = fused(student, *others)[1]
@@ -263,36 +271,36 @@ def test_large_logits_stay_finite(temperature):
     teacher = teacher._replace(features=teacher.features * -1e4)
     logits = student.features @ student.head.weight.T
     assert np.max(np.abs(logits)) > 1e4
-    found = fused(student, teacher, labels, weights, temperature=temperature)
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found))
-    # A logit of 1e5 has a rounding of 8e-3, and so has every difference of two: of losses of
-    # 1e5 that is nothing, of a gradient of one-hots little, unless the two largest are close.
-    wanted = reference.sums(
+    actual = fused(student, teacher, labels, weights, temperature=temperature)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(actual))
+    # A logit of 1e5 is rounded by 8e-3, and so is every difference. That is negligible for losses of
+    # 1e5 and small for a gradient of one-hots, unless the two largest logits are close.
+    expected = reference.sums(
         *reference.float64((student, teacher, labels, weights)), temperature=temperature, xp=np
     )
-    assert_close(found[0][1], wanted)
+    assert_close(actual[0][1], expected)
 
 
-@pytest.mark.parametrize('chunk', [16, 10])  # 3 chunks one by one, and 4 two by two
-def test_bfloat16_gives_gradients_in_bfloat16_near_those_of_float32(chunk):
+@pytest.mark.parametrize('chunk', [16, 10])  # 3 groups of one chunk, and 2 of two
+def test_bfloat16_gradients_are_near_float32(chunk):
     student, teacher, labels, weights = make(13, dtype=jnp.bfloat16)
     (value, sums), gradient = fused(student, teacher, labels, weights, chunk=chunk)
     assert {g.dtype for g in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.bfloat16)}
     assert {s.dtype for s in sums.values()} == {jnp.dtype(jnp.float32)}
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (student, teacher))
-    (wanted, _), wanted_gradient = fused(*wide, labels, weights)
-    # The same numbers go in, and products add up in float32.
-    assert_close(value, wanted)
-    # One rounding to 8 bits at the end (2^-9 = 2e-3), and one where the product wants one type.
-    assert_close(gradient, wanted_gradient, 6e-3)
-    # As the networks give it: the bias in float32. Its gradient has the second rounding alone.
+    (expected, _), expected_gradient = fused(*wide, labels, weights)
+    # Both have the same inputs, and products add up in float32.
+    assert_close(value, expected)
+    # One rounding to 8 bits at the end (2^-9 = 2e-3), and one to the type of the products.
+    assert_close(gradient, expected_gradient, 6e-3)
+    # Networks have a float32 bias. Its gradient has the second rounding only.
     mixed = student._replace(head=student.head._replace(bias=wide[0].head.bias))
     bias = fused(mixed, teacher, labels, weights, chunk=chunk)[1].head.bias
     assert bias.dtype == jnp.float32
-    assert_close(bias, wanted_gradient.head.bias, 3e-3)
+    assert_close(bias, expected_gradient.head.bias, 3e-3)
 
 
-# What it refuses
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -305,8 +313,8 @@ def test_bfloat16_gives_gradients_in_bfloat16_near_those_of_float32(chunk):
         ({'lambda_': -0.1}, 'lambda_ = -0.1'),
         ({'lambda_': float('nan')}, 'lambda_ = nan'),
         ({'lambda_': np.array([0.5] * (B - 1) + [2.0])}, 'must be in'),
-        ({'lambda_': np.full(B + 1, 0.5)}, 'one for each of 8 examples'),
-        ({'lambda_': np.full((B, POSITIONS), 0.5)}, 'one for each of 8 examples'),
+        ({'lambda_': np.full(B + 1, 0.5)}, 'lambda_ '),
+        ({'lambda_': np.full((B, POSITIONS), 0.5)}, 'lambda_ '),
         ({'chunk': -1}, 'chunk = -1'),
         ({'labels': jnp.zeros((B, POSITIONS + 1), jnp.int32)}, 'features'),
         ({'labels': jnp.zeros(B, jnp.int32)}, 'labels'),
@@ -318,13 +326,13 @@ def test_bfloat16_gives_gradients_in_bfloat16_near_those_of_float32(chunk):
         ({'teacher': predictor(np.random.default_rng(0), D, vocabulary=V + 1)}, 'teacher V = 68'),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_inconsistent_arguments_raise(change, message):
     arguments = dict(zip(('student', 'teacher', 'labels', 'weights'), make(), strict=True))
     with pytest.raises(ValueError, match=message):
         distillation_loss(**(arguments | change))
 
 
-def test_more_ids_than_float32_holds_are_refused():
+def test_vocabulary_above_2_to_24_raises():
     def value(features, weight, bias):
         head = Head(weight, bias)
         labels = jnp.zeros((1, 1), jnp.int32)
@@ -340,20 +348,20 @@ def test_more_ids_than_float32_holds_are_refused():
             assert jax.eval_shape(value, *inputs).shape == ()
 
 
-def test_a_traced_lambda_of_a_wrong_shape_is_an_error():
+def test_traced_lambda_of_a_wrong_shape_raises():
     inputs = make()
     with pytest.raises(ValueError, match='lambda_'):
         jax.jit(lambda x: distillation_loss(*inputs, lambda_=x))(jnp.full((B, POSITIONS), 0.5))
 
 
-def test_products_of_bfloat16_take_bfloat16_and_add_up_in_float32():
+def test_bfloat16_products_accumulate_in_float32():
     student, teacher, labels, weights = make(13, dtype=jnp.bfloat16)
     text = jax.jit(lambda x: fused(x, teacher, labels, weights)).lower(student).as_text()
     products = re.findall(r'dot_general .*: \((.*), (.*)\) -> (.*)', text)
-    taken = [
+    operands = [
         {re.split(r'[x<>]', x)[-2] for x in (a, b)}
-        for a, b, made in products
-        if made.count('x') == 2  # of two matrices; those with a vector of ones only add up
+        for a, b, result in products
+        if result.count('x') == 2  # of two matrices; products with a vector of ones only sum
     ]
-    assert taken == [{'bf16'}] * 4
-    assert all(made.endswith('xf32>') for *_, made in products)
+    assert operands == [{'bf16'}] * 4
+    assert all(result.endswith('xf32>') for *_, result in products)

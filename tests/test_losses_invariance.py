@@ -1,4 +1,4 @@
-"""What must not change the loss: chunks, padding, parts, devices; and what it may cost."""
+"""The loss under other chunks, padding, parts and devices; its products, traffic and memory."""
 
 import functools
 
@@ -26,17 +26,17 @@ from lightpaff_jax.preflight import hlo
 
 pytestmark = pytest.mark.usefixtures('full_compilation')
 
-# What must not matter
+# Invariance
 
 
 @pytest.mark.parametrize('chunk', [0, 1, 7, 41])
-def test_chunk_size_changes_nothing_beyond_rounding(chunk):
+def test_chunk_size_changes_rounding_only(chunk):
     inputs = make(14)
     assert B * POSITIONS == 40
     assert_close(fused(*inputs, chunk=chunk), dense(*inputs))
 
 
-def test_padding_changes_nothing_beyond_rounding():
+def test_padding_changes_rounding_only():
     student, teacher, labels, weights = inputs = make(15)
     (value, sums), gradient = fused(*inputs, temperature=2.0)
 
@@ -59,27 +59,27 @@ def test_padding_changes_nothing_beyond_rounding():
     )
 
 
-def test_a_batch_of_padding_has_loss_zero_and_gradient_zero():
+def test_batch_of_padding_has_zero_loss_and_gradient():
     student, teacher, labels, weights = make(16)
     for other in (teacher, None):
-        found = fused(student, other, labels, np.zeros_like(weights))
-        assert all(np.all(x == 0) for x in jax.tree.leaves(found))
+        actual = fused(student, other, labels, np.zeros_like(weights))
+        assert all(np.all(x == 0) for x in jax.tree.leaves(actual))
 
 
-def test_sums_and_gradients_of_parts_add_up_to_the_whole():
+def test_sums_and_gradients_of_parts_add_up():
     student, teacher, labels, weights = inputs = make(17)
     lambda_ = np.linspace(0, 1, B, dtype=np.float32)
     parts = []
     for rows in (slice(0, 3), slice(3, B)):
-        mine, other = (Predictor(p.features[rows], p.head) for p in (student, teacher))
-        parts.append(fused(mine, other, labels[rows], weights[rows], lambda_=lambda_[rows]))
+        predictors = (Predictor(p.features[rows], p.head) for p in (student, teacher))
+        parts.append(fused(*predictors, labels[rows], weights[rows], lambda_=lambda_[rows]))
     added = jax.tree.map(lambda *x: sum(x), *((p[0], p[1].head) for p in parts))
     features = np.concatenate([p[1].features for p in parts])
     whole = fused(*inputs, lambda_=lambda_)
     assert_close((added[0], Predictor(features, added[1])), whole)
 
 
-def test_padding_of_the_vocabulary_changes_nothing_and_gets_no_gradient():
+def test_vocabulary_padding_has_no_effect_and_no_gradient():
     student, teacher, labels, weights = inputs = make(18)
 
     def pad(predictor, extra=13):
@@ -88,14 +88,14 @@ def test_padding_of_the_vocabulary_changes_nothing_and_gets_no_gradient():
         return Predictor(predictor.features, Head(weight, bias))
 
     for other in (teacher, None):
-        found, gradient = fused(
+        actual, gradient = fused(
             pad(student), other and pad(other), labels, weights, temperature=2.0
         )
         assert np.all(gradient.head.weight[V:] == 0)
         assert np.all(gradient.head.bias[V:] == 0)
         head = jax.tree.map(lambda x: x[:V], gradient.head)
         whole = fused(student, other, *inputs[2:], temperature=2.0)
-        assert_close((found, Predictor(gradient.features, head)), whole)
+        assert_close((actual, Predictor(gradient.features, head)), whole)
 
 
 def mesh_of(data, fsdp, tensor):
@@ -118,25 +118,25 @@ def shardings(mesh):
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1), (2, 1, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2)])
-def test_device_count_changes_nothing_beyond_rounding(shape):
-    inputs = make(19, vocabulary=64)  # which tensor = 2 divides
+def test_device_count_changes_rounding_only(shape):
+    inputs = make(19, vocabulary=64)  # divisible by tensor = 2
     mesh = mesh_of(*shape)
     with jax.set_mesh(mesh):
-        placed = jax.device_put(inputs, shardings(mesh))
-        found = jax.block_until_ready(fused(*placed, chunk=3, temperature=2.0))
-    assert_close(found, dense(*inputs, temperature=2.0))
+        inputs_on_mesh = jax.device_put(inputs, shardings(mesh))
+        actual = jax.block_until_ready(fused(*inputs_on_mesh, chunk=3, temperature=2.0))
+    assert_close(actual, dense(*inputs, temperature=2.0))
 
 
-def test_device_count_changes_nothing_where_no_gradient_is_taken():
+def test_device_count_changes_no_sum_without_gradient():
     inputs = make(19, vocabulary=64)
     mesh = mesh_of(2, 2, 2)
     with jax.set_mesh(mesh):
-        placed = jax.device_put(inputs, shardings(mesh))
-        found = jax.block_until_ready(loss_sums(*placed, temperature=2.0))
-    assert_close(found, loss_sums(*inputs, temperature=2.0))
+        inputs_on_mesh = jax.device_put(inputs, shardings(mesh))
+        actual = jax.block_until_ready(loss_sums(*inputs_on_mesh, temperature=2.0))
+    assert_close(actual, loss_sums(*inputs, temperature=2.0))
 
 
-# What it costs
+# Cost
 
 
 def abstract(shape, vocabulary, width, teacher_width):
@@ -158,7 +158,7 @@ def abstract(shape, vocabulary, width, teacher_width):
 
 
 def equations(jaxpr):
-    """All equations of a jaxpr and of those inside it; a loop's body counts once."""
+    """Yields all equations of a jaxpr and its inner jaxprs; the body of a loop counts once."""
     for eqn in jaxpr.eqns:
         yield eqn
         for value in jax.tree.leaves(
@@ -170,13 +170,15 @@ def equations(jaxpr):
 
 
 def products(function, *inputs):
-    """Shapes of the results of products of two matrices (of a vector and a matrix: not)."""
-    found = equations(jax.make_jaxpr(function)(*inputs).jaxpr)
-    shapes = [eqn.outvars[0].aval.shape for eqn in found if eqn.primitive.name == 'dot_general']
+    """Returns the result shapes of all products of two matrices, not of a vector and a matrix."""
+    all_equations = equations(jax.make_jaxpr(function)(*inputs).jaxpr)
+    shapes = [
+        eqn.outvars[0].aval.shape for eqn in all_equations if eqn.primitive.name == 'dot_general'
+    ]
     return sorted(shape for shape in shapes if len(shape) > 1)
 
 
-def test_a_gradient_takes_four_products_and_a_value_two():
+def test_gradient_has_four_products_and_value_two():
     inputs = make()
     logits, hidden, head = (16, V), (16, D), (V, D)
 
@@ -191,7 +193,7 @@ def test_a_gradient_takes_four_products_and_a_value_two():
 
 
 @pytest.mark.parametrize('shape', [(8, 1, 1), (4, 2, 1)])
-def test_devices_talk_once_and_not_in_every_chunk(shape):
+def test_devices_communicate_outside_the_chunk_loop_only(shape):
     inputs = abstract((B, 16), 64, D, D_TEACHER)
     mesh = mesh_of(*shape)
     with jax.set_mesh(mesh):
@@ -199,13 +201,13 @@ def test_devices_talk_once_and_not_in_every_chunk(shape):
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), inputs, shardings(mesh)
         )
         text = fused.lower(*inputs, chunk=8).compile().as_text()
-    found = hlo.collectives(text)
+    actual = hlo.collectives(text)
     assert hlo.loops(text) >= 1
-    assert 'all-reduce' in {one.kind for one in found}
-    assert not any(one.loops for one in found)
+    assert 'all-reduce' in {x.kind for x in actual}
+    assert not any(x.loops for x in actual)
 
 
-def test_a_collective_in_every_chunk_would_be_seen():
+def test_collective_in_a_loop_is_detected():
     mesh = mesh_of(8, 1, 1)
 
     @jax.jit
@@ -215,10 +217,10 @@ def test_a_collective_in_every_chunk_would_be_seen():
 
     text = every_step.lower(jnp.ones((8 * 64, 256))).compile().as_text()
     assert hlo.loops(text) == 1
-    assert 'all-reduce' in {one.kind for one in hlo.collectives(text) if one.loops == 1}
+    assert 'all-reduce' in {x.kind for x in hlo.collectives(text) if x.loops == 1}
 
 
-def test_memory_is_at_most_a_twentieth_of_dense_autodiff():
+def test_memory_is_below_a_twentieth_of_dense_autodiff():
     inputs = abstract((8, 1024), 50304, 768, 1024)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     options = {'in_shardings': device, 'out_shardings': device}
@@ -228,13 +230,13 @@ def test_memory_is_at_most_a_twentieth_of_dense_autodiff():
         compiled = jax.jit(value_and_grad, **options).lower(*inputs).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    whole, ours = temporary(reference.sums), temporary(distillation_loss)
-    assert whole > 2 * 4 * 8192 * 50304  # at least the logits of both
-    assert ours <= whole / 20, (ours, whole)
+    dense_bytes, fused_bytes = temporary(reference.sums), temporary(distillation_loss)
+    assert dense_bytes > 2 * 4 * 8192 * 50304  # at least the logits of both
+    assert fused_bytes <= dense_bytes / 20, (fused_bytes, dense_bytes)
 
 
 @pytest.mark.parametrize('width', [8, 768, 1 << 18])
-def test_the_automatic_chunk_shrinks_with_the_vocabulary(width):
+def test_automatic_chunk_shrinks_with_the_vocabulary(width):
     sizes = [automatic_chunk(v, width) for v in (2, 30522, 50304, 250_000, 10**9)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == 16
@@ -248,9 +250,9 @@ def test_the_automatic_chunk_shrinks_with_the_vocabulary(width):
     ('vocabulary', 'width', 'chunk'),
     [
         (8192, 200, 128),  # as wide as the features
-        (50304, 1024, 256),  # as many as the logits may be
-        (2048, 88, 128),  # so few that more visits would save nothing
+        (50304, 1024, 256),  # limited by the number of logits
+        (2048, 88, 128),  # at least 2^18 logits
     ],
 )
-def test_the_automatic_chunk_is_as_large_as_the_features_within_limits(vocabulary, width, chunk):
+def test_automatic_chunk_is_the_width_within_limits(vocabulary, width, chunk):
     assert automatic_chunk(vocabulary, width) == chunk

@@ -1,4 +1,4 @@
-"""Where arrays lie on a mesh."""
+"""The mesh and the placement of arrays on it."""
 
 import dataclasses
 
@@ -17,11 +17,11 @@ def mesh_of(data, fsdp, tensor):
     return sharding.make_mesh(c)
 
 
-def test_data_takes_the_devices_that_are_left():
+def test_data_axis_takes_the_remaining_devices():
     assert dict(mesh_of(-1, 2, 2).shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
 
 
-def test_every_matrix_is_split_over_fsdp_and_tensor_where_they_divide_it():
+def test_matrices_are_split_over_fsdp_and_tensor():
     params = models.build(config.network()).abstract_params
     places = sharding.param_shardings(mesh_of(2, 2, 2), params)
     for path, place in jax.tree_util.tree_leaves_with_path(places):
@@ -32,7 +32,7 @@ def test_every_matrix_is_split_over_fsdp_and_tensor_where_they_divide_it():
         assert axes == expected, path
 
 
-def test_what_an_axis_does_not_divide_is_whole():
+def test_indivisible_axes_are_replicated():
     params = models.build(config.network(width=30, heads=3, ffn=50)).abstract_params
     places = sharding.param_shardings(mesh_of(1, 2, 4), params)
     assert places['blocks']['attention']['qkv']['kernel'].spec == P(None, 'fsdp', None, None, None)
@@ -41,7 +41,7 @@ def test_what_an_axis_does_not_divide_is_whole():
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A device of a slice, as far as a mesh asks of it."""
+    """The attributes of a device that a mesh reads."""
 
     id: int
     slice_index: int
@@ -53,37 +53,37 @@ class Chip:
         return self.slice_index
 
 
-def of_slices(*sizes):
-    owners = [one for one, size in enumerate(sizes) for _ in range(size)]
-    return [Chip(number, one) for number, one in enumerate(owners)]
+def chips_of_slices(*sizes):
+    owners = [index for index, size in enumerate(sizes) for _ in range(size)]
+    return [Chip(number, index) for number, index in enumerate(owners)]
 
 
 @pytest.mark.parametrize(
-    ('mesh', 'wanted'),
+    ('mesh', 'expected'),
     [
         ((-1, 2, 2), [[0, 1, 2, 3], [4, 5, 6, 7]]),
         ((4, 2, 1), [[0, 1, 2, 3], [4, 5, 6, 7]]),
-        ((2, 2, 1), [[0, 1, 2, 3]]),  # one slice has room for it
+        ((2, 2, 1), [[0, 1, 2, 3]]),  # fits on one slice
         ((6, 1, 1), [[0, 1, 2], [4, 5, 6]]),
     ],
 )
-def test_over_slices_goes_data_alone(mesh, wanted):
+def test_only_the_data_axis_spans_slices(mesh, expected):
     c = config.default()
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh
-    grid = sharding.make_mesh(c, of_slices(4, 4)).devices
-    parts = np.split(grid, len(wanted))
-    assert [sorted(x.id for x in part.ravel()) for part in parts] == wanted
+    grid = sharding.make_mesh(c, chips_of_slices(4, 4)).devices
+    parts = np.split(grid, len(expected))
+    assert [sorted(x.id for x in part.ravel()) for part in parts] == expected
 
 
-def test_what_slices_do_not_divide_is_said():
+def test_data_axis_must_be_a_multiple_of_slices():
     c = config.default()
     c.mesh.data = 5
     with pytest.raises(UserError, match='data = 5: must be a multiple of the number of slices = 2'):
-        sharding.make_mesh(c, of_slices(4, 4))
+        sharding.make_mesh(c, chips_of_slices(4, 4))
 
 
 @pytest.mark.parametrize('micro', [False, True])
-def test_each_device_holds_its_rows_of_every_micro_batch(micro):
+def test_each_device_has_its_rows_of_each_microbatch(micro):
     mesh = mesh_of(4, 2, 1)
     rows = np.arange(32).reshape(2, 16) if micro else np.arange(16)
     placed = sharding.put_batch(mesh, rows, micro)

@@ -98,7 +98,7 @@ class Model:
         return total
 
     def logits(self, params: Params | None, batch: Batch) -> Float[Array, 'B P V']:
-        """Returns all logits in float32, for small inputs and comparisons."""
+        """Computes all logits in float32, for small inputs and comparisons."""
         weight, bias = self.head(params)
         features = self.features(params, batch)
         product = jnp.einsum('bpd,vd->bpv', features, weight, preferred_element_type=jnp.float32)
@@ -106,19 +106,19 @@ class Model:
 
 
 def pad_vocab(vocab_size: int) -> int:
-    """Returns the size of the vocabulary in memory: the next multiple of 128."""
+    """Rounds the size of the vocabulary up to a multiple of 128."""
     return -(-vocab_size // 128) * 128
 
 
 def head_rows(c: ConfigDict) -> int:
-    """Returns the rows of a network's head: classes, or ids with padding."""
+    """Counts the rows of a network's head: classes, or ids with padding."""
     return c.classes if c.head == 'classify' else pad_vocab(c.vocab_size)
 
 
 def build(
     c: ConfigDict, *, compute_dtype: str = 'float32', remat: str = 'none', attention: str = 'xla'
 ) -> Model:
-    """Returns the functions of one network.
+    """Builds the functions of one network.
 
     Equal arguments return the same functions, so that jax finds its compiled programs again.
 

@@ -42,14 +42,14 @@ class AttentionMask(NamedTuple):
 
 
 def self_mask(segments_BT: Array | None, causal: bool, kernel: str = 'xla') -> AttentionMask:
-    """Returns a mask of self-attention; padding attends to padding."""
+    """Builds a mask of self-attention; padding attends to padding."""
     return AttentionMask(causal, segments_BT, segments_BT, kernel)
 
 
 def cross_mask(
     segments_BT: Array | None, source_segments_BS: Array | None, targets_BT: Array, kernel: str
 ) -> AttentionMask:
-    """Returns a mask of attention from target positions to the source.
+    """Builds a mask of attention from target positions to the source.
 
     Args:
       segments_BT: segments of the targets; None lets all attend to the whole source but padding.
@@ -153,13 +153,13 @@ class Workload(NamedTuple):
 
 
 def choose_kernel(work: Workload) -> str:
-    """Returns the kernel of 'auto': the first of splash, cudnn and xla that is usable."""
+    """Chooses the kernel of 'auto': the first of splash, cudnn and xla that is usable."""
     usable = (kernel for kernel in ('splash', 'cudnn') if not unmet_requirement(kernel, work))
     return next(usable, 'xla')
 
 
 def unmet_requirement(kernel: str, work: Workload) -> str:
-    """Returns the first requirement that the kernel does not meet, or '' if it is usable."""
+    """Finds the first requirement that the kernel does not meet, or '' if it is usable."""
     if kernel == 'xla':
         return ''
     platform = {'splash': 'tpu', 'cudnn': 'gpu'}[kernel]

@@ -79,7 +79,7 @@ class BERT(nnx.Module):
 
 
 def flops(c: ConfigDict, shape: Shape) -> float:
-    """Returns the FLOPs of one example's forward pass, head excluded."""
+    """Computes the FLOPs of one example's forward pass, head excluded."""
     transform = 0 if c.head == 'none' else 2.0 * shape.predicted * c.width**2
     return c.layers * layers.block_flops(c, shape.tokens) + transform
 
@@ -92,7 +92,7 @@ NAMES = Names(
 
 
 def table(c: ConfigDict) -> tuple[Row, ...]:
-    """Returns the parameters' names in Hugging Face's format."""
+    """Lists the parameters' names in Hugging Face's format."""
     layer, embeddings = 'bert.encoder.layer.{layer}', 'bert.embeddings'
     cls, tokens = 'cls.predictions', f'{embeddings}.word_embeddings.weight'
     tied = (f'{cls}.decoder.weight',) if c.head in ('lm', 'pretraining') else ()

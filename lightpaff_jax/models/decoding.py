@@ -48,7 +48,7 @@ class Generated(NamedTuple):
 def make_generate(
     model: models.Model, settings: Settings, *, start_id: int, eos_id: int, pad_id: int
 ) -> Callable[..., Generated]:
-    """Returns a pure function (params, prompt, key=None) -> Generated, for the caller to jit.
+    """Builds a pure function (params, prompt, key=None) -> Generated, for the caller to jit.
 
     Rows are independent of each other, so the batch may be padded and sharded. Results equal
     transformers' `generate` with `min_new_tokens`, `max_new_tokens`, `forced_eos_token_id=None`;
@@ -255,7 +255,7 @@ def _beam_search(s: Settings, decode_step, tokens_B, cache, eos_id, pad_id, key)
 
 
 def _candidates(logits_BWV, offsets_BW):
-    """Returns scores, parents and tokens of the C = 2 W best continuations, best first.
+    """Selects scores, parents and tokens of the C = 2 W best continuations, best first.
 
     At most one continuation of each hypothesis ends, so at least W stay open.
     """

@@ -91,7 +91,7 @@ class GPT2(nnx.Module):
         return layers.unstack_params(self.blocks, dtype)
 
     def decode_step(self, blocks, cache, tokens_BW, step, visible_BWS, *, dtype: Any):
-        """Returns the features [B, W, D] of one token of each hypothesis, and the new cache."""
+        """Computes the features [B, W, D] of one token of each hypothesis, and the new cache."""
         x_BWD = self.token_embedding(tokens_BW, dtype)
         x_BWD += self.position_embedding(cache['position'] + step, dtype)[:, None]
         visible = cache['visible'][:, None], visible_BWS
@@ -104,7 +104,7 @@ class GPT2(nnx.Module):
 
 
 def flops(c: ConfigDict, shape: Shape) -> float:
-    """Returns the FLOPs of one example's forward pass, head excluded.
+    """Computes the FLOPs of one example's forward pass, head excluded.
 
     Attention counts the whole T x T square, which the kernel 'xla' computes.
     """
@@ -115,7 +115,7 @@ NAMES = Names(prefix='transformer.', buffers=r'h\.\d+\.attn\.(bias|masked_bias)'
 
 
 def table(c: ConfigDict) -> tuple[Row, ...]:
-    """Returns the parameters' names in Hugging Face's format, whose matrices are [in, out] too."""
+    """Lists the parameters' names in Hugging Face's format, whose matrices are [in, out] too."""
     del c
     layer, tokens = 'transformer.h.{layer}', 'transformer.wte.weight'
     return (

@@ -30,7 +30,7 @@ class Compute(NamedTuple):
 
 
 def normal(key: Array, shape: tuple[int, ...], std: float) -> nnx.Param:
-    """Returns normal values of standard deviation `std`."""
+    """Draws normal values of standard deviation `std`."""
     return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
 
 
@@ -158,7 +158,7 @@ class CrossAttention(nnx.Module):
 
 
 def kv_cache(k_BSHK: Array, v_BSHK: Array) -> KVCache:
-    """Returns keys and values as a cache."""
+    """Arranges keys and values as a cache."""
     return {'key': k_BSHK.swapaxes(1, 2), 'value': v_BSHK.swapaxes(1, 2)}
 
 
@@ -189,7 +189,7 @@ def cached_attention(
 
 
 def gather_positions(x_BTD: Array, positions_BP: Array | None) -> Float[Array, 'B P D']:
-    """Returns the features at the given positions; None takes all."""
+    """Gathers the features at the given positions; None takes all."""
     if positions_BP is None:
         return x_BTD
     return jnp.take_along_axis(x_BTD, positions_BP[..., None], axis=1)
@@ -218,7 +218,7 @@ def check_positions(table: Embedding, length: int) -> None:
 
 
 def block_flops(c: ConfigDict, length: int) -> float:
-    """Returns the FLOPs of self-attention and feed-forward over one sequence."""
+    """Computes the FLOPs of self-attention and feed-forward over one sequence."""
     return length * 2.0 * (4 * c.width**2 + 2 * c.width * c.ffn + 2 * length * c.width)
 
 
@@ -281,7 +281,7 @@ class Linear(nnx.Module):
 
 
 def dropout(x: Float[Array, '...'], key: Array | None, rate: float) -> Float[Array, '...']:
-    """Sets a share `rate` of x to zero and scales the rest; returns x if there is no key."""
+    """Sets a share `rate` of x to zero and scales the rest; without a key returns x."""
     if key is None or not rate:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
@@ -294,7 +294,7 @@ def split_key(key: Array | None, count: int) -> list[Any]:
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """Returns one module whose parameters have a leading axis of independently drawn layers."""
+    """Builds one module whose parameters have a leading axis of independently drawn layers."""
 
     @nnx.split_rngs(splits=layers)
     @nnx.vmap(in_axes=(0,), out_axes=0)
@@ -361,12 +361,12 @@ def decode_step(
 
 
 def bind_layer(blocks: nnx.Module, params: nnx.State) -> Any:
-    """Returns one of stacked blocks, with its own parameters."""
+    """Binds parameters to one of stacked blocks."""
     return nnx.merge(nnx.split(blocks)[0], params)
 
 
 def unstack_params(blocks: nnx.Module, dtype: Any) -> list[nnx.State]:
-    """Returns the parameters of each layer, with kernels in `dtype`.
+    """Splits stacked parameters into layers, with kernels in `dtype`.
 
     A loop over tokens reads them in place; it would copy slices of a stack for each token.
     """

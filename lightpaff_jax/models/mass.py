@@ -140,7 +140,7 @@ class MASS(nnx.Module):
         return layers.unstack_params(self.decoder, dtype)
 
     def decode_step(self, blocks, cache, tokens_BW, step, visible_BWS, *, dtype: Any):
-        """Returns the features [B, W, D] of one token of each hypothesis, and the new cache."""
+        """Computes the features [B, W, D] of one token of each hypothesis, and the new cache."""
         x_BWD = self._decoder_table()(tokens_BW, dtype) * self.scale
         x_BWD = self.decoder_norm(x_BWD + self.decoder_position(step, dtype))
         visible = visible_BWS, cache['visible'][:, None]
@@ -157,7 +157,7 @@ class MASS(nnx.Module):
 
 
 def flops(c: ConfigDict, shape: Shape) -> float:
-    """Returns the FLOPs of one example's forward pass, head excluded."""
+    """Computes the FLOPs of one example's forward pass, head excluded."""
     target, source, width = shape.tokens, shape.source, c.width
     cross = 2.0 * (2 * (target + source) * width**2 + 2 * target * source * width)
     encoder = c.layers * layers.block_flops(c, source)
@@ -168,7 +168,7 @@ NAMES = Names(prefix='model.', buffers=r'(encoder|decoder)\.version|shared\.weig
 
 
 def table(c: ConfigDict) -> tuple[Row, ...]:
-    """Returns the parameters' names in the format of Hugging Face's BART."""
+    """Lists the parameters' names in the format of Hugging Face's BART."""
     cross = 'model.decoder.layers.{layer}.encoder_attn'
     return (
         *_embeddings(c),
@@ -199,7 +199,7 @@ def _embeddings(c: ConfigDict) -> list[Row]:
 
 
 def _stack(side: str) -> list[Row]:
-    """Returns the rows that the encoder and the decoder both have."""
+    """Lists the rows that the encoder and the decoder both have."""
     stack, layer = f'model.{side}', f'model.{side}.layers.{{layer}}'
     return [
         # BART's position tables have two rows before position 0.

@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's format, written by us and changed by a test."""
+"""Writes, changes and reads folders in Hugging Face's format."""
 
 import json
 
@@ -14,23 +14,23 @@ from lightpaff_jax.models.huggingface import checkpoint_dir
 WHOLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
 
-def made(folder, case: str, **more):
-    """A model, its parameters, and the folder they were written to."""
-    model, params = network_cases.made(case)
+def write_folder(folder, case: str, **more):
+    """Writes a model to a folder; returns the model and its parameters."""
+    model, params = network_cases.model_and_params(case)
     checkpoint_dir.write(folder, model, params, **more)
     return model, params
 
 
 def read(folder, model=None, fresh=None):
-    """Parameters of a folder, for the model that it describes or another."""
+    """Reads the parameters of a folder, for its own model or another."""
     model = model or models.build(
         checkpoint_dir.read_network(f'config.teacher.path = {folder}', folder)
     )
     return checkpoint_dir.read_params(f'config.teacher.path = {folder}', folder, model, fresh)
 
 
-def refused(folder, model=None, fresh=None) -> str:
-    """The one line that a folder is refused with."""
+def refusal(folder, model=None, fresh=None) -> str:
+    """Returns the message of the error for a folder, without its start."""
     with pytest.raises(UserError) as error:
         read(folder, model, fresh)
     message = str(error.value)
@@ -46,5 +46,6 @@ def rewrite(folder, change) -> None:
 
 
 def reconfigure(folder, **values) -> None:
-    found = json.loads((folder / 'config.json').read_text())
-    (folder / 'config.json').write_text(json.dumps(found | values))
+    """Changes keys of config.json."""
+    old = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps(old | values))

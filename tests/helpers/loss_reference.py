@@ -1,4 +1,4 @@
-"""The loss as its formula reads, with all logits at once: what the fused loss must equal."""
+"""The formula of the loss with all logits at once, the reference of the fused loss."""
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,16 @@ def log_softmax(xp, logits):
 
 
 def sums(student, teacher, labels, weights, *, lambda_=0.5, temperature=1.0, xp=jnp):
-    """All sums of `distillation_loss`, in the arrays' own precision.
+    """Returns all sums of `distillation_loss`, in the precision of the arrays.
 
     Args:
       student: (features [B, P, D], (weight [V, D], bias [V])).
       teacher: the same, or None.
-      labels: [B, P], -1 where there is none.
+      labels: [B, P], -1 if unlabelled.
       weights: [B, P].
-      lambda_: one number or [B].
+      lambda_: scalar or [B].
       temperature: tau.
-      xp: jax.numpy, or numpy for float64 whatever jax is set to.
+      xp: jax.numpy, or numpy for float64 regardless of jax settings.
     """
 
     def logits(predictor):
@@ -28,22 +28,22 @@ def sums(student, teacher, labels, weights, *, lambda_=0.5, temperature=1.0, xp=
         return features @ weight.T + bias
 
     def ce(logits):
-        picked = xp.take_along_axis(
+        label_log_p = xp.take_along_axis(
             log_softmax(xp, logits), xp.maximum(labels, 0)[..., None], axis=-1
         )
-        return -picked[..., 0]
+        return -label_log_p[..., 0]
 
     s = logits(student)
     labelled = weights * (labels >= 0)
     top = xp.argmax(s, axis=-1)
-    found = {
+    result = {
         'count': weights.sum(),
         'labelled': labelled.sum(),
         'ce': (labelled * ce(s)).sum(),
         'correct': (labelled * (top == labels)).sum(),
     }
     if teacher is None:
-        return found | {'loss': found['ce']}
+        return result | {'loss': result['ce']}
     t = logits(teacher)
     log_p = log_softmax(xp, s / temperature)
     log_q = log_softmax(xp, t / temperature)
@@ -51,7 +51,7 @@ def sums(student, teacher, labels, weights, *, lambda_=0.5, temperature=1.0, xp=
     lambda_ = xp.broadcast_to(xp.asarray(lambda_), labels.shape[:1])[:, None]
     lambda_ = xp.where(labels >= 0, lambda_, 1.0)
     loss = labelled * (1 - lambda_) * ce(s) + weights * lambda_ * temperature**2 * kl
-    return found | {
+    return result | {
         'loss': loss.sum(),
         'kl': (weights * kl).sum(),
         'agree': (weights * (top == xp.argmax(t, axis=-1))).sum(),
@@ -60,17 +60,17 @@ def sums(student, teacher, labels, weights, *, lambda_=0.5, temperature=1.0, xp=
 
 
 def value_and_grad(student, teacher, labels, weights, **options):
-    """((loss, sums), gradient of the student) by autodiff through the whole logits."""
+    """Returns ((loss, sums), gradient of the student) by autodiff through all logits."""
 
     def loss(student):
-        found = sums(student, teacher, labels, weights, **options)
-        return found['loss'], found
+        result = sums(student, teacher, labels, weights, **options)
+        return result['loss'], result
 
     return jax.value_and_grad(loss, has_aux=True)(student)
 
 
 def float64(tree):
-    """Floating leaves as numpy float64, the others as numpy."""
+    """Converts floating-point leaves to numpy float64, others to numpy."""
 
     def convert(x):
         x = np.asarray(x)

@@ -1,4 +1,4 @@
-"""Inputs of the tests of the loss, and the two ways to compute it."""
+"""Inputs of the loss tests, and the loss in its two implementations."""
 
 import functools
 
@@ -10,8 +10,8 @@ from helpers import loss_reference as reference
 from lightpaff_jax.losses import Head, Predictor, distillation_loss
 
 EXACT = 1e-5
-"""Of the largest value. float32 rounds to 6e-8; sums of up to 10^3 terms in another order
-reach some 1e-6. A wrong term or weight in the formula moves a tenth and more."""
+"""Tolerance, relative to the largest value. float32 rounds to 6e-8; sums of up to 10^3 terms in
+another order differ by some 1e-6. A wrong term or weight changes a tenth or more."""
 
 B, POSITIONS, D, D_TEACHER, V = 8, 5, 12, 20, 67
 
@@ -23,7 +23,7 @@ def predictor(random, width, shape=(B, POSITIONS), vocabulary=V, dtype=jnp.float
 
 
 def make(seed=0, shape=(B, POSITIONS), vocabulary=V, dtype=jnp.float32):
-    """Student, wider teacher, labels (some -1), weights (some 0, not all equal)."""
+    """Returns student, wider teacher, labels (some -1) and weights (some 0, not all equal)."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, vocabulary, shape)
     labels = np.where(random.random(shape) < 0.2, -1, labels).astype(np.int32)
@@ -38,7 +38,7 @@ def make(seed=0, shape=(B, POSITIONS), vocabulary=V, dtype=jnp.float32):
 
 @functools.partial(jax.jit, static_argnames=('temperature', 'chunk'))
 def fused(student, teacher, labels, weights, lambda_=0.5, temperature=1.0, chunk=16):
-    """((loss, sums), gradient of the student)."""
+    """Returns ((loss, sums), gradient of the student) of `distillation_loss`."""
 
     def loss(student):
         sums = distillation_loss(
@@ -51,7 +51,7 @@ def fused(student, teacher, labels, weights, lambda_=0.5, temperature=1.0, chunk
 
 @functools.partial(jax.jit, static_argnames='temperature')
 def dense(student, teacher, labels, weights, lambda_=0.5, temperature=1.0):
-    """The same by autodiff through all logits."""
+    """Returns the same as `fused`, by autodiff through all logits."""
     return reference.value_and_grad(
         student, teacher, labels, weights, lambda_=lambda_, temperature=temperature
     )
@@ -60,10 +60,10 @@ def dense(student, teacher, labels, weights, lambda_=0.5, temperature=1.0):
 loss_sums = jax.jit(distillation_loss, static_argnames=('temperature', 'chunk'))
 
 
-def assert_close(found, wanted, tolerance=EXACT):
-    """Each array to within `tolerance` of its own largest value."""
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+def assert_close(actual, expected, tolerance=EXACT):
+    """Asserts that each array is within `tolerance` of its own largest value."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         assert x.shape == y.shape
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.max(np.abs(y)))

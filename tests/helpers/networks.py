@@ -10,19 +10,18 @@ from lightpaff_jax import config, models
 from lightpaff_jax.batch import Batch
 
 SIZES = {'layers': 3, 'width': 48, 'heads': 4, 'ffn': 80, 'positions': 40, 'vocab_size': 201}
-"""No two of them are equal, and none is what it is padded to."""
+"""Sizes that all differ from each other and from their padded sizes."""
+MASS = {'family': 'mass', 'decoder_layers': 2}
 CASES = {
     'bert lm': {'family': 'bert', 'type_vocab_size': 3},
     'bert pretraining': {'family': 'bert', 'head': 'pretraining'},
     'bert none': {'family': 'bert', 'head': 'none'},
     'bert classify': {'family': 'bert', 'head': 'classify', 'classes': 3},
     'gpt2': {'family': 'gpt2'},
-    'mass all': {'family': 'mass', 'decoder_layers': 2},
-    'mass decoder': {'family': 'mass', 'decoder_layers': 2, 'tied': 'decoder',
-                     'activation': 'relu'},
-    'mass none': {'family': 'mass', 'decoder_layers': 2, 'tied': 'none',
-                  'scale_embedding': False},
-}  # fmt: skip
+    'mass all': MASS,
+    'mass decoder': MASS | {'tied': 'decoder', 'activation': 'relu'},
+    'mass none': MASS | {'tied': 'none', 'scale_embedding': False},
+}
 FAMILIES = ('bert lm', 'gpt2', 'mass all')
 VOCABULARY = 201
 PADDED = 256
@@ -33,15 +32,16 @@ def network(case: str, **changes):
 
 
 @functools.cache
-def made(case: str) -> tuple[models.Model, models.Params]:
-    """A model and its noisy parameters."""
+def model_and_params(case: str) -> tuple[models.Model, models.Params]:
+    """Returns a model and its noisy parameters."""
     model = models.build(network(case))
     return model, noisy(model)
 
 
 def noisy(model: models.Model, seed: int = 0) -> models.Params:
-    """Parameters none of which is 0 or 1, padding of the vocabulary aside: scales of norms are
-    1 + 0.1 n, all else 0.1 n, with n standard normal.
+    """Returns parameters that are never 0 or 1, except in the padding of the vocabulary.
+
+    Scales of norms are 1 + 0.1 n, all others 0.1 n, with n standard normal.
     """
     rng = np.random.default_rng(seed)
 
@@ -55,11 +55,11 @@ def noisy(model: models.Model, seed: int = 0) -> models.Params:
 
 
 def batch_of(ids, **more) -> Batch:
-    """Ids [B, T] that are predicted themselves; what an encoder-decoder reads is theirs too."""
+    """Returns a batch with ids [B, T] as tokens, labels and source."""
     ids = jnp.asarray(ids, jnp.int32)
     return Batch(ids, ids, jnp.ones(ids.shape), **{'source': ids} | more)
 
 
 def random_ids(*shape: int, seed: int = 2):
-    """Ids that are no padding id of any format."""
+    """Returns ids that no format uses for padding."""
     return np.random.default_rng(seed).integers(4, VOCABULARY, shape)

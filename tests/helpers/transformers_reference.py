@@ -1,4 +1,4 @@
-"""Transformers' networks with every tensor filled with noise, and what is compared with ours."""
+"""Transformers' networks with noisy parameters, their outputs, and our outputs for comparison."""
 
 import dataclasses
 from typing import NamedTuple
@@ -11,21 +11,45 @@ from lightpaff_jax import config, models
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.models.huggingface import weights
 
-SIZES = {
+# Keys of the sizes of each family, and transformers' defaults.
+DEFAULTS = {
     'Bert': {
-        'vocab_size': 201, 'hidden_size': 48, 'num_hidden_layers': 3, 'num_attention_heads': 4,
-        'intermediate_size': 80, 'max_position_embeddings': 40, 'type_vocab_size': 3,
+        'vocab_size': 30522,
+        'hidden_size': 768,
+        'num_hidden_layers': 12,
+        'num_attention_heads': 12,
+        'intermediate_size': 3072,
+        'max_position_embeddings': 512,
+        'type_vocab_size': 2,
     },
     'GPT2': {
-        'vocab_size': 201, 'n_embd': 48, 'n_layer': 3, 'n_head': 4, 'n_inner': 80,
-        'n_positions': 40, 'bos_token_id': None, 'eos_token_id': None,
+        'vocab_size': 50257,
+        'n_embd': 768,
+        'n_layer': 12,
+        'n_head': 12,
+        'n_inner': None,
+        'n_positions': 1024,
     },
     'Bart': {
-        'vocab_size': 201, 'd_model': 48, 'encoder_layers': 3, 'decoder_layers': 2,
-        'encoder_attention_heads': 4, 'decoder_attention_heads': 4, 'encoder_ffn_dim': 80,
-        'decoder_ffn_dim': 80, 'max_position_embeddings': 40,
+        'vocab_size': 50265,
+        'd_model': 1024,
+        'encoder_layers': 12,
+        'decoder_layers': 12,
+        'encoder_attention_heads': 16,
+        'decoder_attention_heads': 16,
+        'encoder_ffn_dim': 4096,
+        'decoder_ffn_dim': 4096,
+        'max_position_embeddings': 1024,
     },
-}  # fmt: skip
+}
+# The small networks of the tests, in the order of the keys above.
+_SMALL = {
+    'Bert': (201, 48, 3, 4, 80, 40, 3),
+    'GPT2': (201, 48, 3, 4, 80, 40),
+    'Bart': (201, 48, 3, 2, 4, 4, 80, 80, 40),
+}
+SIZES = {family: dict(zip(keys, _SMALL[family], strict=True)) for family, keys in DEFAULTS.items()}
+SIZES['GPT2'] |= {'bos_token_id': None, 'eos_token_id': None}
 _NO_DROPOUT = {
     'Bert': ('hidden_dropout_prob', 'attention_probs_dropout_prob'),
     'GPT2': ('resid_pdrop', 'embd_pdrop', 'attn_pdrop'),
@@ -37,49 +61,50 @@ class Inputs(NamedTuple):
     """Arrays of one batch; all rows but the first end in padding."""
 
     ids: np.ndarray
-    real: np.ndarray
-    """1 where `ids` is no padding, else 0."""
+    real: np.ndarray  # 1 at ids, 0 at padding
     types: np.ndarray
     source: np.ndarray
     source_real: np.ndarray
-    positions: np.ndarray
-    """Predicted ones of an encoder."""
-    labels: np.ndarray
-    """Of every position; -100 on padding."""
-    classes: np.ndarray
-    """0 or 1 for each row."""
-    direction: np.ndarray
-    """Of a loss that is linear in the features."""
+    positions: np.ndarray  # predicted positions of an encoder
+    labels: np.ndarray  # of all positions; -100 on padding
+    classes: np.ndarray  # 0 or 1 for each row
+    direction: np.ndarray  # of a loss that is linear in the features
 
     def masked_labels(self) -> np.ndarray:
-        """Labels at the predicted positions; -100 elsewhere."""
+        """Returns the labels at the predicted positions; -100 elsewhere."""
         chosen = np.zeros_like(self.real)
         np.put_along_axis(chosen, self.positions, 1, axis=1)
         return np.where(chosen, self.labels, -100)
 
 
-def inputs(rows: int = 3, length: int = 33, source: int = 29, vocabulary: int = 201,
-           width: int = 48, padding: int = 1) -> Inputs:  # fmt: skip
+def inputs(rows=3, length=33, vocabulary=201, width=48, *, source=29, padding=1) -> Inputs:
     rng = np.random.default_rng(0)
 
-    def padded(size):
+    def draw(size):
         lengths = np.array([size, *rng.integers(size // 2, size, rows - 1)])
         real = (np.arange(size) < lengths[:, None]).astype(np.int32)
         return np.where(real, rng.integers(4, vocabulary, (rows, size)), padding), real
 
-    ids, real = padded(length)
-    source_ids, source_real = padded(source)
+    ids, real = draw(length)
+    source_ids, source_real = draw(source)
     positions = np.stack([rng.choice(length // 2, 5, replace=False) for _ in range(rows)])
     return Inputs(
-        ids, real, np.where(real, rng.integers(0, 2, ids.shape), 0), source_ids, source_real,
-        positions, np.where(real, rng.integers(4, vocabulary, ids.shape), -100),
-        rng.integers(0, 2, rows), 0.1 * rng.normal(size=width).astype(np.float32),
-    )  # fmt: skip
+        ids=ids,
+        real=real,
+        types=np.where(real, rng.integers(0, 2, ids.shape), 0),
+        source=source_ids,
+        source_real=source_real,
+        positions=positions,
+        labels=np.where(real, rng.integers(4, vocabulary, ids.shape), -100),
+        classes=rng.integers(0, 2, rows),
+        direction=0.1 * rng.normal(size=width).astype(np.float32),
+    )
 
 
 def make(architecture: str, matrices: float = 0.1, **changes):
-    """A reference network in float32: scales of norms 1 + 0.1 n, matrices `matrices` n, all else
-    0.1 n, with n standard normal.
+    """Returns a network of transformers in float32 with noisy parameters.
+
+    Scales of norms are 1 + 0.1 n, matrices `matrices` n, all others 0.1 n, n standard normal.
     """
     import torch
     import transformers
@@ -99,8 +124,8 @@ def make(architecture: str, matrices: float = 0.1, **changes):
     return network
 
 
-def theirs(network, x: Inputs):
-    """Outputs by name, and the loss, of transformers."""
+def reference_outputs(network, x: Inputs):
+    """Returns the outputs by name and the loss of transformers."""
     import torch
 
     to = torch.tensor
@@ -115,13 +140,13 @@ def theirs(network, x: Inputs):
     if name == 'BertForSequenceClassification':
         out = network(**bert, labels=to(x.classes))
         return {'classes': out.logits}, out.loss
-    bart = {'input_ids': to(x.source), 'attention_mask': to(x.source_real),
-            'decoder_input_ids': ids, 'decoder_attention_mask': real}  # fmt: skip
+    bart = {'input_ids': to(x.source), 'attention_mask': to(x.source_real)}
+    bart |= {'decoder_input_ids': ids, 'decoder_attention_mask': real}
     if name == 'BartForConditionalGeneration':
         out = network(**bart, labels=to(x.labels))
         return {'logits': out.logits}, out.loss
     if name == 'GPT2LMHeadModel':
-        # It shifts the labels itself.
+        # GPT2LMHeadModel shifts the labels.
         labels = torch.cat([to(x.labels)[:, :1], to(x.labels)[:, :-1]], dim=1)
         out = network(ids, attention_mask=real, labels=labels)
         return {'logits': out.logits}, out.loss
@@ -138,17 +163,18 @@ def theirs(network, x: Inputs):
 def _cross_entropy(logits_BPV, labels_BP):
     log_p = jax.nn.log_softmax(logits_BPV)
     labels = jnp.asarray(labels_BP)
-    picked = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[..., None], axis=2)[..., 0]
-    return -jnp.sum(picked * (labels >= 0)) / jnp.sum(labels >= 0)
+    label_log_p = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[..., None], axis=2)[..., 0]
+    return -jnp.sum(label_log_p * (labels >= 0)) / jnp.sum(labels >= 0)
 
 
-def ours(model: models.Model, params, x: Inputs, architecture: str):
-    """The same outputs, and the same loss, of ours."""
+def jax_outputs(model: models.Model, params, x: Inputs, architecture: str):
+    """Returns the same outputs and the same loss of our model."""
     bert, mass = (model.network.family == name for name in ('bert', 'mass'))
-    every = Batch(
-        x.ids, x.labels, x.real, segments=x.real, type_ids=x.types if bert else None,
-        source=x.source if mass else None, source_segments=x.source_real if mass else None,
-    )  # fmt: skip
+    every = Batch(x.ids, x.labels, x.real, segments=x.real)
+    if bert:
+        every = dataclasses.replace(every, type_ids=x.types)
+    if mass:
+        every = dataclasses.replace(every, source=x.source, source_segments=x.source_real)
     if architecture in ('BertForMaskedLM', 'BertForPreTraining'):
         outputs = {'logits': model.logits(params, every)}
         masked = dataclasses.replace(every, positions=x.positions)
@@ -178,7 +204,7 @@ def ours(model: models.Model, params, x: Inputs, architecture: str):
 
 
 def first(batch: Batch) -> Batch:
-    """Of which the first position is predicted, where a classifier's features are."""
+    """Returns a batch that predicts the first position, which has a classifier's features."""
     return dataclasses.replace(batch, positions=jnp.zeros((len(batch.tokens), 1), jnp.int32))
 
 
@@ -188,13 +214,13 @@ def _classifier(model: models.Model, classes: int) -> models.Model:
 
 
 def _pooled(params, output) -> models.Params:
-    """A classifier's parameters: trunk and pooler of another head, and `output`."""
+    """Returns a classifier's parameters: trunk and pooler of another head, and `output`."""
     heads = ('transform', 'transform_norm', 'output_bias', 'next_sentence')
     return {k: v for k, v in params.items() if k not in heads} | {'classifier': output}
 
 
 def gradients(network, model: models.Model) -> dict:
-    """Of transformers' parameters, as our tree; 0 where the loss gives none."""
+    """Returns the gradients of transformers as our tree; 0 if the loss gives none."""
     tensors = {
         name: (0 * tensor if tensor.grad is None else tensor.grad).detach().numpy()
         for name, tensor in network.named_parameters()

@@ -1,4 +1,4 @@
-"""Every family: counts, what a position depends on, padding, dropout, remat, the head."""
+"""Models of all families: parameter counts, dependencies, padding, dropout, remat, head."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.networks import CASES, FAMILIES, batch_of, made, network, noisy, random_ids
+from helpers.networks import CASES, FAMILIES, batch_of, model_and_params, network, noisy, random_ids
 
 from lightpaff_jax import config, models
 from lightpaff_jax.batch import Batch, Shape
@@ -17,37 +17,30 @@ from lightpaff_jax.models import layers, mass
 
 @pytest.fixture(scope='module', params=CASES)
 def any_case(request):
-    return made(request.param)
+    return model_and_params(request.param)
 
 
 @pytest.fixture(scope='module', params=FAMILIES)
 def any_family(request):
-    return made(request.param)
+    return model_and_params(request.param)
 
 
-BERT = {'family': 'bert', 'vocab_size': 30522, 'positions': 512}
-GPT2 = {'family': 'gpt2', 'vocab_size': 50257, 'positions': 1024}
-TRANSLATION = {'family': 'mass', 'vocab_size': 64139, 'positions': 512}
-MIDDLE = {'family': 'mass', 'vocab_size': 30522, 'positions': 512}
+def sizes(family, vocab_size, positions, layers, width, heads, **more):
+    """Returns the keys of a network with a feed-forward width of 4 D."""
+    more |= {'vocab_size': vocab_size, 'positions': positions, 'layers': layers}
+    return {'family': family, 'width': width, 'heads': heads, 'ffn': 4 * width, **more}
+
+
 SIZES = {
-    'bert teacher': BERT | {'layers': 12, 'width': 768, 'heads': 12, 'ffn': 3072},
-    'bert student': BERT | {'layers': 3, 'width': 512, 'heads': 8, 'ffn': 2048},
-    'gpt2 teacher': GPT2 | {'layers': 24, 'width': 1024, 'heads': 16, 'ffn': 4096},
-    'gpt2 student': GPT2 | {'layers': 4, 'width': 768, 'heads': 12, 'ffn': 3072},
-    'translation teacher': TRANSLATION | {
-        'layers': 6, 'decoder_layers': 6, 'width': 1024, 'heads': 16, 'ffn': 4096,
-        'tied': 'decoder',
-    },
-    'translation student': TRANSLATION | {
-        'layers': 4, 'decoder_layers': 4, 'width': 512, 'heads': 8, 'ffn': 2048,
-    },
-    'middle teacher': MIDDLE | {
-        'layers': 6, 'decoder_layers': 6, 'width': 1024, 'heads': 16, 'ffn': 4096,
-    },
-    'middle student': MIDDLE | {
-        'layers': 4, 'decoder_layers': 2, 'width': 512, 'heads': 8, 'ffn': 2048,
-    },
-}  # fmt: skip
+    'bert teacher': sizes('bert', 30522, 512, 12, 768, 12),
+    'bert student': sizes('bert', 30522, 512, 3, 512, 8),
+    'gpt2 teacher': sizes('gpt2', 50257, 1024, 24, 1024, 16),
+    'gpt2 student': sizes('gpt2', 50257, 1024, 4, 768, 12),
+    'translation teacher': sizes('mass', 64139, 512, 6, 1024, 16, decoder_layers=6, tied='decoder'),
+    'translation student': sizes('mass', 64139, 512, 4, 512, 8, decoder_layers=4),
+    'middle teacher': sizes('mass', 30522, 512, 6, 1024, 16, decoder_layers=6),
+    'middle student': sizes('mass', 30522, 512, 4, 512, 8, decoder_layers=2),
+}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +52,7 @@ SIZES = {
         ('gpt2 student', 67_736_832),
     ],
 )
-def test_parameter_counts_are_those_of_the_paper(name, count):
+def test_parameter_counts_equal_the_paper(name, count):
     assert models.build(config.network(**SIZES[name])).parameter_count == count
 
 
@@ -72,10 +65,11 @@ def test_parameter_counts_are_those_of_the_paper(name, count):
         ('middle student', 37, 0.5),
     ],
 )
-def test_parameter_counts_of_mass_are_those_of_the_paper_as_it_rounds(name, millions, rounding):
-    """Translation with the 64,139 ids of the published English-French vocabulary: the encoder's
-    embedding apart, the decoder's and the output one matrix. Each is without `output_bias`, which
-    is not trained.
+def test_parameter_counts_of_mass_round_to_the_paper(name, millions, rounding):
+    """Counts without `output_bias`, which is not trained.
+
+    Translation has the 64,139 ids of the published English-French vocabulary and ties the decoder's
+    embedding and the output.
     """
     c = config.network(**SIZES[name])
     trained = models.build(c).parameter_count - c.vocab_size
@@ -83,7 +77,7 @@ def test_parameter_counts_of_mass_are_those_of_the_paper_as_it_rounds(name, mill
 
 
 def influence(features, params, rows: int):
-    """[P, rows]: how much features [1, P, D] depend on the first `rows` token embeddings."""
+    """Returns [P, rows]: how much features [1, P, D] depend on the first token embeddings."""
     table = jnp.asarray(params['token_embedding']['table'])
 
     def total(delta):
@@ -94,31 +88,31 @@ def influence(features, params, rows: int):
     return np.abs(jax.jit(jax.jacobian(total))(jnp.zeros((rows, table.shape[1])))).sum(axis=-1)
 
 
-def test_no_position_of_gpt2_depends_on_a_later_one_and_each_on_all_before():
-    model, params = made('gpt2')
+def test_gpt2_depends_on_all_earlier_positions_only():
+    model, params = model_and_params('gpt2')
     batch = batch_of(jnp.arange(12)[None])
-    found = influence(lambda p: model.features(p, batch), params, 12)
-    assert np.all(np.triu(found, 1) == 0)
-    assert np.all(found[np.tril_indices(12)] > 0)
+    influences = influence(lambda p: model.features(p, batch), params, 12)
+    assert np.all(np.triu(influences, 1) == 0)
+    assert np.all(influences[np.tril_indices(12)] > 0)
 
 
-def test_each_position_of_bert_depends_on_all():
-    model, params = made('bert lm')
+def test_bert_depends_on_all_positions():
+    model, params = model_and_params('bert lm')
     batch = batch_of(jnp.arange(12)[None])
     assert np.all(influence(lambda p: model.features(p, batch), params, 12) > 0)
 
 
-def test_the_decoder_of_mass_sees_no_later_position_and_all_of_the_source():
-    model, params = made('mass all')
+def test_mass_decoder_depends_on_earlier_positions_and_source():
+    model, params = model_and_params('mass all')
     batch = batch_of(jnp.arange(12)[None], source=jnp.arange(12, 27)[None])
-    found = influence(lambda p: model.features(p, batch), params, 27)
-    assert np.all(np.triu(found[:, :12], 1) == 0)
-    assert np.all(found[:, :12][np.tril_indices(12)] > 0)
-    assert np.all(found[:, 12:] > 0)
+    influences = influence(lambda p: model.features(p, batch), params, 27)
+    assert np.all(np.triu(influences[:, :12], 1) == 0)
+    assert np.all(influences[:, :12][np.tril_indices(12)] > 0)
+    assert np.all(influences[:, 12:] > 0)
 
 
-def test_each_position_of_the_encoder_of_mass_depends_on_all():
-    model, params = made('mass all')
+def test_mass_encoder_depends_on_all_positions():
+    model, params = model_and_params('mass all')
     graph, state = nnx.split(nnx.eval_shape(lambda: mass.MASS(model.network, 256, nnx.Rngs(0))))
 
     def encode(params):
@@ -130,18 +124,18 @@ def test_each_position_of_the_encoder_of_mass_depends_on_all():
 
 
 def padded_batch(ids, source, padding: int) -> Batch:
-    """Ids and source with 4 positions of padding after the last."""
+    """Returns ids and source with 4 positions of padding at the end."""
     ids, source = (np.pad(x, ((0, 0), (0, 4)), constant_values=padding) for x in (ids, source))
     real = (np.arange(ids.shape[1]) < ids.shape[1] - 4).astype(np.int32)
     real = np.broadcast_to(real, ids.shape)
     source_real = (np.arange(source.shape[1]) < source.shape[1] - 4).astype(np.int32)
+    source_segments = np.broadcast_to(source_real, source.shape)
     return batch_of(
-        ids, source=source, segments=real, type_ids=real,
-        source_segments=np.broadcast_to(source_real, source.shape),
-    )  # fmt: skip
+        ids, source=source, segments=real, type_ids=real, source_segments=source_segments
+    )
 
 
-def test_padding_changes_no_real_position(any_family):
+def test_padding_leaves_features_unchanged(any_family):
     model, params = any_family
     ids, source = random_ids(2, 11), random_ids(2, 9, seed=3)
     features = jax.jit(model.features)
@@ -154,7 +148,7 @@ def test_padding_changes_no_real_position(any_family):
     np.testing.assert_allclose(zeros, plain, atol=2e-5)  # float32 sums in another order
 
 
-def test_a_row_of_padding_alone_gives_finite_features_and_gradients(any_family):
+def test_rows_of_padding_have_finite_features_and_gradients(any_family):
     model, params = any_family
     ids = jnp.zeros((2, 8), jnp.int32)
     batch = batch_of(ids, segments=ids, source_segments=ids)
@@ -167,20 +161,21 @@ def test_a_row_of_padding_alone_gives_finite_features_and_gradients(any_family):
 
 
 @pytest.mark.parametrize('case', ['bert lm', 'gpt2'])
-def test_texts_packed_in_one_row_do_not_see_each_other(case):
-    (model, params), ids = made(case), random_ids(1, 15)
+def test_packed_texts_do_not_attend_to_each_other(case):
+    (model, params), ids = model_and_params(case), random_ids(1, 15)
     packed = batch_of(
         ids,
         segments=np.array([[1] * 9 + [2] * 6]),
         position_ids=np.concatenate([np.arange(9), np.arange(6)])[None],
     )
-    alone = [model.features(params, batch_of(part)) for part in (ids[:, :9], ids[:, 9:])]
-    found = model.features(params, packed)
-    np.testing.assert_allclose(found, jnp.concatenate(alone, axis=1), atol=2e-5)
+    separate = [model.features(params, batch_of(part)) for part in (ids[:, :9], ids[:, 9:])]
+    np.testing.assert_allclose(
+        model.features(params, packed), jnp.concatenate(separate, axis=1), atol=2e-5
+    )
 
 
-def test_the_decoder_of_mass_reads_the_positions_it_is_given():
-    (model, params), batch = made('mass all'), batch_of(random_ids(1, 6))
+def test_mass_decoder_uses_position_ids():
+    (model, params), batch = model_and_params('mass all'), batch_of(random_ids(1, 6))
     shifted = dataclasses.replace(batch, position_ids=jnp.arange(3, 9)[None])
     moved = params | {
         'decoder_position': {'table': np.roll(params['decoder_position']['table'], -3, axis=0)}
@@ -189,8 +184,8 @@ def test_the_decoder_of_mass_reads_the_positions_it_is_given():
 
 
 @pytest.mark.parametrize('case', [*FAMILIES, 'bert classify', 'mass none'])
-def test_padding_ids_of_the_vocabulary_have_no_probability_and_no_gradient(case):
-    (model, params), batch = made(case), batch_of(random_ids(2, 12))
+def test_padding_ids_have_no_probability_and_no_gradient(case):
+    (model, params), batch = model_and_params(case), batch_of(random_ids(2, 12))
     used = model.network.classes or 201
 
     def loss(params):
@@ -207,14 +202,14 @@ def test_padding_ids_of_the_vocabulary_have_no_probability_and_no_gradient(case)
     assert np.any(gradient['token_embedding']['table'][:201] != 0)
 
 
-def test_a_network_without_a_head_predicts_nothing():
+def test_head_of_a_network_without_a_head_raises():
     model = models.build(network('bert none'))
     with pytest.raises(ValueError, match="head 'none' predicts nothing"):
         model.head(noisy(model))
 
 
-def test_the_output_bias_of_mass_moves_the_logits_and_gets_no_gradient():
-    (model, params), batch = made('mass all'), batch_of(random_ids(2, 5))
+def test_mass_output_bias_shifts_logits_without_gradient():
+    (model, params), batch = model_and_params('mass all'), batch_of(random_ids(2, 5))
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(model.logits(p, batch)[..., :201] ** 2)))(params)
     assert np.all(gradient['output_bias']['bias'] == 0)
     moved = params | {'output_bias': {'bias': params['output_bias']['bias'] + 1}}
@@ -223,7 +218,7 @@ def test_the_output_bias_of_mass_moves_the_logits_and_gets_no_gradient():
     np.testing.assert_allclose(apart[..., :201], 1, atol=1e-4)
 
 
-def test_features_at_chosen_positions_are_rows_of_all_features(any_case):
+def test_features_at_positions_are_rows_of_all_features(any_case):
     model, params = any_case
     batch = batch_of(random_ids(2, 12))
     positions = np.array([[1, 7, 3], [0, 11, 11]])
@@ -231,11 +226,11 @@ def test_features_at_chosen_positions_are_rows_of_all_features(any_case):
     features = jax.jit(model.features)
     every = np.asarray(features(params, batch))
     expected = np.stack([every[i, positions[i]] for i in range(2)])
-    # A transform of 3 rows and one of 12 are different products.
+    # The transforms of 3 and of 12 rows are different products.
     np.testing.assert_allclose(features(params, chosen), expected, atol=1e-5)
 
 
-def test_equal_configurations_have_one_network():
+def test_equal_configurations_share_one_model():
     c = network('gpt2')
     assert models.build(c) is models.build(network('gpt2'))
     assert models.build(c) is not models.build(c, remat='block')
@@ -258,36 +253,36 @@ def test_remat_changes_no_gradient(case, dropout):
 
 
 @pytest.mark.parametrize('case', ['bert lm', 'bert classify', 'gpt2', 'mass all'])
-def test_dropout_needs_a_key_and_is_that_of_the_key(case):
+def test_dropout_is_a_function_of_the_key(case):
     model = models.build(network(case, dropout=0.3))
     params, batch = noisy(model), batch_of(random_ids(1, 8))
     features = jax.jit(lambda key: model.features(params, batch, key=key))
-    plain, one, again, other = (
+    plain, first, again, other = (
         features(None if seed is None else jax.random.key(seed)) for seed in (None, 1, 1, 2)
     )
-    np.testing.assert_array_equal(one, again)
-    assert not np.allclose(plain, one)
-    assert not np.allclose(one, other)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(plain, first)
+    assert not np.allclose(first, other)
     without = jax.jit(models.build(network(case)).features)(params, batch)
     np.testing.assert_allclose(plain, without, atol=1e-5)  # two programs
 
 
-def test_dropout_keeps_the_mean():
-    kept = layers.dropout(jnp.ones(100_000), jax.random.key(0), 0.3)
-    # The mean of 1e5 of them has standard error sqrt(0.3 / 0.7 / 1e5) = 0.002.
-    assert abs(float(kept.mean()) - 1) < 0.01
+def test_dropout_preserves_the_mean():
+    dropped = layers.dropout(jnp.ones(100_000), jax.random.key(0), 0.3)
+    # The mean of 1e5 values has standard error sqrt(0.3 / 0.7 / 1e5) = 0.002.
+    assert abs(float(dropped.mean()) - 1) < 0.01
 
 
 @pytest.mark.parametrize('case', ['bert lm', 'bert classify', 'gpt2', 'mass all'])
 @pytest.mark.usefixtures('full_compilation')
-def test_forward_flops_count_every_matrix_product_of_the_compiled_program(case):
+def test_flops_equal_the_compiled_matrix_products(case):
     decoder = {'decoder_layers': 1} if case == 'mass all' else {}
     c = network(
         case, layers=1, width=128, heads=2, ffn=512, positions=64, vocab_size=2048, **decoder
     )
-    model, one = models.build(c), jnp.zeros((1, 1), jnp.int32)
+    model, position = models.build(c), jnp.zeros((1, 1), jnp.int32)
     ids, source = jnp.zeros((1, 64), jnp.int32), jnp.zeros((1, 48), jnp.int32)
-    batch = batch_of(ids, source=source, positions=one if case == 'bert classify' else None)
+    batch = batch_of(ids, source=source, positions=position if case == 'bert classify' else None)
     compiled = jax.jit(model.logits).lower(model.abstract_params, batch).compile()
     shape = Shape(64, 1 if case == 'bert classify' else 64, 48)
     # The compiler also counts softmax, norms and GELU, here under a tenth.

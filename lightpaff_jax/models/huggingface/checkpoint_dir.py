@@ -26,7 +26,7 @@ _OTHER_FORMATS = ('.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack')
 
 
 def read_network(label: str, path: str | pathlib.Path) -> ConfigDict:
-    """Returns the network of a folder, with the keys of `config.network()`.
+    """Reads the network of a folder, with the keys of `config.network()`.
 
     Args:
       label: setting that names the folder, the start of all messages.
@@ -42,7 +42,7 @@ def read_network(label: str, path: str | pathlib.Path) -> ConfigDict:
 def read_params(
     label: str, path: str | pathlib.Path, model: Model, initial: Params | None = None
 ) -> Params:
-    """Returns the parameters of `model` in float32 on the host, from a folder's safetensors.
+    """Reads the parameters of `model` in float32 on the host, from a folder's safetensors.
 
     Args:
       label: setting that names the folder, the start of all messages.
@@ -88,7 +88,7 @@ class _Tensors(Mapping):
 
 
 def _open_tensors(label: str, folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Returns the open file of each tensor, from the single file or the shards of the index."""
+    """Opens the file of each tensor, from the single file or the shards of the index."""
 
     def open_file(name: str) -> Any:
         try:

@@ -108,7 +108,7 @@ _TOKENS = {
 
 
 def read(where: str, values: Mapping[str, Any]) -> ConfigDict:
-    """Returns the network of a config.json; absent keys have transformers' defaults.
+    """Reads the network of a config.json; absent keys have transformers' defaults.
 
     Dropout is that of the hidden states; another rate for attention is dropped.
 
@@ -202,7 +202,7 @@ def _mass_settings(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(c: ConfigDict, ids: Mapping[str, int]) -> dict[str, Any]:
-    """Returns the config.json of a network.
+    """Builds the config.json of a network.
 
     Args:
       c: the keys of `config.network()`.

@@ -47,7 +47,7 @@ class Names(NamedTuple):
 
 
 def linear(name: str, path: str, transpose: bool = True, **options: Any) -> tuple[Row, Row]:
-    """Returns the rows of a matrix and its bias."""
+    """Lists the rows of a matrix and its bias."""
     return (
         Row(f'{name}.weight', f'{path}/kernel', transpose=transpose, **options),
         Row(f'{name}.bias', f'{path}/bias', **options),
@@ -55,7 +55,7 @@ def linear(name: str, path: str, transpose: bool = True, **options: Any) -> tupl
 
 
 def norm(name: str, path: str, head: bool = False) -> tuple[Row, Row]:
-    """Returns the rows of a LayerNorm."""
+    """Lists the rows of a LayerNorm."""
     return (
         Row(f'{name}.weight', f'{path}/scale', head=head),
         Row(f'{name}.bias', f'{path}/bias', head=head),
@@ -63,7 +63,7 @@ def norm(name: str, path: str, head: bool = False) -> tuple[Row, Row]:
 
 
 def output(name: str, path: str) -> tuple[Row, Row]:
-    """Returns the rows of a head's matrix, which both sides store as [out, in], and its bias."""
+    """Lists the rows of a head's matrix, which both sides store as [out, in], and its bias."""
     return (
         Row(f'{name}.weight', f'{path}/table', head=True),
         Row(f'{name}.bias', f'{path}/bias', head=True),
@@ -79,7 +79,7 @@ def from_huggingface(
     vocab_size: int,
     initial: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns our parameters as float32 arrays on the host.
+    """Converts tensors to our parameters, float32 arrays on the host.
 
     Parameters of heads that the table does not have are ignored and logged.
 
@@ -165,7 +165,7 @@ def _fill(view: np.ndarray, row: Row, names: list[str], tensors: Mapping) -> lis
 def to_huggingface(
     params: dict[str, Any], table: Sequence[Row], vocab_size: int
 ) -> dict[str, np.ndarray]:
-    """Returns Hugging Face's tensors, without padding of the vocabulary.
+    """Converts our parameters to tensors, without padding of the vocabulary.
 
     Matrices with several output or input axes (heads x head width) get two axes.
     """
@@ -201,7 +201,7 @@ def _view(array: np.ndarray, row: Row, layer: int | None, vocab_size: int) -> np
 
 
 def _matrix_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns our shape with heads and head width as one axis."""
+    """Computes our shape with heads and head width as one axis."""
     if row.path.endswith(('/bias', '/scale')):
         return (math.prod(shape),)
     if row.path.endswith('/out/kernel'):
@@ -210,6 +210,6 @@ def _matrix_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _tensor_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns Hugging Face's shape of a row that has `shape` in our parameters."""
+    """Computes Hugging Face's shape of a row that has `shape` in our parameters."""
     first, *rest = _matrix_shape(row, shape)[:: -1 if row.transpose else 1]
     return (1,) * row.lead + (first + row.offset, *rest)

@@ -1,19 +1,26 @@
-"""config.json: what is refused, what an absent key means, what is written."""
+"""config.json: unsupported values, defaults of absent keys, written values."""
 
 import pytest
-from helpers.folders import made, reconfigure, refused
+from helpers.folders import reconfigure, refusal, write_folder
 from helpers.networks import network
 
 from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.models.huggingface import config_json
 
+BERT_BASE = {'family': 'bert', 'layers': 12, 'width': 768, 'heads': 12, 'ffn': 3072}
+BERT_BASE |= {'positions': 512, 'vocab_size': 30522}
+GPT2 = {'family': 'gpt2', 'layers': 12, 'positions': 1024, 'vocab_size': 50257}
+BART_LARGE = {'family': 'mass', 'layers': 12, 'decoder_layers': 12, 'width': 1024, 'heads': 16}
+BART_LARGE |= {'ffn': 4096, 'positions': 1024, 'vocab_size': 50265}
+BART_LARGE |= {'scale_embedding': False, 'dropout': 0.3}
+
 
 @pytest.mark.parametrize('value', [['T5ForConditionalGeneration'], [], 'BertModel', [{}], None])
-def test_an_architecture_that_we_do_not_have_is_refused_by_those_we_do(value, tmp_path):
-    made(tmp_path, 'gpt2')
+def test_unknown_architecture_is_refused_with_known_names(value, tmp_path):
+    write_folder(tmp_path, 'gpt2')
     reconfigure(tmp_path, architectures=value)
-    message = refused(tmp_path)
+    message = refusal(tmp_path)
     assert message.startswith(f'config.json has architectures = {value}: must be one of ')
     for name in config_json.ARCHITECTURES:
         assert name in message
@@ -35,7 +42,12 @@ def test_an_architecture_that_we_do_not_have_is_refused_by_those_we_do(value, tm
         ('bert lm', 'vocab_size', 201.5, 'must be a whole number above 0'),
         ('bert lm', 'hidden_dropout_prob', 1.0, 'must be in [0, 1)'),
         ('bert lm', 'quantization_config', {'bits': 4}, 'must be None'),
-        ('bert classify', 'problem_type', 'regression', "must be 'single_label_classification' or None"),
+        (
+            'bert classify',
+            'problem_type',
+            'regression',
+            "must be 'single_label_classification' or None",
+        ),
         ('gpt2', 'activation_function', 'gelu', "must be 'gelu_new' or 'gelu_pytorch_tanh'"),
         ('gpt2', 'layer_norm_epsilon', 1e-6, 'must be 1e-05'),
         ('gpt2', 'scale_attn_weights', False, 'must be True'),
@@ -52,55 +64,48 @@ def test_an_architecture_that_we_do_not_have_is_refused_by_those_we_do(value, tm
         ('mass all', 'decoder_ffn_dim', 96, 'must equal encoder_ffn_dim = 80'),
         ('mass all', 'scale_embedding', None, 'must be true or false'),
     ],
-)  # fmt: skip
-def test_a_setting_that_our_networks_do_not_have_is_refused(case, key, value, rule, tmp_path):
-    made(tmp_path, case)
+)
+def test_unsupported_setting_is_refused(case, key, value, rule, tmp_path):
+    write_folder(tmp_path, case)
     reconfigure(tmp_path, **{key: value})
-    assert refused(tmp_path) == f'config.json has {key} = {value!r}: {rule}'
+    assert refusal(tmp_path) == f'config.json has {key} = {value!r}: {rule}'
 
 
-def test_a_regression_is_refused(tmp_path):
-    made(tmp_path, 'bert classify')
+def test_regression_head_is_refused(tmp_path):
+    write_folder(tmp_path, 'bert classify')
     reconfigure(tmp_path, id2label={'0': 'score'})
-    assert refused(tmp_path) == 'config.json has num_labels = 1: must be at least 2'
+    assert refusal(tmp_path) == 'config.json has num_labels = 1: must be at least 2'
 
 
 @pytest.mark.parametrize(
-    ('found', 'expected'),
+    ('values', 'expected'),
     [
-        ({'architectures': ['BertModel']}, {
-            'family': 'bert', 'head': 'none', 'layers': 12, 'width': 768, 'heads': 12, 'ffn': 3072,
-            'positions': 512, 'vocab_size': 30522, 'type_vocab_size': 2,
-        }),
-        ({'architectures': ['GPT2Model'], 'n_embd': 1024, 'n_head': 16}, {
-            'family': 'gpt2', 'layers': 12, 'width': 1024, 'heads': 16, 'ffn': 4096,
-            'positions': 1024, 'vocab_size': 50257,
-        }),
-        ({'architectures': ['BartForConditionalGeneration'], 'dropout': 0.3}, {
-            'family': 'mass', 'layers': 12, 'decoder_layers': 12, 'width': 1024, 'heads': 16,
-            'ffn': 4096, 'positions': 1024, 'vocab_size': 50265, 'scale_embedding': False,
-            'dropout': 0.3,
-        }),
-        ({'architectures': ['BertForSequenceClassification'], 'num_labels': 5}, {
-            'family': 'bert', 'head': 'classify', 'classes': 5, 'layers': 12, 'width': 768,
-            'heads': 12, 'ffn': 3072, 'positions': 512, 'vocab_size': 30522,
-        }),
+        ({'architectures': ['BertModel']}, BERT_BASE | {'head': 'none', 'type_vocab_size': 2}),
+        (
+            {'architectures': ['GPT2Model'], 'n_embd': 1024, 'n_head': 16},
+            GPT2 | {'width': 1024, 'heads': 16, 'ffn': 4096},
+        ),
+        ({'architectures': ['BartForConditionalGeneration'], 'dropout': 0.3}, BART_LARGE),
+        (
+            {'architectures': ['BertForSequenceClassification'], 'num_labels': 5},
+            BERT_BASE | {'head': 'classify', 'classes': 5},
+        ),
     ],
-)  # fmt: skip
-def test_keys_that_are_not_there_have_the_values_of_transformers(found, expected):
+)
+def test_absent_keys_have_transformers_defaults(values, expected):
     expected = {'dropout': 0.1} | expected
-    assert config_json.read('', found).to_dict() == config.network(**expected).to_dict()
+    assert config_json.read('', values).to_dict() == config.network(**expected).to_dict()
 
 
-def test_a_bart_says_where_its_norms_are():
+def test_bart_config_states_its_norms():
     values = config_json.write(network('mass all'), {'eos_token_id': 3})
-    wanted = {'normalize_before': False, 'add_final_layer_norm': False, 'normalize_embedding': True,
-              'forced_eos_token_id': 3, 'pad_token_id': None}  # fmt: skip
-    assert wanted.items() <= values.items()
+    expected = {'normalize_before': False, 'add_final_layer_norm': False}
+    expected |= {'normalize_embedding': True, 'forced_eos_token_id': 3, 'pad_token_id': None}
+    assert expected.items() <= values.items()
 
 
 @pytest.mark.parametrize('value', [None, {}, 'wide'])
-def test_a_width_that_is_no_number_is_named(value):
-    found = {'architectures': ['GPT2LMHeadModel'], 'n_embd': value}
+def test_width_that_is_not_a_number_is_refused(value):
+    values = {'architectures': ['GPT2LMHeadModel'], 'n_embd': value}
     with pytest.raises(UserError, match=r'n_embd = .*: must be a whole number above 0'):
-        config_json.read('here', found)
+        config_json.read('here', values)

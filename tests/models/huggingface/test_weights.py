@@ -1,4 +1,4 @@
-"""Our tree in Hugging Face's names: identity of import and export, other spellings, misfits."""
+"""Parameters in Hugging Face's format: round trips, other names, inconsistent tensors."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from helpers.folders import WHOLE, made, read, refused, rewrite
+from helpers.folders import WHOLE, read, refusal, rewrite, write_folder
 from helpers.networks import CASES, network, noisy
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -18,11 +18,11 @@ from lightpaff_jax.models.huggingface import checkpoint_dir, weights
 
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('padding', [0, 1])
-def test_import_of_an_export_is_the_identity_bit_for_bit(case, padding, tmp_path):
-    model, params = made(tmp_path / 'one', case, ids={'pad_token_id': padding})
+def test_import_of_an_export_is_bitwise_equal(case, padding, tmp_path):
+    model, params = write_folder(tmp_path / 'one', case, ids={'pad_token_id': padding})
     assert json.loads((tmp_path / 'one/config.json').read_text())['pad_token_id'] == padding
-    found = checkpoint_dir.read_network('--model', tmp_path / 'one')
-    assert found.to_dict() == model.network.to_dict()
+    read_back = checkpoint_dir.read_network('--model', tmp_path / 'one')
+    assert read_back.to_dict() == model.network.to_dict()
     back = read(tmp_path / 'one')
     chex.assert_trees_all_equal(back, params)
     assert {x.dtype for x in jax.tree.leaves(back)} == {np.dtype(np.float32)}
@@ -31,8 +31,8 @@ def test_import_of_an_export_is_the_identity_bit_for_bit(case, padding, tmp_path
         assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
 
 
-def test_matrices_and_fused_parts_lie_where_their_names_say(tmp_path):
-    _, params = made(tmp_path, 'bert lm')
+def test_matrices_and_fused_parts_match_their_names(tmp_path):
+    _, params = write_folder(tmp_path, 'bert lm')
     tensors = load_file(tmp_path / WHOLE)
     attention = 'bert.encoder.layer.2.attention'
     fused = params['blocks']['attention']['qkv']
@@ -47,8 +47,8 @@ def test_matrices_and_fused_parts_lie_where_their_names_say(tmp_path):
     np.testing.assert_array_equal(tensors['bert.embeddings.word_embeddings.weight'], table)
 
 
-def test_position_tables_of_bart_begin_with_two_rows_that_are_not_ours(tmp_path):
-    _, params = made(tmp_path, 'mass all')
+def test_bart_position_tables_have_two_extra_rows(tmp_path):
+    _, params = write_folder(tmp_path, 'mass all')
     name = 'model.decoder.embed_positions.weight'
     rows = load_file(tmp_path / WHOLE)[name]
     assert rows.shape == (42, 48)
@@ -59,8 +59,8 @@ def test_position_tables_of_bart_begin_with_two_rows_that_are_not_ours(tmp_path)
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_names_are_read_with_and_without_the_prefix_of_the_trunk(case, tmp_path):
-    model, params = made(tmp_path, case)
+def test_names_are_read_with_and_without_prefix(case, tmp_path):
+    model, params = write_folder(tmp_path, case)
     prefix = models.MODELS[model.network.family][0].NAMES.prefix
     full = weights.to_huggingface(params, model.table, 201)
     bare = {name.removeprefix(prefix): x for name, x in full.items()}
@@ -71,7 +71,7 @@ def test_names_are_read_with_and_without_the_prefix_of_the_trunk(case, tmp_path)
 
 
 def test_norms_are_read_by_their_old_names(tmp_path):
-    _, params = made(tmp_path, 'bert pretraining')
+    _, params = write_folder(tmp_path, 'bert pretraining')
 
     def old(name):
         name = name.replace('LayerNorm.weight', 'LayerNorm.gamma')
@@ -94,8 +94,8 @@ def test_norms_are_read_by_their_old_names(tmp_path):
         ('mass none', 'model.shared.weight'),
     ],
 )
-def test_what_is_no_parameter_is_passed_over_in_silence(case, name, tmp_path, caplog):
-    _, params = made(tmp_path, case)
+def test_buffers_are_ignored_without_a_message(case, name, tmp_path, caplog):
+    _, params = write_folder(tmp_path, case)
     rewrite(tmp_path, lambda tensors: tensors | {name: np.arange(40)})
     with caplog.at_level(logging.INFO):
         chex.assert_trees_all_equal(read(tmp_path), params)
@@ -114,31 +114,28 @@ TIED = [
 
 
 @pytest.mark.parametrize(('case', 'again', 'name'), TIED)
-def test_a_tied_tensor_may_come_twice_or_by_its_other_name_but_not_differ(
-    case, again, name, tmp_path
-):
-    _, params = made(tmp_path, case)
+def test_tied_tensors_may_repeat_but_not_differ(case, again, name, tmp_path):
+    _, params = write_folder(tmp_path, case)
     tensors = load_file(tmp_path / WHOLE)
     rewrite(tmp_path, lambda _: tensors | {again: tensors[name]})
     chex.assert_trees_all_equal(read(tmp_path), params)
-    alone = {key: x for key, x in tensors.items() if key != name}
-    rewrite(tmp_path, lambda _: alone | {again: tensors[name]})
+    renamed = {key: x for key, x in tensors.items() if key != name}
+    rewrite(tmp_path, lambda _: renamed | {again: tensors[name]})
     chex.assert_trees_all_equal(read(tmp_path), params)
     rewrite(tmp_path, lambda _: tensors | {again: tensors[name] + 1})
-    assert f'{again}: must equal {name}, which it repeats' in refused(tmp_path)
+    assert f'{again}: must equal {name}, which it repeats' in refusal(tmp_path)
 
 
-def test_a_bart_without_output_bias_has_zeros_there(tmp_path):
-    _, params = made(tmp_path, 'mass all')
-    rewrite(tmp_path, lambda tensors: {
-        name: x for name, x in tensors.items() if name != 'final_logits_bias'
-    })  # fmt: skip
+def test_absent_output_bias_of_bart_is_zero(tmp_path):
+    _, params = write_folder(tmp_path, 'mass all')
+    bias = 'final_logits_bias'
+    rewrite(tmp_path, lambda tensors: {name: x for name, x in tensors.items() if name != bias})
     expected = params | {'output_bias': {'bias': np.zeros(256, np.float32)}}
     chex.assert_trees_all_equal(read(tmp_path), expected)
 
 
-def test_one_message_names_every_tensor_that_does_not_fit(tmp_path):
-    made(tmp_path, 'gpt2')
+def test_one_message_lists_every_inconsistent_tensor(tmp_path):
+    write_folder(tmp_path, 'gpt2')
 
     def change(tensors):
         tensors['extra'] = tensors.pop('transformer.h.1.ln_1.bias')
@@ -149,7 +146,7 @@ def test_one_message_names_every_tensor_that_does_not_fit(tmp_path):
         return tensors
 
     rewrite(tmp_path, change)
-    message = refused(tmp_path)
+    message = refusal(tmp_path)
     for part in (
         '- transformer.h.1.ln_1.bias',
         '+ extra',
@@ -161,47 +158,51 @@ def test_one_message_names_every_tensor_that_does_not_fit(tmp_path):
         assert part in message
 
 
-def test_a_name_in_two_spellings_is_refused(tmp_path):
-    made(tmp_path, 'gpt2')
+def test_one_tensor_under_two_names_is_refused(tmp_path):
+    write_folder(tmp_path, 'gpt2')
     rewrite(tmp_path, lambda tensors: tensors | {'ln_f.bias': np.zeros(48, np.float32)})
-    assert refused(tmp_path).startswith('tensors do not fit the model: + ')
+    assert refusal(tmp_path).startswith('tensors do not fit the model: + ')
 
 
 def other_head(case: str, head: str, **changes):
     return models.build(network(case, head=head, **changes))
 
 
-def test_heads_that_are_not_wanted_are_left_out_with_their_names_in_the_log(tmp_path, caplog):
-    _, params = made(tmp_path, 'bert pretraining')
+def test_tensors_of_other_heads_are_ignored_and_logged(tmp_path, caplog):
+    _, params = write_folder(tmp_path, 'bert pretraining')
     model = other_head('bert pretraining', 'lm')
     with caplog.at_level(logging.INFO, 'lightpaff_jax'):
-        found = checkpoint_dir.read_params(f'config.teacher.path = {tmp_path}', tmp_path, model)
-    chex.assert_trees_all_equal(found, {name: params[name] for name in model.abstract_params})
+        actual = checkpoint_dir.read_params(f'config.teacher.path = {tmp_path}', tmp_path, model)
+    chex.assert_trees_all_equal(actual, {name: params[name] for name in model.abstract_params})
     (line,) = caplog.messages
-    left = ('bert.pooler.dense.weight', 'bert.pooler.dense.bias', 'cls.seq_relationship.weight',
-            'cls.seq_relationship.bias')  # fmt: skip
+    heads = 'bert.pooler.dense', 'cls.seq_relationship'
+    ignored = [f'{name}.{part}' for name in heads for part in ('bias', 'weight')]
     assert line.split(': ')[:2] == [f'config.teacher.path = {tmp_path}', 'ignored, of other heads']
-    assert sorted(line.split(': ')[2].split(', ')) == sorted(left)
+    assert sorted(line.split(': ')[2].split(', ')) == ignored
 
 
-def test_a_head_that_is_not_there_begins_fresh_only_where_it_may(tmp_path, caplog):
-    _, params = made(tmp_path, 'bert lm')
+def test_missing_head_is_initialised_only_if_allowed(tmp_path, caplog):
+    _, params = write_folder(tmp_path, 'bert lm')
     model = other_head('bert lm', 'classify', classes=3)
-    fresh = noisy(model, seed=5)
-    message = refused(tmp_path, model)
+    initial = noisy(model, seed=5)
+    message = refusal(tmp_path, model)
     for name in ('bert.pooler.dense.weight', 'classifier.weight', 'classifier.bias'):
         assert f'- {name}' in message
     with caplog.at_level(logging.INFO, 'lightpaff_jax'):
-        found = checkpoint_dir.read_params('--model', tmp_path, model, fresh)
+        actual = checkpoint_dir.read_params('--model', tmp_path, model, initial)
     heads = ('pooler', 'classifier')
-    expected = {name: (fresh if name in heads else params)[name] for name in model.abstract_params}
-    chex.assert_trees_all_equal(found, expected)
+    expected = {
+        name: (initial if name in heads else params)[name] for name in model.abstract_params
+    }
+    chex.assert_trees_all_equal(actual, expected)
     assert [line for line in caplog.messages if 'newly initialised: ' in line]
 
 
-@pytest.mark.parametrize('name', ['bert.embeddings.LayerNorm.bias', 'bert.encoder.layer.1.output.dense.weight'])  # fmt: skip
-def test_the_trunk_never_begins_fresh(name, tmp_path):
-    made(tmp_path, 'bert lm')
+@pytest.mark.parametrize(
+    'name', ['bert.embeddings.LayerNorm.bias', 'bert.encoder.layer.1.output.dense.weight']
+)
+def test_missing_trunk_tensor_is_always_an_error(name, tmp_path):
+    write_folder(tmp_path, 'bert lm')
     model = other_head('bert lm', 'classify', classes=3)
     rewrite(tmp_path, lambda tensors: {key: x for key, x in tensors.items() if key != name})
-    assert refused(tmp_path, model, noisy(model)) == f'tensors do not fit the model: - {name}'
+    assert refusal(tmp_path, model, noisy(model)) == f'tensors do not fit the model: - {name}'
