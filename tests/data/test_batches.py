@@ -31,12 +31,6 @@ def prepared(data_cache, tokenizer):
     return prepare.prepare(corpus.tiny_config(data_cache), tokenizer)
 
 
-@pytest.fixture(scope='module')
-def vocabulary(tmp_path_factory):
-    """Returns a tokenizer with every special token."""
-    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
-
-
 def configured(data_cache, name):
     if name in ('classify', 'seq2seq'):
         c = corpus.examples_config(data_cache, 'pairs' if name == 'classify' else 'summary')

@@ -24,11 +24,6 @@ PINNED = {
 }
 
 
-@pytest.fixture(scope='module')
-def vocabulary(tmp_path_factory):
-    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
-
-
 def make_dataset(folder, name, vocabulary):
     """Writes 90 records of ascending ids; returns a configuration that reads them, and the dataset."""
     c = config.default()

@@ -17,12 +17,6 @@ from lightpaff_jax.train import train
 EXAMPLES = pytest.mark.parametrize('view', ['pairs', 'summary'])
 
 
-@pytest.fixture(scope='module')
-def vocabulary(tmp_path_factory):
-    """Returns a tokenizer with every special token."""
-    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
-
-
 def configured(data_cache, view):
     c = corpus.examples_config(data_cache, view)
     c.data.length, c.data.buckets = 384, (128, 256, 384)

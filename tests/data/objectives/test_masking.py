@@ -6,13 +6,12 @@ four of them are exceeded once in 16,000 times. The draws are fixed, so a test t
 
 import numpy as np
 import pytest
-from helpers import corpus
 from helpers.objectives import arrays, blocks, make_config, ordinary, record, set_draws, share_is
 
 
 @pytest.fixture(scope='module')
-def tokenizer(tmp_path_factory):
-    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
+def tokenizer(vocabulary):
+    return vocabulary
 
 
 # Masked language modelling.

@@ -6,7 +6,6 @@ four of them are exceeded once in 16,000 times. The draws are fixed, so a test t
 
 import numpy as np
 import pytest
-from helpers import corpus
 from helpers.objectives import arrays, blocks, make_config, record
 from helpers.tokenizers import encode_pair
 
@@ -20,8 +19,8 @@ ALL = pytest.mark.parametrize('name', list(objectives.OBJECTIVES))
 
 
 @pytest.fixture(scope='module')
-def tokenizer(tmp_path_factory):
-    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
+def tokenizer(vocabulary):
+    return vocabulary
 
 
 @pytest.fixture

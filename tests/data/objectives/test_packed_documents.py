@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from helpers import corpus
 
 from lightpaff_jax import config, models
 from lightpaff_jax.batch import Batch
@@ -17,8 +16,8 @@ FAMILIES = {'clm': 'gpt2', 'mlm': 'bert', 'mass': 'mass'}
 
 
 @pytest.fixture(scope='module')
-def tokenizer(tmp_path_factory):
-    return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))
+def tokenizer(vocabulary):
+    return vocabulary
 
 
 def configured(name, packing='best_fit'):
