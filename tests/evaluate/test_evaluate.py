@@ -1,4 +1,4 @@
-"""Scores: every token once, in float64 where it is summed, equal to a reference."""
+"""Scores of a language model count every token once and equal a float64 reference."""
 
 import math
 
@@ -15,7 +15,7 @@ from lightpaff_jax.teacher import Teacher
 
 @pytest.fixture(scope='module')
 def scored(data_cache):
-    """Scores of a fresh student with a teacher, and what a reference needs."""
+    """Returns a student with random weights, its teacher, and a function that scores it."""
     c = corpus.tiny_config(data_cache)
     c.student.update({'layers': 1, 'width': 32, 'heads': 2, 'ffn': 32})
     c.eval.batch_size = 24
@@ -30,15 +30,15 @@ def scored(data_cache):
     def scores():
         frozen = Teacher(teacher, teacher_params, '')
         with jax.set_mesh(mesh):
-            made = evaluate.Evaluation(c, mesh, student, frozen, prepared, tokenizer)
-            return made.score('test', params).scores
+            evaluation = evaluate.Evaluation(c, mesh, student, frozen, prepared, tokenizer)
+            return evaluation.score('test', params).scores
 
     return c, prepared, (student, params), (teacher, teacher_params), scores
 
 
 def test_perplexity_and_agreement_equal_a_float64_reference(scored):
     c, prepared, (student, params), (teacher, teacher_params), scores = scored
-    found = scores()
+    result = scores()
     nll = correct = agree = divergence = count = 0.0
     for batch in batches.evaluation(c, prepared, selection.load(c), 'test'):
         s = np.asarray(student.logits(params, batch), np.float64)
@@ -53,22 +53,22 @@ def test_perplexity_and_agreement_equal_a_float64_reference(scored):
         agree += (w * (s.argmax(-1) == t.argmax(-1))).sum()
         count += w.sum()
     stats = prepared.split('test')
-    assert found['tokens'] == count == stats['tokens']
-    # Chunks are summed in float32: some 1e-6 of a sum of a few thousand terms.
-    assert found['ce'] == pytest.approx(nll / count, rel=1e-5)
-    assert found['kl'] == pytest.approx(divergence / count, rel=1e-4)
-    assert found['perplexity'] == pytest.approx(math.exp(nll / count), rel=1e-4)
-    assert found['word_perplexity'] == pytest.approx(math.exp(nll / stats['words']), rel=1e-3)
-    assert found['accuracy'] == pytest.approx(correct / count, abs=2 / count)
-    assert found['agreement'] == pytest.approx(agree / count, abs=2 / count)
+    assert result['tokens'] == count == stats['tokens']
+    # Chunks are summed in float32, which loses about 1e-6 in a sum of a few thousand terms.
+    assert result['ce'] == pytest.approx(nll / count, rel=1e-5)
+    assert result['kl'] == pytest.approx(divergence / count, rel=1e-4)
+    assert result['perplexity'] == pytest.approx(math.exp(nll / count), rel=1e-4)
+    assert result['word_perplexity'] == pytest.approx(math.exp(nll / stats['words']), rel=1e-3)
+    assert result['accuracy'] == pytest.approx(correct / count, abs=2 / count)
+    assert result['agreement'] == pytest.approx(agree / count, abs=2 / count)
 
 
 def test_scores_do_not_depend_on_the_batch_size(scored):
     c, *_, scores = scored
-    found = scores()
+    result = scores()
     c.eval.batch_size = 8
-    again = scores()
+    other = scores()
     c.eval.batch_size = 24
-    assert found.keys() == again.keys()
-    for name, value in found.items():
-        assert again[name] == pytest.approx(value, rel=1e-5), name
+    assert result.keys() == other.keys()
+    for name, value in result.items():
+        assert other[name] == pytest.approx(value, rel=1e-5), name

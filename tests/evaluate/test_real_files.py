@@ -1,4 +1,4 @@
-"""Scores on real files: those of the folder that the environment variable LIGHTPAFF_DATA names."""
+"""Scores on real files, in the folder that the environment variable LIGHTPAFF_DATA names."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not DATA, reason='needs LIGHTPAFF_DATA')
 SMALL = {'layers': 1, 'width': 16, 'heads': 2, 'ffn': 32, 'positions': 64}
 
 
-def configured(cache, source, folder, tokenizer):
+def make_config(cache, source, folder, tokenizer):
     c = config.default()
     c.student.update(SMALL)
     c.data.update({'source': source, 'path': f'{DATA}/{folder}', 'cache': str(cache), 'length': 64})
@@ -28,26 +28,26 @@ def configured(cache, source, folder, tokenizer):
     return c
 
 
-def scored(c, split, folder):
-    """Scores, lines of predictions, and what a reference needs."""
+def evaluate_split(c, split, folder):
+    """Returns scores, lines of predictions, and the data and network that made them."""
     tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
     model, mesh = models.build(c.student), sharding.make_mesh(c)
     params = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(2)))
     with jax.set_mesh(mesh):
         evaluation = evaluate.Evaluation(c, mesh, model, None, prepared, tokenizer)
-        found = evaluation.finish(evaluation.score(split, params), params, folder)
+        scores = evaluation.finish(evaluation.score(split, params), params, folder)
     lines = [json.loads(x) for x in (folder / f'{split}.jsonl').read_text().splitlines()]
-    return found, lines, (prepared, tokenizer, model, params)
+    return scores, lines, (prepared, tokenizer, model, params)
 
 
 def test_perplexity_of_ptb_equals_a_float64_reference(tmp_path):
-    c = configured(tmp_path / 'cache', 'text', 'ptb', 'gpt2')
+    c = make_config(tmp_path / 'cache', 'text', 'ptb', 'gpt2')
     c.data.documents, c.eval.batches = 'line', 4
-    found, lines, (prepared, tokenizer, model, params) = scored(c, 'test', tmp_path)
+    scores, lines, (prepared, tokenizer, model, params) = evaluate_split(c, 'test', tmp_path)
     weight_VD, bias_V = (np.asarray(x, np.float64) for x in model.head(params))
     nll = count = 0.0
-    of_rows = []
+    row_nll = []
     for batch in batches.evaluation(c, prepared, tokenizer, 'test'):
         features_BTD = np.asarray(model.features(params, batch), np.float64)
         for x_TD, labels_T, weights_T in zip(
@@ -57,32 +57,32 @@ def test_perplexity_of_ptb_equals_a_float64_reference(tmp_path):
             top_T = logits_TV.max(1)
             lse_T = np.log(np.exp(logits_TV - top_T[:, None]).sum(1)) + top_T
             nll_T = weights_T * (lse_T - logits_TV[np.arange(len(labels_T)), labels_T])
-            of_rows.append(nll_T.sum())
+            row_nll.append(nll_T.sum())
             nll, count = nll + nll_T.sum(), count + weights_T.sum()
-    assert found['tokens'] == count == 4 * 16 * 64
+    assert scores['tokens'] == count == 4 * 16 * 64
     # Sums of 64 terms in float32, then float64.
-    assert found['ce'] == pytest.approx(nll / count, rel=1e-6)
-    assert found['perplexity'] == pytest.approx(math.exp(nll / count), rel=1e-5)
-    assert [line['nll'] for line in lines] == pytest.approx(of_rows, rel=1e-5)
+    assert scores['ce'] == pytest.approx(nll / count, rel=1e-6)
+    assert scores['perplexity'] == pytest.approx(math.exp(nll / count), rel=1e-5)
+    assert [line['nll'] for line in lines] == pytest.approx(row_nll, rel=1e-5)
 
 
 @pytest.mark.compare
 @pytest.mark.parametrize(('source', 'folder'), [('qqp', 'QQP'), ('sst2', 'SST-2')])
-def test_accuracy_and_f1_of_glue_are_those_of_scikit_learn(tmp_path, source, folder):
+def test_accuracy_and_f1_of_glue_equal_scikit_learn(tmp_path, source, folder):
     reference = pytest.importorskip('sklearn.metrics')
-    c = configured(tmp_path / 'cache', source, folder, 'bert-base-uncased')
+    c = make_config(tmp_path / 'cache', source, folder, 'bert-base-uncased')
     c.objective, c.data.held_out = 'classify', 0.01
     c.student.update({'family': 'bert', 'head': 'classify', 'classes': 2})
-    found, lines, _ = scored(c, 'test', tmp_path)
+    scores, lines, _ = evaluate_split(c, 'test', tmp_path)
     with (pathlib.Path(DATA) / folder / 'dev.tsv').open(encoding='utf-8') as file:
         rows = list(csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE))
     labels = [int(row['is_duplicate' if source == 'qqp' else 'label']) for row in rows]
     predicted = [line['predicted'] for line in lines]
     assert 0 < sum(predicted) < len(labels)
-    assert found['examples'] == len(labels)
-    assert found['accuracy'] == reference.accuracy_score(labels, predicted)
-    assert found['f1'] == pytest.approx(reference.f1_score(labels, predicted), rel=1e-14)
+    assert scores['examples'] == len(labels)
+    assert scores['accuracy'] == reference.accuracy_score(labels, predicted)
+    assert scores['f1'] == pytest.approx(reference.f1_score(labels, predicted), rel=1e-14)
     p = np.array([line['probabilities'] for line in lines])
-    assert found['ce'] == pytest.approx(reference.log_loss(labels, p), rel=1e-9)
+    assert scores['ce'] == pytest.approx(reference.log_loss(labels, p), rel=1e-9)
     text = rows[5]['question1'] if source == 'qqp' else rows[5]['sentence']
     assert lines[5]['text'].startswith(text.strip())

@@ -1,4 +1,4 @@
-"""What the end of a run scores and predicts: whole or partial batches, any mesh, any source."""
+"""Scores and predictions at the end of a run, for any mesh, batch size and source."""
 
 import json
 
@@ -17,8 +17,8 @@ from lightpaff_jax.train import train
 SMALL = {'layers': 1, 'width': 32, 'heads': 2, 'ffn': 32, 'positions': 512}
 
 
-def scored(c, folder, split='test', teacher_seed=None):
-    """Scores of a network of large random weights, and the lines of its predictions."""
+def evaluate_split(c, folder, split='test', teacher_seed=None):
+    """Returns the scores of a network with large random weights, and its lines of predictions."""
     tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
     student = models.build(c.student)
@@ -31,22 +31,22 @@ def scored(c, folder, split='test', teacher_seed=None):
     with jax.set_mesh(mesh):
         params = jax.tree.map(jax.device_put, params, sharding.param_shardings(mesh, params))
         evaluation = evaluate.Evaluation(c, mesh, student, teacher, prepared, tokenizer)
-        found = evaluation.finish(evaluation.score(split, params), params, folder)
-    return found, [json.loads(x) for x in (folder / f'{split}.jsonl').read_text().splitlines()]
+        scores = evaluation.finish(evaluation.score(split, params), params, folder)
+    return scores, [json.loads(x) for x in (folder / f'{split}.jsonl').read_text().splitlines()]
 
 
 def reference_logits(c, numbers, seed):
-    """Logits of some test examples, one at a time and without padding rows."""
+    """Returns float64 logits of test examples, one at a time and without padding rows."""
     tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
     student = models.build(c.student)
     params = jax.tree.map(lambda x: 5 * x, student.init(jax.random.key(seed)))
-    records, one = prepared.records('test'), jax.jit(student.logits)
-    found = []
+    records, compute_logits = prepared.records('test'), jax.jit(student.logits)
+    logits = []
     for number in numbers:
-        made = objectives.classify(c, tokenizer, records.read([number]), [])
-        found.append(np.asarray(one(params, Batch(**made)), np.float64)[0, 0])
-    return np.array(found)
+        batch = Batch(**objectives.classify(c, tokenizer, records.read([number]), []))
+        logits.append(np.asarray(compute_logits(params, batch), np.float64)[0, 0])
+    return np.array(logits)
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ def pairs(data_cache):
     return c
 
 
-def test_a_classifier_s_scores_equal_a_float64_reference(pairs, tmp_path):
-    found, lines = scored(pairs, tmp_path, teacher_seed=1)
+def test_classifier_scores_equal_a_float64_reference(pairs, tmp_path):
+    scores, lines = evaluate_split(pairs, tmp_path, teacher_seed=1)
     examples = list(sources.examples(pairs, 'test'))
-    assert len(examples) % 16  # the last batch is a partial one
+    assert len(examples) % 16  # the last batch is partial
     assert [line['index'] for line in lines] == list(range(len(examples)))
     s, t = (reference_logits(pairs, range(len(examples)), seed) for seed in (2, 1))
     log_s, log_t = (x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (s, t))
@@ -70,16 +70,16 @@ def test_a_classifier_s_scores_equal_a_float64_reference(pairs, tmp_path):
     assert 0 < predicted.mean() < 1
     hits = ((predicted == 1) & (labels == 1)).sum()
     precision, recall = hits / (predicted == 1).sum(), hits / (labels == 1).sum()
-    assert found['examples'] == len(examples)
-    assert found['accuracy'] == (predicted == labels).mean()
-    assert found['f1'] == pytest.approx(2 * precision * recall / (precision + recall), rel=1e-12)
-    assert found['agreement'] == (predicted == t.argmax(1)).mean()
+    assert scores['examples'] == len(examples)
+    assert scores['accuracy'] == (predicted == labels).mean()
+    assert scores['f1'] == pytest.approx(2 * precision * recall / (precision + recall), rel=1e-12)
+    assert scores['agreement'] == (predicted == t.argmax(1)).mean()
     # The logits are float32.
     rows = np.arange(len(labels))
-    assert found['ce'] == pytest.approx(-log_s[rows, labels].mean(), rel=1e-5)
-    assert found['teacher_ce'] == pytest.approx(-log_t[rows, labels].mean(), rel=1e-5)
+    assert scores['ce'] == pytest.approx(-log_s[rows, labels].mean(), rel=1e-5)
+    assert scores['teacher_ce'] == pytest.approx(-log_t[rows, labels].mean(), rel=1e-5)
     kl = (np.exp(log_t) * (log_t - log_s)).sum(1).mean()
-    assert found['kl'] == pytest.approx(kl, rel=1e-4)
+    assert scores['kl'] == pytest.approx(kl, rel=1e-4)
     for line, example, row in zip(lines, examples, log_s, strict=True):
         assert line['text'] == f'{example.first} [SEP] {example.second}'
         assert line['label'] == example.label
@@ -88,21 +88,21 @@ def test_a_classifier_s_scores_equal_a_float64_reference(pairs, tmp_path):
 
 
 @pytest.mark.parametrize('mesh', [{'data': 1}, {'data': 2, 'fsdp': 2, 'tensor': 2}])
-def test_a_classifier_s_scores_depend_on_no_mesh_and_no_batch_size(pairs, tmp_path, mesh):
-    wanted, lines = scored(pairs, tmp_path)
+def test_classifier_scores_do_not_depend_on_mesh_or_batch_size(pairs, tmp_path, mesh):
+    expected, lines = evaluate_split(pairs, tmp_path)
     pairs.mesh.update(mesh)
     pairs.eval.batch_size = 24
-    found, again = scored(pairs, tmp_path)
-    assert found == pytest.approx(wanted, rel=1e-5)
-    for one, other in zip(lines, again, strict=True):  # logits of some 10, float32
-        assert one.pop('probabilities') == pytest.approx(other.pop('probabilities'), abs=1e-5)
-        assert one == other
+    scores, other_lines = evaluate_split(pairs, tmp_path)
+    assert scores == pytest.approx(expected, rel=1e-5)
+    for line, other in zip(lines, other_lines, strict=True):  # logits of some 10, float32
+        assert line.pop('probabilities') == pytest.approx(other.pop('probabilities'), abs=1e-5)
+        assert line == other
 
 
-def test_a_part_of_a_split_is_predicted_in_the_order_of_the_split(pairs, tmp_path):
+def test_partial_split_is_predicted_in_split_order(pairs, tmp_path):
     pairs.eval.batches = 1
-    found, lines = scored(pairs, tmp_path)
-    assert found['examples'] == len(lines) == 16
+    scores, lines = evaluate_split(pairs, tmp_path)
+    assert scores['examples'] == len(lines) == 16
     numbers = [line['index'] for line in lines]
     assert numbers == sorted(numbers) != list(range(16))
     examples = list(sources.examples(pairs, 'test'))
@@ -110,39 +110,39 @@ def test_a_part_of_a_split_is_predicted_in_the_order_of_the_split(pairs, tmp_pat
 
 
 def as_prepared(c):
-    """The same data as a folder of ids."""
+    """Returns the configuration that reads the same data as a prepared dataset."""
     tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
-    found = config.copy(c)
+    changed = config.copy(c)
     plain = config.default().data
-    found.data.update({key: plain[key] for key in ('packages', 'view')})
-    found.data.update({'source': 'prepared', 'path': prepared.path})
-    found.tokenizer.path = tokenizer.path
-    return found
+    changed.data.update({key: plain[key] for key in ('packages', 'view')})
+    changed.data.update({'source': 'prepared', 'path': prepared.path})
+    changed.tokenizer.path = tokenizer.path
+    return changed
 
 
-def test_texts_of_a_prepared_set_are_decoded_ids(pairs, tmp_path):
+def test_texts_of_a_prepared_dataset_are_decoded_ids(pairs, tmp_path):
     pairs.data.length = 512
-    wanted, lines = scored(pairs, tmp_path)
-    found, again = scored(as_prepared(pairs), tmp_path)
-    assert found == wanted
-    same = [one['text'] == other['text'] for one, other in zip(lines, again, strict=True)]
-    assert sum(same) > 10  # those that need no more than 512 ids
-    for one, other in zip(lines, again, strict=True):
+    expected, lines = evaluate_split(pairs, tmp_path)
+    scores, other_lines = evaluate_split(as_prepared(pairs), tmp_path)
+    assert scores == expected
+    same = [line['text'] == other['text'] for line, other in zip(lines, other_lines, strict=True)]
+    assert sum(same) > 10  # texts of at most 512 ids
+    for line, other in zip(lines, other_lines, strict=True):
         first, second = other['text'].split(' [SEP] ')
-        whole_first, whole_second = one['text'].split(' [SEP] ')
+        whole_first, whole_second = line['text'].split(' [SEP] ')
         assert whole_first.startswith(first.rstrip('�'))
         assert whole_second.startswith(second.rstrip('�'))
 
 
-def test_blocks_have_their_text_and_loss(data_cache, tmp_path):
+def test_blocks_have_text_and_loss(data_cache, tmp_path):
     c = corpus.tiny_config(data_cache)
     c.student.update(SMALL)
     c.eval.batch_size = 24
-    found, lines = scored(c, tmp_path)
-    assert sum(line['tokens'] for line in lines) == found['tokens']
+    scores, lines = evaluate_split(c, tmp_path)
+    assert sum(line['tokens'] for line in lines) == scores['tokens']
     nll = sum(line['nll'] for line in lines)
-    assert nll / found['tokens'] == pytest.approx(found['ce'], rel=1e-12)
+    assert nll / scores['tokens'] == pytest.approx(scores['ce'], rel=1e-12)
     tokenizer = selection.load(c)
     records = prepare.prepare(c, tokenizer).records('test')
     assert [line['index'] for line in lines] == list(range(len(records)))
@@ -161,12 +161,12 @@ def summaries(data_cache):
 
 @pytest.mark.parametrize('beams', [1, 3])
 @pytest.mark.parametrize('mesh', [{}, {'data': 2, 'fsdp': 2, 'tensor': 2}])
-def test_texts_are_those_that_generate_writes(summaries, tmp_path, beams, mesh):
+def test_generated_texts_equal_those_of_generate(summaries, tmp_path, beams, mesh):
     c = summaries
     c.generate.beams, c.generate.min_length = beams, 2
     c.mesh.update(mesh)
-    found, lines = scored(c, tmp_path)
-    assert {'rouge1', 'rouge2', 'rougeL', 'perplexity'} <= found.keys()
+    scores, lines = evaluate_split(c, tmp_path)
+    assert {'rouge1', 'rouge2', 'rougeL', 'perplexity'} <= scores.keys()
     assert len(lines) == 16
     examples = list(sources.examples(c, 'test'))
     tokenizer = selection.load(c)
@@ -182,46 +182,45 @@ def test_texts_are_those_that_generate_writes(summaries, tmp_path, beams, mesh):
         example = examples[line['index']]
         assert (line['source'], line['reference']) == (example.first, example.second)
         source = np.append(records[line['index']].first, eos)[None]
-        one = np.zeros((1, 1), np.int32)
-        prompt = Batch(
-            tokens=one, labels=one, weights=one, source=source,
-            source_segments=np.ones_like(source),
-        )  # fmt: skip
+        unused = np.zeros((1, 1), np.int32)
+        mask = np.ones_like(source)
+        prompt = Batch(unused, unused, unused, source=source, source_segments=mask)
         ids = np.asarray(write(params, prompt).ids)[0].tolist()
         assert line['text'] == tokenizer.decode([i for i in ids if i != eos])
 
 
-def test_targets_that_are_only_scored_have_their_nll(summaries, tmp_path):
+def test_targets_without_generation_have_nll(summaries, tmp_path):
     summaries.eval.metric = ''
-    found, lines = scored(summaries, tmp_path)
-    assert sum(line['tokens'] for line in lines) == found['tokens']
-    assert sum(line['nll'] for line in lines) == pytest.approx(found['ce'] * found['tokens'])
+    scores, lines = evaluate_split(summaries, tmp_path)
+    assert sum(line['tokens'] for line in lines) == scores['tokens']
+    assert sum(line['nll'] for line in lines) == pytest.approx(scores['ce'] * scores['tokens'])
     examples = list(sources.examples(summaries, 'test'))
     for line in lines:
         example = examples[line['index']]
         assert (line['source'], line['reference']) == (example.first, example.second)
-    _, again = scored(as_prepared(summaries), tmp_path)
-    for one, other in zip(lines, again, strict=True):
-        assert one['reference'].startswith(other['reference'].rstrip('�'))
-        assert one['nll'] == pytest.approx(other['nll'])
+    _, other_lines = evaluate_split(as_prepared(summaries), tmp_path)
+    for line, other in zip(lines, other_lines, strict=True):
+        assert line['reference'].startswith(other['reference'].rstrip('�'))
+        assert line['nll'] == pytest.approx(other['nll'])
 
 
-def test_references_of_a_prepared_set_are_decoded_ids(summaries, tmp_path):
+def test_references_of_a_prepared_dataset_are_decoded_ids(summaries, tmp_path):
     summaries.data.update({'length': 256, 'target_length': 24})
-    _, lines = scored(summaries, tmp_path)
-    _, again = scored(as_prepared(summaries), tmp_path)
-    for one, other in zip(lines, again, strict=True):
-        assert one['text'] == other['text']
-        assert one['reference'].startswith(other['reference'].rstrip('�'))
-        assert one['source'].startswith(other['source'].rstrip('�'))
-    assert sum(one == other for one, other in zip(lines, again, strict=True)) > 0  # not cut
+    _, lines = evaluate_split(summaries, tmp_path)
+    _, other_lines = evaluate_split(as_prepared(summaries), tmp_path)
+    for line, other in zip(lines, other_lines, strict=True):
+        assert line['text'] == other['text']
+        assert line['reference'].startswith(other['reference'].rstrip('�'))
+        assert line['source'].startswith(other['source'].rstrip('�'))
+    uncut = [line for line, other in zip(lines, other_lines, strict=True) if line == other]
+    assert uncut
 
 
 # At the end of a run.
 
 
 @pytest.mark.e2e
-def test_a_run_generates_at_its_end_alone(summaries, tmp_path):
+def test_a_run_generates_only_at_its_end(summaries, tmp_path):
     c = summaries
     configured(c, tmp_path)
     c.train.eval_every = 2
@@ -230,13 +229,13 @@ def test_a_run_generates_at_its_end_alone(summaries, tmp_path):
         assert name in result['scores']['test']
     assert result['metric'] == 'rouge1'
     metrics = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-    found = [line for line in metrics if line['kind'] == 'validation']
-    assert [line['step'] for line in found] == [2, 4]
-    assert not any('rouge1' in line for line in found)
-    assert found[-1]['perplexity'] == result['scores']['validation']['perplexity']
+    scores = [line for line in metrics if line['kind'] == 'validation']
+    assert [line['step'] for line in scores] == [2, 4]
+    assert not any('rouge1' in line for line in scores)
+    assert scores[-1]['perplexity'] == result['scores']['validation']['perplexity']
 
 
-def test_the_test_split_and_another_metric_may_be_asked_for_later(summaries, tmp_path):
+def test_missing_splits_and_metrics_are_scored_later(summaries, tmp_path):
     c = summaries
     configured(c, tmp_path)
     c.eval.test, c.eval.metric = False, ''
@@ -259,7 +258,7 @@ def test_the_test_split_and_another_metric_may_be_asked_for_later(summaries, tmp
     assert (checkpoint.stat().st_mtime_ns, metrics.read_bytes()) == (stamp, text)
     third = json.loads((tmp_path / 'result.json').read_text())
     stamp = (tmp_path / 'result.json').stat().st_mtime_ns
-    c.eval.test = False  # what is there is more than what is asked for
+    c.eval.test = False  # the result has more splits than are requested
     assert train(c) == third
     assert (tmp_path / 'result.json').stat().st_mtime_ns == stamp
 

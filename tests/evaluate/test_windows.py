@@ -1,4 +1,4 @@
-"""Claims about evaluation over sliding windows: every token once, with the context it should have."""
+"""Evaluation over sliding windows predicts every token once, from the expected context."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from lightpaff_jax.data.tokenizers import selection
 
 
 class Blocks:
-    """A stream of ids as blocks of T+1, one every T."""
+    """A stream of ids as blocks of T + 1 ids, one every T ids."""
 
     def __init__(self, ids, length):
         starts = range(0, max(1, len(ids) - 1), length)
@@ -27,20 +27,20 @@ class Blocks:
 
 @pytest.mark.parametrize('count', [2, 3, 8, 9, 10, 17, 18, 30, 41])
 @pytest.mark.parametrize('stride', [1, 3, 5, 7])
-def test_each_id_is_predicted_once_from_the_ids_before_it_in_its_window(count, stride):
+def test_windows_predict_each_id_once_from_its_context(count, stride):
     length, ids = 8, list(range(100, 100 + count))
     windows = batches._Windows(Blocks(ids, length), length, stride)
     numbers = list(range(len(windows)))
     weights = windows.weights(numbers)
     predicted = {}
     for number, record in zip(numbers, windows.read(numbers), strict=True):
-        found = record.first.tolist()
+        window = record.first.tolist()
         start = number * stride
-        assert found == ids[start : start + length + 1]
-        for t, label in enumerate(found[1:]):
+        assert window == ids[start : start + length + 1]
+        for t, label in enumerate(window[1:]):
             if weights[number, t]:
                 assert label not in predicted
-                predicted[label] = t + 1  # ids it is predicted from
+                predicted[label] = t + 1  # number of ids before it
     assert sorted(predicted) == ids[1:]
     for label, context in predicted.items():
         place = label - 100
@@ -56,7 +56,7 @@ def c(data_cache):
     return c
 
 
-def test_perplexity_of_windows_equals_a_reference_that_scores_token_by_token(c):
+def test_perplexity_of_windows_equals_a_float64_reference(c):
     c.data.packages = ('ml_collections',)
     c.eval.stride = 8
     tokenizer = selection.load(c)
@@ -71,9 +71,9 @@ def test_perplexity_of_windows_equals_a_reference_that_scores_token_by_token(c):
     stats = prepared.split('test')
     with jax.set_mesh(mesh):
         evaluation = evaluate.Evaluation(c, mesh, model, None, prepared, tokenizer)
-        found = evaluation.score('test', params).scores
-    assert found['tokens'] == stats['tokens'] == len(ids) - 1
-    assert found['words'] == stats['words']
+        scores = evaluation.score('test', params).scores
+    assert scores['tokens'] == stats['tokens'] == len(ids) - 1
+    assert scores['words'] == stats['words']
 
     nll, place = 0.0, 1
     while place < len(ids):
@@ -89,20 +89,20 @@ def test_perplexity_of_windows_equals_a_reference_that_scores_token_by_token(c):
         for t in range(place - 1 - start, len(window) - 1):
             nll -= log[t, window[t + 1]]
         place = start + len(window)
-    assert found['ce'] == pytest.approx(nll / (len(ids) - 1), rel=1e-5)  # float32 sums
+    assert scores['ce'] == pytest.approx(nll / (len(ids) - 1), rel=1e-5)  # float32 sums
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
-def test_windows_of_processes_are_the_same(c, processes):
+def test_windows_of_several_processes_are_equal(c, processes):
     c.eval.stride, c.eval.batch_size = 10, 8
     tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
     whole = list(batches.evaluation(c, prepared, tokenizer, 'test'))
     for process in range(processes):
-        rows = np.arange(8)[process::processes]  # as on a mesh in another order
+        rows = np.arange(8)[process::processes]  # as on a mesh in another device order
         part = list(batches.evaluation(c, prepared, tokenizer, 'test', rows))
         assert len(part) == len(whole)
-        for mine, batch in zip(part, whole, strict=True):
+        for local, batch in zip(part, whole, strict=True):
             for name in ('tokens', 'labels', 'weights'):
-                assert np.array_equal(getattr(mine, name), getattr(batch, name)[rows])
+                assert np.array_equal(getattr(local, name), getattr(batch, name)[rows])
     assert sum(b.weights.sum() for b in whole) == prepared.split('test')['tokens']
