@@ -266,5 +266,6 @@ def test_missing_splits_and_metrics_are_scored_later(summaries, tmp_path):
 def configured(c, workdir):
     c.workdir = str(workdir)
     c.task = 'news'
+    c.mesh.data = 1  # compiles faster; the tests above cover meshes
     c.train.grad_accum_steps, c.optim.warmup = 1, 2
     c.train.update({'updates': 4, 'save_every': 2, 'log_every': 2})
