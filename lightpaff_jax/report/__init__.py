@@ -19,6 +19,7 @@ from lightpaff_jax.report.html_page import Part, render
 from lightpaff_jax.report.plots import learning_curves, overview, sweep_curves, task_plots
 from lightpaff_jax.report.results import Row, read, read_speed, unstable_timings
 from lightpaff_jax.report.tables import Table, main_table, provenance, speed_table
+from lightpaff_jax.runtime import storage
 
 
 def markdown(table: Table) -> str:
@@ -82,9 +83,9 @@ def write(workdir: pathlib.Path) -> str:
     tables = [*([speed_table(speed, speed_task)] if speed else []), facts]
     title = f'Distillation report: {recipe["name"]}'
     text = _markdown_page(title, findings, parts, tables)
-    (workdir / 'report.md').write_text(text, 'utf-8')
+    storage.write_text(workdir / 'report.md', text)
     page = render(title, findings, parts, shared_plots, tables)
-    (workdir / 'report.html').write_text(page, 'utf-8')
+    storage.write_text(workdir / 'report.html', page)
     return '\n\n'.join(
         (f'## {_escape(table.title)}\n\n' if several else '') + markdown(table) for table in results
     )

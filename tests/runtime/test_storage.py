@@ -93,6 +93,39 @@ def test_errors_of_a_bucket_are_one_line(tmp_path):
             raise error
 
 
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / 'new' / 'result.json'
+    storage.write_json(path, {'b': 1, 'a': 2})
+    assert path.read_text() == '{\n  "b": 1,\n  "a": 2\n}\n'
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, 'commit', interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            storage.write_text(path, 'half')
+    assert path.read_text() == '{\n  "b": 1,\n  "a": 2\n}\n'
+    storage.write_text(path, 'é')
+    assert path.read_bytes() == 'é'.encode()
+    assert [file.name for file in path.parent.iterdir()] == ['result.json']
+
+
+def test_of_two_published_folders_the_first_stays(tmp_path):
+    def write_first(folder):
+        folder.mkdir()
+        (folder / 'a').write_text('first')
+
+    def write_second(folder):
+        folder.mkdir()
+        (folder / 'a').write_text('second')
+        storage.publish(tmp_path / 'set', write_first)
+
+    storage.publish(tmp_path / 'set', write_second)
+    assert (tmp_path / 'set' / 'a').read_text() == 'first'
+    assert [path.name for path in tmp_path.iterdir()] == ['set']
+
+
 def write_metrics(folder, first, last, resume):
     with metrics.Writer(folder, 10, resume, 0) as writer:
         for step in range(first, last + 1):
