@@ -148,10 +148,14 @@ def write_text(path: Any, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_remote(path):
             path.write_bytes(text.encode())
-        else:
-            part = path.with_name(path.name + PART)
+            return
+        part = path.with_name(path.name + PART)
+        try:
             part.write_bytes(text.encode())
             commit(part, path)
+        except OSError as error:
+            error.filename = str(path)  # messages name the file, not its temporary file
+            raise
 
 
 def publish(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
