@@ -83,8 +83,8 @@ def _unlabelled_examples(c: ConfigDict, repair: Repair, on_skip: OnError) -> Ite
             itertools.chain.from_iterable(streams), index, MIN_SENTENCE_WORDS, repair
         )
         message = (
-            f'config.data.unlabelled = {entry!r}: nothing is left of it, all of its texts are '
-            'evaluated on or excluded'
+            f'config.data.unlabelled = {entry!r}: no text remains, all overlap with evaluation texts '
+            'or config.data.decontaminate'
         )
         for example in splits.require_any(remaining, message):
             yield Example(example.first, example.second if has_pairs else '')

@@ -250,7 +250,9 @@ def test_error_names_unlabelled_text_that_is_all_dropped(mr, sst2):
     c = polarity(mr, decontaminate=(f'sst2:{sst2}?held_out=0.05',), unlabelled=(entry,))
     with pytest.raises(UserError) as error:
         [*sources.examples(c, 'train')]
-    assert str(error.value).startswith(f'config.data.unlabelled = {entry!r}: nothing is left of it')
+    assert str(error.value).startswith(
+        f'config.data.unlabelled = {entry!r}: no text remains, all overlap with'
+    )
 
 
 def test_replace_changes_only_whole_words(tmp_path):
