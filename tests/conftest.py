@@ -1,4 +1,4 @@
-"""Tests run on 8 fake CPU devices, away from the user's caches."""
+"""Fixtures and settings of all tests: 8 fake CPU devices, caches apart from the user's."""
 
 import os
 import pathlib
@@ -7,8 +7,8 @@ import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
-# All workers share compiled programs; the process that starts them makes the folder.
-# LIGHTPAFF_TEST_CACHE names a folder that keeps these and the corpus between sessions.
+# All workers of a session share one cache of compiled programs; the main process creates it.
+# LIGHTPAFF_TEST_CACHE names a folder that keeps compiled programs and the corpus between sessions.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = (
     os.path.join(os.environ['LIGHTPAFF_TEST_CACHE'], 'xla')
     if os.environ.get('LIGHTPAFF_TEST_CACHE')
@@ -36,7 +36,7 @@ def pytest_unconfigure():
 
 
 def _put_whole(self, key, value):
-    """jax writes a program in place, where another worker could read half of it."""
+    """Writes a compiled program atomically; jax writes in place, so a worker could read a part."""
     name = f'{key}-cache'
     if not (self.path / name).exists():
         part = self.path / f'{os.getpid()}.part'
@@ -47,8 +47,9 @@ def _put_whole(self, key, value):
 lru_cache.LRUCache.put = _put_whole
 
 
-# Programs of this process are compiled in a quarter of the time, and run slower: most of what a test
-# takes is compiling. Commands that a test starts are compiled as a user's are, or this is said there.
+# Compilation dominates the time of the tests, so programs of this process are compiled with few
+# optimizations: four times as fast, but the programs run slower. A process that a test starts
+# compiles as a user's does unless its environment says otherwise.
 jax.config.update('jax_disable_most_optimizations', True)
 _compile_options = compiler.get_compile_options
 
@@ -64,13 +65,13 @@ compiler.get_compile_options = _quick_options
 
 @pytest.fixture
 def full_compilation():
-    """Programs are compiled as a user's are: where these are what is tested."""
+    """Compiles with all optimizations, as for a user; for tests of the compiled programs."""
 
     def full(on):
         jax.config.update('jax_disable_most_optimizations', not on)
         jax.config.update('jax_enable_compilation_cache', not on)
-        compilation_cache.reset_cache()  # which else goes on as it began
-        models._build.cache_clear()  # with what jax compiled of these networks
+        compilation_cache.reset_cache()  # it reads its settings only once
+        models._build.cache_clear()  # drops the compiled programs of the models
 
     full(True)
     yield
@@ -79,7 +80,7 @@ def full_compilation():
 
 @pytest.fixture(scope='session')
 def data_cache(tmp_path_factory) -> str:
-    """The embedded corpus, built once a session; processes of one session share it."""
+    """The cache of the built-in corpus, built once per session and shared by its workers."""
     if _CACHE:
         return corpus.build_cache(pathlib.Path(_CACHE))
     base = tmp_path_factory.getbasetemp()
@@ -89,7 +90,7 @@ def data_cache(tmp_path_factory) -> str:
 
 @pytest.fixture(scope='session')
 def small_runs(tmp_path_factory) -> pathlib.Path:
-    """A folder with text, small.py, and its finished runs: runs/small_teacher and runs/small."""
+    """A folder with text, small.py and its completed runs: runs/small_teacher and runs/small."""
     folder = tmp_path_factory.mktemp('commands')
     command_cases.make(folder)
     return folder
@@ -97,12 +98,12 @@ def small_runs(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def here(small_runs):
-    """The working folder of the test is that of the finished runs."""
+    """Makes the folder of the completed runs the working folder."""
     with command_cases.working_in(small_runs):
         yield small_runs
 
 
 @pytest.fixture(scope='session')
 def vocabulary(tmp_path_factory):
-    """A tokenizer with every special token, one id a word of one letter."""
+    """A tokenizer with all special tokens and one id per one-letter word."""
     return corpus.wordpiece_tokenizer(tmp_path_factory.mktemp('wordpiece'))

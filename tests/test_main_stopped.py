@@ -1,4 +1,4 @@
-"""The commands as processes, and their runs: stopped, killed or damaged they end as if they were not."""
+"""Resume after an error, a kill, an interrupt or a damaged checkpoint; commands as processes."""
 
 import gc
 import json
@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers.commands import LAST, ROOT, alone, call
+from helpers.commands import ROOT, UPDATES, call, student_arguments
 
 from lightpaff_jax import checkpoint, metrics
 from lightpaff_jax.runtime import fingerprint, interrupts
@@ -25,50 +25,48 @@ def params_of(workdir):
 
 
 def assert_same_run(a, b):
-    """Parameters and metrics.jsonl are equal bit for bit, and the scores."""
+    """Asserts that parameters, metrics.jsonl, scores and fingerprints of two runs are equal."""
     jax.tree.map(np.testing.assert_array_equal, params_of(a), params_of(b))
     assert (a / 'metrics.jsonl').read_bytes() == (b / 'metrics.jsonl').read_bytes()
-    one, two = (json.loads((run / 'result.json').read_text()) for run in (a, b))
+    result_a, result_b = (json.loads((run / 'result.json').read_text()) for run in (a, b))
     for name in ('scores', 'data_hash', 'teacher_hash', 'tokenizer_hash', 'updates', 'flops'):
-        assert one[name] == two[name]
+        assert result_a[name] == result_b[name]
 
 
-def test_a_command_does_first_what_its_run_needs(small_runs):
+def test_required_run_is_trained_first(small_runs):
     teacher, student = small_runs / 'runs/small_teacher', small_runs / 'runs/small'
-    found = json.loads((student / 'result.json').read_text())
+    result = json.loads((student / 'result.json').read_text())
     params = checkpoint.Reader(teacher / 'checkpoints').read_params()
-    assert found['teacher_hash'] == fingerprint.fingerprint(params)
+    assert result['teacher_hash'] == fingerprint.fingerprint(params)
     assert (teacher / 'result.json').stat().st_mtime < (student / 'config.json').stat().st_mtime
 
 
-def test_a_finished_run_is_not_done_again(here, capsys):
+def test_completed_run_is_not_trained_again(here, capsys):
     files = [*(here / 'runs').rglob('*.jsonl'), *(here / 'runs').rglob('result.json')]
-    before = [path.stat().st_mtime_ns for path in files]
+    times = [path.stat().st_mtime_ns for path in files]
     assert len(files) == 10
     code, out, _ = call(capsys, '--config=small.py')
     assert code == 0
     assert 'test: ce ' in out
     assert out.endswith('runs/small/result.json\n')
-    assert [path.stat().st_mtime_ns for path in files] == before
+    assert [path.stat().st_mtime_ns for path in files] == times
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
-def test_a_run_that_stopped_between_checkpoints_ends_as_if_it_had_not(
-    here, tmp_path, capsys, monkeypatch
-):
+def test_resume_between_checkpoints_is_bitwise_equal(here, tmp_path, capsys, monkeypatch):
     log = metrics.Writer.log
 
     def stop(writer, step, *args, **kwargs):
         log(writer, step, *args, **kwargs)
-        if step == 3:  # the last checkpoint is that of update 2, within a window of 3
-            raise Stop
+        if step == 3:  # after the checkpoint of update 2, at the end of a logging window of 3
+            raise StopError
 
-    argv = alone(workdir=tmp_path / 'stopped')
+    argv = student_arguments(workdir=tmp_path / 'stopped')
     monkeypatch.setattr(metrics.Writer, 'log', stop)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         call(capsys, *argv)
     monkeypatch.undo()
     assert checkpoint.Checkpoints(tmp_path / 'stopped/checkpoints', 9).steps() == [2]
@@ -78,7 +76,7 @@ def test_a_run_that_stopped_between_checkpoints_ends_as_if_it_had_not(
 
 
 def damage(step):
-    """Changes a byte in every file of the parameters' arrays."""
+    """Flips a byte in every file of the parameters."""
     files = [path for path in (step / 'params').rglob('*') if path.is_file() and '/d/' in str(path)]
     assert files
     for path in files:
@@ -87,20 +85,20 @@ def damage(step):
         path.write_bytes(data)
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(here, tmp_path, capsys):
+def test_resume_after_a_corrupt_checkpoint_is_bitwise_equal(here, tmp_path, capsys):
     workdir = tmp_path / 'damaged'
     shutil.copytree(here / 'runs/small', workdir)
     (workdir / 'result.json').unlink()
-    damage(workdir / f'checkpoints/{LAST}')
-    code, _, err = call(capsys, *alone(workdir=workdir))
+    damage(workdir / f'checkpoints/{UPDATES}')
+    code, _, err = call(capsys, *student_arguments(workdir=workdir))
     assert code == 0
-    assert f'step {LAST} is renamed to {LAST}.corrupt: ' in err
-    assert f'step {LAST - 2} is used instead' in err
-    assert (workdir / f'checkpoints/{LAST}.corrupt').is_dir()
+    assert f'step {UPDATES} is renamed to {UPDATES}.corrupt: ' in err
+    assert f'step {UPDATES - 2} is used instead' in err
+    assert (workdir / f'checkpoints/{UPDATES}.corrupt').is_dir()
     assert_same_run(here / 'runs/small', workdir)
 
 
-# Processes of their own.
+# Commands as processes.
 
 
 def start(*argv, module='main', cwd=ROOT):
@@ -128,7 +126,7 @@ def start(*argv, module='main', cwd=ROOT):
         ('report', ['runs/no_such_run'], 'runs/no_such_run: no such folder'),
     ],
 )
-def test_a_process_with_a_mistake_writes_one_line_and_exits_with_2(module, argv, line):
+def test_process_with_an_invalid_argument_writes_one_line(module, argv, line):
     process = start(*argv, module=module)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2
@@ -139,7 +137,7 @@ def test_a_process_with_a_mistake_writes_one_line_and_exits_with_2(module, argv,
 
 
 @pytest.mark.e2e
-def test_a_killed_process_started_again_ends_as_if_it_had_not_been(small_runs):
+def test_resume_after_sigkill_is_bitwise_equal(small_runs):
     updates, save_every = 60, 10
     settings = [
         f'--config.train.updates={updates}', f'--config.train.save_every={save_every}',
@@ -147,7 +145,7 @@ def test_a_killed_process_started_again_ends_as_if_it_had_not_been(small_runs):
     ]  # fmt: skip
 
     def run(name):
-        return start(*alone(*settings, workdir=f'runs/{name}'), cwd=small_runs)
+        return start(*student_arguments(*settings, workdir=f'runs/{name}'), cwd=small_runs)
 
     undisturbed = run('undisturbed')
     out, err = undisturbed.communicate(timeout=300)
@@ -156,48 +154,51 @@ def test_a_killed_process_started_again_ends_as_if_it_had_not_been(small_runs):
 
     workdir = small_runs / 'runs/killed'
 
-    def at():
-        """The newest checkpoint and the last line."""
+    def progress():
+        """Returns the newest checkpointed step and the newest logged step."""
         saved = [int(path.name) for path in workdir.glob('checkpoints/*') if path.name.isdigit()]
-        lines = workdir / 'metrics.jsonl'
-        steps = re.findall(r'"step": (\d+), .*\n', lines.read_text() if lines.exists() else '')
-        return max(saved, default=0), int(steps[-1]) if steps else 0
+        log = workdir / 'metrics.jsonl'
+        logged = re.findall(r'"step": (\d+), .*\n', log.read_text() if log.exists() else '')
+        return max(saved, default=0), int(logged[-1]) if logged else 0
 
     killed, deadline = run('killed'), time.monotonic() + 300
-    while not 0 < at()[0] < at()[1]:
+    while not 0 < progress()[0] < progress()[1]:
         assert killed.poll() is None, killed.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    assert all(0 < step < updates for step in at()), 'in the middle'
+    assert all(0 < step < updates for step in progress()), 'killed too late'
 
-    again = run('killed')
-    _, err = again.communicate(timeout=300)
-    assert again.returncode == 0, err
+    resumed = run('killed')
+    _, err = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, err
     assert_same_run(small_runs / 'runs/undisturbed', workdir)
 
 
-class _Rest:
-    """Garbage that takes longer to go than an interrupt waits; what is raised here is dropped."""
+class _Cycle:
+    """Garbage whose `__del__` waits; Python drops an exception raised there.
+
+    The default wait is longer than the delay after which an interrupt is delivered again.
+    """
 
     def __init__(self, wait=lambda: time.sleep(0.1)):
-        self.itself, self.wait = self, wait
+        self.cycle, self.wait = self, wait
 
     def __del__(self):
         self.wait()
 
 
 def _interrupted(when):
-    def _xla_gc_callback(*_):  # by the name of jax's, from which Python raises nothing
+    def _xla_gc_callback(*_):  # named as the callback of jax, whose exceptions are dropped
         signal.raise_signal(signal.SIGINT)
 
     with interrupts.deliver_sigint_during_gc():
         if when == 'working':
             signal.raise_signal(signal.SIGINT)
         gc.callbacks.append(_xla_gc_callback)
-        _Rest()
+        _Cycle()
         try:
             gc.collect()
         finally:
@@ -208,29 +209,29 @@ def _interrupted(when):
 
 
 @pytest.mark.parametrize('when', ['working', 'collecting', 'collecting at the end'])
-def test_an_interrupt_is_heard_once_wherever_it_comes(when):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    began = time.monotonic()
+def test_interrupt_is_raised_once(when):
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    start_time = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
             _interrupted(when)
-        assert time.monotonic() - began < 5, 'at once, also while the thread waits for something'
+        assert time.monotonic() - start_time < 5, 'raised after the wait'
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        for _ in range(10):  # as long as a second one would take
+        for _ in range(10):  # a second interrupt would be raised within this time
             time.sleep(0.01)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
 
 
-def test_an_interrupt_is_heard_at_once_while_another_thread_collects():
-    collecting, heard, ended = threading.Event(), threading.Event(), []
+def test_interrupt_is_raised_while_another_thread_collects():
+    collecting, interrupt_raised, collected = threading.Event(), threading.Event(), []
 
-    def going():
+    def wait():
         collecting.set()
-        ended.append(heard.wait(30))
+        collected.append(interrupt_raised.wait(30))
 
     def collect():
-        _Rest(going)
+        _Cycle(wait)
         gc.collect()
 
     def interrupted():
@@ -241,13 +242,13 @@ def test_an_interrupt_is_heard_at_once_while_another_thread_collects():
             threading.Event().wait(60)
 
     thread = threading.Thread(target=collect)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             interrupted()
-        assert not ended, 'not after the collection'
+        assert not collected, 'raised after the collection'
     finally:
-        heard.set()
+        interrupt_raised.set()
         thread.join()
-        signal.signal(signal.SIGINT, before)
-    assert ended == [True]
+        signal.signal(signal.SIGINT, handler)
+    assert collected == [True]
