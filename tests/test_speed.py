@@ -1,4 +1,4 @@
-"""Pairs of measurements: in turn, and as a ratio the same for equal calls."""
+"""Pairs of measurements alternate, and show which call is slower."""
 
 import itertools
 import time
@@ -6,7 +6,7 @@ import time
 from lightpaff_jax import speed
 
 
-def test_calls_are_measured_in_turn_and_a_slower_one_is_slower(monkeypatch):
+def test_time_pairs_alternates_and_ranks_calls(monkeypatch):
     monkeypatch.setattr(speed, '_SECONDS', 0.02)
     order = []
 
