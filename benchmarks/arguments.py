@@ -1,43 +1,54 @@
-"""Types of the benchmarks' arguments: what cannot be is said before anything runs."""
+"""Parser and argument types of the benchmarks; a wrong value is rejected before anything runs."""
 
 import argparse
 import pathlib
 from collections.abc import Callable
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A whole number of at least `least`."""
+def make_parser(documentation: str | None) -> argparse.ArgumentParser:
+    """Returns a parser whose help begins with a benchmark's documentation."""
+    return argparse.ArgumentParser(
+        description=documentation,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
-    def read(text: str) -> int:
-        if not text.lstrip('-').isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'{text}: must be a whole number of at least {least}')
+
+def integer(minimum: int) -> Callable[[str], int]:
+    """Returns the type of an integer that is at least `minimum`."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip('-').isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(
+                f'{text}: must be a whole number of at least {minimum}'
+            )
         return int(text)
 
-    return read
+    return parse
 
 
-def number(holds: Callable[[float], bool], rule: str) -> Callable[[str], float]:
-    """A number that a rule holds for."""
+def number(is_valid: Callable[[float], bool], rule: str) -> Callable[[str], float]:
+    """Returns the type of a number that satisfies `is_valid`; errors end with `rule`."""
 
-    def read(text: str) -> float:
-        if not holds(float(text)):
+    def parse(text: str) -> float:
+        if not is_valid(float(text)):
             raise argparse.ArgumentTypeError(f'{text}: {rule}')
         return float(text)
 
-    return read
+    return parse
 
 
-def file_to_read(text: str) -> pathlib.Path:
-    """A file or folder that is there."""
+def existing_path(text: str) -> pathlib.Path:
+    """Parses the path of an existing file or folder."""
     path = pathlib.Path(text)
     if not path.exists():
-        raise argparse.ArgumentTypeError(f'{text}: is not there')
+        raise argparse.ArgumentTypeError(f'{text}: no such file or folder')
     return path
 
 
-def file_to_write(text: str) -> pathlib.Path:
-    """A file whose folder is there."""
+def output_file(text: str) -> pathlib.Path:
+    """Parses the path of a file, new or not, in an existing folder."""
     path = pathlib.Path(text)
     if not path.absolute().parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f'{text}: must be a file in a folder that is there')
+        raise argparse.ArgumentTypeError(f'{text}: must be a file in an existing folder')
     return path

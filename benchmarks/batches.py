@@ -1,13 +1,12 @@
-"""How fast batches come to the host, how long a step waits for them, and what memory they take.
+"""Measures how fast batches reach the host, how long steps wait for them, and their memory.
 
     ./launch/benchmark_batches.sh [--pairs=N] [--epochs=N] [--out=FILE]
 
-The set is made of random ids, 100 MB of them, as `lightpaff_jax.data.prepare` writes one. Rates of
-causal batches [32, 1024] and masked ones [32, 512] are taken in turn; the loop that stands for
-training sleeps 50 ms a step.
+The dataset is 100 MB of random ids, in the format that `lightpaff_jax.data.prepare` writes. The
+rates of causal batches [32, 1024] and masked batches [32, 512] are measured in turn. The training
+loop is simulated: a step sleeps for 50 ms.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -17,127 +16,147 @@ import tempfile
 import time
 
 import numpy as np
-from arguments import file_to_write, whole
+from arguments import integer, make_parser, output_file
+from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.data import batches, records, tokenizers
 from lightpaff_jax.data.prepared import build, shards
 from lightpaff_jax.data.records import Dataset, Record
 
-VOCABULARY = 30_522
-SIZE = 100_000_000  # bytes of ids
-SECONDS = 2.0  # of one measurement
-STEP = 0.05  # seconds that a step takes in the loop
+LENGTHS = {'clm': 1024, 'mlm': 512}
+VOCAB_SIZE = 30_522
+DATASET_BYTES = 100_000_000
+SECONDS = 2.0  # duration of a measurement
+STEP_SECONDS = 0.05
 STEPS = 200
 
 
 def main() -> None:
-    """Measures, prints, and writes what `--out` names."""
-    parser = argparse.ArgumentParser(usage=__doc__, allow_abbrev=False)
-    parser.add_argument('--pairs', type=whole(1), default=5)
-    parser.add_argument('--epochs', type=whole(1), default=10)
-    parser.add_argument('--out', type=file_to_write)
+    """Runs the measurements, prints them and writes them to the file of `--out`."""
+    parser = make_parser(__doc__)
+    parser.add_argument('--pairs', type=integer(1), default=5, help='measurements of each rate')
+    parser.add_argument('--epochs', type=integer(1), default=10, help='epochs of the memory test')
+    parser.add_argument('--out', type=output_file, help='JSON file for the figures')
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        tokenizer = _vocabulary(folder)
-        sides = {
-            n: _side(folder, n, length, tokenizer) for n, length in (('clm', 1024), ('mlm', 512))
+    with tempfile.TemporaryDirectory() as path:
+        folder = pathlib.Path(path)
+        tokenizer = _make_tokenizer(folder)
+        workloads = {
+            objective: _make_workload(folder, objective, length, tokenizer)
+            for objective, length in LENGTHS.items()
         }
-        found = {
+        result = {
             'cores': os.cpu_count(),
-            'tokens_per_second': _rates(sides, tokenizer, options.pairs),
-            'waited': {name: _waited(*side, tokenizer) for name, side in sides.items()},
-            'memory_mb': _memory(*sides['clm'], tokenizer, options.epochs),
+            'tokens_per_second': _measure_rates(workloads, tokenizer, options.pairs),
+            'waited': {
+                objective: _measure_waiting(*workload, tokenizer)
+                for objective, workload in workloads.items()
+            },
+            'memory_mb': _measure_memory(*workloads['clm'], tokenizer, options.epochs),
         }
-    for name, rates in found['tokens_per_second'].items():
-        print(f'{name}: {statistics.median(rates) / 1e6:.1f} M tokens/s, median of '
-              f'{", ".join(f"{rate / 1e6:.1f}" for rate in rates)}')  # fmt: skip
-    for name, share in found['waited'].items():
-        print(f'{name}: a step of {1e3 * STEP:.0f} ms waits {100 * share:.2f} % of the time')
-    memory = found['memory_mb']
+    for objective, rates in result['tokens_per_second'].items():
+        listing = ', '.join(f'{rate / 1e6:.1f}' for rate in rates)
+        median = statistics.median(rates) / 1e6
+        print(f'{objective}: {median:.1f} M tokens/s, median of {listing}')
+    for objective, share in result['waited'].items():
+        print(f'{objective}: a step of {1e3 * STEP_SECONDS:.0f} ms waits {share:.2%} of the time')
+    memory = result['memory_mb']
     growth = max(memory[1:]) / memory[0] - 1 if memory[1:] else 0.0
-    print(f'memory after each epoch: {", ".join(f"{m:.0f}" for m in memory)} MB; at most '
-          f'{100 * growth:+.1f} % of that after the first')  # fmt: skip
+    listing = ', '.join(f'{megabytes:.0f}' for megabytes in memory)
+    print(f'memory after each epoch: {listing} MB; largest growth since the first {growth:+.1%}')
     if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + '\n')
+        options.out.write_text(json.dumps(result, indent=2) + '\n')
 
 
-def _vocabulary(folder: pathlib.Path) -> tokenizers.Tokenizer:
+def _make_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
+    """Writes a WordPiece vocabulary of VOCAB_SIZE words and reads it."""
     special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
-    words = [f'w{i}' for i in range(VOCABULARY - len(special))]
+    words = [f'w{i}' for i in range(VOCAB_SIZE - len(special))]
     (folder / 'vocab.txt').write_text('\n'.join([*special, *words]) + '\n')
     return tokenizers.read(str(folder))
 
 
-def _side(folder: pathlib.Path, name: str, length: int, tokenizer: tokenizers.Tokenizer):
-    """(configuration, prepared set) of an objective."""
+def _make_workload(
+    folder: pathlib.Path, objective: str, length: int, tokenizer: tokenizers.Tokenizer
+) -> tuple[ConfigDict, Dataset]:
+    """Writes the dataset of an objective; returns the configuration and the dataset."""
     c = config.default()
-    c.objective, c.data.length, c.data.batch_size = name, length, 32
-    c.student.family = {'clm': 'gpt2', 'mlm': 'bert'}[name]
-    made = folder / name
-    made.mkdir()
-    size = {'clm': length + 1, 'mlm': length - 2}[name]
+    c.objective, c.data.length, c.data.batch_size = objective, length, 32
+    c.student.family = {'clm': 'gpt2', 'mlm': 'bert'}[objective]
+    dataset_dir = folder / objective
+    dataset_dir.mkdir()
+    # A causal block has one more id, the last label. A masked row adds two special tokens.
+    block_size = {'clm': length + 1, 'mlm': length - 2}[objective]
     generator, dtype = np.random.default_rng(0), records.id_type(tokenizer.vocab_size)
-    writer = shards.Writer(made, 'train', 'blocks', dtype, dtype, {})
-    count = SIZE // dtype.itemsize // size
+    writer = shards.Writer(dataset_dir, 'train', 'blocks', dtype, dtype, {})
+    count = DATASET_BYTES // dtype.itemsize // block_size
     for start in range(0, count, 1000):
-        ids = generator.integers(5, VOCABULARY, (min(1000, count - start), size), np.int32)
-        writer.write([Record(row) for row in ids])
+        shape = (min(1000, count - start), block_size)
+        blocks = generator.integers(5, VOCAB_SIZE, shape, np.int32)
+        writer.write([Record(block) for block in blocks])
         if writer.ids > build.SHARD_TOKENS:
             writer.end_shard()
     writer.end_shard()
-    stats = {'records': count, **writer.state()}
-    return c, Dataset(str(made), {'splits': {'train': stats}, 'kind': 'blocks', 'dtype': dtype.str})
+    split = {'records': count, **writer.state()}
+    manifest = {'splits': {'train': split}, 'kind': 'blocks', 'dtype': dtype.str}
+    return c, Dataset(str(dataset_dir), manifest)
 
 
-def _rates(sides: dict, tokenizer, pairs: int) -> dict[str, list[float]]:
-    """Tokens a second of each side, measured in turn."""
+def _measure_rates(
+    workloads: dict[str, tuple[ConfigDict, Dataset]],
+    tokenizer: tokenizers.Tokenizer,
+    repetitions: int,
+) -> dict[str, list[float]]:
+    """Returns tokens per second by objective; the objectives are measured in turn."""
+    rates: dict[str, list[float]] = {objective: [] for objective in workloads}
     streams = {
-        name: batches.training(c, prepared, tokenizer) for name, (c, prepared) in sides.items()
+        objective: batches.training(*workload, tokenizer)
+        for objective, workload in workloads.items()
     }
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(pairs):
-        for name, stream in streams.items():
+    for _ in range(repetitions):
+        for objective, stream in streams.items():
             stream.close()
-            stream = streams[name] = batches.training(*sides[name], tokenizer)
+            stream = streams[objective] = batches.training(*workloads[objective], tokenizer)
             next(stream)
-            tokens, began = 0, time.perf_counter()
-            while (spent := time.perf_counter() - began) < SECONDS:
+            tokens, start = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - start) < SECONDS:
                 tokens += next(stream).tokens.size
-            found[name].append(tokens / spent)
+            rates[objective].append(tokens / elapsed)
     for stream in streams.values():
         stream.close()
-    return found
+    return rates
 
 
-def _waited(c, prepared, tokenizer) -> float:
-    """Share of the time that a loop of steps waits for its batches."""
-    stream = batches.training(c, prepared, tokenizer)
+def _measure_waiting(c: ConfigDict, dataset: Dataset, tokenizer: tokenizers.Tokenizer) -> float:
+    """Returns the share of time that simulated steps wait for their batches."""
+    stream = batches.training(c, dataset, tokenizer)
     next(stream)
-    waiting, began = 0.0, time.perf_counter()
+    waiting, start = 0.0, time.perf_counter()
     for _ in range(STEPS):
-        time.sleep(STEP)
-        before = time.perf_counter()
+        time.sleep(STEP_SECONDS)
+        wait_start = time.perf_counter()
         next(stream)
-        waiting += time.perf_counter() - before
-    share = waiting / (time.perf_counter() - began)
+        waiting += time.perf_counter() - wait_start
+    share = waiting / (time.perf_counter() - start)
     stream.close()
     return share
 
 
-def _memory(c, prepared, tokenizer, epochs: int) -> list[float]:
-    """MB that the process has after each epoch."""
-    stream = batches.training(c, prepared, tokenizer)
-    each = prepared.split('train')['records'] // c.data.batch_size
-    found = []
+def _measure_memory(
+    c: ConfigDict, dataset: Dataset, tokenizer: tokenizers.Tokenizer, epochs: int
+) -> list[float]:
+    """Returns the resident memory of the process after each epoch, in MB."""
+    stream = batches.training(c, dataset, tokenizer)
+    batches_per_epoch = dataset.split('train')['records'] // c.data.batch_size
+    memory = []
     for _ in range(epochs):
-        for _ in itertools.islice(stream, each):
+        for _ in itertools.islice(stream, batches_per_epoch):
             pass
         pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
-        found.append(pages * os.sysconf('SC_PAGE_SIZE') / 1e6)
+        memory.append(pages * os.sysconf('SC_PAGE_SIZE') / 1e6)
     stream.close()
-    return found
+    return memory
 
 
 if __name__ == '__main__':

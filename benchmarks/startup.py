@@ -1,12 +1,13 @@
-"""From a command to its first update, in seconds: with an empty cache of compiled programs, and with a full one.
+"""Measures the seconds from a command to its first update.
 
     ./launch/benchmark_startup.sh [--config=FILE[:PRESET]] [--pairs=K] [--out=FILE]
 
-Everything that the first update waits for counts: the interpreter, imports, the tokenizer, data, the
-teacher's weights, the devices, compiling. Data and teacher are made before, by a run of their own.
+A cold start has an empty cache of compiled programs, a warm start a filled one. The time includes
+everything that precedes the first update: interpreter, imports, tokenizer, data, the teacher's
+weights, devices and compilation. An earlier run, which is not timed, prepares the data and the
+teacher.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -18,75 +19,92 @@ import tempfile
 import time
 
 import jax
-from arguments import file_to_write, whole
+from arguments import integer, make_parser, output_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def command(config: str, place: pathlib.Path, workdir: str) -> list[str]:
-    """A run of `config` with caches and runs below `place`."""
+def train_command(config: str, folder: pathlib.Path, workdir: str) -> list[str]:
+    """Returns the command of a run whose caches and workdir are in a folder."""
     return [
-        sys.executable, '-m', 'lightpaff_jax.main', f'--config={config}',
-        f'--config.data.cache={place}/data', f'--config.train.compilation_cache={place}/xla',
-        f'--config.workdir={place}/{workdir}',
-    ]  # fmt: skip
+        sys.executable,
+        '-m',
+        'lightpaff_jax.main',
+        f'--config={config}',
+        f'--config.data.cache={folder}/data',
+        f'--config.train.compilation_cache={folder}/xla',
+        f'--config.workdir={folder}/{workdir}',
+    ]
 
 
-def seconds(words: list[str], cwd: pathlib.Path) -> float:
-    """Until a command says that its first update is done; it is stopped then."""
-    began = time.perf_counter()
+def seconds_to_first_update(command: list[str], cwd: pathlib.Path) -> float:
+    """Returns the seconds until a command prints its first update, then kills it."""
+    start = time.perf_counter()
     with subprocess.Popen(
-        words, cwd=cwd, env=os.environ | {'PYTHONPATH': str(ROOT)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as running:  # fmt: skip
-        assert running.stdout is not None
-        said = []
-        for line in running.stdout:
-            said.append(line)
+        command,
+        cwd=cwd,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdout is not None
+        output = []
+        for line in process.stdout:
+            output.append(line)
             if line.startswith('update 1/'):
-                took = time.perf_counter() - began
-                running.kill()
-                return took
-    sys.exit(f'error: {" ".join(words)} ended before its first update:\n{"".join(said)}')
+                seconds = time.perf_counter() - start
+                process.kill()
+                return seconds
+    sys.exit(f'error: {" ".join(command)} ended before its first update:\n{"".join(output)}')
 
 
 def measure(config: str, pairs: int) -> dict:
-    """Runs and prints; returns what `--out` writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = pathlib.Path(folder)
-        before = subprocess.run(
-            [*command(config, place, 'whole'), '--config.train.updates=2'],
-            cwd=place, env=os.environ | {'PYTHONPATH': str(ROOT)}, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        if before.returncode:
-            print(before.stderr.strip().splitlines()[-1], file=sys.stderr)
-            sys.exit(before.returncode)
-        found: dict[str, list[float]] = {'cold': [], 'warm': []}
+    """Runs and prints; returns the content of the file of `--out`."""
+    with tempfile.TemporaryDirectory() as path:
+        folder = pathlib.Path(path)
+        preparation = subprocess.run(
+            [*train_command(config, folder, 'whole'), '--config.train.updates=2'],
+            cwd=folder,
+            env=os.environ | {'PYTHONPATH': str(ROOT)},
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        if preparation.returncode:
+            print(preparation.stderr.strip().splitlines()[-1], file=sys.stderr)
+            sys.exit(preparation.returncode)
+        times: dict[str, list[float]] = {'cold': [], 'warm': []}
         for number in range(pairs):
-            shutil.rmtree(place / 'xla', ignore_errors=True)
-            for name, times in found.items():
-                times.append(seconds(command(config, place, f'{name}{number}'), place))
-                print(f'{name}: {times[-1]:.1f} s', flush=True)
-    medians = {name: statistics.median(times) for name, times in found.items()}
-    print(', '.join(f'{name} {took:.1f} s' for name, took in medians.items()), f'of {pairs} each')
+            shutil.rmtree(folder / 'xla', ignore_errors=True)
+            for name in times:
+                command = train_command(config, folder, f'{name}{number}')
+                times[name].append(seconds_to_first_update(command, folder))
+                print(f'{name}: {times[name][-1]:.1f} s', flush=True)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    listing = ', '.join(f'{name} {seconds:.1f} s' for name, seconds in medians.items())
+    print(f'median of {pairs}: {listing}')
     return {
-        'config': pathlib.Path(config).name, 'seconds': found, 'median': medians,
+        'config': pathlib.Path(config).name,
+        'seconds': times,
+        'median': medians,
         'hardware': f'1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores',
         'jax': jax.__version__,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
-    """Reads the options."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument('--config', default=f'{ROOT}/configs/gpt2_stage1.py:tiny')
-    parser.add_argument('--pairs', type=whole(1), default=3)
-    parser.add_argument('--out', type=file_to_write, help='JSON file for the figures')
-    a = parser.parse_args()
-    result = measure(str(pathlib.Path(a.config).absolute()), a.pairs)
-    if a.out:
-        a.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    """Runs the measurement and writes the file of `--out`."""
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        '--config', default=f'{ROOT}/configs/gpt2_stage1.py:tiny', help='FILE[:PRESET] to train'
+    )
+    parser.add_argument('--pairs', type=integer(1), default=3, help='cold and warm starts')
+    parser.add_argument('--out', type=output_file, help='JSON file for the figures')
+    options = parser.parse_args()
+    result = measure(str(pathlib.Path(options.config).absolute()), options.pairs)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

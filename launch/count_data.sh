@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compares the counts of the datasets in a folder with the published ones: ./launch/count_data.sh DATA
+# Compares the counts of the datasets in a folder with known ones: ./launch/count_data.sh DATA
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

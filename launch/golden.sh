@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints digests of the parameters and losses of the tiny recipes: ./launch/golden.sh [FOLDER] > golden.txt
-# Two commits that print the same lines, on one machine, compute the same bits. Minutes on 2 cores.
-# FOLDER keeps the runs; by default they are removed.
+# Two commits that print the same lines, on one machine, compute the same bits. Takes minutes on 2 cores.
+# The runs stay in FOLDER; by default they are removed.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

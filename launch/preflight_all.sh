@@ -21,7 +21,8 @@ compile_step() {
   shift 3
   printf '\n=== %s: %s %s %s\n' "$name" "$topology" "$config" "$*"
   local arguments=() quick=() argument
-  for argument in "$@"; do # a switch may be given once only
+  # The command accepts a switch only once.
+  for argument in "$@"; do
     if [[ $argument == --quick ]]; then quick=(--quick); else arguments+=("$argument"); fi
   done
   "$VENV/bin/python" -m lightpaff_jax.preflight --topology="$topology" \

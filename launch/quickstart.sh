@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains a teacher, a student and its baselines on this machine: ./launch/quickstart.sh [PRESET] [--config.KEY=VALUE ...]
-# The same command resumes. Paths are relative to the repository.
+# Run it again to resume. Paths are relative to the repository.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the table of a family: ./launch/reproduce.sh bert|gpt2|mass paper|small|tiny WORKDIR [DATA] [--config.KEY=VALUE ...]
-# DATA is a folder with the layout of docs/reproduce.md; tiny needs none, nor does ci, its shortened form.
-# The same command resumes.
+# Reproduces the paper's table for a family: ./launch/reproduce.sh bert|gpt2|mass paper|small|tiny WORKDIR [DATA] [--config.KEY=VALUE ...]
+# DATA is a folder with the layout of docs/reproduce.md. The scales tiny and ci (tiny, shortened) need none.
+# Run it again to resume.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
