@@ -6,11 +6,12 @@ DATA holds the folders of EXPECTED, or some of them, laid out as docs/reproduce.
 a row per split. If a row differs, prints the difference and exits with code 1.
 """
 
-import argparse
 import collections
 import pathlib
 import sys
 from collections.abc import Iterable
+
+from arguments import make_parser
 
 from lightpaff_jax import config
 from lightpaff_jax.data import sources
@@ -89,7 +90,7 @@ def format_row(cells: Iterable[str]) -> str:
 
 def main() -> int:
     """Prints the table and the differences; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser = make_parser(__doc__)
     parser.add_argument('data', type=pathlib.Path, help='folder of the datasets')
     data = parser.parse_args().data
     if not data.is_dir():
