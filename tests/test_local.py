@@ -1,4 +1,4 @@
-"""launch/local.sh: processes on this machine as if they were hosts."""
+"""launch/local.sh: processes of this machine that act as hosts."""
 
 import pathlib
 import re
@@ -12,25 +12,28 @@ from helpers.processes import ROOT, environment
 
 
 def local(*words, **changes):
-    """launch/local.sh, as a context."""
+    """Starts launch/local.sh in a session of its own, so a signal does not reach the tests."""
     return subprocess.Popen(
-        [ROOT / 'launch/local.sh', *words], text=True, start_new_session=True,
+        [ROOT / 'launch/local.sh', *words],
         env=environment(PYTHON=sys.executable, **changes),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def ran(*words, **changes):
-    """(exit code, stdout, stderr) of launch/local.sh."""
+def run(*words, **changes):
+    """Runs launch/local.sh; returns its exit code, stdout and stderr."""
     with local(*words, **changes) as process:
         out, err = process.communicate(timeout=60)
     return process.returncode, out, err
 
 
 @pytest.mark.e2e
-def test_local_runs_as_many_hosts_and_says_whose_a_line_is():
-    said = 'echo $JAX_PROCESS_ID of $JAX_NUM_PROCESSES $JAX_PLATFORMS $XLA_FLAGS; echo no >&2'
-    code, out, err = ran('3', 'bash', '-c', said, DEVICES='2')
+def test_local_prefixes_lines_with_the_process_index():
+    script = 'echo $JAX_PROCESS_ID of $JAX_NUM_PROCESSES $JAX_PLATFORMS $XLA_FLAGS; echo no >&2'
+    code, out, err = run('3', 'bash', '-c', script, DEVICES='2')
     assert code == 0
     flag = 'cpu --xla_force_host_platform_device_count=2'
     assert sorted(out.splitlines()) == [
@@ -42,7 +45,7 @@ def test_local_runs_as_many_hosts_and_says_whose_a_line_is():
 
 
 @pytest.mark.e2e
-def test_local_ends_all_when_one_fails_with_its_exit_code(tmp_path):
+def test_local_stops_all_when_a_process_fails(tmp_path):
     script = f"""
     if [[ $JAX_PROCESS_ID == 1 ]]; then exit 7; fi
     if [[ $JAX_PROCESS_ID == 2 ]]; then sleep 1; exit 8; fi
@@ -51,9 +54,10 @@ def test_local_ends_all_when_one_fails_with_its_exit_code(tmp_path):
     echo $! $$ >{tmp_path}/pids
     wait
     """
-    began = time.monotonic()
-    assert ran('3', 'bash', '-c', script)[0] == 7
-    assert time.monotonic() - began < 40  # 9 to end by themselves, 3 more after SIGTERM
+    start_time = time.monotonic()
+    assert run('3', 'bash', '-c', script)[0] == 7
+    # Processes have 9 s to exit by themselves and 3 s more after SIGTERM.
+    assert time.monotonic() - start_time < 40
     for pid in (tmp_path / 'pids').read_text().split():
         assert not pathlib.Path(f'/proc/{pid}').exists() or 'zombie' in status(pid)
 
@@ -64,7 +68,7 @@ def status(pid):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_local_ends_all_when_it_is_interrupted(number):
+def test_local_stops_all_when_interrupted(number):
     with local('2', 'bash', '-c', 'echo $$; exec sleep 60') as process:
         pids = [process.stdout.readline().split()[-1] for _ in range(2)]
         process.send_signal(number)
@@ -85,8 +89,8 @@ def test_local_ends_all_when_it_is_interrupted(number):
         (('2', 'true'), {'DEVICES': 'x'}, 'DEVICES = x: must be a whole number, at least 1'),
     ],
 )
-def test_local_names_a_mistake(words, changes, line):
-    assert ran(*words, **changes) == (2, '', f'error: {line}\n')
-    code, out, err = ran('--help')
+def test_local_refuses_an_invalid_argument_in_one_line(words, changes, line):
+    assert run(*words, **changes) == (2, '', f'error: {line}\n')
+    code, out, err = run('--help')
     assert (code, err) == (0, '')
     assert out.startswith('./launch/local.sh N COMMAND')

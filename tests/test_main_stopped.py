@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import re
 import shutil
 import signal
@@ -15,9 +14,12 @@ import jax
 import numpy as np
 import pytest
 from helpers.commands import ROOT, UPDATES, call, student_arguments
+from helpers.processes import QUICK, environment
 
 from lightpaff_jax import checkpoint, metrics
 from lightpaff_jax.runtime import fingerprint, interrupts
+
+XLA_FLAGS = ' '.join(f'--{name}={value}'.lower() for name, value in QUICK.items())
 
 
 def params_of(workdir):
@@ -102,14 +104,14 @@ def test_resume_after_a_corrupt_checkpoint_is_bitwise_equal(here, tmp_path, caps
 
 
 def start(*argv, module='main', cwd=ROOT):
-    environment = {
-        **os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, '-m', f'lightpaff_jax.{module}', *argv],
-        cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=cwd,
+        env=environment(XLA_FLAGS=XLA_FLAGS),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.e2e
@@ -140,9 +142,11 @@ def test_process_with_an_invalid_argument_writes_one_line(module, argv, line):
 def test_resume_after_sigkill_is_bitwise_equal(small_runs):
     updates, save_every = 60, 10
     settings = [
-        f'--config.train.updates={updates}', f'--config.train.save_every={save_every}',
-        '--config.train.eval_every=25', '--config.eval.batches=2',
-    ]  # fmt: skip
+        f'--config.train.updates={updates}',
+        f'--config.train.save_every={save_every}',
+        '--config.train.eval_every=25',
+        '--config.eval.batches=2',
+    ]
 
     def run(name):
         return start(*student_arguments(*settings, workdir=f'runs/{name}'), cwd=small_runs)

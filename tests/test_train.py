@@ -1,4 +1,4 @@
-"""The run, on the 8 fake devices: long, extended, finished, and from another start."""
+"""Training runs on 8 fake devices: long, extended, completed and initialised ones."""
 
 import json
 
@@ -26,8 +26,8 @@ def lines(workdir):
 
 
 @pytest.mark.e2e
-def test_300_updates_on_8_devices_end(data_cache, tmp_path):
-    """With one step in flight: free-running ones dead-lock on fake devices, and XLA aborts."""
+def test_300_updates_on_8_devices_do_not_deadlock(data_cache, tmp_path):
+    """With more than one step in flight, fake devices deadlock and XLA aborts."""
     c = configured(data_cache, tmp_path, updates=300, save_every=300, log_every=50)
     result = train(c)
     assert result['updates'] == 300
@@ -36,94 +36,92 @@ def test_300_updates_on_8_devices_end(data_cache, tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_a_finished_run_is_not_run_again_and_a_longer_one_goes_on(data_cache, tmp_path):
+def test_completed_run_is_reused_and_a_longer_one_resumes(data_cache, tmp_path):
     first = train(configured(data_cache, tmp_path))
-    stamp = (tmp_path / 'checkpoints' / '4').stat().st_mtime_ns
+    checkpoint_dir = tmp_path / 'checkpoints' / '4'
+    time_written = checkpoint_dir.stat().st_mtime_ns
     assert train(configured(data_cache, tmp_path)) == first
-    assert (tmp_path / 'checkpoints' / '4').stat().st_mtime_ns == stamp
+    assert checkpoint_dir.stat().st_mtime_ns == time_written
     longer = train(configured(data_cache, tmp_path, updates=6))
     assert longer['updates'] == 6
     assert longer['seconds'] > first['seconds']
     assert [x['step'] for x in lines(tmp_path) if x['kind'] == 'train'] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_longer_run_leaves_nothing_that_is_said_of_fewer_updates(
-    data_cache, tmp_path, monkeypatch
-):
+def test_longer_run_removes_the_earlier_results(data_cache, tmp_path, monkeypatch):
     train(configured(data_cache, tmp_path))
-    test = tmp_path / 'predictions' / 'test.jsonl'
-    assert test.exists()
+    predictions = tmp_path / 'predictions'
+    assert (predictions / 'test.jsonl').exists()
     c = configured(data_cache, tmp_path, updates=6)
     c.eval.test = False
 
-    def killed(*_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(workdir, 'write_config', killed)
+        patch.setattr(workdir, 'write_config', interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(c)
     assert not (tmp_path / 'result.json').exists()
     with pytest.raises(UserError, match=r'has no result\.json'):
         pretrained.open('path', str(tmp_path))
     train(c)
-    assert [p.name for p in test.parent.iterdir()] == ['validation.jsonl']
+    assert [p.name for p in predictions.iterdir()] == ['validation.jsonl']
 
 
-def test_a_run_names_the_devices_it_used(data_cache, tmp_path):
+def test_result_names_the_devices_of_the_mesh(data_cache, tmp_path):
     c = configured(data_cache, tmp_path, updates=1)
     c.mesh.data = 2
     assert train(c)['hardware'].startswith('2 x cpu, ')
 
 
-def test_a_split_that_was_scored_is_not_scored_again(data_cache, tmp_path, monkeypatch):
+def test_completed_run_scores_only_missing_splits(data_cache, tmp_path, monkeypatch):
     c = configured(data_cache, tmp_path)
     c.eval.test = False
-    first, found = train(c), []
-    real = evaluate.Evaluation.score
+    first, splits = train(c), []
+    score = evaluate.Evaluation.score
 
-    def find(self, split, params):
-        found.append(split)
-        return real(self, split, params)
+    def record(self, split, params):
+        splits.append(split)
+        return score(self, split, params)
 
-    monkeypatch.setattr(evaluate.Evaluation, 'score', find)
+    monkeypatch.setattr(evaluate.Evaluation, 'score', record)
     c.eval.test = True
     both = train(c)
-    assert found == ['test']
+    assert splits == ['test']
     assert both['scores']['validation'] == first['scores']['validation']
     assert set(both['scores']) == {'validation', 'test'}
-    c.train.updates = 6  # other parameters: all is scored
+    c.train.updates = 6  # new parameters, so both splits are scored
     longer = train(c)
-    assert sorted(found[1:]) == ['test', 'validation']
+    assert sorted(splits[1:]) == ['test', 'validation']
     assert longer['scores']['validation'] != first['scores']['validation']
 
 
-def test_another_protocol_scores_a_finished_run_again_and_trains_nothing(data_cache, tmp_path):
+def test_changed_eval_settings_rescore_without_training(data_cache, tmp_path):
     train(configured(data_cache, tmp_path))
     c = configured(data_cache, tmp_path)
     c.eval.batches = 2
-    again = train(c)
-    assert again['scores']['test']['tokens'] > 8 * 32
+    result = train(c)
+    assert result['scores']['test']['tokens'] > 8 * 32
     assert checkpoint.Checkpoints(tmp_path / 'checkpoints', 1).steps() == [2, 4]
 
 
-def test_a_run_refuses_to_resume_from_another_start(data_cache, tmp_path):
+def test_resume_from_other_initial_parameters_is_refused(data_cache, tmp_path):
     for name, seed in (('a', 0), ('b', 1)):
         c = configured(data_cache, tmp_path / name)
         c.seed = seed
         train(c)
-    c = configured(data_cache, tmp_path / 'tuned')
+    c = configured(data_cache, tmp_path / 'initialised')
     c.student.init = str(tmp_path / 'a')
-    tuned = train(c)
-    assert tuned['init_hash']
+    assert train(c)['init_hash']
     c.student.init = str(tmp_path / 'b')
     with pytest.raises(UserError, match='init_hash'):
         train(c)
-    kept = json.loads((tmp_path / 'tuned' / 'config.json').read_text())
-    assert kept['student']['init'] == str(tmp_path / 'a')
+    saved = json.loads((tmp_path / 'initialised' / 'config.json').read_text())
+    assert saved['student']['init'] == str(tmp_path / 'a')
 
 
-def test_a_run_that_is_not_finished_is_no_teacher(data_cache, tmp_path):
+def test_unfinished_run_is_refused_as_teacher(data_cache, tmp_path):
     train(configured(data_cache, tmp_path / 'teacher'))
     (tmp_path / 'teacher' / 'result.json').unlink()
     c = configured(data_cache, tmp_path / 'student')
@@ -133,7 +131,7 @@ def test_a_run_that_is_not_finished_is_no_teacher(data_cache, tmp_path):
 
 
 @pytest.mark.parametrize('text', ['3', '[]', '"x"', '{', b'\xff'])
-def test_a_file_that_is_no_object_is_named(data_cache, tmp_path, text):
+def test_damaged_json_file_of_a_workdir_is_named(data_cache, tmp_path, text):
     c = configured(data_cache, tmp_path, updates=1)
     (tmp_path / 'checkpoints').mkdir()
     for name in ('config.json', 'result.json'):

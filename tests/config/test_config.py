@@ -1,4 +1,4 @@
-"""Every key is used, and goes to JSON, the command line and back as it was."""
+"""Configuration keys: each is read, and survives JSON, the command line and copies."""
 
 import ast
 import inspect
@@ -14,20 +14,20 @@ from lightpaff_jax.data import objectives, sources
 from lightpaff_jax.errors import UserError
 
 PACKAGE = sorted((ROOT / 'lightpaff_jax').rglob('*.py'))
-DEFAULTS = (('config', '__init__.py'), ('config', 'recipes.py'))  # they set keys
+WRITERS = (('config', '__init__.py'), ('config', 'recipes.py'))  # these modules set keys
 NETWORK, PHASE = set(config.network()), set(config.phase())
 
 
-def text_of(node):
-    """The last name of `a`, of `x.a` and of `x['a']`."""
+def last_name(node):
+    """Returns 'a' for `a`, `x.a` and `x['a']`."""
     if isinstance(node, ast.Subscript):
-        return node.slice.value if isinstance(node.slice, ast.Constant) else text_of(node.value)
+        return node.slice.value if isinstance(node.slice, ast.Constant) else last_name(node.value)
     return getattr(node, 'attr', None) or getattr(node, 'id', None)
 
 
 def aliases(tree):
-    """Name -> last name of what it was assigned: `o = c.optim` gives o -> optim."""
-    found = {}
+    """Maps each assigned name to the last name of its value: `o = c.optim` gives o -> optim."""
+    names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             pairs = [(target, node.value) for target in node.targets]
@@ -37,68 +37,75 @@ def aliases(tree):
                 if isinstance(target, ast.Name) and isinstance(
                     value, ast.Attribute | ast.Subscript
                 ):
-                    found[target.id] = text_of(value)
-    return found
+                    names[target.id] = last_name(value)
+    return names
 
 
 def reads(tree):
-    """(owner, key) of every `owner.key` and `owner['key']` that is read, aliases followed."""
-    owners = aliases(tree)
-    found = set()
+    """Returns (owner, key) of every read `owner.key` and `owner['key']`, with aliases resolved."""
+    owners, pairs = aliases(tree), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Load):
             if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Constant):
                 continue
-            owner = text_of(node.value)
-            found |= {(owner, text_of(node)), (owners.get(owner), text_of(node))}
-    return found
+            owner = last_name(node.value)
+            pairs |= {(owner, last_name(node)), (owners.get(owner), last_name(node))}
+    return pairs
 
 
 def unread(c, files):
-    """Keys of `c` that no file reads. In models/ a network is `c`; everywhere a phase is `p` or
-    `phase`, and the section `student` may be `s`.
+    """Returns the keys of `c` that no file reads.
+
+    Modules of models/ name a network `c`. All modules may name a phase `p` or `phase`, and the
+    section student `s`.
     """
-    inside, words = set(), set()
-    outside = reads(ast.parse(inspect.getsource(config.use_phase)))
+    model_reads, strings = set(), set()
+    other_reads = reads(ast.parse(inspect.getsource(config.use_phase)))
     for path, text in files.items():
         tree = ast.parse(text)
-        (inside if 'models' in path.parts else outside).update(reads(tree))
-        words |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        (model_reads if 'models' in path.parts else other_reads).update(reads(tree))
+        strings |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
 
     def is_read(key):
         *sections, leaf = ['c', *key.split('.')]
         if sections[-1] in ('student', 'teacher') and leaf in NETWORK:
-            return (sections[-1], leaf) in outside or ('c', leaf) in inside
+            return (sections[-1], leaf) in other_reads or ('c', leaf) in model_reads
         if 'recipe' in sections and leaf in PHASE:
-            return {('p', leaf), ('phase', leaf)} & outside and sections[-1] in words
+            return {('p', leaf), ('phase', leaf)} & other_reads and sections[-1] in strings
         owners = {'student': {'student', 's'}}.get(sections[-1], {sections[-1]})
-        return any((owner, leaf) in outside for owner in owners)
+        return any((owner, leaf) in other_reads for owner in owners)
 
     return [key for key in config.flatten(c) if not is_read(key)]
 
 
 @pytest.fixture(scope='module')
-def sources_of_package():
-    return {path: path.read_text() for path in PACKAGE if path.parts[-2:] not in DEFAULTS}
+def package_texts():
+    return {path: path.read_text() for path in PACKAGE if path.parts[-2:] not in WRITERS}
 
 
-def test_every_key_is_read_somewhere(sources_of_package):
-    assert unread(config.default(), sources_of_package) == []
+def test_every_key_is_read(package_texts):
+    assert unread(config.default(), package_texts) == []
 
 
-def test_a_key_that_nothing_reads_is_found(sources_of_package):
+def test_unread_keys_are_detected(package_texts):
     c = config.default().unlock()
-    c.made_up = c.train.made_up = c.optim.path = c.student.made_up = 1
-    c.teacher.init = c.recipe.student_finetune.made_up = 1
+    keys = {
+        'made_up',
+        'train.made_up',
+        'optim.path',
+        'student.made_up',
+        'teacher.init',
+        'recipe.student_finetune.made_up',
+    }
+    for key in keys:
+        assign(c, key, 1)
     c.recipe.made_up = config.phase()
-    assert set(unread(c, sources_of_package)) == {
-        'made_up', 'train.made_up', 'optim.path', 'student.made_up', 'teacher.init',
-        'recipe.student_finetune.made_up', *(f'recipe.made_up.{key}' for key in PHASE),
-    }  # fmt: skip
+    phase_keys = {f'recipe.made_up.{key}' for key in PHASE}
+    assert set(unread(c, package_texts)) == keys | phase_keys
 
 
 def hidden_defaults(text):
-    """Lines that read a configuration with a default of their own: `.get` or `getattr`."""
+    """Returns the lines that may replace a missing key by a default: `.get` or `getattr`."""
     tree = ast.parse(text)
     names = {'c', 'config'} | {
         node.arg
@@ -125,7 +132,7 @@ def hidden_defaults(text):
 
 
 @pytest.mark.parametrize('path', PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_code_has_a_default_of_its_own(path):
+def test_module_has_no_hidden_defaults(path):
     assert hidden_defaults(path.read_text()) == []
 
 
@@ -139,27 +146,27 @@ def test_no_code_has_a_default_of_its_own(path):
         "getattr(c.train, 'x', 0)",
     ],
 )
-def test_a_default_where_a_key_is_used_is_found(text):
+def test_hidden_default_is_detected(text):
     assert hidden_defaults(text)
 
 
-def test_names_that_a_key_may_have_are_those_of_the_tables():
+def test_choices_of_keys_equal_the_registries():
     assert tuple(models.MODELS) == config.FAMILIES
     assert set(objectives.OBJECTIVES) == set(config.OBJECTIVES)
-    learners = config.OBJECTIVES.values()
-    assert {family for o in learners for family in o.families} == {*config.FAMILIES}
-    assert {o.outputs for o in learners} == {'sums', 'rows', 'logits'}
-    assert set(config.VIEWS.values()) == {o.example_type for o in learners}
+    records = config.OBJECTIVES.values()
+    assert {family for o in records for family in o.families} == {*config.FAMILIES}
+    assert {o.outputs for o in records} == {'sums', 'rows', 'logits'}
+    assert set(config.VIEWS.values()) == {o.example_type for o in records}
     assert {*sources.SOURCES, 'prepared'} == set(config.SOURCES)
 
 
-def test_keys_that_may_change_exist():
-    known = config.flatten(config.default())
-    for key in config.MAY_CHANGE:
-        assert key in known or any(name.startswith(f'{key}.') for name in known), key
+def test_keys_of_may_change_exist():
+    keys = config.flatten(config.default())
+    for name in config.MAY_CHANGE:
+        assert any(f'{key}.'.startswith(f'{name}.') for key in keys), name
 
 
-# Values on the command line.
+# Values of the command line.
 
 
 @pytest.mark.parametrize(
@@ -199,37 +206,38 @@ def test_keys_that_may_change_exist():
         ('recipe.student_finetune.lambda_', '0', 0.0),
     ],
 )
-def test_text_becomes_the_type_of_the_default(key, text, value):
+def test_text_is_parsed_as_the_type_of_the_default(key, text, value):
     c = config.default()
     flags.override(c, key, text)
-    found = config.flatten(c)[key]
-    assert (found, type(found)) == (value, type(value))
+    parsed = config.flatten(c)[key]
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
-@pytest.mark.parametrize(
-    ('key', 'text', 'message'),
-    [
-        ('train.updates', '1.5', 'train.updates = 1.5: must be a whole number'),
-        ('train.updates', 'True', 'train.updates = True: must be a whole number'),
-        ('train.updates', '', 'train.updates = : must be a whole number'),
-        ('train.updates', '{[]: 1}', 'train.updates = {[]: 1}: must be a whole number'),
-        ('optim.peak_lr', 'fast', 'optim.peak_lr = fast: must be a number'),
-        ('optim.peak_lr', 'nan', 'optim.peak_lr = nan: must be a number'),
-        ('recipe.seeds', 'a,b', 'recipe.seeds = a,b: must hold a whole number or several'),
-        ('recipe.seeds', '0,"a"', 'recipe.seeds = 0,"a": must hold a whole number or several'),
-        ('recipe.seeds', '1.5', 'recipe.seeds = 1.5: must hold a whole number or several'),
-        ('data.packages', "'a',(2,)", "data.packages = 'a',(2,): must hold a name or several"),
-        ('student.init_layers', 'a', 'student.init_layers = a: must hold a whole number or several'),
-        ('student.init_new_head', '1', 'student.init_new_head = 1: must be True or False'),
-        ('data', '3', 'data: is a section, set one of batch_size, buckets, cache, classes, columns, decontaminate, detokenize, documents, files, held_out, labels, length, long_text, mask_rate, mixture, on_error, packages, packing, path, prefetch, replace, source, span_rate, suffixes, target_length, tfds_dir, unlabelled, view, whole_words, workers'),
-        ('data.lenght', '3', 'data.lenght: no such key; did you mean length?'),
-        ('optm.b1', '3', 'optm: no such key; did you mean optim?'),
-        ('seed.x', '3', 'seed.x: no such key'),
-        ('batch_size', '3', 'batch_size: no such key; did you mean eval.batch_size?'),
-        ('', '3', ': no such key'),
-    ],
-)  # fmt: skip
-def test_text_that_does_not_fit_is_refused(key, text, message):
+SECTION_KEYS = ', '.join(sorted(config.default().data))
+INVALID_TEXTS = [
+    ('train.updates', '1.5', 'train.updates = 1.5: must be a whole number'),
+    ('train.updates', 'True', 'train.updates = True: must be a whole number'),
+    ('train.updates', '', 'train.updates = : must be a whole number'),
+    ('train.updates', '{[]: 1}', 'train.updates = {[]: 1}: must be a whole number'),
+    ('optim.peak_lr', 'fast', 'optim.peak_lr = fast: must be a number'),
+    ('optim.peak_lr', 'nan', 'optim.peak_lr = nan: must be a number'),
+    ('recipe.seeds', 'a,b', 'recipe.seeds = a,b: must hold a whole number or several'),
+    ('recipe.seeds', '0,"a"', 'recipe.seeds = 0,"a": must hold a whole number or several'),
+    ('recipe.seeds', '1.5', 'recipe.seeds = 1.5: must hold a whole number or several'),
+    ('data.packages', "'a',(2,)", "data.packages = 'a',(2,): must hold a name or several"),
+    ('student.init_layers', 'a', 'student.init_layers = a: must hold a whole number or several'),
+    ('student.init_new_head', '1', 'student.init_new_head = 1: must be True or False'),
+    ('data', '3', f'data: is a section, set one of {SECTION_KEYS}'),
+    ('data.lenght', '3', 'data.lenght: no such key; did you mean length?'),
+    ('optm.b1', '3', 'optm: no such key; did you mean optim?'),
+    ('seed.x', '3', 'seed.x: no such key'),
+    ('batch_size', '3', 'batch_size: no such key; did you mean eval.batch_size?'),
+    ('', '3', ': no such key'),
+]
+
+
+@pytest.mark.parametrize(('key', 'text', 'message'), INVALID_TEXTS)
+def test_invalid_text_is_refused_and_changes_nothing(key, text, message):
     c = config.default()
     with pytest.raises(UserError) as error:
         flags.override(c, key, text)
@@ -237,17 +245,17 @@ def test_text_that_does_not_fit_is_refused(key, text, message):
     assert config.to_json(c) == config.to_json(config.default())
 
 
-def test_the_last_of_two_values_holds():
+def test_last_of_two_values_of_a_key_is_used():
     spec = str(ROOT / 'configs/quickstart.py')
     argv = ['--config.seed=1', '--config', spec, '--config.mesh.data', '-1', '--config.seed=2']
     assert flags.parse(argv).seed == 2
 
 
-def test_the_home_of_a_workdir_is_found(monkeypatch):
-    monkeypatch.setenv('HOME', '/home/someone')
+def test_tilde_of_a_workdir_is_expanded(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/user')
     spec = str(ROOT / 'configs/quickstart.py')
     c = flags.parse([f'--config={spec}', '--config.workdir=~/runs/a'])
-    assert c.workdir == '/home/someone/runs/a'
+    assert c.workdir == '/home/user/runs/a'
 
 
 @pytest.mark.parametrize(
@@ -259,7 +267,7 @@ def test_the_home_of_a_workdir_is_found(monkeypatch):
         ('c.py:', 'c'),
     ],
 )
-def test_a_run_is_named_after_its_file_and_variant(spec, name):
+def test_run_name_is_that_of_file_and_preset(spec, name):
     assert flags.config_name(spec) == name
 
 
@@ -267,15 +275,15 @@ def test_a_run_is_named_after_its_file_and_variant(spec, name):
 
 
 @pytest.mark.parametrize('spec', RECIPES, ids=name_of)
-def test_json_keeps_every_value_and_its_type(spec):
+def test_json_round_trip_keeps_values_and_types(spec):
     c = flags.load(spec)
-    back = config.from_json(config.to_json(c))
-    assert config.flatten(back) == config.flatten(c)
-    for key, value in config.flatten(c).items():
-        assert type(config.flatten(back)[key]) is type(value), key
+    values = config.flatten(c)
+    parsed = config.flatten(config.from_json(config.to_json(c)))
+    assert parsed == values
+    assert {key: type(parsed[key]) for key in values} == {key: type(values[key]) for key in values}
 
 
-def test_json_with_an_unknown_key_is_refused_with_the_nearest():
+def test_unknown_key_of_json_is_refused_with_a_suggestion():
     values = config.default().to_dict()
     values['train']['updatse'] = 1
     with pytest.raises(UserError, match=r'^config\.train\.updatse: no such key; did you mean'):
@@ -283,7 +291,7 @@ def test_json_with_an_unknown_key_is_refused_with_the_nearest():
 
 
 @pytest.mark.parametrize('text', ['{"seed": 1', '{"sed": 1}', '{"seed": "a"}', None])
-def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, text):
+def test_unreadable_config_json_is_named_in_one_line(tmp_path, text):
     if text is not None:
         (tmp_path / 'config.json').write_text(text)
     with pytest.raises(UserError) as error:
@@ -293,7 +301,7 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, text):
 
 
 def changed(value):
-    """Another value of the same type."""
+    """Returns another value of the same type."""
     if isinstance(value, tuple):
         return (*value, 7)
     if isinstance(value, bool):
@@ -301,7 +309,7 @@ def changed(value):
     return f'{value}x' if isinstance(value, str) else value + 1
 
 
-def put(c, key, value):
+def assign(c, key, value):
     *sections, leaf = key.split('.')
     for name in sections:
         c = c[name]
@@ -309,22 +317,24 @@ def put(c, key, value):
 
 
 @pytest.mark.parametrize('key', list(config.flatten(config.default())))
-def test_a_changed_key_is_reported_unless_it_may_change(key):
+def test_changed_key_is_a_difference_unless_it_may_change(key):
     before, after = config.default(), config.default()
     old = config.flatten(before)[key]
-    put(after, key, changed(old))
-    free = key in config.MAY_CHANGE or key.split('.')[0] in ('recipe', 'eval', 'generate')
-    expected = [] if free else [f'{key}: {old!r} -> {changed(old)!r}']
+    assign(after, key, changed(old))
+    may_change = key in config.MAY_CHANGE or key.split('.')[0] in ('recipe', 'eval', 'generate')
+    expected = [] if may_change else [f'{key}: {old!r} -> {changed(old)!r}']
     assert config.differences(before, after) == expected
 
 
-def test_what_defines_a_run_may_not_change():
-    fixed = {'seed', 'objective', 'student.width', 'loss.lambda_', 'optim.peak_lr', 'data.length',
-             'data.batch_size', 'data.packages', 'train.grad_accum_steps', 'train.compute_dtype'}  # fmt: skip
-    assert not fixed & set(config.MAY_CHANGE)
+def test_keys_that_define_a_run_may_not_change():
+    keys = (
+        'seed objective student.width loss.lambda_ optim.peak_lr data.length data.batch_size '
+        'data.packages train.grad_accum_steps train.compute_dtype'
+    )
+    assert not set(keys.split()) & set(config.MAY_CHANGE)
 
 
-def test_a_copy_shares_nothing_and_stays_locked():
+def test_copy_shares_no_values_and_stays_locked():
     c = config.default()
     other = config.copy(c)
     other.student.width, other.recipe.student_pretrain.updates = 5, 6

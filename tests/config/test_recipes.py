@@ -1,4 +1,4 @@
-"""Helpers that recipe files share."""
+"""Helpers of config that recipe files call."""
 
 import pytest
 
@@ -19,11 +19,11 @@ from lightpaff_jax.data import sources
         (('sst2', 'b'), {'on_error': 'skip', 'weight': 1.0}, 'sst2:b?on_error=skip=1'),
     ],
 )
-def test_part_writes_the_entry_of_the_command_line(arguments, settings, entry):
+def test_part_writes_an_entry_of_the_command_line(arguments, settings, entry):
     assert config.part(*arguments, **settings) == entry
 
 
-def test_mixture_reads_an_entry_as_part_wrote_it():
+def test_mixture_reads_the_entry_that_part_writes():
     c = config.default()
     c.data.source = 'mixture'
     c.data.mixture = (

@@ -1,4 +1,4 @@
-"""A bad value of a configuration is named with its key and its rule."""
+"""Rules of the configuration: an invalid value is refused with its key and its rule."""
 
 import math
 
@@ -9,7 +9,7 @@ from lightpaff_jax.config import validate
 from lightpaff_jax.errors import MissingPaths, UserError
 
 
-def test_the_default_is_valid_on_devices_that_divide_its_batch():
+def test_default_is_valid_on_devices_that_divide_its_batch():
     validate.validate(config.default())
     for devices in (1, 2, 4, 8):
         validate_for(config.default(), devices)
@@ -23,24 +23,41 @@ def validate_for(c, devices):
 
 
 NAN, INF = math.nan, math.inf
-BAD = [
+SOURCES = 'pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, mixture, prepared'
+INVALID = [
     ('student.family', 'gpt3', "'gpt3': must be one of bert, gpt2, mass; did you mean gpt2?"),
     ('student.layers', 0, '0: must be at least 1'),
     ('student.width', -8, '-8: must be at least 1'),
     ('student.heads', 0, '0: must be at least 1'),
     ('student.heads', 3, '3: must divide student.width = 128'),
     ('student.ffn', 0, '0: must be at least 1'),
-    ('student.positions', 64, 'data.length = 128: must be at least 1 and at most student.positions = 64'),
+    (
+        'student.positions',
+        64,
+        'data.length = 128: must be at least 1 and at most student.positions = 64',
+    ),
     ('student.vocab_size', 0, '0: must be at least 1'),
     ('student.dropout', 1.0, '1.0: must be in [0, 1)'),
     ('student.dropout', NAN, 'nan: must be in [0, 1)'),
     ('teacher.layers', -1, '-1: must be at least 1'),
-    ('teacher.dtype', 'float16', "'float16': must be one of auto, float32, bfloat16; did you mean bfloat16?"),
-    ('student.family', 'bert', "objective = 'clm': must be one of mlm, classify for family 'bert'; did you mean mlm?"),
-    ('student.family', 'mass', '''student.decoder_layers = 0: must be at least 1 for family 'mass' '''.strip()),
+    (
+        'teacher.dtype',
+        'float16',
+        "'float16': must be one of auto, float32, bfloat16; did you mean bfloat16?",
+    ),
+    (
+        'student.family',
+        'bert',
+        "objective = 'clm': must be one of mlm, classify for family 'bert'; did you mean mlm?",
+    ),
+    ('student.family', 'mass', "student.decoder_layers = 0: must be at least 1 for family 'mass'"),
     ('student.decoder_layers', 1, "1: is only read for family 'mass'"),
     ('student.head', 'none', "'none': must be 'lm' for family 'gpt2'"),
-    ('student.head', 'lms', "'lms': must be one of lm, classify, pretraining, none; did you mean lm?"),
+    (
+        'student.head',
+        'lms',
+        "'lms': must be one of lm, classify, pretraining, none; did you mean lm?",
+    ),
     ('student.classes', 2, "2: is only read for head 'classify'"),
     ('student.activation', 'gelu_new', "'gelu_new': must be one of gelu, relu; did you mean gelu?"),
     ('student.tied', 'both', "'both': must be one of all, decoder, none"),
@@ -48,16 +65,24 @@ BAD = [
     ('student.init', 'teacher_layers', 'teacher_layers: requires teacher.path'),
     ('student.init_layers', (1,), "(1,): is only read for student.init 'teacher_layers'"),
     ('objective', 'cml', "'cml': must be one of clm for family 'gpt2'; did you mean clm?"),
-    ('data.view', 'topics', "'topics': must be one of text, topic, pairs, summary; did you mean topic?"),
+    (
+        'data.view',
+        'topics',
+        "'topics': must be one of text, topic, pairs, summary; did you mean topic?",
+    ),
     ('data.view', 'topic', "'topic': must be one of text for objective 'clm'"),
     ('data.target_length', 8, "8: is only read for objective 'mass' or 'seq2seq'"),
-    ('data.source', 'SST2', "'SST2': must be one of pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, mixture, prepared; did you mean sst2?"),
-    ('data.path', 'x', 'x: is not read for source \'pydocs\''),
+    ('data.source', 'SST2', f"'SST2': must be one of {SOURCES}; did you mean sst2?"),
+    ('data.path', 'x', "x: is not read for source 'pydocs'"),
     ('data.files', ('train=a',), "('train=a',): is not read for source 'pydocs'"),
     ('data.held_out', 0.1, "0.1: is not read for source 'pydocs'"),
     ('data.held_out', 0.5, '0.5: must be at least 0 and below 0.5'),
     ('data.documents', 'lines', "'lines': must be one of blank, line, file; did you mean line?"),
-    ('data.detokenize', 'wiki', "'wiki': must be one of none, wikitext, ptb; did you mean wikitext?"),
+    (
+        'data.detokenize',
+        'wiki',
+        "'wiki': must be one of none, wikitext, ptb; did you mean wikitext?",
+    ),
     ('data.on_error', 'ignore', "'ignore': must be one of stop, skip"),
     ('data.classes', -1, '-1: must be at least 0'),
     ('data.packing', 'best', "'best': must be one of contiguous, best_fit; did you mean best_fit?"),
@@ -79,7 +104,11 @@ BAD = [
     ('loss.chunk', -1, '-1: must be at least 0'),
     ('optim.peak_lr', 0.0, '0.0: must be above 0 and finite'),
     ('optim.peak_lr', NAN, 'nan: must be above 0 and finite'),
-    ('optim.schedule', 'cosin', "'cosin': must be one of linear, cosine, constant; did you mean cosine?"),
+    (
+        'optim.schedule',
+        'cosin',
+        "'cosin': must be one of linear, cosine, constant; did you mean cosine?",
+    ),
     ('optim.final_lr', 1.1, '1.1: must be in [0, 1]'),
     ('optim.warmup', -1, '-1: must be at least 0'),
     ('optim.warmup', 2**31, '2147483648: must be below 2**31'),
@@ -93,7 +122,7 @@ BAD = [
     ('optim.weight_decay', -0.1, '-0.1: must be at least 0 and finite'),
     ('optim.weight_decay', INF, 'inf: must be at least 0 and finite'),
     ('optim.clip_norm', -1.0, '-1.0: must be at least 0 and finite'),
-    ('data.source', 'pydoc', "'pydoc': must be one of pydocs, text, sst2, qqp, mrpc, mr, table, parallel, tfds, mixture, prepared; did you mean pydocs?"),
+    ('data.source', 'pydoc', f"'pydoc': must be one of {SOURCES}; did you mean pydocs?"),
     ('data.length', 0, '0: must be at least 1 and at most student.positions = 128'),
     ('data.length', 129, '129: must be at least 1 and at most student.positions = 128'),
     ('data.batch_size', 0, '0: must be at least 1'),
@@ -101,8 +130,16 @@ BAD = [
     ('data.prefetch', 0, '0: must be at least 1'),
     ('train.updates', 0, '0: must be at least 1'),
     ('train.grad_accum_steps', 0, '0: must be at least 1'),
-    ('train.grad_accum_steps', 2, 'data.batch_size = 8: must be a multiple of grad_accum_steps x devices = 16'),
-    ('train.compute_dtype', 'bf16', "'bf16': must be one of float32, bfloat16; did you mean bfloat16?"),
+    (
+        'train.grad_accum_steps',
+        2,
+        'data.batch_size = 8: must be a multiple of grad_accum_steps x devices = 16',
+    ),
+    (
+        'train.compute_dtype',
+        'bf16',
+        "'bf16': must be one of float32, bfloat16; did you mean bfloat16?",
+    ),
     ('train.remat', 'blocks', "'blocks': must be one of none, dots, block; did you mean block?"),
     ('train.log_every', 0, '0: must be at least 1'),
     ('train.eval_every', -1, '-1: must be at least 0'),
@@ -114,8 +151,16 @@ BAD = [
     ('mesh.data', 0, '0: must be -1 or at least 1'),
     ('mesh.fsdp', 0, '0: must be at least 1'),
     ('mesh.tensor', -1, '-1: must be at least 1'),
-    ('mesh.fsdp', 3, 'mesh = (data -1, fsdp 3, tensor 1): fsdp x tensor must divide the number of devices = 8'),
-    ('mesh.data', 16, 'mesh = (data 16, fsdp 1, tensor 1): the product must be at most the number of devices = 8'),
+    (
+        'mesh.fsdp',
+        3,
+        'mesh = (data -1, fsdp 3, tensor 1): fsdp x tensor must divide the number of devices = 8',
+    ),
+    (
+        'mesh.data',
+        16,
+        'mesh = (data 16, fsdp 1, tensor 1): the product must be at most the number of devices = 8',
+    ),
     ('recipe.seeds', (), '(): must name at least one seed, and none twice'),
     ('recipe.seeds', (1, 2, 1), '1,2,1: must name at least one seed, and none twice'),
     ('recipe.seeds', (0, -1), '0,-1: must be at least 0 and below 2**31'),
@@ -134,13 +179,13 @@ BAD = [
     ('generate.max_length', 4000, '4000: must be at most student.positions = 128'),
     ('generate.length_penalty', NAN, 'nan: must be finite'),
     ('data.unlabelled', ('text:x',), "text:x: is only read for objective 'classify'"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(('key', 'value', 'message'), BAD, ids=lambda x: str(x)[:40])
-def test_a_bad_value_is_named_with_its_key_and_its_rule(key, value, message):
+@pytest.mark.parametrize(('key', 'value', 'message'), INVALID, ids=lambda x: str(x)[:40])
+def test_invalid_value_is_refused_with_its_key_and_rule(key, value, message):
     c = config.default()
-    put(c, key, value)
+    assign(c, key, value)
     if ' = ' not in message.partition(':')[0]:
         message = f'{key} = {message}'
     with pytest.raises(UserError) as error:
@@ -148,14 +193,14 @@ def test_a_bad_value_is_named_with_its_key_and_its_rule(key, value, message):
     assert str(error.value) == f'config.{message}'
 
 
-def put(c, key, value):
+def assign(c, key, value):
     *sections, leaf = key.split('.')
     for name in sections:
         c = c[name]
     c[leaf] = value
 
 
-def test_the_rule_of_the_batch_counts_micro_steps_and_devices():
+def test_batch_size_divides_by_accumulation_and_devices():
     c = config.default()
     c.data.batch_size, c.train.grad_accum_steps = 100, 4
     validate.validate(c)
@@ -165,7 +210,7 @@ def test_the_rule_of_the_batch_counts_micro_steps_and_devices():
     assert str(error.value) == message
 
 
-def test_devices_of_one_matrix_product_share_their_examples():
+def test_tensor_parallel_devices_share_their_examples():
     c = config.default()
     c.mesh.tensor, c.data.batch_size = 4, 2
     c.eval.batch_size, c.student.heads = 6, 4
@@ -176,7 +221,7 @@ def test_devices_of_one_matrix_product_share_their_examples():
 
 
 @pytest.mark.parametrize('name', ['student', 'teacher'])
-def test_heads_that_devices_share_must_divide(name):
+def test_tensor_axis_must_divide_the_heads(name):
     c = config.default()
     c.mesh.tensor, c.student.heads = 4, 4
     c.teacher.update({'layers': 2, 'heads': 4})
@@ -188,7 +233,7 @@ def test_heads_that_devices_share_must_divide(name):
     validate_for(c, 8)
 
 
-def test_teacher_and_student_must_share_a_vocabulary():
+def test_teacher_with_another_vocabulary_size_is_refused():
     c = config.default()
     c.teacher.layers, c.teacher.vocab_size = 2, 4096
     with pytest.raises(UserError) as error:
@@ -199,7 +244,7 @@ def test_teacher_and_student_must_share_a_vocabulary():
 
 
 @pytest.mark.parametrize('source', ['text', 'prepared'])
-def test_a_source_of_files_needs_their_folder(source):
+def test_source_of_files_requires_a_path(source):
     c = config.default()
     c.data.source = source
     with pytest.raises(UserError) as error:
@@ -212,12 +257,15 @@ SOURCE_RULES = [
     ({'source': 'table', 'columns': tuple('abcd')}, 'data.columns = a,b,c,d: must be at most 3'),
     ({'source': 'text', 'columns': tuple('ab')}, 'data.columns = a,b: must be at most 1'),
     ({'source': 'mixture'}, "data.mixture = (): must not be empty for source 'mixture'"),
-    ({'source': 'text', 'suffixes': ('en', 'de')}, "data.suffixes = ('en', 'de'): is not read for source 'text'"),
-]  # fmt: skip
+    (
+        {'source': 'text', 'suffixes': ('en', 'de')},
+        "data.suffixes = ('en', 'de'): is not read for source 'text'",
+    ),
+]
 
 
 @pytest.mark.parametrize(('changes', 'message'), SOURCE_RULES)
-def test_a_source_says_what_it_needs_and_what_it_does_not_read(changes, message):
+def test_source_refuses_missing_and_unread_keys(changes, message):
     c = config.default()
     c.data.path = 'x' if changes['source'] != 'mixture' else ''
     c.data.update(changes)
@@ -247,7 +295,7 @@ def classifier():
         ),
     ],
 )
-def test_examples_have_rules_of_their_own(key, value, message):
+def test_invalid_buckets_and_packing_of_examples_are_refused(key, value, message):
     c = classifier()
     c.data[key] = value
     with pytest.raises(UserError) as error:
@@ -259,7 +307,7 @@ def test_examples_have_rules_of_their_own(key, value, message):
     ('source', 'example_type'),
     [('text', 'documents'), ('parallel', 'targets'), ('sst2', 'classes')],
 )
-def test_an_objective_accepts_its_example_type_or_documents(source, example_type):
+def test_objective_accepts_its_example_type_or_documents(source, example_type):
     for name, objective in config.OBJECTIVES.items():
         c = classifier() if name == 'classify' else config.default()
         c.student.family, c.objective, c.data.view = objective.families[0], name, 'text'
@@ -277,7 +325,7 @@ def test_an_objective_accepts_its_example_type_or_documents(source, example_type
         assert str(error.value) == f'config.data.source = {source!r}: {rule}'
 
 
-def test_windows_are_of_one_stream():
+def test_stride_requires_contiguous_packing():
     c = config.default()
     c.eval.stride = 64
     validate.validate(c)
@@ -286,14 +334,14 @@ def test_windows_are_of_one_stream():
         validate.validate(c)
 
 
-def test_every_path_that_is_not_there_is_named_in_one_line(tmp_path):
+def test_missing_paths_are_named_in_one_line(tmp_path):
     c = config.default()
     c.data.source, c.data.path, c.student.init = 'text', str(tmp_path), 'runs/a'
     c.teacher.path, c.tokenizer.path, c.tokenizer.text = 'runs/b', 'c.model', 'd'
     with pytest.raises(MissingPaths) as error:
         validate.check_paths(c)
-    named = [part.partition(':')[0] for part in str(error.value).split('; ')]
-    assert sorted(named) == [
+    settings = [part.partition(':')[0] for part in str(error.value).split('; ')]
+    assert sorted(settings) == [
         'config.student.init = runs/a',
         'config.teacher.path = runs/b',
         'config.tokenizer.path = c.model',
@@ -301,7 +349,7 @@ def test_every_path_that_is_not_there_is_named_in_one_line(tmp_path):
     ]
 
 
-def test_a_teacher_whose_shape_is_read_from_its_path_has_no_rule():
+def test_teacher_rules_apply_only_to_a_configured_shape():
     c = config.default()
     c.teacher.vocab_size, c.teacher.heads = 4096, 7
     validate.validate(c)

@@ -1,4 +1,4 @@
-"""Collectives of a program: their size, their groups, and how often they run."""
+"""Collectives of a compiled program: their bytes, groups and number of executions."""
 
 import pytest
 
@@ -46,33 +46,37 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
 """
 
 
-def test_collectives_are_counted_with_the_loops_around_them():
-    found = {f'{one.kind}{one.loops}{one.group}': one for one in hlo.collectives(TEXT)}
-    assert set(found) == {
-        'all-gather22', 'all-reduce04', 'all-gather08', 'all-gather02', 'reduce-scatter04'
-    }  # fmt: skip
-    assert found['reduce-scatter04'].bytes == 2 * 16 * 4
-    looped, begun = found['all-gather22'], found['all-gather08']
-    assert (looped.times, looped.bytes, looped.group) == (15, 16 * 128 * 2, 2)
-    assert looped.name == 'jit(step)/scan/teacher'
-    assert (begun.times, begun.bytes, begun.group) == (1, 128, 8)
-    reduced = found['all-reduce04']
-    assert (reduced.times, reduced.bytes, reduced.group) == (1, 40 + 20, 4)
+def test_collectives_are_counted_with_their_loops():
+    collectives = {(c.kind, c.loops, c.group): c for c in hlo.collectives(TEXT)}
+    assert set(collectives) == {
+        ('all-gather', 0, 2),
+        ('all-gather', 0, 8),
+        ('all-gather', 2, 2),
+        ('all-reduce', 0, 4),
+        ('reduce-scatter', 0, 4),
+    }
+    assert collectives['reduce-scatter', 0, 4].bytes == 2 * 16 * 4
+    in_loops, asynchronous = collectives['all-gather', 2, 2], collectives['all-gather', 0, 8]
+    assert (in_loops.times, in_loops.bytes) == (15, 16 * 128 * 2)
+    assert in_loops.name == 'jit(step)/scan/teacher'
+    assert (asynchronous.times, asynchronous.bytes) == (1, 128)
+    all_reduce = collectives['all-reduce', 0, 4]
+    assert (all_reduce.times, all_reduce.bytes) == (1, 40 + 20)
 
 
-def test_a_channel_that_goes_on_in_a_loop_is_one_collective():
-    (one,) = (one for one in hlo.collectives(TEXT) if (one.group, one.loops) == (2, 0))
-    assert (one.kind, one.times) == ('all-gather', 1)
+def test_collective_continued_in_a_loop_is_counted_once():
+    (collective,) = (c for c in hlo.collectives(TEXT) if (c.group, c.loops) == (2, 0))
+    assert (collective.kind, collective.times) == ('all-gather', 1)
 
 
-def test_cycles_are_added_up_by_scope_with_the_loops_around_them():
-    def estimated(cycles, name):
+def test_cycles_are_summed_by_scope_with_their_loops():
+    def instruction(cycles, name):
         config = f'backend_config={{"estimated_cycles":"{cycles}"}}'
         return f'  %x{cycles} = f32[] fusion(), metadata={{op_name="{name}"}}, {config}\n}}'
 
     lines = TEXT.split('\n}')
-    inner = lines[1] + '\n' + estimated(7, 'jit(step)/teacher/while/body/dot')
-    outer = lines[2] + '\n' + estimated(100, 'jit(step)/transpose(jvp(student))/teachers/add')
+    inner = lines[1] + '\n' + instruction(7, 'jit(step)/teacher/while/body/dot')
+    outer = lines[2] + '\n' + instruction(100, 'jit(step)/transpose(jvp(student))/teachers/add')
     text = ''.join([f'{lines[0]}\n}}', inner, outer, '\n}'.join(['', *lines[3:]])])
     assert hlo.cycles(text, ('teacher', 'student')) == {'teacher': 15 * 7, 'student': 5 * 100}
     assert hlo.cycles(text, ('student',)) == {'other': 15 * 7, 'student': 5 * 100}
@@ -86,14 +90,14 @@ def test_loops_are_counted():
 @pytest.mark.parametrize(
     ('shapes', 'operation', 'size'),
     [
-        ('(f32[100]{0}, f32[50]{0})', 'all-reduce-start', 600),  # results alone
+        ('(f32[100]{0}, f32[50]{0})', 'all-reduce-start', 600),  # results only
         ('f32[100]{0}', 'all-reduce-start', 400),
         ('((f32[4]{0}, f32[2]{0}), (f32[32]{0}, f32[16]{0}))', 'all-gather-start', 192),
         ('(f32[8]{0}, f32[8]{0}, u32[], u32[])', 'collective-permute-start', 32),
     ],
 )
-def test_what_has_begun_counts_its_results(shapes, operation, size):
+def test_asynchronous_collective_counts_only_its_results(shapes, operation, size):
     text = (
         f'ENTRY %main (a: f32[8]) -> f32[8] {{\n  %x = {shapes} {operation}(%a), channel_id=1\n}}\n'
     )
-    assert [one.bytes for one in hlo.collectives(text)] == [size]
+    assert [collective.bytes for collective in hlo.collectives(text)] == [size]
