@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lightpaff_jax.batch import Batch, Shape
-from lightpaff_jax.models import attention, layers
+from lightpaff_jax.models import attention, kv_cache, layers
 from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm
 
 _EPSILON = 1e-5
@@ -79,9 +79,9 @@ class GPT2(nnx.Module):
         tables = self.token_embedding, self.position_embedding
         x_BTD = layers.embed(*tables, batch.tokens, None, dtype)
         causal = attention.self_mask(None, True)
-        prompt = layers.scan_caches(self.blocks, x_BTD, Block.cache, causal)
+        prompt = kv_cache.scan_caches(self.blocks, x_BTD, Block.cache, causal)
         cache = {
-            'layers': layers.layer_caches('prompt', prompt, beams * steps),
+            'layers': kv_cache.layer_caches('prompt', prompt, beams * steps),
             'visible': jnp.arange(batch.tokens.shape[1]) < last_B[:, None],
             'position': last_B,
         }

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from lightpaff_jax.models import kv_cache
 from lightpaff_jax.models.attention import AttentionMask, attention
-
-KVCache = dict[str, Array]  # 'key' and 'value' of one attention, each [B H S K]
+from lightpaff_jax.models.kv_cache import KVCache
 
 
 class Compute(NamedTuple):
@@ -111,23 +110,23 @@ class SelfAttention(nnx.Module):
         return self.out(attention(q_BTHK, k_BTHK, v_BTHK, mask, key, dropout))
 
     def cache(self, x_BTD: Array) -> KVCache:
-        return kv_cache(*self.qkv.parts(x_BTD)[1:])
+        return kv_cache.make(*self.qkv.parts(x_BTD)[1:])
 
     def decode_step(
         self, x_BWD: Array, step: Array, visible: Sequence[Array], *caches: KVCache
     ) -> tuple[Float[Array, 'B W D'], KVCache]:
         """Attends from one token of each hypothesis to the tokens of the caches.
 
-        `visible` is as for `cached_attention`. The last cache has fixed size and `step` generated
+        `visible` is as for `kv_cache.cached_attention`. The last cache has fixed size and `step` generated
         tokens. Returns the mixed features, and this cache with the new token.
         """
         *prompts, cache = caches
         q_BWHK, *new = jnp.moveaxis(self.qkv(x_BWD), -3, 0)
         start = (0, 0, step * x_BWD.shape[1], 0)
         cache = jax.tree.map(
-            lambda x, y: jax.lax.dynamic_update_slice(x, y, start), cache, kv_cache(*new)
+            lambda x, y: jax.lax.dynamic_update_slice(x, y, start), cache, kv_cache.make(*new)
         )
-        return self.out(cached_attention(q_BWHK, [*prompts, cache], visible)), cache
+        return self.out(kv_cache.cached_attention(q_BWHK, [*prompts, cache], visible)), cache
 
 
 class CrossAttention(nnx.Module):
@@ -150,42 +149,11 @@ class CrossAttention(nnx.Module):
         return self.out(attention(self.query(x_BTD), k_BSHK, v_BSHK, mask, key, dropout))
 
     def cache(self, source_BSD: Array) -> KVCache:
-        return kv_cache(*self.kv.parts(source_BSD))
+        return kv_cache.make(*self.kv.parts(source_BSD))
 
     def decode_step(self, x_BWD: Array, source: KVCache, visible_B1S: Array) -> Array:
         """Attends from one token of each hypothesis to the source."""
-        return self.out(cached_attention(self.query(x_BWD), [source], [visible_B1S]))
-
-
-def kv_cache(k_BSHK: Array, v_BSHK: Array) -> KVCache:
-    """Arranges keys and values as a cache."""
-    return {'key': k_BSHK.swapaxes(1, 2), 'value': v_BSHK.swapaxes(1, 2)}
-
-
-def cached_attention(
-    q_BWHK: Array, caches: Sequence[KVCache], visible: Sequence[Bool[Array, 'B W S']]
-) -> Float[Array, 'B W H K']:
-    """Computes softmax attention from single tokens to all caches together.
-
-    The W hypotheses of a row share its caches. `visible` is, for each cache, whether a hypothesis
-    attends to a token; B or W may be 1.
-    """
-    q_BHWK = (q_BWHK * q_BWHK.shape[-1] ** -0.5).swapaxes(1, 2)
-    logits = [
-        jnp.where(
-            visible_BWS[:, None],
-            jnp.einsum('bhwk,bhsk->bhws', q_BHWK, cache['key'], preferred_element_type=jnp.float32),
-            jnp.finfo(jnp.float32).min,
-        )
-        for cache, visible_BWS in zip(caches, visible, strict=True)
-    ]
-    weights = jax.nn.softmax(jnp.concatenate(logits, -1)).astype(q_BWHK.dtype)
-    shares = jnp.split(weights, np.cumsum([part.shape[-1] for part in logits])[:-1], axis=-1)
-    mixed = [
-        jnp.einsum('bhws,bhsk->bhwk', share, cache['value'])
-        for share, cache in zip(shares, caches, strict=True)
-    ]
-    return sum(mixed[1:], mixed[0]).swapaxes(1, 2)
+        return self.out(kv_cache.cached_attention(self.query(x_BWD), [source], [visible_B1S]))
 
 
 def gather_positions(x_BTD: Array, positions_BP: Array | None) -> Float[Array, 'B P D']:
@@ -324,28 +292,6 @@ def scan(blocks: nnx.Module, x: Array, key: Array | None, remat: str, *constants
     return jax.lax.scan(block, x, (params, keys))[0]
 
 
-def scan_caches(
-    blocks: nnx.Module, x: Array, cache: Callable[[Any, Array], KVCache], *constants: Any
-) -> KVCache:
-    """Passes x through stacked blocks without dropout; returns `cache(block, x)` of all layers."""
-    graph, params = nnx.split(blocks)
-
-    def step(x, params):
-        block = nnx.merge(graph, params)
-        return block(x, None, *constants), cache(block, x)
-
-    return jax.lax.scan(step, x, params)[1]
-
-
-def layer_caches(name: str, stacked: KVCache, size: int) -> list[dict[str, KVCache]]:
-    """Returns each layer's part of `stacked` by `name`, and by 'generated' an empty cache."""
-
-    def empty(x):
-        return jnp.zeros((*x.shape[:2], size, x.shape[3]), x.dtype)
-
-    return [{name: cache, 'generated': jax.tree.map(empty, cache)} for cache in _unstack(stacked)]
-
-
 def decode_step(
     blocks: nnx.Module, layers: Sequence[nnx.State], x_BWD: Array, caches: list, *constants: Any
 ) -> tuple[Float[Array, 'B W D'], list]:
@@ -374,9 +320,4 @@ def unstack_params(blocks: nnx.Module, dtype: Any) -> list[nnx.State]:
     def cast(path, x):
         return x.astype(dtype) if 'kernel' in jax.tree_util.keystr(path) else x
 
-    return _unstack(jax.tree_util.tree_map_with_path(cast, nnx.split(blocks)[1]))
-
-
-def _unstack(tree: Any) -> list[Any]:
-    layers = len(jax.tree.leaves(tree)[0])
-    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]
+    return kv_cache.unstack(jax.tree_util.tree_map_with_path(cast, nnx.split(blocks)[1]))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lightpaff_jax.batch import Shape
-from lightpaff_jax.models import attention, layers
+from lightpaff_jax.models import attention, kv_cache, layers
 from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm
 
 _EPSILON = 1e-5
@@ -132,7 +132,7 @@ class MASS(nnx.Module):
         )
         segments = batch.source_segments
         visible = jnp.ones((1, batch.source.shape[1]), bool) if segments is None else segments != 0
-        caches = layers.layer_caches('source', source, beams * steps)
+        caches = kv_cache.layer_caches('source', source, beams * steps)
         tokens_B = jnp.full(len(batch.source), start_id, jnp.int32)
         return tokens_B, {'layers': caches, 'visible': visible}
 
