@@ -58,7 +58,6 @@ def check(
 
 
 def _check_data(c: ConfigDict) -> None:
-    """Checks that the data exists and fits the student."""
     from lightpaff_jax.data import sources
 
     sources.check(c)

@@ -262,7 +262,6 @@ def _complete(folder: epath.Path) -> bool:
 
 
 def _split(arrays: Arrays) -> dict[str, Arrays]:
-    """Groups arrays by checkpointable."""
     parts: dict[str, Arrays] = collections.defaultdict(dict)
     for name, value in arrays.items():
         parts['params' if name.startswith('params/') else 'training'][name] = value

@@ -114,7 +114,6 @@ def _read_prompts(file: str) -> list[str]:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Raises UserError for a flag that is missing, out of range or would be ignored."""
     size, seed, greedy = options['batch_size'], options['seed'], options['beams'] == 1
     one_input = (options['prompt'] is None) != (options['file'] is None)
     for valid, message in (

@@ -40,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    """Runs the processes; returns the exit code of the first that failed, or 0."""
     number, *command = argv
     devices = os.environ.get('DEVICES', '1')
     if not number.isdecimal() or int(number) < 1 or not command:
@@ -123,7 +122,6 @@ def _wait(processes: Sequence[subprocess.Popen], stop: threading.Event) -> int:
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:
-    """Ends the processes that still run, and the processes that they started."""
     for process in processes:
         if process.poll() is None:
             process.terminate()

@@ -92,7 +92,6 @@ def compare(c: ConfigDict) -> dict[str, Any]:
 
 
 def _compile_score(model: models.Model, params, batch: Batch, rows: int) -> Callable[[], None]:
-    """Returns a compiled call that computes the cross-entropy of the first rows of a batch."""
     batch = jax.tree.map(lambda x: jnp.asarray(x[:rows]), batch)
 
     @jax.jit

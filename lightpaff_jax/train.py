@@ -219,7 +219,6 @@ def _load_inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
 
 
 def _save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, family: str) -> None:
-    """Saves the tokenizer in the workdir, which can then be loaded and exported."""
     if not distributed.is_primary():
         return
     if storage.is_remote(folder):
@@ -285,7 +284,6 @@ def restore(
 def _summary(
     c: ConfigDict, student: models.Model, progress: Progress, scores: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns the scores and the cost of a run."""
     return workdir.task_keys(c) | {
         'updates': progress.updates,
         'tokens': progress.tokens,

@@ -121,7 +121,6 @@ def protocol(c: ConfigDict) -> str:
 
 
 def _generation_protocol(c: ConfigDict) -> str:
-    """Describes how texts are generated and scored; '' if the metric needs no text."""
     metric, g = task_keys(c)['metric'], c.generate
     if metric not in config.GENERATION_METRICS:
         return ''

@@ -22,28 +22,17 @@ _CHOICES = {
     'train.attention': config.ATTENTION,
 }
 
-# Keys with a least value.
+# Least value -> keys.
 _LEAST = {
-    'teacher.microbatch_size': 0,
-    'loss.chunk': 0,
-    'optim.warmup': 0,
-    'data.batch_size': 1,
-    'data.prefetch': 1,
-    'data.target_length': 0,
-    'data.workers': 1,
-    'train.updates': 1,
-    'train.grad_accum_steps': 1,
-    'train.log_every': 1,
-    'train.eval_every': 0,
-    'train.save_every': 1,
-    'train.keep': 1,
-    'eval.batch_size': 1,
-    'eval.batches': 0,
-    'generate.beams': 1,
-    'generate.min_length': 0,
-    'generate.max_length': 0,
-    'mesh.fsdp': 1,
-    'mesh.tensor': 1,
+    0: (
+        *('data.target_length', 'eval.batches', 'generate.min_length', 'generate.max_length'),
+        *('loss.chunk', 'optim.warmup', 'teacher.microbatch_size', 'train.eval_every'),
+    ),
+    1: (
+        *('data.batch_size', 'data.prefetch', 'data.workers', 'eval.batch_size', 'generate.beams'),
+        *('mesh.fsdp', 'mesh.tensor', 'train.updates', 'train.grad_accum_steps'),
+        *('train.log_every', 'train.save_every', 'train.keep'),
+    ),
 }
 
 
@@ -58,8 +47,9 @@ def validate(c: ConfigDict) -> None:
     values = config.flatten(c)
     for key, choices in _CHOICES.items():
         _check_choice(key, values[key], choices)
-    for key, least in _LEAST.items():
-        _rule(key, values[key], values[key] >= least, f'must be at least {least}')
+    for least, keys in _LEAST.items():
+        for key in keys:
+            _rule(key, values[key], values[key] >= least, f'must be at least {least}')
     _check_loss('loss', c.loss)
     _check_optim(c)
     _check_eval(c)
@@ -72,9 +62,6 @@ def validate(c: ConfigDict) -> None:
     _check_seeds('seed', (c.seed,))
     _check_recipe(c.recipe)
     _check_unread(c)
-
-
-# student, teacher
 
 
 def _networks(c: ConfigDict) -> dict[str, ConfigDict]:
@@ -91,12 +78,8 @@ def _check_networks(c: ConfigDict) -> None:
                 f'{name}.{key}', network[key], equal, f'must equal student.{key} = {c.student[key]}'
             )
     is_path = c.student.init not in STARTS
-    _rule(
-        'student.init_new_head',
-        c.student.init_new_head,
-        is_path or not c.student.init_new_head,
-        'is only read if student.init is a path',
-    )
+    is_read, rule = is_path or not c.student.init_new_head, 'is only read if student.init is a path'
+    _rule('student.init_new_head', c.student.init_new_head, is_read, rule)
     copies = c.student.init == 'teacher_layers'
     _rule('student.init', c.student.init, not copies or c.teacher.path, 'requires teacher.path')
     for key in ('init_layers', 'init_decoder_layers'):
@@ -128,9 +111,6 @@ def _check_network(name: str, network: ConfigDict) -> None:
     else:
         rule = "is only read for head 'classify'"
         _rule(f'{name}.classes', network.classes, not network.classes, rule)
-
-
-# objective, data
 
 
 def _check_data(c: ConfigDict) -> None:
@@ -212,9 +192,6 @@ def check_set(c: ConfigDict, keys: Sequence[str] = tuple(config.default().data))
         _rule('data.classes', data.classes, data.classes >= 0, 'must be at least 0')
 
 
-# loss, optim, eval, generate
-
-
 def _check_loss(prefix: str, section: ConfigDict) -> None:
     _rule(f'{prefix}.lambda_', section.lambda_, 0 <= section.lambda_ <= 1, 'must be in [0, 1]')
     _check_positive(f'{prefix}.temperature', section.temperature)
@@ -259,9 +236,6 @@ def _check_eval(c: ConfigDict) -> None:
             _rule('generate.max_length', longest, longest <= network.positions, rule)
 
 
-# recipe
-
-
 def _check_seeds(key: str, seeds: Sequence[int]) -> None:
     text = _text(seeds) or '()'
     unique = len({*seeds}) == len(seeds) >= 1
@@ -291,9 +265,6 @@ def _check_recipe(recipe: ConfigDict) -> None:
             _rule(f'{prefix}.{key}', text, unique, 'must not repeat a value')
 
 
-# Keys that are not read
-
-
 def _check_unread(c: ConfigDict) -> None:
     """Requires the default of each key that the source or the objective ignores."""
     name, defaults, values = c.data.source, config.flatten(config.default()), config.flatten(c)
@@ -318,7 +289,6 @@ def _check_unread(c: ConfigDict) -> None:
 
 
 def _is_missing(path: str) -> bool:
-    """Returns whether a local path does not exist; a bucket is asked when it is read."""
     return '://' not in path and not pathlib.Path(path).expanduser().exists()
 
 
@@ -416,9 +386,6 @@ def check_devices(c: ConfigDict, devices: int, processes: int = 1) -> None:
     _rule('eval.batch_size', c.eval.batch_size, c.eval.batch_size % shards == 0, rule)
 
 
-# Helpers
-
-
 def _check_positive(key: str, value: float) -> None:
     _rule(key, value, 0 < value < math.inf, 'must be above 0 and finite')
 
@@ -429,7 +396,6 @@ def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _text(value: Any) -> str:
-    """Formats a value as on the command line: a list without brackets."""
     return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -90,8 +90,6 @@ def _open_or_build(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
     return Dataset.open(folder)
 
 
-# The command
-
 USAGE = """
 python -m lightpaff_jax.data.prepare --source=NAME[:PATH] --tokenizer=PATH --out=DIR [OPTION ...]
 
@@ -111,13 +109,8 @@ writes the same files. DIR then holds:
 Keys, defaults and units: lightpaff_jax/config/__init__.py
 """
 _FLAGS = {
-    'source': '',
-    'tokenizer': '',
-    'train-tokenizer': int,
-    'out': '',
-    'workers': int,
-    'on-error': '',
-    'shard-tokens': build.SHARD_TOKENS,
+    **dict.fromkeys(('source', 'tokenizer', 'out', 'on-error'), ''),
+    **{'train-tokenizer': int, 'workers': int, 'shard-tokens': build.SHARD_TOKENS},
 }
 # Files that can exist before STATE does.
 _FIRST_FILES = ('tokenizer', '.tokenizer', '.lock', records.STATE + storage.PART)
@@ -226,12 +219,10 @@ def _fit_network(c: ConfigDict) -> None:
 
 
 def _cores() -> int:
-    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _train_tokenizer(c: ConfigDict) -> Tokenizer:
-    """Trains a vocabulary on the split train; `config.data.cache` keeps it too."""
     c = config.copy(c)
     c.teacher.path, c.student.init = '', config.STARTS[0]
     return selection.load(c)

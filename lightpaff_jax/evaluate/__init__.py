@@ -282,7 +282,6 @@ def _adopt(c: ConfigDict, source: pretrained.Pretrained) -> None:
 
 
 def _evaluate(c: ConfigDict, source: pretrained.Pretrained, out: Any) -> dict[str, Any]:
-    """Scores the splits and writes the predictions; returns the content of scores.json."""
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh):
         tokenizer = selection.load(c)

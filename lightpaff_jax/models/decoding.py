@@ -94,7 +94,6 @@ def make_generate(
 
 
 def _check(s: Settings) -> None:
-    """Raises UserError for a setting out of its range."""
     rules = [
         ('max_length', s.max_length >= 1, 'must be at least 1'),
         ('min_length', 0 <= s.min_length <= s.max_length, f'must be in [0, {s.max_length}]'),
@@ -162,7 +161,6 @@ def _argmax(x_BV):
 
 
 def _lengths(ids_BN, eos_id: int):
-    """Counts the tokens up to the first end, or all."""
     end_BN = ids_BN == eos_id
     first_B = jnp.argmax(end_BN, axis=-1).astype(jnp.int32) + 1
     return jnp.where(jnp.any(end_BN, axis=-1), first_B, ids_BN.shape[-1])
@@ -296,6 +294,5 @@ def _add_ended(s: Settings, state: _Beams, scores_BC, ids_BCN, ends_BC) -> _Ende
 
 
 def _take(x, index_BI):
-    """Takes entries of axis 1 of each row."""
     index = index_BI.reshape(index_BI.shape + (1,) * (x.ndim - 2))
     return jnp.take_along_axis(x, index, axis=1)

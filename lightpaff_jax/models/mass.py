@@ -199,7 +199,6 @@ def _embeddings(c: ConfigDict) -> list[Row]:
 
 
 def _stack(side: str) -> list[Row]:
-    """Lists the rows that the encoder and the decoder both have."""
     stack, layer = f'model.{side}', f'model.{side}.layers.{{layer}}'
     return [
         # BART's position tables have two rows before position 0.

@@ -142,7 +142,6 @@ def flops(c: ConfigDict, network: Any) -> dict[str, float]:
 def _estimate(
     result: dict, chip: chips.Chip, collectives: list[hlo.Collective]
 ) -> dict[str, float]:
-    """Returns lower bounds of the time of a step, in seconds, for each resource of a chip."""
     held = result['held']
     # Parameters and moments are read and written, temporaries written and read, at least once.
     memory = 2 * (held['parameters'] + held['optimizer'] + result['temporary']) + held['teacher']
@@ -202,7 +201,6 @@ def _round(rows: float) -> int:
 
 
 def _advice(c: ConfigDict, network: Any) -> list[str]:
-    """Returns the settings that reduce the memory of a step."""
     settings = ['mesh.fsdp up']
     if network is not None and c.teacher.microbatch_size != 1:
         settings.insert(0, 'teacher.microbatch_size down')

@@ -207,7 +207,6 @@ def _measure_speed(
 
 
 def _is_speed_current(folder: Any, networks: dict[str, str]) -> bool:
-    """Returns whether speed.json exists and compares these runs with their present sizes."""
     try:
         speed = json.loads((folder / 'speed.json').read_text())
         sizes = {

@@ -133,7 +133,6 @@ class Plan:
         return [student for student in STUDENTS if student not in absent]
 
     def _task_folder(self, task: str) -> str:
-        """Returns the prefix of a task's run names; '' if the recipe has one task."""
         return f'{slug(task)}/' if len(self.tasks) > 1 else ''
 
     def _sweep(
@@ -164,7 +163,6 @@ class Plan:
         return best
 
     def _phase(self, phase: str, task: str) -> ConfigDict:
-        """Returns the recipe's settings of a phase, or the task's own if the recipe has none."""
         settings = self.c.recipe[phase]
         return settings if settings.updates or not task else self.tasks[task].recipe[phase]
 

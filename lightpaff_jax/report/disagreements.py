@@ -77,7 +77,6 @@ def _shorten(text: str) -> str:
 def _examples(
     pairs: Pairs, keys: Sequence[str], answer: Callable[[dict], str]
 ) -> list[list[tuple[str, str]]]:
-    """Returns the first examples: their keys, and the answers of teacher and student."""
     return [
         [
             *((key, _shorten(str(teacher[key]))) for key in keys),

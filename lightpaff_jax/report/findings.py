@@ -81,7 +81,6 @@ def family_headlines(recipe: dict, tasks: dict[str, dict[str, Row]]) -> list[str
 
 
 def _show(row: Row) -> str:
-    """Formats the score of a row for a sentence: '31.05' or '91.20 %'."""
     return f'{mean(row):.2f}{row.metric.unit}'
 
 

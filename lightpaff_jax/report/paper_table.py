@@ -133,7 +133,6 @@ def table(recipe: dict, tasks: Tasks) -> Table:
 
 
 def _metrics(row: Row) -> list[Metric]:
-    """Returns the metric of a task and its companions, in the order in which they are printed."""
     if not row.metric.companions:
         return [row.metric]
     keys = (row.metric.key, *row.metric.companions)

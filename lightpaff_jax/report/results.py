@@ -252,7 +252,6 @@ def _read_json(path: pathlib.Path, keys: Iterable[str]) -> dict:
 
 
 def _read_result(folder: pathlib.Path) -> dict | None:
-    """Returns the checked result.json of a run, or None if the run is not finished."""
     path = folder / 'result.json'
     if not path.exists():
         return None

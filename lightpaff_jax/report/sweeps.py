@@ -66,7 +66,6 @@ def table(recipe: dict) -> Table:
 
 
 def _tried(sweep: dict, key: str) -> tuple[float, ...]:
-    """Returns the values of a hyperparameter in a sweep, in ascending order."""
     return tuple(sorted({candidate[key] for candidate in sweep['candidates']}))
 
 

@@ -253,7 +253,6 @@ class _Watch:
         return False
 
     def _failures(self) -> dict[int, tuple[str, int]]:
-        """Returns process -> its error and exit code."""
         return {number: tuple(json.loads(text)) for number, text in self._get('failed').items()}
 
     def _get(self, folder: str) -> dict[int, str]:

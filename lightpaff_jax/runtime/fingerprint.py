@@ -56,7 +56,6 @@ def sha256(data: Any) -> str:
 
 
 def _mesh(arrays: list[jax.Array]) -> Any:
-    """Returns a mesh of the devices that hold the arrays."""
     sharding = max((x.sharding for x in arrays), key=lambda s: len(s.device_set))
     if isinstance(sharding, jax.sharding.NamedSharding):
         return sharding.mesh

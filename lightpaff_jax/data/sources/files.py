@@ -226,7 +226,6 @@ def open_binary(file: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _open_stored(file: Path) -> Iterator[IO[bytes]]:
-    """Opens a file without decompressing it."""
     with file.open('rb') as raw:
         if storage.is_remote(file):  # without a buffer it reads lines byte by byte
             with io.BufferedReader(cast(io.RawIOBase, raw), _READ_SIZE) as buffered:
@@ -318,7 +317,6 @@ def digests(cache: str, paths: Sequence[Path]) -> list[str]:
 
 
 def _read_digests(store: pathlib.Path) -> dict[str, list]:
-    """Reads the stored digests; returns none if the file is missing or damaged."""
     try:
         content = json.loads(store.read_text(encoding='utf-8'))
     except (OSError, ValueError):

@@ -266,8 +266,6 @@ def _module_folder(module: str) -> pathlib.Path | None:
 
 
 def _list_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the Python files below a folder, except tests, in a fixed order."""
-
     def is_source(file: pathlib.Path) -> bool:
         *folders, name = file.relative_to(root).parts
         is_test = name.startswith('test_') or name.endswith('_test.py') or name == 'conftest.py'

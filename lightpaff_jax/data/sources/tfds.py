@@ -168,7 +168,6 @@ def _open(c: ConfigDict) -> _Dataset:
 
 
 def _columns(c: ConfigDict, info: tfds.core.DatasetInfo) -> tuple[str, ...]:
-    """Returns the configured columns, or else those that are listed for the dataset."""
     name = '/'.join(filter(None, (info.name, info.config_name)))
     wmt = _WMT.fullmatch(name)
     listed = wmt.groups() if wmt else COLUMNS.get(name) or COLUMNS.get(info.name)
@@ -250,7 +249,6 @@ def builder_names() -> list[str]:
 
 
 def _module_builders() -> dict[str, type[tfds.core.DatasetBuilder]]:
-    """Returns the builders of _BUILDER_MODULES by name."""
     modules = [importlib.import_module(f'{tfds.__name__}.{name}') for name in _BUILDER_MODULES]
     members = [member for module in modules for member in vars(module).values()]
     # Some members stand in for builders of `datasets` and are no classes.

@@ -83,7 +83,6 @@ def convert(proto: Any, encode: Encode, keep_marks: bool, where: str) -> tokeniz
 
 
 def _texts(proto: Any, *types: int) -> list[str]:
-    """Returns the pieces of some types."""
     return [piece.piece for piece in proto.pieces if piece.type in types]
 
 
@@ -92,7 +91,6 @@ def _with_spaces(piece: str) -> str:
 
 
 def _normalizers(rules: Any, keep_marks: bool) -> list:
-    """Returns the normalization steps, in SentencePiece's order."""
     steps: list = []
     if rules.precompiled_charsmap:
         steps.append(normalizers.Precompiled(rules.precompiled_charsmap))

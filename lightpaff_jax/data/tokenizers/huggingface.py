@@ -290,7 +290,6 @@ def read(file: pathlib.Path, lowercase: bool, where: str) -> HuggingFace:
 
 
 def _read_json(file: pathlib.Path, where: str) -> dict[str, Any]:
-    """Reads a JSON object; returns an empty one if the file is missing."""
     if not file.is_file():
         return {}
     try:
@@ -385,7 +384,6 @@ def _add_tokens(
 
 
 def _mark_special(fast: tokenizers.Tokenizer, names: Collection[str]) -> None:
-    """Makes special tokens of those names that are in the vocabulary."""
     fast.add_special_tokens(
         [
             tokenizers.AddedToken(name, normalized=False, lstrip=name == '<mask>')

@@ -146,7 +146,6 @@ def _module(row: Row) -> str:
 
 
 def _fill(view: np.ndarray, row: Row, names: list[str], tensors: Mapping) -> list[str]:
-    """Writes the first of the named tensors into our array; returns the errors of all."""
     name, *repeats = names
     tensor, shape = tensors[name], _tensor_shape(row, view.shape)
     if str(tensor.dtype) not in _DTYPES:
