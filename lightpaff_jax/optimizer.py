@@ -47,9 +47,8 @@ def learning_rate(
 
 def make(optim: ConfigDict) -> optax.GradientTransformation:
     """Builds the update rule at a learning rate of 1; its state is float32."""
-    adamw = optax.adamw(
-        1.0, optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay, mask=decay_mask
-    )
+    b1, b2, weight_decay = optim.b1, optim.b2, optim.weight_decay
+    adamw = optax.adamw(1.0, b1, b2, optim.eps, weight_decay=weight_decay, mask=decay_mask)
     if not optim.clip_norm:
         return adamw
     return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)

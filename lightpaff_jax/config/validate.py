@@ -285,9 +285,6 @@ def _check_unread(c: ConfigDict) -> None:
     _rule('tokenizer.text', c.tokenizer.text, is_read, rule)
 
 
-# Paths
-
-
 def _is_missing(path: str) -> bool:
     return '://' not in path and not pathlib.Path(path).expanduser().exists()
 
@@ -332,9 +329,6 @@ def check_paths(c: ConfigDict, runs: bool = True) -> None:
     ]
     if missing:
         raise MissingPaths('; '.join(missing))
-
-
-# Devices
 
 
 def batch_shards(c: ConfigDict, devices: int) -> int:

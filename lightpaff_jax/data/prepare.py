@@ -108,9 +108,10 @@ writes the same files. DIR then holds:
 
 Keys, defaults and units: lightpaff_jax/config/__init__.py
 """
-_FLAGS = {
-    **dict.fromkeys(('source', 'tokenizer', 'out', 'on-error'), ''),
-    **{'train-tokenizer': int, 'workers': int, 'shard-tokens': build.SHARD_TOKENS},
+_FLAGS = dict.fromkeys(('source', 'tokenizer', 'out', 'on-error'), '') | {
+    'train-tokenizer': int,
+    'workers': int,
+    'shard-tokens': build.SHARD_TOKENS,
 }
 # Files that can exist before STATE does.
 _FIRST_FILES = ('tokenizer', '.tokenizer', '.lock', records.STATE + storage.PART)

@@ -90,7 +90,7 @@ def preflight(c: ConfigDict, topology: str, slices: int = 1, largest: bool = Tru
         'bytes': program.total,
         'temporary': program.temporary,
         'held': compilation.resident_bytes(c, mesh, network),
-        'sequences': c.data.batch_size // _shards(mesh),
+        'sequences': c.data.batch_size // (mesh.shape['data'] * mesh.shape['fsdp']),
         'attention': networks.kernel(c, 'student', c.student, 'tpu', c.student.dropout),
         'remat': c.train.remat,
         'grad_accum_steps': c.train.grad_accum_steps,
@@ -112,10 +112,6 @@ def preflight(c: ConfigDict, topology: str, slices: int = 1, largest: bool = Tru
         except UserError as error:  # the compiler failed for another batch; the result still holds
             result['largest_failed'] = str(error)
     return result
-
-
-def _shards(mesh: Mesh) -> int:
-    return mesh.shape['data'] * mesh.shape['fsdp']
 
 
 def flops(c: ConfigDict, network: Any) -> dict[str, float]:
@@ -163,7 +159,7 @@ def find_largest(
     Memory grows linearly with the number of sequences: a line through two programs gives the
     largest number, and further programs confirm or correct it.
     """
-    factor = _shards(mesh) * c.train.grad_accum_steps
+    factor = mesh.shape['data'] * mesh.shape['fsdp'] * c.train.grad_accum_steps
     first = c.data.batch_size // factor
     programs = {first: program}
 

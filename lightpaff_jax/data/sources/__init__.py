@@ -232,9 +232,6 @@ def _example_types(c: ConfigDict, source: Source) -> tuple[str, str]:
     return wanted, example_type
 
 
-# Mixtures
-
-
 def parts(c: ConfigDict) -> list[tuple[ConfigDict, float]]:
     """Returns the configuration and the weight of each part of the source 'mixture'.
 
