@@ -286,13 +286,8 @@ def override(c: ConfigDict, key: str, text: str) -> None:
     section[leaf] = _typed(f'{path} = {text}', path, text, node)
 
 
-_TYPE_NAMES = {
-    bool: 'True or False',
-    int: 'a whole number',
-    float: 'a number',
-    str: 'a name',
-    tuple: 'a list like a,b',
-}
+_TYPE_NAMES = {bool: 'True or False', int: 'a whole number', float: 'a number'}
+_TYPE_NAMES |= {str: 'a name', tuple: 'a list like a,b'}
 
 
 def _typed(label: str, key: str, text: str, default: Any) -> Any:
