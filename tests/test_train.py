@@ -1,6 +1,7 @@
 """Training runs on 8 fake devices: long, extended, completed and initialised ones."""
 
 import json
+import shutil
 
 import pytest
 from helpers import corpus
@@ -21,6 +22,19 @@ def configured(cache, workdir, **train_keys):
     return c
 
 
+@pytest.fixture(scope='module')
+def completed_run(data_cache, tmp_path_factory):
+    """The workdir of a run of 4 updates and its result; tests that change it use a copy."""
+    folder = tmp_path_factory.mktemp('completed')
+    return folder, train(configured(data_cache, folder))
+
+
+@pytest.fixture
+def run_copy(completed_run, tmp_path):
+    """A copy of the completed workdir."""
+    return shutil.copytree(completed_run[0], tmp_path / 'completed')
+
+
 def lines(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
@@ -36,23 +50,23 @@ def test_300_updates_on_8_devices_do_not_deadlock(data_cache, tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_completed_run_is_reused_and_a_longer_one_resumes(data_cache, tmp_path):
-    first = train(configured(data_cache, tmp_path))
-    checkpoint_dir = tmp_path / 'checkpoints' / '4'
+def test_completed_run_is_reused_and_a_longer_one_resumes(data_cache, completed_run, run_copy):
+    result = completed_run[1]
+    checkpoint_dir = run_copy / 'checkpoints' / '4'
     time_written = checkpoint_dir.stat().st_mtime_ns
-    assert train(configured(data_cache, tmp_path)) == first
+    assert train(configured(data_cache, run_copy)) == result
     assert checkpoint_dir.stat().st_mtime_ns == time_written
-    longer = train(configured(data_cache, tmp_path, updates=6))
+    longer = train(configured(data_cache, run_copy, updates=6))
     assert longer['updates'] == 6
-    assert longer['seconds'] > first['seconds']
-    assert [x['step'] for x in lines(tmp_path) if x['kind'] == 'train'] == [1, 2, 3, 4, 5, 6]
+    assert longer['seconds'] > result['seconds']
+    steps = [line['step'] for line in lines(run_copy) if line['kind'] == 'train']
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_longer_run_removes_the_earlier_results(data_cache, tmp_path, monkeypatch):
-    train(configured(data_cache, tmp_path))
-    predictions = tmp_path / 'predictions'
+def test_longer_run_removes_the_earlier_results(data_cache, run_copy, monkeypatch):
+    predictions = run_copy / 'predictions'
     assert (predictions / 'test.jsonl').exists()
-    c = configured(data_cache, tmp_path, updates=6)
+    c = configured(data_cache, run_copy, updates=6)
     c.eval.test = False
 
     def interrupt(*_):
@@ -62,11 +76,11 @@ def test_longer_run_removes_the_earlier_results(data_cache, tmp_path, monkeypatc
         patch.setattr(workdir, 'write_config', interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(c)
-    assert not (tmp_path / 'result.json').exists()
+    assert not (run_copy / 'result.json').exists()
     with pytest.raises(UserError, match=r'has no result\.json'):
-        pretrained.open('path', str(tmp_path))
+        pretrained.open('path', str(run_copy))
     train(c)
-    assert [p.name for p in predictions.iterdir()] == ['validation.jsonl']
+    assert [path.name for path in predictions.iterdir()] == ['validation.jsonl']
 
 
 def test_result_names_the_devices_of_the_mesh(data_cache, tmp_path):
@@ -97,35 +111,32 @@ def test_completed_run_scores_only_missing_splits(data_cache, tmp_path, monkeypa
     assert longer['scores']['validation'] != first['scores']['validation']
 
 
-def test_changed_eval_settings_rescore_without_training(data_cache, tmp_path):
-    train(configured(data_cache, tmp_path))
-    c = configured(data_cache, tmp_path)
+def test_changed_eval_settings_rescore_without_training(data_cache, run_copy):
+    c = configured(data_cache, run_copy)
     c.eval.batches = 2
     result = train(c)
     assert result['scores']['test']['tokens'] > 8 * 32
-    assert checkpoint.Checkpoints(tmp_path / 'checkpoints', 1).steps() == [2, 4]
+    assert checkpoint.Checkpoints(run_copy / 'checkpoints', 1).steps() == [2, 4]
 
 
-def test_resume_from_other_initial_parameters_is_refused(data_cache, tmp_path):
-    for name, seed in (('a', 0), ('b', 1)):
-        c = configured(data_cache, tmp_path / name)
-        c.seed = seed
-        train(c)
+def test_resume_from_other_initial_parameters_is_refused(data_cache, completed_run, tmp_path):
+    other = configured(data_cache, tmp_path / 'other')
+    other.seed = 1
+    train(other)
     c = configured(data_cache, tmp_path / 'initialised')
-    c.student.init = str(tmp_path / 'a')
+    c.student.init = str(completed_run[0])
     assert train(c)['init_hash']
-    c.student.init = str(tmp_path / 'b')
+    c.student.init = other.workdir
     with pytest.raises(UserError, match='init_hash'):
         train(c)
     saved = json.loads((tmp_path / 'initialised' / 'config.json').read_text())
-    assert saved['student']['init'] == str(tmp_path / 'a')
+    assert saved['student']['init'] == str(completed_run[0])
 
 
-def test_unfinished_run_is_refused_as_teacher(data_cache, tmp_path):
-    train(configured(data_cache, tmp_path / 'teacher'))
-    (tmp_path / 'teacher' / 'result.json').unlink()
+def test_unfinished_run_is_refused_as_teacher(data_cache, run_copy, tmp_path):
+    (run_copy / 'result.json').unlink()
     c = configured(data_cache, tmp_path / 'student')
-    c.teacher.path = str(tmp_path / 'teacher')
+    c.teacher.path = str(run_copy)
     with pytest.raises(UserError, match='must be the workdir of a finished run'):
         train(c)
 
