@@ -49,7 +49,7 @@ lru_cache.LRUCache.put = _put_whole
 
 # Compilation dominates the time of the tests, so programs of this process are compiled with few
 # optimizations: four times as fast, but the programs run slower. A process that a test starts
-# compiles as a user's does unless its environment says otherwise.
+# compiles as a user's does unless its environment disables the optimizations too.
 jax.config.update('jax_disable_most_optimizations', True)
 _compile_options = compiler.get_compile_options
 
