@@ -5,13 +5,13 @@ A step is the folder `<directory>/<step>` with four Orbax checkpointables:
     params     the parameters; separate, so that they are read without the optimizer
     training   the rest of the state: step and optimizer
     meta       JSON of the caller: data position, configuration, fingerprints
-    digests    shape, type and digest of every array; sha256 of meta and of this record
+    digests    shape, type and digest of each array; sha256 of meta; sha256 of all of these
 
 Orbax does not verify the data it reads, so reading compares the digests. `Checkpoints.restore`
 renames a damaged step to `<step>.corrupt` and uses the step before it. Only this module imports
 Orbax, because the names of its v1 API still change.
 
-The directory may be in a bucket. A bucket cannot rename, so there a step is complete once its last
+The directory may be in a bucket. There a rename is not atomic, so a step is complete once its last
 file exists.
 """
 
@@ -85,9 +85,9 @@ class Checkpoints:
         parts = {name: fingerprint.unflatten(part) for name, part in _split(arrays).items()}
         parts |= {'meta': json.loads(json.dumps(meta)), 'digests': fingerprint.record(arrays, meta)}
         with _context():
-            # Orbax has copied every array to the host when this call returns, as neither
-            # is_prioritized_key_fn nor a limit of bytes is set. On a CPU the copy is a view, and
-            # XLA does not donate a buffer that has a view.
+            # Without is_prioritized_key_fn and a byte limit, this call returns after Orbax has copied
+            # every array to the host. On a CPU the copy is a view, which is safe: XLA does not donate
+            # a buffer that has a view.
             response = ocp.save_checkpointables_async(self.directory / str(step), parts)
         self._pending = step, response
 
@@ -154,7 +154,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Deletes old steps, and what a killed save or a killed deletion left."""
         for step in self.steps()[: -self._keep]:
-            # Marked first: a killed deletion must not leave half a step under the name of a step.
+            # Invalidate it first: a killed deletion must not leave half a step that looks whole.
             folder = self.directory / str(step)
             if storage.is_remote(folder):
                 (folder / _LAST_FILE).unlink()
@@ -193,7 +193,7 @@ class Reader:
       directory: folder of the steps.
 
     Attributes:
-      meta: the caller's JSON of the step that is read.
+      meta: the JSON that the caller saved with the step.
 
     Raises:
       UserError: the folder has no checkpoint, or no intact one.
@@ -269,7 +269,7 @@ def _split(arrays: Arrays) -> dict[str, Arrays]:
 
 
 def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
-    """Returns the entries of the arrays, and meta; raises _DamagedStep if either was changed."""
+    """Reads the shape, type and digest of each array, and meta; raises _DamagedStep if changed."""
     record = _read_part(folder, 'digests')
     meta = _read_part(folder, 'meta')
     damage = None
@@ -338,7 +338,7 @@ def _read_part(folder: epath.Path, part: str, abstract: PyTree | None = None) ->
 
 
 def _is_local(error: BaseException | None) -> bool:
-    """Returns whether this machine failed (memory, permission) and the files may be intact."""
+    """Returns whether this machine (memory, permission), not the files, may be the cause."""
     local = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
     while error is not None:
         if isinstance(error, local):
@@ -348,7 +348,7 @@ def _is_local(error: BaseException | None) -> bool:
 
 
 def _raise_on_all(damage: str | None, local_error: str | None = None) -> None:
-    """Raises the first UserError (of a machine) or _DamagedStep of any process on every process."""
+    """Raises the first error of any process on every process, local errors before damage."""
     reports = distributed.all_gather([local_error, damage])
     for column, error_type in enumerate((UserError, _DamagedStep)):
         for number, report in enumerate(reports):

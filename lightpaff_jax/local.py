@@ -17,7 +17,7 @@ from lightpaff_jax.errors import UserError
 USAGE = """
 ./launch/local.sh N COMMAND [ARGUMENT ...]
 
-Runs a command as N processes on this machine, on CPUs, which behave like N hosts of one run. Lines of
+Runs a command as N processes on this machine's CPUs; they behave like N hosts of one run. Lines of
 process 0 are unchanged; lines of the others begin with [1], [2] ... If one process fails, or on
 Ctrl-C, all processes end. The exit code is that of the first process that failed.
 
@@ -27,8 +27,8 @@ Ctrl-C, all processes end. The exit code is that of the first process that faile
   JAX_PLATFORMS  optional kind of device; default: cpu
 """
 
-# Seconds until SIGTERM and then until SIGKILL after a process failed. Processes end by themselves
-# within about two seconds and print the reason; process 0 waits five if another one was killed.
+# Seconds from a failure to SIGTERM, and from SIGTERM to SIGKILL. The other processes end by
+# themselves in about two seconds and print the reason; process 0 in five if one was killed.
 GRACE, END = 9.0, 3.0
 
 

@@ -43,8 +43,8 @@ def compare(c: ConfigDict) -> dict[str, Any]:
       c: the configuration of the student's run; `teacher.path` is the teacher.
 
     Returns:
-      the content of speed.json, {} on other processes. Ratios are teacher / student, for
-      throughput student / teacher.
+      the content of speed.json, {} on other processes. Ratios are teacher / student; for
+      throughput, student / teacher.
 
     Raises:
       UserError: a path has no trained network, or its tokenizer is not that of the data.

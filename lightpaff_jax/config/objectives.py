@@ -1,8 +1,8 @@
 """The plain data of each objective; `config.objective` names one.
 
-An objective is two records under one name: `OBJECTIVES` here holds plain data, without jax or NumPy; `OBJECTIVES` in
-`lightpaff_jax.data.objectives` holds its functions: shapes and arrays of a batch. To add an objective, add both records.
-All other modules read the records; none compares an objective's name.
+An objective has two records: `OBJECTIVES` here holds plain data, without jax or NumPy, and `OBJECTIVES`
+in `lightpaff_jax.data.objectives` holds the functions that build its batches. To add an objective,
+add both records. All other modules read the records; none compares an objective's name.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ class Objective:
     families: tuple[str, ...]
     """Families of networks that can learn it, of `config.FAMILIES`."""
     example_type: str
-    """'documents', 'classes' or 'targets'; a source of any type can supply documents: its texts."""
+    """'documents', 'classes' or 'targets'. Any source can supply documents, from its texts."""
     head: str = 'lm'
     """Head of the network, one of `config.HEADS`."""
     outputs: str
-    """Result of an evaluation step for a batch: 'sums' of the loss over the batch, 'rows' of the same sums for each
-    example, or 'logits' of each example."""
+    """Output of an evaluation step: 'sums' (loss sums over the batch), 'rows' (the same sums for each
+    example) or 'logits' (for each example)."""
     metrics: tuple[str, ...] = ('perplexity',)
     """Scores that can compare runs; the first is the default."""
     unit: str = 'token'
@@ -30,18 +30,18 @@ class Objective:
     perplexity_unit: str = 'token'
     """Unit of perplexity, as a report names it."""
     min_length: int = 4
-    """Least `data.length`: special tokens need their place."""
+    """Minimum `data.length`; special tokens take part of it."""
     min_target_length: int = 0
-    """Least `data.target_length`; 0 for an objective without targets."""
+    """Minimum `data.target_length`; 0 for an objective without targets."""
     keys: tuple[str, ...]
-    """Keys that this objective accepts, of those that only some objectives do."""
+    """Configuration keys that only some objectives accept, this one included."""
     protocol: str
-    """How scores are measured, a format string of `blocks` (a description of the records) and the keys of `data`."""
+    """How scores are measured: a format string with the fields `blocks` and the keys of `data`."""
     note: str = ''
     """Optional remark of a report about the scores."""
 
 
-# MASS, the family, is 'mass'; so is its objective of pre-training.
+# 'mass' names both the family and its pre-training objective.
 OBJECTIVES = {
     'clm': Objective(
         families=('gpt2',),
@@ -65,7 +65,7 @@ OBJECTIVES = {
         example_type='documents',
         outputs='sums',
         perplexity_unit='predicted token',
-        # It does not read target_length, but shares its section `data` with the fine-tuning runs of a recipe.
+        # It does not read target_length, but a recipe's fine-tuning runs, which share `data`, do.
         keys=('data.packing', 'data.span_rate', 'data.target_length'),
         protocol='a fragment of {span_rate:.3g} of {blocks}',
         note='Perplexity and accuracy count the tokens of the masked span. ',
@@ -80,8 +80,8 @@ OBJECTIVES = {
         keys=('data.buckets', 'data.unlabelled'),
         protocol='every example once, at most {length} tokens of it',
         note=(
-            'Binomial error: √(p (1 - p) / n), the standard error of one seed with accuracy p over n '
-            'test examples, mean over seeds; the error over seeds does not include it. The error of a '
+            'Binomial error: √(p (1 - p) / n), the standard error of accuracy p over n test examples, '
+            'averaged over seeds; the error over seeds does not include it. The error of a '
             'difference treats two students as independent, although they share the test examples. '
         ),
     ),

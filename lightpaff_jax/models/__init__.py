@@ -34,20 +34,20 @@ DECODERS = ('gpt2', 'mass')  # families that generate text
 
 
 class Decoder(NamedTuple):
-    """Pure functions that generate text token by token, from methods with the same names.
+    """Pure functions that generate text token by token; each calls the method of its name.
 
     B rows, W hypotheses (beams) per row, N steps, D width. The cache is a nested dict of arrays of
     fixed size with the keys and values of the tokens so far; the hypotheses of a row share it.
 
     Attributes:
-      prefill: (params, prompt, *, start_id, steps, beams) -> first tokens to step from, and the
-        cache of the tokens before. GPT-2 steps from the last of the prompt's `tokens`, which are
+      prefill: (params, prompt, *, start_id, steps, beams) -> the tokens that the first step reads,
+        and the cache of those before them. GPT-2 steps from the last of the prompt's `tokens`, which are
         padded on the right; an encoder-decoder reads `source` and steps from `start_id`. Raises
         ValueError if prompt and steps exceed the network's positions.
-      unstack_params: params -> the arrays of each layer for `decode_step`, before the loop.
+      unstack_params: params -> the `layers` of `decode_step`; called once, before the loop.
       decode_step: (params, layers, cache, tokens [B, W], step, visible [B, W, N W]) -> features,
         new cache. visible[b, w, n W + v] is whether hypothesis w descends from hypothesis v at step
-        n; the current step is included. B may be 1.
+        n; the current step is included. Its B may be 1.
     """
 
     prefill: Callable[..., tuple[Int[Array, ' B'], Any]]
@@ -57,7 +57,7 @@ class Decoder(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Pure functions of one architecture. No module of Flax leaves models/.
+    """Pure functions of one architecture. Flax modules stay inside models/.
 
     B batch, T time, P predicted positions, D width, V vocabulary padded to a multiple of 128, or
     classes of a classifier.
@@ -124,7 +124,7 @@ def build(
 
     Args:
       c: a section with the keys of `config.network()`.
-      compute_dtype: of features and matrix products; norms and softmax stay float32.
+      compute_dtype: type of features and matrix products; norms and softmax stay float32.
       remat: activations that the backward pass recomputes, one of config.REMAT.
       attention: one of attention.KERNELS; generation always uses 'xla'.
     """

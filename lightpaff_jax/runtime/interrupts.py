@@ -29,7 +29,7 @@ def deliver_sigint_during_gc() -> Iterator[None]:
         while waiting:
             waiting.pop().cancel()
         code = None if frame is None else frame.f_code
-        # Callbacks run before `watch` sets the flag and after it clears it; jax has one too.
+        # Callbacks (jax has one) also run before `watch` sets the flag and after it clears it.
         in_callback = code is watch.__code__ or (code and code.co_name == '_xla_gc_callback')
         if not collecting and not in_callback:
             # Before raising, so that a second signal during the exit finds the usual handler.

@@ -101,7 +101,7 @@ def test_table_of_a_classifier_has_its_own_columns(tmp_path):
     assert two['test examples'] == str(EXAMPLES)
     assert rows['teacher']['binomial error, %'] == f'{100 * math.sqrt(0.95 * 0.05 / EXAMPLES):.2f}'
     text = (tmp_path / 'report.md').read_text('utf-8')
-    assert 'standard error of one seed' in text
+    assert 'standard error of accuracy p' in text
     assert 'perplexity' not in text
 
 

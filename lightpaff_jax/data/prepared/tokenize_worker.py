@@ -28,7 +28,7 @@ class Encoded(NamedTuple):
 
 
 def count_words(text: str) -> int:
-    """Counts white-space words and line ends (one more than newlines), as word perplexity does."""
+    """Counts white-space words plus lines (newlines + 1), as word perplexity does."""
     return len(text.split()) + text.count('\n') + 1
 
 

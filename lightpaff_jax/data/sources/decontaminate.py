@@ -13,7 +13,7 @@ import numpy as np
 
 VERSION = 4  # of the rules below; a new version makes prepared datasets be built again
 MIN_SENTENCE_WORDS = 8  # shorter sentences occur in unrelated texts, so they are no evidence
-MIN_TEXT_WORDS = 5  # fewest words of a whole text that is searched for inside of other texts
+MIN_TEXT_WORDS = 5  # whole texts with fewer words are not searched for inside other texts
 _KEY_LETTERS = 16  # length of the prefix by which texts are looked up
 _SENTENCE_BREAK = re.compile(r'\n+|(?<=[.!?])\s+')
 
@@ -41,8 +41,8 @@ class OverlapIndex:
 
         Args:
           text: a text of any length.
-          is_document: index only the sentences of the text that have at least MIN_SENTENCE_WORDS
-            words, and its parts if the index matches parts.
+          is_document: omit the whole text; index its sentences of at least MIN_SENTENCE_WORDS words
+            and, if the index matches parts, its parts.
         """
         if not is_document:
             self._add_words(_words(text))
@@ -63,14 +63,13 @@ class OverlapIndex:
     def overlaps(self, text: str, min_words: int) -> bool:
         """Returns whether a text equals or contains an indexed text, or is a part of one.
 
-        A text is a part of an indexed text only if the index matches parts and the text has at
-        least MIN_TEXT_WORDS words and _KEY_LETTERS letters. A part starts at the start of a word
-        and may end inside of one.
+        Parts count only if the index matches parts and the text has at least MIN_TEXT_WORDS words
+        and _KEY_LETTERS letters. A part starts at the start of a word and may end inside a word.
 
         Args:
           text: a text of any length.
-          min_words: the fewest words of an indexed text that is searched for inside `text`; it
-            must also have _KEY_LETTERS letters.
+          min_words: indexed texts with fewer words, or with fewer than _KEY_LETTERS letters, are not
+            searched for in `text`.
         """
         if not (self._texts or self._suffixes):
             return False
@@ -92,10 +91,10 @@ class OverlapIndex:
 
 
 class _Suffixes:
-    """The suffixes of some texts that start with a word, found by their first letters.
+    """The suffixes of some texts, from each word on, found by their first letters.
 
-    It takes 32 bytes a word next to the texts: the hash of a suffix's first letters and its
-    position, unsorted and sorted. They are sorted at the first lookup, because all texts are
+    Needs 32 bytes per word besides the texts: a hash of the first letters and a position, kept
+    unsorted and sorted. They are sorted at the first lookup, because all texts are
     usually added before.
     """
 

@@ -66,7 +66,7 @@ def check(c: ConfigDict, path: Path, on_error: OnError | None) -> None:
 def detokenize(c: ConfigDict, document: Example) -> Example:
     """Undoes the tokenization that `config.data.detokenize` names.
 
-    The number of words stays that of the original text, by which perplexities are published.
+    The word count stays that of the original text, as published perplexities use it.
     """
     return document._replace(first=DETOKENIZERS[c.data.detokenize](document.first))
 
@@ -75,8 +75,8 @@ def split_documents(lines: Iterable[str], boundary: str) -> Iterator[Example]:
     """Splits lines into documents.
 
     The text of a document is its lines without the last line end. Blank lines between documents are
-    in no text, but they count as words, so that the documents together have all words of the file:
-    a blank line counts for the document before it, or for the first document.
+    in no text. Each counts as a word of the document before it, or of the first document, so that
+    the counts add up to that of the file.
 
     Args:
       lines: lines with their ends.

@@ -44,7 +44,7 @@ class Tokenizer:
     path: str
     """The file or folder that `read` opened."""
     fingerprint: str
-    """First 16 hex digits of a SHA-256, over a SentencePiece file or over all that decides ids."""
+    """First 16 hex digits of the SHA-256 of a SentencePiece file, or of all settings that decide ids."""
     model: sentencepiece.SentencePiece | huggingface.HuggingFace = dataclasses.field(
         compare=False, repr=False
     )
@@ -92,13 +92,13 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, without special tokens around it.
 
-        If a text spells a special token, it has the id of that token, except for control pieces
-        (</s>, <pad>) of a SentencePiece model, which are ordinary text.
+        A special token that is spelled in a text gets its id, but control pieces (</s>, <pad>) of a
+        SentencePiece model are ordinary text.
         """
         return self.model.encode(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text, without SentencePiece's control pieces and others' special tokens."""
+        """Returns the text without control pieces (SentencePiece) or special tokens (others)."""
         return self.model.decode(ids)
 
     def decode_valid(self, ids: np.ndarray) -> str:
@@ -122,10 +122,10 @@ class Tokenizer:
 
 
 def truncated_lengths(first: int, second: int, capacity: int) -> tuple[int, int]:
-    """Returns the lengths of two texts that are truncated to `capacity` ids, longest first.
+    """Returns the lengths of two texts after the longer one is cut until both fit in `capacity` ids.
 
-    If the capacity is odd, the longer text keeps one id more; of equal texts the second does. This
-    is the rule of the `tokenizers` library.
+    If the capacity is odd, the longer text (the second, if equally long) keeps one id more. This is
+    the rule of the `tokenizers` library.
     """
     if first + second <= capacity:
         return first, second
@@ -134,7 +134,7 @@ def truncated_lengths(first: int, second: int, capacity: int) -> tuple[int, int]
 
 
 def find(path: str) -> str | None:
-    """Returns the tokenizer of a workdir (its folder `tokenizer`) or a Hugging Face folder.
+    """Finds the tokenizer of a workdir (in its folder `tokenizer`) or of a Hugging Face folder.
 
     Args:
       path: the folder. If it is in a bucket, the folder `tokenizer` in it is downloaded.
@@ -159,8 +159,8 @@ def read(path: str, lowercase: bool = True, label: str = '') -> Tokenizer:
         first of these is read: tokenizer.model, tokenizer.json, vocab.json with merges.txt,
         encoder.json with vocab.bpe, vocab.txt, the only *.model.
       lowercase: whether a vocab.txt is lower case, unless a tokenizer_config.json decides it.
-      label: the setting that names the path, which begins every message; the default is
-        `config.tokenizer.path`.
+      label: the start of every message, which names the setting of the path; the default is
+        `config.tokenizer.path = PATH`.
 
     Raises:
       UserError: the path does not exist, is malformed, or has no token that ends a text.
