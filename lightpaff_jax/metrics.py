@@ -125,9 +125,8 @@ class Writer:
                 storage.download(self._bucket / path.name, path)
             _truncate(path, resume_step)
             self._files[name] = path.open('a', encoding='utf-8')
-        from tensorboardX import (
-            SummaryWriter,  # imports torch if it is installed, which takes 1.5 s
-        )
+        # Imported late: tensorboardX imports torch if it is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
 
         self._tensorboard = SummaryWriter(
             str(self._folder / 'tensorboard'),
@@ -233,10 +232,10 @@ def _truncate(path: pathlib.Path, resume_step: int) -> None:
     end = 0
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            step = json.loads(line)['step']
+            is_later = json.loads(line)['step'] > resume_step
         except (ValueError, TypeError, KeyError):
             break
-        if not resume_step or step > resume_step or not line.endswith(b'\n'):
+        if not resume_step or is_later or not line.endswith(b'\n'):
             break
         end += len(line)
     os.truncate(path, end)

@@ -103,9 +103,10 @@ def test_sums_keep_their_bits_in_json():
     assert to_json(None) is from_json(None) is None
 
 
-def test_resuming_keeps_the_lines_before_a_damaged_one(tmp_path):
+@pytest.mark.parametrize('damage', [b'\x00\x00\x00', b'{"step": "2"}', b'{"step": null}', b'[2]'])
+def test_resuming_keeps_the_lines_before_a_damaged_one(tmp_path, damage):
     path = tmp_path / 'metrics.jsonl'
-    path.write_bytes(b'{"step": 1}\n\x00\x00\x00\n{"step": 2}\n')
+    path.write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 2}\n')
     with Writer(tmp_path, 10, resume_step=2):
         pass
     assert path.read_bytes() == b'{"step": 1}\n'

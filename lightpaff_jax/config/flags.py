@@ -91,7 +91,7 @@ def execute(
     except UserError as error:
         return distributed.exit_with_error(str(error), 2)
     except OSError as error:  # no permission, a file in place of a folder, a full disk
-        reason = f'{error.filename or "file system"}: {error.strerror or error}'
+        reason = f'{error.filename or "file system"}: {one_line(error)}'
         return distributed.exit_with_error(reason, 2)
     except BaseException as error:
         if distributed.process_count() == 1:

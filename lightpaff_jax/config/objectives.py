@@ -1,8 +1,8 @@
 """The plain data of each objective; `config.objective` names one.
 
-An objective has two records: `OBJECTIVES` here holds plain data, without jax or NumPy, and `OBJECTIVES`
-in `lightpaff_jax.data.objectives` holds the functions that build its batches. To add an objective,
-add both records. All other modules read the records; none compares an objective's name.
+An objective has two records: `OBJECTIVES` here holds plain data, without jax or NumPy, and
+`OBJECTIVES` in `lightpaff_jax.data.objectives` holds the functions that build its batches. To add
+an objective, add both records. All other modules read the records; none compares an objective's name.
 """
 
 import dataclasses

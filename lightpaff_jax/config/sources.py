@@ -1,8 +1,8 @@
 """The plain data of each source of examples; `config.data.source` names one.
 
-A source is two records under one name: `SOURCES` here holds plain data; `SOURCES` in `lightpaff_jax.data.sources` holds
-its functions, most of them from `registry`. To add a source, add both records. All other modules read the records; none
-compares a source's name.
+A source has two records: `SOURCES` here holds plain data, and `SOURCES` in
+`lightpaff_jax.data.sources` holds its functions, most of them from `registry`. To add a source, add
+both records. All other modules read the records; none compares a source's name.
 """
 
 import dataclasses

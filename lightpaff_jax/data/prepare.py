@@ -81,7 +81,7 @@ def _open_or_build(c: ConfigDict, tokenizer: Tokenizer) -> Dataset:
             stack.enter_context(lock.exclusive_lock(folder.with_name(f'{folder.name}.lock')))
         except OSError as error:
             raise UserError(
-                f'config.data.cache: cannot write to {folder.parent}: {error.strerror}'
+                f'config.data.cache: cannot write to {folder.parent}: {one_line(error)}'
             ) from error
         if not folder.exists():
             partial = folder.with_name(f'{folder.name}.partial')

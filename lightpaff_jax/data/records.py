@@ -12,7 +12,7 @@ import numpy as np
 from array_record.python import array_record_module
 from jaxtyping import Int32
 
-from lightpaff_jax.errors import UserError, nearest
+from lightpaff_jax.errors import UserError, nearest, one_line
 
 FORMAT = 3  # version of the folder; a dataset of another version must be prepared again
 MANIFEST = 'manifest.json'
@@ -152,7 +152,7 @@ class Records:
                 blobs = reader.read(indices)
                 return [from_bytes(data, self._record_type, self._dtype) for data in blobs]
         except RuntimeError as error:  # the checksum of a record's block differs
-            raise _damage(file, f'is damaged: {" ".join(str(error).split())}') from error
+            raise _damage(file, f'is damaged: {one_line(error)}') from error
         raise _damage(
             file, f'has {reader.num_records()} records, {MANIFEST} lists {self._counts[shard]}'
         )

@@ -24,7 +24,7 @@ def exclusive_lock(file: pathlib.Path) -> Iterator[None]:
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                _log.info('%s: another process prepares this set, waiting for it', file.parent)
+                _log.info('%s: another process works in this folder, waiting for it', file.parent)
                 fcntl.flock(opened, fcntl.LOCK_EX)
             if not _is_same_file(opened.fileno(), file):
                 continue  # its last holder removed it, so another process may lock a new file

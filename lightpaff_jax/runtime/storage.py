@@ -164,15 +164,13 @@ def publish(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
     Several processes may do so at once. The first folder stays, a file is replaced.
 
     Raises:
-      UserError: the parent folder, below `config.data.cache`, cannot be written.
+      UserError: the parent folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent)
     except OSError as error:
-        raise UserError(
-            f'config.data.cache: cannot write to {path.parent}: {one_line(error)}'
-        ) from error
+        raise UserError(f'{path.parent}: cannot be written: {one_line(error)}') from error
     with temporary as folder:
         part = pathlib.Path(folder) / path.name
         write(part)

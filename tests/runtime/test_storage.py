@@ -111,6 +111,13 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ['result.json']
 
 
+def test_publish_below_a_file_names_the_folder_in_one_line(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError) as error:
+        storage.publish(tmp_path / 'file' / 'set', pathlib.Path.touch)
+    assert str(error.value) == f'{tmp_path}/file: cannot be written: File exists'
+
+
 def test_of_two_published_folders_the_first_stays(tmp_path):
     def write_first(folder):
         folder.mkdir()
