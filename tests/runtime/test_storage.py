@@ -111,6 +111,13 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ['result.json']
 
 
+def test_failed_write_names_the_file_and_not_its_temporary_one(tmp_path):
+    (tmp_path / 'result.json').mkdir()
+    with pytest.raises(OSError, match='directory') as error:
+        storage.write_text(tmp_path / 'result.json', '{}')
+    assert error.value.filename == str(tmp_path / 'result.json')
+
+
 def test_publish_below_a_file_names_the_folder_in_one_line(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UserError) as error:
