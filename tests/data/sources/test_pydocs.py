@@ -296,5 +296,5 @@ def test_unknown_package_is_an_error_with_a_suggestion(data_cache):
 
 def test_cache_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match=r'data\.cache'):
+    with pytest.raises(UserError, match=r'file: cannot be written'):
         storage.publish(tmp_path / 'file' / 'below', lambda path: path.mkdir())
