@@ -201,7 +201,7 @@ class Reader:
 
     def __init__(self, directory: pathlib.Path):
         self._directory = _absolute(directory)
-        self._steps = distributed.broadcast_from_primary(lambda: _steps(self._directory))
+        self._steps = distributed.all_gather(_steps(self._directory))[0]  # those that process 0 has
         if not self._steps:
             raise UserError(f'{self._directory}: no checkpoint in this folder')
         self._open_newest()

@@ -5,7 +5,7 @@ import json
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ def read_params(
     folder = pathlib.Path(path).expanduser()
     names = MODELS[model.network.family][0].NAMES
     with contextlib.ExitStack() as stack:
-        tensors = _Tensors(label, _open_tensors(label, folder, stack))
+        tensors = weights.FileTensors(label, _open_tensors(label, folder, stack))
         return weights.from_huggingface(
             label,
             tensors,
@@ -66,25 +66,6 @@ def read_params(
             model.network.vocab_size,
             initial,
         )
-
-
-class _Tensors(Mapping):
-    """Tensors of open files, each read on access."""
-
-    def __init__(self, label: str, files: dict[str, Any]):
-        self.label, self.files = label, files
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        try:
-            return self.files[name].get_tensor(name)
-        except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:
-            raise UserError(f'{self.label}: {name} cannot be read: {one_line(error)}') from error
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
 
 
 def _open_tensors(label: str, folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:

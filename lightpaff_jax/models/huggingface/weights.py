@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
 
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import UserError, one_line
 from lightpaff_jax.runtime.fingerprint import flatten, unflatten
 
 _log = logging.getLogger('lightpaff_jax')
@@ -68,6 +69,25 @@ def output(name: str, path: str) -> tuple[Row, Row]:
         Row(f'{name}.weight', f'{path}/table', head=True),
         Row(f'{name}.bias', f'{path}/bias', head=True),
     )
+
+
+class FileTensors(Mapping):
+    """Tensors by name, each read from its open file on access."""
+
+    def __init__(self, label: str, files: dict[str, Any]):
+        self.label, self.files = label, files
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return self.files[name].get_tensor(name)
+        except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:
+            raise UserError(f'{self.label}: {name} cannot be read: {one_line(error)}') from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
 
 
 def from_huggingface(
