@@ -5,10 +5,10 @@ A step is the folder `<directory>/<step>` with four Orbax checkpointables:
     params     the parameters; separate, so that they are read without the optimizer
     training   the rest of the state: step and optimizer
     meta       JSON of the caller: data position, configuration, fingerprints
-    digests    shape, type and digest of each array; sha256 of meta; sha256 of all of these
+    digests    step; shape, type and digest of each array; sha256 of meta; sha256 of all of these
 
-Orbax does not verify the data it reads, so reading compares the digests. `Checkpoints.restore`
-renames a damaged step to `<step>.corrupt` and uses the step before it. Only this module imports
+Orbax does not verify the data it reads, so reading compares the digests. A folder that was renamed
+to another step, or mixed from two steps, is damaged too. `Checkpoints.restore` renames a damaged step to `<step>.corrupt` and uses the step before it. Only this module imports
 Orbax, because the names of its v1 API still change.
 
 The directory may be in a bucket. There a rename is not atomic, so a step is complete once its last
@@ -34,6 +34,7 @@ from lightpaff_jax.runtime.fingerprint import Arrays, PyTree
 
 _log = logging.getLogger(__name__)
 _LAST_FILE = 'commit_success.txt'  # Orbax writes it last, and only in a bucket
+_STEP = re.compile('0|[1-9][0-9]*')
 
 
 class _DamagedStep(Exception):
@@ -83,7 +84,8 @@ class Checkpoints:
             return
         arrays = {name: jnp.asarray(value) for name, value in fingerprint.flatten(state).items()}
         parts = {name: fingerprint.unflatten(part) for name, part in _split(arrays).items()}
-        parts |= {'meta': json.loads(json.dumps(meta)), 'digests': fingerprint.record(arrays, meta)}
+        parts['meta'] = json.loads(json.dumps(meta))
+        parts['digests'] = fingerprint.record(step, arrays, meta)
         with _context():
             # Without is_prioritized_key_fn and a byte limit, this call returns after Orbax has copied
             # every array to the host. On a CPU the copy is a view, which is safe: XLA does not donate
@@ -254,7 +256,8 @@ def _absolute(directory: pathlib.Path) -> epath.Path:
 def _steps(directory: epath.Path) -> list[int]:
     if not directory.exists():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and _complete(p))
+    folders = [path for path in directory.iterdir() if _STEP.fullmatch(path.name)]
+    return sorted(int(folder.name) for folder in folders if _complete(folder))
 
 
 def _complete(folder: epath.Path) -> bool:
@@ -269,7 +272,7 @@ def _split(arrays: Arrays) -> dict[str, Arrays]:
 
 
 def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
-    """Reads the shape, type and digest of each array, and meta; raises _DamagedStep if changed."""
+    """Reads the entries of the arrays, and meta; raises _DamagedStep if the folder was changed."""
     record = _read_part(folder, 'digests')
     meta = _read_part(folder, 'meta')
     damage = None
@@ -277,6 +280,8 @@ def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
         damage = 'digests: not what was saved'
     elif record['meta'] != fingerprint.sha256(meta):
         damage = 'meta: not what was saved'
+    elif str(record.get('step')) != folder.name:
+        damage = f'saved as step {record.get("step")}, not {folder.name}'
     _raise_on_all(damage)
     return record['arrays'], meta
 

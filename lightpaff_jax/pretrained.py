@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lightpaff_jax import checkpoint, config, models, sharding
+from lightpaff_jax import checkpoint, config, models, sharding, workdir
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.errors import UserError, setting
 from lightpaff_jax.models.huggingface import checkpoint_dir
@@ -97,7 +97,10 @@ class _Workdir(Pretrained):
 
     @functools.cached_property
     def _checkpoint(self) -> checkpoint.Reader:
-        return checkpoint.Reader(storage.to_path(self.path) / 'checkpoints')
+        folder = storage.to_path(self.path)
+        reader = checkpoint.Reader(folder / 'checkpoints')
+        workdir.check_saved_config(config.read(folder), reader.meta, folder / 'checkpoints')
+        return reader
 
     def tokenizer_fingerprint(self, lowercase: bool) -> str:
         return self._checkpoint.meta['tokenizer_hash']

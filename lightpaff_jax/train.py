@@ -5,6 +5,7 @@ Teachers, students and baselines are trained by the same function.
 
 import dataclasses
 import itertools
+import json
 import pathlib
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import (
     checkpoint,
+    config,
     distill_step,
     evaluate,
     metrics,
@@ -172,7 +174,8 @@ def _run_updates(
                 window = metrics.to_json(progress.window)
                 totals = dataclasses.asdict(dataclasses.replace(progress, window=window))
                 writer.upload()
-                saved.save(index, state, {'progress': totals, **inputs.fingerprints})
+                meta = {'progress': totals, 'config': json.loads(config.to_json(c))}
+                saved.save(index, state, meta | inputs.fingerprints)
                 writer.exclude(time.perf_counter() - save_time)
             if evaluates or saves:
                 start_time = time.perf_counter()
@@ -265,6 +268,7 @@ def restore(
             state = TrainState(state.step, params, state.opt_state)
         return state, Progress()
     step, state, meta = newest
+    workdir.check_saved_config(c, meta, saved.directory)
     for name, value in inputs.fingerprints.items():
         if meta.get(name) != value:
             raise UserError(

@@ -46,6 +46,19 @@ def check_unchanged(c: ConfigDict, folder: pathlib.Path) -> None:
         )
 
 
+def check_saved_config(c: ConfigDict, meta: dict, directory: pathlib.Path) -> None:
+    """Raises UserError with the keys that differ if a checkpoint has another configuration."""
+    try:
+        saved = config.from_json(json.dumps(meta['config']))
+    except UserError as error:  # a key of another version
+        raise UserError(f'{directory}: {error}') from error
+    if differences := config.differences(saved, c):
+        raise UserError(
+            f'{directory}: was saved with another configuration than config.json beside it '
+            f'({"; ".join(differences)}); restore the file or remove the folder'
+        )
+
+
 def write_config(c: ConfigDict, folder: pathlib.Path) -> None:
     """Writes config.json, which makes the folder this run's workdir."""
     write_text(folder / 'config.json', config.to_json(c) + '\n')

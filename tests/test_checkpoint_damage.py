@@ -89,6 +89,38 @@ def test_each_damaged_step_is_logged_in_one_line(tmp_path, caplog, capfd):
     assert capfd.readouterr() == ('', '')
 
 
+@pytest.mark.parametrize('part', ['all', 'params', 'training', 'meta', 'digests'])
+def test_a_renamed_or_mixed_step_is_not_restored(tmp_path, caplog, part):
+    save_steps(tmp_path, 1, 2)
+    folder = tmp_path / ('2' if part == 'all' else f'2/{part}')
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / ('1' if part == 'all' else f'1/{part}'), folder)
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        step, state, meta = checkpoints.restore(abstract(make_state(0)))
+    assert (step, meta['position']) == (1, 1)
+    assert same_bits(state, make_state(1))
+    assert (tmp_path / '2.corrupt').is_dir()
+
+
+def test_a_single_renamed_step_is_an_error(tmp_path, caplog):
+    save_steps(tmp_path, 1)
+    (tmp_path / '1').rename(tmp_path / '70')
+    with pytest.raises(UserError, match='no intact checkpoint'):
+        Reader(tmp_path)
+    assert 'saved as step 1, not 70' in caplog.text
+    with pytest.raises(UserError, match='no intact checkpoint'):
+        Checkpoints(tmp_path, keep=9).restore(abstract(make_state(0)))
+
+
+def test_names_that_no_save_writes_are_no_steps(tmp_path):
+    save_steps(tmp_path, 1)
+    for name in ('07', '٣', '8 ', '-9'):
+        shutil.copytree(tmp_path / '1', tmp_path / name)
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        assert checkpoints.steps() == [1]
+        assert checkpoints.restore(abstract(make_state(0)))[0] == 1
+
+
 @pytest.mark.parametrize('damage', ['truncated', 'missing file', 'missing part', 'empty'])
 def test_with_damaged_files_the_step_before_is_read(tmp_path, caplog, damage):
     save_steps(tmp_path, 1, 2)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from helpers import corpus
 
-from lightpaff_jax import checkpoint, evaluate, pretrained, workdir
+from lightpaff_jax import checkpoint, config, evaluate, pretrained, workdir
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.train import train
 
@@ -131,6 +131,18 @@ def test_resume_from_other_initial_parameters_is_refused(data_cache, completed_r
         train(c)
     saved = json.loads((tmp_path / 'initialised' / 'config.json').read_text())
     assert saved['student']['init'] == str(completed_run[0])
+
+
+def test_checkpoint_of_another_configuration_is_refused(data_cache, run_copy, tmp_path):
+    c = configured(data_cache, run_copy, updates=6)
+    c.student.activation = 'relu'  # the arrays have the same shapes
+    (run_copy / 'config.json').write_text(config.to_json(c))
+    message = r"checkpoints: was saved with .*student\.activation: 'gelu' -> 'relu'"
+    with pytest.raises(UserError, match=message):
+        train(c)
+    with pytest.raises(UserError, match=message):
+        pretrained.open('path', str(run_copy)).load()
+    assert checkpoint.Checkpoints(run_copy / 'checkpoints', 1).steps() == [2, 4]
 
 
 def test_unfinished_run_is_refused_as_teacher(data_cache, run_copy, tmp_path):

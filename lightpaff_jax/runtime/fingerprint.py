@@ -44,9 +44,9 @@ def entries(arrays: Arrays) -> dict[str, dict]:
     }
 
 
-def record(arrays: Arrays, meta: dict) -> dict:
-    """Returns the record of a checkpoint: entries, and digests of meta and of the record."""
-    content = {'arrays': entries(arrays), 'meta': sha256(meta)}
+def record(step: int, arrays: Arrays, meta: dict) -> dict:
+    """Returns the record of a checkpoint: step, entries, digests of meta and of the record."""
+    content = {'step': step, 'arrays': entries(arrays), 'meta': sha256(meta)}
     return content | {'self': sha256(content)}
 
 
