@@ -37,6 +37,11 @@ def one_line(error: BaseException) -> str:
     return ' '.join((reason or str(error)).split())
 
 
+def printable(text: str) -> str:
+    """Returns a text with the control characters and line ends as escapes: a message may quote input."""
+    return ''.join(x if x.isprintable() else repr(x)[1:-1] for x in text)
+
+
 def setting(key: str, value: object) -> str:
     """Formats a setting as its user writes it: '--model=DIR' or 'config.teacher.path = DIR'."""
     return f'{key}={value}' if key.startswith('--') else f'{key} = {value}'

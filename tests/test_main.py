@@ -62,6 +62,10 @@ INVALID_ARGUMENTS = {
         ['--config.seed', '--config=configs/gpt2_stage1.py'],
         "argument '--config.seed': must be followed by a value",
     ),
+    'control characters': (
+        ['--config=configs/gpt2_stage1.py', '--config.seed=1\r\n\x1b[2J'],
+        'config.seed = 1\\r\\n\\x1b[2J: must be a whole number',
+    ),
     'missing file': (['--config.seed=1'], '--config=FILE[:PRESET]: must be given'),
     'two files': (
         ['--config=configs/gpt2_stage1.py', '--config', 'configs/gpt2_stage2.py'],

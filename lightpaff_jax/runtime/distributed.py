@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import UserError, printable
 from lightpaff_jax.runtime import cluster
 
 T = TypeVar('T')
@@ -180,6 +180,7 @@ def exit_with_error(text: str, code: int, lost: bool = False) -> int:
     Returns:
       The exit code in a run of one process; otherwise this process exits.
     """
+    text = printable(text)
     if _watch is None:
         print(f'error: {text}', file=sys.stderr)
         return code
