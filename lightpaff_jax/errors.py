@@ -13,7 +13,7 @@ class MissingPaths(UserError):
 
 
 class NotSaved(UserError):
-    """A checkpoint could not be written, for example on a full disk."""
+    """A file or a checkpoint could not be written, for example on a full disk."""
 
 
 class Unreadable(UserError):

@@ -9,11 +9,14 @@ The workdir holds files of one JSON object a line; each line is flushed when it 
 For a workdir in a bucket, the files are written to a temporary folder and uploaded whole.
 """
 
+import contextlib
 import json
+import logging
 import math
 import operator
 import os
 import pathlib
+import socket
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,8 +25,13 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from lightpaff_jax.runtime import distributed, storage
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import distributed, json_file, storage
 from lightpaff_jax.runtime.progress import Progress
+
+_log = logging.getLogger('lightpaff_jax')
+_LINE = {'step': range(2**31), 'kind?': str}
+_FLUSH_EVERY = 30.0  # seconds after which TensorBoard sees the last events
 
 # Name of a mean -> (its sum, the count that divides the sum).
 MEANS = {
@@ -106,6 +114,10 @@ class Writer:
       resume_step: the restored step; later lines and an incomplete last line are removed. If it is
         0, the files start empty.
       tokens: tokens read up to this step, over all devices and micro-batches.
+
+    Raises:
+      UserError: a file has a damaged line before its end, or lines out of order.
+      NotSaved: the disk is full. Every method raises it.
     """
 
     def __init__(
@@ -118,21 +130,13 @@ class Writer:
         self._temporary = tempfile.TemporaryDirectory() if self._bucket else None
         self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._files = {}
-        for name in ('metrics', 'timing'):
-            path = self._folder / f'{name}.jsonl'
+        paths = {name: self._folder / f'{name}.jsonl' for name in ('metrics', 'timing')}
+        for path in paths.values():
             if self._bucket and resume_step:
                 storage.download(self._bucket / path.name, path)
             _truncate(path, resume_step)
-            self._files[name] = path.open('a', encoding='utf-8')
-        # Imported late: tensorboardX imports torch if it is installed, which takes seconds.
-        from tensorboardX import SummaryWriter
-
-        self._tensorboard = SummaryWriter(
-            str(self._folder / 'tensorboard'),
-            purge_step=resume_step + 1 if resume_step else 0,
-            filename_suffix=f'.{resume_step}',
-        )
+        self._files = {name: path.open('ab', buffering=0) for name, path in paths.items()}
+        self._tensorboard = _TensorBoard(self._folder / 'tensorboard', resume_step)
         self._began = time.monotonic()
         self._clock = _Clock(resume_step, tokens)
         self._total = total_updates
@@ -145,19 +149,27 @@ class Writer:
     def __exit__(self, kind, error, traceback) -> None:
         if error is None:
             self.upload()
-        self.close()
+            self.close()
+        else:
+            with contextlib.suppress(UserError):  # the first error is the one to raise
+                self.close()
 
     def upload(self) -> None:
-        """Uploads the files if the workdir is in a bucket.
+        """Brings all lines to the disk and, if the workdir is in a bucket, uploads the files.
 
         Call it before saving a checkpoint, so that any machine that resumes from the checkpoint has
-        the lines up to its step.
+        the lines up to its step, even after a crash.
 
         Raises:
           UserError: the bucket refuses them.
         """
-        if self._active and self._bucket:
-            self._tensorboard.flush()
+        if not self._active:
+            return
+        self._tensorboard.flush()
+        for file in self._files.values():
+            with storage.translate_disk_errors(file.name):
+                os.fsync(file.fileno())
+        if self._bucket:
             storage.upload(self._folder, self._bucket)
 
     def log(self, step: int, metrics: Mapping[str, Any], kind: str = 'train') -> None:
@@ -175,8 +187,7 @@ class Writer:
             self._write('timing', {'step': step, 'seconds': seconds, 'tokens_per_second': rate})
         self._clock.pause(step)
         self._write('metrics', {'step': step, 'kind': kind, **values})
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f'{kind}/{name}', value, step)
+        self._tensorboard.write({f'{kind}/{name}': value for name, value in values.items()}, step)
 
     def advance(
         self, step: int, tokens: int | None = None, loss: float | None = None, idle: float = 0.0
@@ -214,30 +225,104 @@ class Writer:
             return
         self._active = False
         self._progress.close()
-        self._tensorboard.close()
         for file in self._files.values():
             file.close()
         if self._temporary:
             self._temporary.cleanup()
+        self._tensorboard.close()
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
-        self._files[name].write(json.dumps(line) + '\n')
-        self._files[name].flush()
+        file, data = self._files[name], memoryview(f'{json.dumps(line)}\n'.encode())
+        end = file.tell()
+        with storage.translate_disk_errors(file.name):
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(end)
+                raise
+
+
+class _TensorBoard:
+    """Writes scalars as events of TensorBoard.
+
+    The SummaryWriter of tensorboardX writes in a thread, which ends if the disk is full; training
+    would then wait for it for ever. So this class uses the writer below it.
+    """
+
+    def __init__(self, folder: pathlib.Path, resume_step: int):
+        # Imported late: tensorboardX imports torch if it is installed, which takes seconds.
+        from tensorboardX import RecordWriter, summary
+        from tensorboardX.proto import event_pb2
+
+        self._scalar, self._event = summary.scalar, event_pb2.Event
+        name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{resume_step}'
+        self._file = folder / name
+        with storage.translate_disk_errors(self._file):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = RecordWriter(str(self._file))
+            self._add(0, file_version='brain.Event:2')
+            # From this step on, TensorBoard hides the events of an earlier process.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(resume_step + 1 if resume_step else 0, session_log=start)
+        self._flushed = time.monotonic()
+
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        with storage.translate_disk_errors(self._file):
+            for name, value in scalars.items():
+                self._add(step, summary=self._scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_EVERY:
+            self.flush()
+
+    def _add(self, step: int, **content: Any) -> None:
+        event = self._event(step=step, wall_time=time.time(), **content)
+        self._writer.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        with storage.translate_disk_errors(self._file):
+            self._writer.flush()
+
+    def close(self) -> None:
+        with storage.translate_disk_errors(self._file):
+            self._writer.close()
 
 
 def _truncate(path: pathlib.Path, resume_step: int) -> None:
-    """Cuts a JSON lines file before the first line that is damaged or later than the step."""
+    """Cuts a JSON lines file before the first line that is later than the step.
+
+    A crash can damage the end of the file, which is cut too.
+
+    Raises:
+      UserError: a line before an intact one is damaged, or is not later than the line before it.
+        Nothing is cut.
+    """
     if not path.exists():
         return
-    end = 0
-    for line in path.read_bytes().splitlines(keepends=True):
+    size = end = 0
+    damage: UserError | None = None
+    last_step, kinds = 0, set[str]()
+    for number, line in enumerate(json_file.read_bytes(path).splitlines(keepends=True), 1):
+        where = f'{path}: line {number}'
+        size += len(line)
         try:
-            is_later = json.loads(line)['step'] > resume_step
-        except (ValueError, TypeError, KeyError):
-            break
-        if not resume_step or is_later or not line.endswith(b'\n'):
-            break
-        end += len(line)
+            entry = json_file.parse(line, _LINE, where)
+            if not line.endswith(b'\n'):
+                raise UserError(f'{where}: must end with a newline')
+        except UserError as error:
+            damage = damage or error
+            continue
+        if damage:
+            raise UserError(f'{damage}; lines follow it, so repair or remove it')
+        step, kind = entry['step'], entry.get('kind', '')
+        if step < last_step or (step == last_step and kind in kinds):
+            raise UserError(f'{where}: repeats step {step}; remove the lines that do not belong')
+        kinds = kinds | {kind} if step == last_step else {kind}
+        last_step = step
+        if resume_step and step <= resume_step:
+            end = size
+    if damage:
+        _log.info('%s; it is the end of the file and removed', damage)
     os.truncate(path, end)
 
 

@@ -4,7 +4,6 @@ The workdir may be in a bucket. Only process 0 reads and writes it and sends the
 so that no process sees a file that another one is about to write. All processes make every call.
 """
 
-import json
 import os
 import pathlib
 import platform
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.runtime import distributed, storage
+from lightpaff_jax.runtime import distributed, json_file, storage
 from lightpaff_jax.version import __version__
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -87,18 +86,12 @@ def completed_result(c: ConfigDict, folder: pathlib.Path, fingerprints: dict) ->
 
 def _read_result(path: pathlib.Path) -> dict | None:
     with storage.translate_errors(path):
-        if not path.is_file():
+        if not path.exists():
             return None
-        text = path.read_bytes()
     try:
-        result = json.loads(text)
-        if not isinstance(result, dict):
-            raise ValueError('it is no object')
-    except ValueError as error:
-        raise UserError(
-            f'{path}: must be JSON: {error}; remove it to score the run again'
-        ) from error
-    return result
+        return json_file.read(path, {'metric': str, 'scores': {str: {str: float | str}}})
+    except UserError as error:
+        raise UserError(f'{error}; remove it to score the run again') from error
 
 
 def missing_splits(c: ConfigDict, scores: dict) -> list[str]:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from lightpaff_jax import metrics
+from lightpaff_jax.errors import NotSaved, UserError
 from lightpaff_jax.metrics import Writer, add, from_json, means, to_json
 from lightpaff_jax.runtime import progress
 
@@ -103,13 +105,72 @@ def test_sums_keep_their_bits_in_json():
     assert to_json(None) is from_json(None) is None
 
 
-@pytest.mark.parametrize('damage', [b'\x00\x00\x00', b'{"step": "2"}', b'{"step": null}', b'[2]'])
-def test_resuming_keeps_the_lines_before_a_damaged_one(tmp_path, damage):
+DAMAGES = (
+    b'\x00\x00\x00',
+    b'{"step": "2"}',
+    b'{"step": null}',
+    b'{"step": -1}',
+    b'{"step": 1e3}',
+    b'{"step": true}',
+    b'{"step": 2, "kind": 3}',
+    b'[2]',
+    b'',
+    b'\xff',
+    b'[' * 100_000,
+    b'{"step": 2' + b'0' * 400 + b'}',
+)
+
+
+@pytest.mark.parametrize('name', ['metrics', 'timing'])
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_damaged_line_before_an_intact_one_is_an_error(tmp_path, damage, name):
+    path = tmp_path / f'{name}.jsonl'
+    text = b'{"step": 1}\n' + damage + b'\n{"step": 2}\n{"step": 3}\n'
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=rf'{name}\.jsonl: line 2: .*lines follow it'):
+        Writer(tmp_path, 10, resume_step=2)
+    assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize('end', [*(d + b'\n' for d in DAMAGES if d), b'{"st', b'\0\0\n\0', b'[\n{\n'])
+def test_damaged_end_is_cut_and_logged(tmp_path, end, caplog):
+    caplog.set_level('INFO', 'lightpaff_jax')
     path = tmp_path / 'metrics.jsonl'
-    path.write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 2}\n')
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "kind": "train"}\n' + end)
     with Writer(tmp_path, 10, resume_step=2):
         pass
-    assert path.read_bytes() == b'{"step": 1}\n'
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2, "kind": "train"}\n'
+    [message] = caplog.messages
+    assert message.startswith(f'{path}: line 3: ')
+    assert message.endswith('it is the end of the file and removed')
+
+
+@pytest.mark.parametrize(
+    ('steps', 'number'), [('1,2,1', 3), ('2,2', 2), ('1,2,5,3', 4), ('5,1', 2), ('3,4,4', 3)]
+)
+def test_lines_out_of_order_are_an_error_and_are_kept(tmp_path, steps, number):
+    path = tmp_path / 'metrics.jsonl'
+    text = ''.join(f'{{"step": {step}, "kind": "train"}}\n' for step in steps.split(','))
+    path.write_text(text)
+    with pytest.raises(UserError, match=f'line {number}: repeats step'):
+        Writer(tmp_path, 10, resume_step=2)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize('name', ['metrics', 'timing', 'tensorboard'])
+def test_full_disk_is_one_line_that_names_the_file(tmp_path, name):
+    """/dev/full is a file on a full disk."""
+    writer = Writer(tmp_path, 10, resume_step=0)
+    writer.log(1, {'ce': 1.0})
+    with open('/dev/full', 'ab', buffering=0) as full:
+        if name == 'tensorboard':
+            os.dup2(full.fileno(), writer._tensorboard._writer._writer.fileno())
+        else:
+            os.dup2(full.fileno(), writer._files[name].fileno())
+    with pytest.raises(NotSaved, match=rf'{name}.*: cannot be written: No space left on device$'):
+        writer.log(2, {'ce': 1.0})
+        writer.upload()
+    writer.__exit__(NotSaved, NotSaved(), None)
 
 
 def test_a_run_from_step_0_starts_with_empty_files(tmp_path):

@@ -32,7 +32,8 @@ from lightpaff_jax.config.sources import (
     SOURCES as SOURCES,
     VIEWS as VIEWS,
 )
-from lightpaff_jax.errors import UserError as UserError, nearest, one_line
+from lightpaff_jax.errors import UserError as UserError, nearest
+from lightpaff_jax.runtime import json_file
 
 FAMILIES = ('bert', 'gpt2', 'mass')
 DOCUMENTS = ('blank', 'line', 'file')  # how a text file is split: at blank lines, at each line, not
@@ -282,27 +283,46 @@ def to_json(c: ConfigDict) -> str:
     return json.dumps(c.to_dict(), indent=2)
 
 
-def from_json(text: str) -> ConfigDict:
-    """Parses the output of `to_json`; raises UserError for keys that this version does not have."""
-    c, values = default(), json.loads(text)
-    if not isinstance(values, dict):
-        raise UserError('must be a JSON object')
-    keys = list(flatten(c))
-    for key, value in flatten(ConfigDict(values)).items():
-        if key not in keys:
-            raise UserError(f'config.{key}: no such key{nearest(key, keys)}')
+def from_json(text: bytes, where: str = 'config.json') -> ConfigDict:
+    """Parses the output of `to_json`; a key that it lacks has its default.
+
+    Raises:
+      UserError: the text is no JSON, has a key that this version does not have, or a value of
+        another type; `where` begins the message.
+    """
+    c = default()
+    values, defaults = flatten(json_file.parse(text, _schema(c), where)), flatten(c)
+    for key, value in values.items():
+        if key not in defaults:
+            raise UserError(f'{where}: config.{key}: no such key{nearest(key, list(defaults))}')
         section, leaf = locate(c, key)
-        section[leaf] = tuple(value) if isinstance(value, list) else value
+        kind = type(defaults[key])
+        item = item_type(key, defaults[key]) if kind is tuple else kind
+        section[leaf] = tuple(map(item, value)) if kind is tuple else item(value)
     return c
+
+
+def _schema(section: ConfigDict, prefix: str = '') -> json_file.Schema:
+    return {
+        f'{name}?': _schema(value, f'{prefix}{name}.')
+        if isinstance(value, ConfigDict)
+        else [item_type(prefix + name, value)]
+        if isinstance(value, tuple)
+        else type(value)
+        for name, value in section.items()
+    }
+
+
+def item_type(key: str, default: tuple) -> type:
+    """Returns the type of the items of a list."""
+    empty = int if key in NUMBERS else float if key in RATES else str
+    return type(default[0]) if default else empty
 
 
 def read(workdir: pathlib.Path) -> ConfigDict:
     """Reads config.json of a run; raises UserError that names the file if it is not readable."""
     path = workdir / 'config.json'
-    try:
-        return from_json(path.read_text())
-    except (UserError, OSError, ValueError, TypeError) as error:
-        raise UserError(f'{path}: {one_line(error)}') from error
+    return from_json(json_file.read_bytes(path), str(path))
 
 
 def differences(before: ConfigDict, after: ConfigDict) -> list[str]:

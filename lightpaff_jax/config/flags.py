@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax.config import NUMBERS, RATES, default, flatten, locate
+from lightpaff_jax.config import default, flatten, item_type, locate
 from lightpaff_jax.errors import MissingPaths, UserError, nearest, one_line
 from lightpaff_jax.runtime import distributed, interrupts
 
@@ -204,6 +204,10 @@ def configuration(words: Arguments, base: ConfigDict | None = None) -> ConfigDic
     c = load(words.spec) if words.spec or base is None else base
     for key, text in words.changes:
         override(c, key, text)
+    for key, value in flatten(c).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) is int and abs(number) >= 2**63:
+                raise UserError(f'config.{key}: must be below 2**63')
     c.workdir = os.path.expanduser(c.workdir or f'runs/{config_name(words.spec)}')
     return c
 
@@ -299,15 +303,15 @@ def _typed(label: str, key: str, text: str, default: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = tuple(text.split(',') if text else ()) if kind is tuple else text
-    if kind is float and type(value) is int:
-        value = float(value)
+    if kind is float:
+        value = _convert(value, float)
     if kind is tuple and type(value) is not tuple:
         value = tuple(value) if type(value) is list else (value,)
     if type(value) is not kind:
         raise UserError(f'{label}: must be {_TYPE_NAMES[kind]}')
     if kind is not tuple:
         return value
-    if _item_type(key, default) is str:
+    if item_type(key.removeprefix('config.'), default) is str:
         literals = all(item is None or type(item) in (bool, int, float) for item in value)
         if value and literals:  # names such as None, 007 or 1e3 keep their spelling
             value = tuple(_strip_brackets(text).split(','))
@@ -321,23 +325,24 @@ def _strip_brackets(text: str) -> str:
     return text[1:-1].rstrip().removesuffix(',') if text[:1] in ('(', '[') else text
 
 
-def _item_type(key: str, default: tuple) -> type:
-    name = key.removeprefix('config.')
-    empty = int if name in NUMBERS else float if name in RATES else str
-    return type(default[0]) if default else empty
-
-
 def _items(key: str, text: str, value: tuple, default: tuple) -> tuple:
     """Converts the items of a list to its type; whole numbers may stand for names and floats."""
-    kind = _item_type(key, default)
-    convertible = numbers.Real if kind is float else numbers.Integral
-    value = tuple(
-        item if isinstance(item, bool) or not isinstance(item, convertible) else kind(item)
-        for item in value
-    )
+    kind = item_type(key.removeprefix('config.'), default)
+    value = tuple(_convert(item, kind) for item in value)
     if any(type(item) is not kind for item in value):
         raise UserError(f'{key} = {text}: must hold {_TYPE_NAMES[kind]} or several')
     return value
+
+
+def _convert(value: Any, kind: type) -> Any:
+    """Converts a whole number to a name or a float; leaves other values, and too large numbers."""
+    convertible = numbers.Real if kind is float else numbers.Integral
+    if isinstance(value, bool) or not isinstance(value, convertible):
+        return value
+    try:
+        return kind(value)
+    except (OverflowError, ValueError):
+        return value
 
 
 def _summary(error: BaseException) -> str:

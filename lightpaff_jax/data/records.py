@@ -5,7 +5,7 @@ import hashlib
 import json
 import pathlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,26 +13,36 @@ from array_record.python import array_record_module
 from jaxtyping import Int32
 
 from lightpaff_jax.errors import UserError, nearest, one_line
+from lightpaff_jax.runtime import json_file, storage
 
 FORMAT = 3  # version of the folder; a dataset of another version must be prepared again
 MANIFEST = 'manifest.json'
 STATE = 'state.json'  # exists only while the dataset is unfinished
 _INT = np.dtype('<i4')  # type of the header before the ids of a record
-_MANIFEST_FIELDS: dict[str, type] = {
-    'classes': int,
-    'dtype': str,
-    'kind': str,
-    'lengths': list,
+_COUNT, _ID = range(2**62), range(2**31)
+_SHARD = {'file': str, 'records': _ID, 'bytes': _COUNT, 'sha256': str}
+SPLIT = {'hash': str, 'shards': [_SHARD]}
+"""What a split has in the manifest and in STATE."""
+# Type of the records -> the counts of a split.
+_COUNTS = {
+    'blocks': {'documents': _COUNT},
+    'packed': {'documents': _COUNT, 'pieces': _COUNT, 'fill': float},
+    'examples': {
+        **dict.fromkeys(('examples', 'pairs', 'truncated'), _COUNT),
+        'labels': [int, int],
+    },
+}
+_MANIFEST = {
+    'classes': _ID,
+    'dtype': ('<u2', '<i4'),
+    'kind': tuple(_COUNTS),
+    'lengths': [_ID, _ID],
     'objective': str,
     'packing': str,
     'source': str,
-    'splits': dict,
-    'vocabulary': dict,
+    'splits': {str: SPLIT | dict.fromkeys(('records', 'tokens', 'words', 'skipped'), _COUNT)},
+    'vocabulary': {'hash': str, 'size': _ID},
 }
-SPLIT_FIELDS: dict[str, type] = {'hash': str, 'shards': list}
-"""Fields that a split has in the manifest and in STATE, and their types."""
-_COUNT_FIELDS = dict.fromkeys(('records', 'tokens', 'words', 'skipped'), int)
-_SHARD_FIELDS: dict[str, type] = {'file': str, 'records': int, 'bytes': int, 'sha256': str}
 
 
 class Record(NamedTuple):
@@ -138,8 +148,8 @@ class Records:
                 part = np.load(file, allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise _damage(file, 'cannot be read') from error
-            if part.shape != (count, 2):
-                raise _damage(file, f'has lengths of {len(part)} records, {MANIFEST} lists {count}')
+            if part.shape != (count, 2) or part.dtype.kind not in 'iu':
+                raise _damage(file, f'must have the two lengths of the {count} records')
             parts.append(part.astype(np.int32))
         return np.concatenate(parts)
 
@@ -151,7 +161,7 @@ class Records:
             if reader.num_records() == self._counts[shard]:
                 blobs = reader.read(indices)
                 return [from_bytes(data, self._record_type, self._dtype) for data in blobs]
-        except RuntimeError as error:  # the checksum of a record's block differs
+        except (RuntimeError, ValueError) as error:  # a checksum or the size of a record is wrong
             raise _damage(file, f'is damaged: {one_line(error)}') from error
         raise _damage(
             file, f'has {reader.num_records()} records, {MANIFEST} lists {self._counts[shard]}'
@@ -263,15 +273,19 @@ class Dataset:
         """Returns random access to the records of a split. Threads may share it.
 
         Raises:
-          UserError: the split does not exist, or one of its files is missing or truncated.
+          UserError: the split does not exist, or one of its files is missing, truncated or not in
+            the folder.
         """
-        shards = []
-        for shard in self.split(split)['shards']:
-            file = pathlib.Path(self.path) / shard['file']
+        shards, folder = [], pathlib.Path(self.path)
+        for number, shard in enumerate(self.split(split)['shards']):
+            where = f'{folder / MANIFEST}: splits.{split}.shards[{number}].file'
+            file = storage.member(folder, shard['file'], where)
             size = file.stat().st_size if file.is_file() else None
             if size != shard['bytes']:
                 problem = 'no such file' if size is None else f'has {size} bytes'
                 raise _damage(file, f'{problem}, {MANIFEST} lists {shard["bytes"]} bytes')
+            if shard['records'] > size:  # a record has a header
+                raise _damage(file, f'cannot have the {shard["records"]} records of {MANIFEST}')
             shards.append((file, shard['records']))
         return Records(shards, self.record_type, np.dtype(self.manifest['dtype']))
 
@@ -298,38 +312,24 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
       UserError: the manifest is missing, malformed, or of another FORMAT.
     """
     file = folder / MANIFEST
-    if not file.is_file():
+    if not file.exists():
         rule = 'must be a prepared dataset'
         if (folder / STATE).is_file():
             rule = 'its preparation is unfinished; run the same command to resume it'
         raise UserError(f'{folder}: has no {MANIFEST}, {rule}')
-    try:
-        content = json.loads(file.read_text(encoding='utf-8'))
-        version = content['format']
-        if version == FORMAT:
-            check_fields(content, _MANIFEST_FIELDS)
-            check_fields(content['vocabulary'], {'hash': str, 'size': int})
-            check_fields(dict(enumerate(content['lengths'])), {0: int, 1: int})
-            for stats in content['splits'].values():
-                check_fields(stats, SPLIT_FIELDS | _COUNT_FIELDS)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f'{file}: must be the manifest of a prepared dataset') from error
-    if version != FORMAT:
+    content = json_file.read(file, {'format': int})
+    if content['format'] != FORMAT:
         raise UserError(
-            f'{file}: has format {version}, this version reads {FORMAT}: prepare the dataset again'
+            f'{file}: has format {content["format"]}, this version reads {FORMAT}: prepare the '
+            'dataset again'
         )
+    json_file.check(content, _MANIFEST, str(file))
+    for name, stats in content['splits'].items():
+        place = f'{file}: splits.{name}'
+        json_file.check(stats, _COUNTS[content['kind']], place)
+        if stats.get('truncated'):
+            json_file.check(stats, {'too_long': [_COUNT, _COUNT, _COUNT]}, place)
+        count = sum(shard['records'] for shard in stats['shards'])
+        if stats['records'] != count:
+            raise UserError(f'{place}: records = {stats["records"]}: its shards have {count}')
     return content
-
-
-def check_fields(content: Any, fields: Mapping[Any, type]) -> None:
-    """Checks the fields of `content` and their types; with `shards`, the fields of each shard too.
-
-    Raises:
-      KeyError: a field is missing.
-      TypeError: a field has another type.
-    """
-    for name, field_type in fields.items():
-        if not isinstance(content[name], field_type):
-            raise TypeError(f'{name} must be {field_type.__name__}')
-    for shard in content['shards'] if 'shards' in fields else ():
-        check_fields(shard, _SHARD_FIELDS)

@@ -5,20 +5,24 @@ Paths in a bucket are those of etils.epath; its errors become one line, and its 
 
 import atexit
 import contextlib
+import errno
+import fcntl
 import functools
 import json
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lightpaff_jax.errors import Unreadable, UserError, one_line
+from lightpaff_jax.errors import NotSaved, Unreadable, UserError, one_line
 
 PART = '.part'  # suffix of a temporary file
 TIMEOUT = 30.0  # seconds for the first answer of a bucket; without a network it never comes
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _reached: set[str] = set()  # buckets that have answered
 
 
@@ -143,8 +147,11 @@ def write_text(path: Any, text: str) -> None:
     A bucket shows an object only when it is complete, so it needs no temporary file. On a disk the
     name of the temporary file is fixed, so that the next call replaces what a killed process left:
     only one process at a time may write a file.
+
+    Raises:
+      NotSaved: the disk is full.
     """
-    with translate_errors(path):
+    with translate_errors(path), translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_remote(path):
             path.write_bytes(text.encode())
@@ -154,6 +161,8 @@ def write_text(path: Any, text: str) -> None:
             part.write_bytes(text.encode())
             commit(part, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
             error.filename = str(path)  # messages name the file, not its temporary file
             raise
 
@@ -165,20 +174,82 @@ def publish(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
 
     Raises:
       UserError: the parent folder cannot be written.
+      NotSaved: the disk is full.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent)
-    except OSError as error:
-        raise UserError(f'{path.parent}: cannot be written: {one_line(error)}') from error
-    with temporary as folder:
-        part = pathlib.Path(folder) / path.name
+    with translate_disk_errors(path), temporary_folder(path) as folder:
+        part = folder / path.name
         write(part)
         try:
             commit(part, path)
         except OSError:
             if not path.exists():
                 raise
+
+
+@contextlib.contextmanager
+def temporary_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Makes a folder next to `path`, in which its content is written; it is removed at the end.
+
+    Removes the folders that killed processes left. A process locks its folder, and the system
+    releases the lock when the process ends.
+
+    Raises:
+      UserError: the parent folder cannot be written.
+    """
+    prefix = f'.{path.name}.'
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.ExitStack() as creation:  # no folder is seen before it is locked
+                _lock_folder(path.parent, creation, fcntl.LOCK_EX)
+                for folder in path.parent.iterdir():
+                    with contextlib.ExitStack() as removal:
+                        if folder.name.startswith(prefix) and _lock_folder(folder, removal):
+                            shutil.rmtree(folder, ignore_errors=True)
+                folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                _lock_folder(folder, stack)
+        except OSError as error:
+            raise UserError(f'{path.parent}: cannot be written: {one_line(error)}') from error
+        yield folder
+
+
+def _lock_folder(
+    folder: pathlib.Path, stack: contextlib.ExitStack, mode: int = fcntl.LOCK_EX | fcntl.LOCK_NB
+) -> bool:
+    """Locks a folder until the stack is closed; returns False if that is impossible."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, mode)
+    except OSError:  # another process has locked it, or it is no folder or cannot be locked
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def translate_disk_errors(path: Any) -> Iterator[None]:
+    """Turns the errors of a full or failing disk, which any library raises, into NotSaved."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = disk_error(error)
+        if not reason:
+            raise
+        raise NotSaved(f'{path}: cannot be written: {reason}') from error
+
+
+def disk_error(error: BaseException | None) -> str:
+    """Returns the reason of an error if it or one of its causes is that of a disk, else ''."""
+    while error is not None:
+        for code in _DISK_ERRORS:
+            reason = os.strerror(code)  # many libraries raise a class of their own with this text
+            if getattr(error, 'errno', None) == code or reason.lower() in str(error).lower():
+                return reason
+        error = error.__cause__ or error.__context__
+    return ''
 
 
 def commit(part: pathlib.Path, path: pathlib.Path) -> None:
@@ -188,3 +259,21 @@ def commit(part: pathlib.Path, path: pathlib.Path) -> None:
             with file.open('rb') as opened:
                 os.fsync(opened.fileno())
     part.replace(path)
+
+
+def member(folder: pathlib.Path, name: str, where: str) -> pathlib.Path:
+    """Returns the path of a file that another file names, which must be in the folder itself.
+
+    Args:
+      folder: the folder.
+      name: the name, from a file that may be damaged or of unknown origin.
+      where: start of the message.
+
+    Raises:
+      UserError: the name leads out of the folder, by itself or because it is a link.
+    """
+    file = folder / name
+    is_name = name not in ('', '..') and '\0' not in name and pathlib.PurePath(name).name == name
+    if not is_name or (file.is_symlink() and file.resolve().parent != folder.resolve()):
+        raise UserError(f'{where} = {name!r}: must be a file in {folder}')
+    return file

@@ -17,6 +17,7 @@ from lightpaff_jax.data.records import Record
 from lightpaff_jax.data.sources import Example
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import Unfinished, Unreadable, UserError
+from lightpaff_jax.runtime import json_file
 from lightpaff_jax.runtime.progress import Progress
 
 SHARD_TOKENS = 1 << 24  # ids of a shard, which ends with the chunk that reaches them
@@ -176,6 +177,7 @@ class _Maker:
         self._c, self._tokenizer = c, tokenizer
         self._objective = objectives.OBJECTIVES[c.objective]
         self.counts: dict[str, Any] = saved.get('counts', dict.fromkeys(self.names, 0))
+        json_file.check(self.counts, dict.fromkeys(self.names, int), f'{records.STATE}: counts')
 
     def state(self) -> dict[str, Any]:
         """Returns JSON values from which another process can resume."""

@@ -20,9 +20,12 @@ from lightpaff_jax import config
 from lightpaff_jax.data import records
 from lightpaff_jax.data.records import MANIFEST, STATE, Record
 from lightpaff_jax.errors import Unfinished, UserError, one_line
-from lightpaff_jax.runtime import storage
+from lightpaff_jax.runtime import json_file, storage
 
 _LOG = logging.getLogger('lightpaff_jax')
+_ID = range(2**31)
+_SAVED = {'counts': dict, 'chunks?': _ID, 'done?': bool, 'left?': [_ID]}
+_FIELDS = {'identity': dict, 'splits': {str: records.SPLIT | _SAVED}}
 
 
 class State:
@@ -75,21 +78,18 @@ class State:
 
 
 def _read_state(folder: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((folder / STATE).read_text(encoding='utf-8'))
-        records.check_fields(content, {'identity': dict, 'splits': dict})
-        for saved in content['splits'].values():
-            records.check_fields(saved, {'counts': dict} | records.SPLIT_FIELDS)
-    except FileNotFoundError:
+    if not (folder / STATE).exists():
         return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f'{folder / STATE}: is malformed, remove {folder}') from error
-    return content
+    try:
+        return json_file.read(folder / STATE, _FIELDS)
+    except UserError as error:
+        raise UserError(f'{error}; remove {folder}') from error
 
 
 def _is_intact(folder: pathlib.Path, shard: dict[str, Any]) -> bool:
+    file = storage.member(folder, shard['file'], f'{folder / STATE}: a shard')
     try:
-        return _sha256(folder / shard['file']) == shard['sha256']
+        return file.is_file() and _sha256(file) == shard['sha256']
     except OSError:
         return False
 
