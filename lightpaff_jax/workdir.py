@@ -47,10 +47,7 @@ def check_unchanged(c: ConfigDict, folder: pathlib.Path) -> None:
 
 def check_saved_config(c: ConfigDict, meta: dict, directory: pathlib.Path) -> None:
     """Raises UserError with the keys that differ if a checkpoint has another configuration."""
-    try:
-        saved = config.from_json(json.dumps(meta['config']))
-    except UserError as error:  # a key of another version
-        raise UserError(f'{directory}: {error}') from error
+    saved = config.from_dict(meta['config'], str(directory))
     if differences := config.differences(saved, c):
         raise UserError(
             f'{directory}: was saved with another configuration than config.json beside it '

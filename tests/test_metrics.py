@@ -132,7 +132,9 @@ def test_damaged_line_before_an_intact_one_is_an_error(tmp_path, damage, name):
     assert path.read_bytes() == text
 
 
-@pytest.mark.parametrize('end', [*(d + b'\n' for d in DAMAGES if d), b'{"st', b'\0\0\n\0', b'[\n{\n'])
+@pytest.mark.parametrize(
+    'end', [*(d + b'\n' for d in DAMAGES if d), b'{"st', b'\0\0\n\0', b'[\n{\n']
+)
 def test_damaged_end_is_cut_and_logged(tmp_path, end, caplog):
     caplog.set_level('INFO', 'lightpaff_jax')
     path = tmp_path / 'metrics.jsonl'
@@ -167,9 +169,13 @@ def test_full_disk_is_one_line_that_names_the_file(tmp_path, name):
             os.dup2(full.fileno(), writer._tensorboard._writer._writer.fileno())
         else:
             os.dup2(full.fileno(), writer._files[name].fileno())
-    with pytest.raises(NotSaved, match=rf'{name}.*: cannot be written: No space left on device$'):
+
+    def save():
         writer.log(2, {'ce': 1.0})
         writer.upload()
+
+    with pytest.raises(NotSaved, match=rf'{name}.*: cannot be written: No space left on device$'):
+        save()
     writer.__exit__(NotSaved, NotSaved(), None)
 
 

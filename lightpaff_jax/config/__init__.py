@@ -7,6 +7,7 @@ A recipe file in configs/ starts from `default()` and states its differences. Co
 import functools
 import json
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -279,20 +280,21 @@ def copy(c: ConfigDict) -> ConfigDict:
 
 
 def to_json(c: ConfigDict) -> str:
-    """Formats every key and value; `from_json` parses it."""
+    """Formats every key and value; `read` parses it."""
     return json.dumps(c.to_dict(), indent=2)
 
 
-def from_json(text: bytes, where: str = 'config.json') -> ConfigDict:
-    """Parses the output of `to_json`; a key that it lacks has its default.
+def from_dict(values: Any, where: str) -> ConfigDict:
+    """Returns the configuration of a value of JSON; a key that it lacks has its default.
 
     Raises:
-      UserError: the text is no JSON, has a key that this version does not have, or a value of
-        another type; `where` begins the message.
+      UserError: a key that this version does not have, or a value of another type; `where` begins
+        the message.
     """
     c = default()
-    values, defaults = flatten(json_file.parse(text, _schema(c), where)), flatten(c)
-    for key, value in values.items():
+    json_file.check(values, _schema(c), where)
+    defaults = flatten(c)
+    for key, value in flatten(values).items():
         if key not in defaults:
             raise UserError(f'{where}: config.{key}: no such key{nearest(key, list(defaults))}')
         section, leaf = locate(c, key)
@@ -322,7 +324,7 @@ def item_type(key: str, default: tuple) -> type:
 def read(workdir: pathlib.Path) -> ConfigDict:
     """Reads config.json of a run; raises UserError that names the file if it is not readable."""
     path = workdir / 'config.json'
-    return from_json(json_file.read_bytes(path), str(path))
+    return from_dict(json_file.read(path), str(path))
 
 
 def differences(before: ConfigDict, after: ConfigDict) -> list[str]:

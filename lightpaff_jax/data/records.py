@@ -280,6 +280,8 @@ class Dataset:
         for number, shard in enumerate(self.split(split)['shards']):
             where = f'{folder / MANIFEST}: splits.{split}.shards[{number}].file'
             file = storage.member(folder, shard['file'], where)
+            if not file.resolve().is_relative_to(folder.resolve()):
+                raise UserError(f'{file}: must be in {folder}, is a link to {file.resolve()}')
             size = file.stat().st_size if file.is_file() else None
             if size != shard['bytes']:
                 problem = 'no such file' if size is None else f'has {size} bytes'

@@ -1,6 +1,5 @@
 """The command `recipe`: executes a plan of runs, keeps the best run of each sweep, and reports."""
 
-import json
 import math
 import pathlib
 import shlex
@@ -13,7 +12,7 @@ from lightpaff_jax import check, config
 from lightpaff_jax.config import flags, validate
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.recipe import plan
-from lightpaff_jax.runtime import distributed
+from lightpaff_jax.runtime import distributed, json_file
 
 USAGE = """
 python -m lightpaff_jax.recipe --config=FILE[:PRESET] [--config.KEY=VALUE ...]
@@ -207,17 +206,21 @@ def _measure_speed(
 
 
 def _is_speed_current(folder: Any, networks: dict[str, str]) -> bool:
+    from lightpaff_jax.report import results
+
     try:
-        speed = json.loads((folder / 'speed.json').read_text())
+        speed = results.read_speed(folder)
         sizes = {
-            name: json.loads((folder / run / 'result.json').read_text())['parameters']
+            name: json_file.read(folder / run / 'result.json', {'parameters': int})['parameters']
             for name, run in networks.items()
         }
-        return speed['runs'] == networks and all(
-            speed[name]['parameters'] == size for name, size in sizes.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+    except UserError:  # the file is measured again
         return False
+    return (
+        speed is not None
+        and speed.get('runs') == networks
+        and all(speed[name]['parameters'] == size for name, size in sizes.items())
+    )
 
 
 if __name__ == '__main__':

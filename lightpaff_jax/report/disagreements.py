@@ -9,16 +9,20 @@ from sacrebleu.metrics.chrf import CHRF
 
 from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.report.results import Row, read_lines
+from lightpaff_jax.report.results import Row
+from lightpaff_jax.runtime import json_file
 
 EXAMPLES = 10
 MAX_CHARACTERS = 500  # longer texts are cut
-# Example type -> keys of a line of predictions/test.jsonl; 'generated': targets scored by their text.
-KEYS = {
-    'documents': ('index', 'text', 'nll', 'tokens'),
-    'classes': ('index', 'text', 'label', 'predicted', 'probabilities'),
-    'targets': ('index', 'source', 'reference', 'nll', 'tokens'),
-    'generated': ('index', 'source', 'reference', 'text'),
+# Example type -> form of a line of predictions/test.jsonl; 'generated': targets scored by their text.
+_LINE = {'index': int, 'text': str}
+_TARGET = {'index': int, 'source': str, 'reference': str}
+_NLL = {'nll': float, 'tokens': int}
+LINES = {
+    'documents': _LINE | _NLL,
+    'classes': _LINE | {'label': int, 'predicted': int, 'probabilities': [float]},
+    'targets': _TARGET | _NLL,
+    'generated': _TARGET | {'text': str},
 }
 
 Pairs = Sequence[tuple[dict, dict]]  # predictions of teacher and student for the same example
@@ -53,7 +57,7 @@ def compare(workdir: pathlib.Path, rows: dict[str, Row]) -> Disagreements | None
     ]
     if not all(path.is_file() for path in paths):
         return None
-    of_teacher, of_student = (_read(path, KEYS[content]) for path in paths)
+    of_teacher, of_student = (_read(path, LINES[content]) for path in paths)
     if of_teacher.keys() != of_student.keys():
         raise UserError(f'{paths[1]}: must have the same examples as {paths[0]}')
     pairs = [(of_teacher[index], of_student[index]) for index in sorted(of_teacher)]
@@ -62,11 +66,11 @@ def compare(workdir: pathlib.Path, rows: dict[str, Row]) -> Disagreements | None
     return compare_pairs.get(content, _compare_likelihoods)(pairs, name)
 
 
-def _read(path: pathlib.Path, keys: Sequence[str]) -> dict[int, dict]:
-    lines = read_lines(path, lambda line: (line['index'], {key: line[key] for key in keys}))
+def _read(path: pathlib.Path, form: json_file.Schema) -> dict[int, dict]:
+    lines = json_file.read_lines(path, form)
     if not lines:
         raise UserError(f'{path}: must have at least one line')
-    return dict(lines)
+    return {line['index']: {key: line[key] for key in form} for line in lines}
 
 
 def _shorten(text: str) -> str:
@@ -91,7 +95,7 @@ def _compare_classes(pairs: Pairs, name: str) -> Disagreements:
     """Orders the examples by the confidence of both models in different classes."""
 
     def confidence(line: dict) -> float:
-        return max(line['probabilities'])
+        return max(line['probabilities'], default=0.0)
 
     different = [(a, b) for a, b in pairs if a['predicted'] != b['predicted']]
     different.sort(key=lambda pair: -confidence(pair[0]) - confidence(pair[1]))

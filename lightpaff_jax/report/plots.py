@@ -10,7 +10,6 @@ import re
 import statistics
 import textwrap
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any
 
 import matplotlib
@@ -19,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from lightpaff_jax import config
-from lightpaff_jax.report.results import GREY, Row, mean, read_lines, teacher_share, values
+from lightpaff_jax.report.results import GREY, Row, mean, teacher_share, values
+from lightpaff_jax.runtime import json_file
 
 INK = '#010203'  # is replaced by the page's text colour, which depends on the reader's theme
 PHASES = ('Pre-training', 'Fine-tuning')
@@ -46,6 +46,7 @@ STYLE: Any = {  # Any: the keys of matplotlib.typing are literals
 }
 
 
+_LINE = {'kind': str, 'step': int, 'ce': float}  # of metrics.jsonl
 Curve = tuple[str, str, str, float]  # run, label, colour and width of a line
 
 
@@ -53,9 +54,12 @@ def _draw_curves(ax: Axes, workdir: pathlib.Path, curves: Sequence[Curve], ylabe
     shown: list[float] = []
     for run, label, colour, width in curves:
         path = workdir / run / 'metrics.jsonl'
-        lines = read_lines(path, itemgetter('kind', 'step', 'ce')) if path.exists() else []
-        steps, losses = ([line[n] for line in lines if line[0] == 'train'] for n in (1, 2))
-        validation = [[line[n] for line in lines if line[0] == 'validation'] for n in (1, 2)]
+        lines = json_file.read_lines(path, _LINE) if path.exists() else []
+        points = {
+            kind: [[line[key] for line in lines if line['kind'] == kind] for key in ('step', 'ce')]
+            for kind in ('train', 'validation')
+        }
+        (steps, losses), validation = points.values()
         ax.plot(steps, losses, color=colour, lw=width, alpha=0.8, label=label)
         ax.plot(*validation, 'o', color=colour, ms=4, mec='none')
         # The first tenth falls steeply and would flatten the rest of the plot.

@@ -4,18 +4,17 @@ A task has a row for the teacher and for each student. A row has the results of 
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from lightpaff_jax import config
 from lightpaff_jax.config.objectives import Objective
-from lightpaff_jax.errors import UserError, nearest, one_line
+from lightpaff_jax.errors import UserError, nearest
+from lightpaff_jax.runtime import json_file, storage
 
-T = TypeVar('T')
 GREY = '#8a8f98'
 # Row -> label and colour. Each colour has a contrast of at least 3 on white and on black.
 ROWS = {
@@ -30,14 +29,31 @@ ROWS = {
 # Keys of result.json.
 COSTS = ['updates', 'tokens', 'seconds', 'flops', 'tokens_per_second', 'parameters', 'bytes']
 PROVENANCE = ['versions', 'git_commit', 'hardware', 'seed', 'teacher_hash', 'tokenizer_hash']
-RESULT_KEYS = ['objective', 'protocol', 'scores', *PROVENANCE]
+_RESULT = {
+    **dict.fromkeys(COSTS, float),
+    **dict.fromkeys(('objective', 'protocol', 'hardware', 'tokenizer_hash'), str),
+    **dict.fromkeys(('git_commit', 'teacher_hash'), str | None),
+    'metric?': str,
+    'scores': {str: {str: float | str}},
+    'seed': int,
+    'versions': {str: str},
+}
+_CANDIDATE = {'run': str, 'peak_lr': float, 'lambda_': float, 'score': float | None}
+_SWEEP = dict.fromkeys(('phase', 'task', 'student', 'metric', 'chosen'), str)
+RECIPE = {
+    'name': str,
+    'tasks': {str: {'teacher': [str], 'students': [{'student': str, 'seed': int, 'runs': [str]}]}},
+    'notes?': [str],
+    'sweeps?': [_SWEEP | {'candidates': [_CANDIDATE]}],
+    **dict.fromkeys(('family?', 'scale?', 'command?'), str),
+}
+"""The form of recipe.json."""
 # `outputs` of an objective -> keys of scores.test, in addition to the metric and its companions.
 SCORES = {
     'sums': ['ce', 'perplexity', 'accuracy', 'tokens'],
     'rows': ['ce', 'perplexity', 'word_perplexity', 'accuracy', 'tokens', 'words'],
     'logits': ['ce', 'accuracy', 'examples'],
 }
-SPEED_KEYS = ('task', 'batch_size', 'length', 'pairs', 'hardware', 'teacher', 'student', 'ratios')
 # Key in speed.json -> label, factor, decimal places, and the key of its ratio.
 SPEED = {
     'parameters': ('parameters', 1, 0, 'parameters'),
@@ -47,6 +63,12 @@ SPEED = {
     'tokens_per_second': ('tokens/s', 1, 0, 'throughput'),
 }
 _TIMED = ('latency', 'throughput')
+_SPEED_FILE: dict[str, Any] = {
+    **dict.fromkeys(('task', 'hardware'), str),
+    **dict.fromkeys(('batch_size', 'length', 'pairs'), int),
+    **dict.fromkeys(('teacher', 'student'), dict.fromkeys(SPEED, float)),
+    'ratios': dict.fromkeys([ratio for *_, ratio in SPEED.values()], float),
+}
 
 # The results of one seed's runs: pre-training, unless the teacher is imported, then fine-tuning.
 Results = Sequence[dict]
@@ -210,59 +232,18 @@ def check_choice(where: str, value: object, choices: Iterable[str]) -> None:
         raise UserError(f'{where} = {value!r}: must be one of {listed}{near}')
 
 
-def check_keys(where: str, record: object, keys: Iterable[str]) -> None:
-    """Raises UserError if a value from a JSON file is not an object with the keys."""
-    for key in keys:
-        if not isinstance(record, dict) or key not in record:
-            raise UserError(f'{where}: must have the key {key!r}')
-
-
-def check_numbers(where: str, record: object, keys: Sequence[str]) -> None:
-    """Raises UserError if a value from a JSON file is not an object with numbers under the keys."""
-    check_keys(where, record, keys)
-    assert isinstance(record, dict)
-    for key in keys:
-        if not isinstance(record[key], int | float):
-            raise UserError(f'{where}: {key} = {record[key]!r}: must be a number')
-
-
-def read_lines(path: pathlib.Path, parse: Callable[[Any], T]) -> list[T]:
-    """Returns `parse` of each value in a file of JSON lines.
-
-    Raises:
-      UserError: a line is not JSON, or lacks a key or a type that `parse` needs.
-    """
-    values = []
-    # Reads bytes, so that invalid UTF-8 is reported as an invalid line of JSON.
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            values.append(parse(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path}: line {number} cannot be read: {error}') from error
-    return values
-
-
-def _read_json(path: pathlib.Path, keys: Iterable[str]) -> dict:
-    try:
-        record = json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path}: cannot be read: {one_line(error)}') from error
-    check_keys(str(path), record, keys)
-    return record
-
-
 def _read_result(folder: pathlib.Path) -> dict | None:
     path = folder / 'result.json'
     if not path.exists():
         return None
-    result = _read_json(path, RESULT_KEYS)
-    check_numbers(str(path), result, COSTS)
+    result = json_file.read(path, _RESULT)
+    for key in COSTS:
+        if not 0 < result[key] < math.inf:
+            raise UserError(f'{path}: {key} = {result[key]}: must be above 0 and finite')
     check_choice(f'{path}: objective', result['objective'], config.OBJECTIVES)
     metrics = config.OBJECTIVES[result['objective']].metrics
     result.setdefault('metric', metrics[0])  # older files do not have it
     check_choice(f'{path}: metric', result['metric'], metrics)
-    if not isinstance(result['scores'], dict):
-        raise UserError(f'{path}: scores: must be an object')
     if 'test' in result['scores']:
         _check_scores(f'{path}: scores.test', result)
     return result
@@ -271,7 +252,9 @@ def _read_result(folder: pathlib.Path) -> dict | None:
 def _check_scores(where: str, result: dict) -> None:
     test, objective = result['scores']['test'], config.OBJECTIVES[result['objective']]
     metric = METRICS[result['metric']]
-    check_numbers(where, test, [*SCORES[objective.outputs], metric.key, *metric.companions])
+    required = [*SCORES[objective.outputs], metric.key, *metric.companions]
+    others = test.keys() - {'bleu_signature'}
+    json_file.check(test, dict.fromkeys([*required, *others], float), where)
     for key in objective.metrics:
         maximum, value = METRICS[key].maximum, test.get(key, 0)
         if math.isfinite(value) and not 0 <= value <= maximum:
@@ -294,13 +277,14 @@ def read(workdir: pathlib.Path) -> tuple[dict, dict[str, dict[str, Row]], list[s
     """
     if not workdir.is_dir():
         raise UserError(f'{workdir}: no such folder')
-    recipe = _read_json(workdir / 'recipe.json', ('name', 'tasks'))
-    if not isinstance(recipe['tasks'], dict) or not recipe['tasks']:
+    recipe = json_file.read(workdir / 'recipe.json', RECIPE)
+    if not recipe['tasks']:
         raise UserError(f'{workdir}/recipe.json: tasks: must name at least one task')
     places = {task: f'{workdir}/recipe.json: task {task!r}' for task in recipe['tasks']}
     entries = {task: _entries(places[task], entry) for task, entry in recipe['tasks'].items()}
     runs = dict.fromkeys(run for task in entries.values() for _, _, runs in task for run in runs)
-    results = {run: _read_result(workdir / run) for run in runs}
+    place = f'{workdir}/recipe.json: a run'
+    results = {run: _read_result(storage.member(workdir, run, place)) for run in runs}
     missing = [run for run, result in results.items() if result is None]
     rows = {task: _rows(places[task], entries[task], results, missing) for task in entries}
     tasks = {task: rows[task] for task in rows if rows[task]}
@@ -314,10 +298,8 @@ def _entries(where: str, task: dict) -> list[tuple[str, Any, list[str]]]:
 
     The seed of the teacher is None, since only its result.json has it.
     """
-    check_keys(where, task, ('teacher', 'students'))
     entries: list = [('teacher', None, task['teacher'])]
     for entry in task['students']:
-        check_keys(f'{where}: {entry}', entry, ('student', 'seed', 'runs'))
         check_choice(f'{where}: student', entry['student'], [*ROWS][1:])
         entries.append((entry['student'], entry['seed'], entry['runs']))
     if not all(runs for _, _, runs in entries):
@@ -368,12 +350,12 @@ def read_speed(workdir: pathlib.Path) -> dict | None:
     path = workdir / 'speed.json'
     if not path.exists():
         return None
-    speed, ratios = _read_json(path, SPEED_KEYS), [ratio for *_, ratio in SPEED.values()]
-    for name, keys in (('teacher', [*SPEED]), ('student', [*SPEED]), ('ratios', ratios)):
-        check_numbers(f'{path}: {name}', speed[name], keys)
-        for key in keys:
-            if not speed[name][key] > 0:
-                raise UserError(f'{path}: {name}.{key} = {speed[name][key]}: must be above 0')
+    speed = json_file.read(path, _SPEED_FILE)
+    for name in ('teacher', 'student', 'ratios'):
+        for key in _SPEED_FILE[name]:
+            if not 0 < speed[name][key] < math.inf:
+                rule = 'must be above 0 and finite'
+                raise UserError(f'{path}: {name}.{key} = {speed[name][key]}: {rule}')
     for key, (*_, ratio) in SPEED.items():
         quotient, value = _ratios(speed, key, ratio)
         if ratio not in _TIMED and not math.isclose(value, quotient, rel_tol=1e-3):

@@ -261,8 +261,8 @@ def commit(part: pathlib.Path, path: pathlib.Path) -> None:
     part.replace(path)
 
 
-def member(folder: pathlib.Path, name: str, where: str) -> pathlib.Path:
-    """Returns the path of a file that another file names, which must be in the folder itself.
+def member(folder: Any, name: str, where: str) -> Any:
+    """Returns the path of a file in a folder, whose name is in another file.
 
     Args:
       folder: the folder.
@@ -270,10 +270,9 @@ def member(folder: pathlib.Path, name: str, where: str) -> pathlib.Path:
       where: start of the message.
 
     Raises:
-      UserError: the name leads out of the folder, by itself or because it is a link.
+      UserError: the name is absolute or leads out of the folder.
     """
-    file = folder / name
-    is_name = name not in ('', '..') and '\0' not in name and pathlib.PurePath(name).name == name
-    if not is_name or (file.is_symlink() and file.resolve().parent != folder.resolve()):
+    path = pathlib.PurePosixPath(name)
+    if not path.parts or path.is_absolute() or '..' in path.parts or '\0' in name:
         raise UserError(f'{where} = {name!r}: must be a file in {folder}')
-    return file
+    return folder / name

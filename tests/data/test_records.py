@@ -201,6 +201,51 @@ def test_damaged_lengths_are_an_error(tmp_path, damage):
         prepared.records('train').lengths()
 
 
+@pytest.mark.parametrize('place', ['absolute', 'above', 'link'])
+def test_shard_outside_of_the_folder_is_refused(tmp_path, place):
+    other, folder = tmp_path / 'other', tmp_path / 'set'
+    for path in (other, folder):
+        path.mkdir()
+        content = write_dataset(path, 'blocks', [random_records('blocks', 5)]).manifest
+    shard = content['splits']['train']['shards'][0]
+    secret = other / shard['file']
+    if place == 'link':
+        (folder / shard['file']).unlink()
+        (folder / shard['file']).symlink_to(secret)
+    else:
+        shard['file'] = str(secret) if place == 'absolute' else f'../other/{secret.name}'
+        storage.write_json(folder / records.MANIFEST, content)
+    with pytest.raises(UserError, match=f'must be (a file )?in {folder}'):
+        records.Dataset.open(folder).records('train')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'records': 1 << 40}, 'must be a whole number from 0 to'),
+        ({'records': 1 << 30}, 'its shards have 1073741824'),
+        ({'bytes': -1}, 'must be a whole number from 0 to'),
+        ({'bytes': 1}, 'manifest.json lists 1 bytes'),
+        ({'file': 7}, 'must be text'),
+    ],
+)
+def test_impossible_size_in_a_manifest_is_refused(tmp_path, change, message):
+    content = write_dataset(tmp_path, 'blocks', [random_records('blocks', 5)]).manifest
+    content['splits']['train']['shards'][0] |= change
+    storage.write_json(tmp_path / records.MANIFEST, content)
+    with pytest.raises(UserError, match=message):
+        records.Dataset.open(tmp_path).records('train')
+
+
+def test_more_records_than_bytes_are_refused(tmp_path):
+    content = write_dataset(tmp_path, 'blocks', [random_records('blocks', 5)]).manifest
+    content['splits']['train']['shards'][0]['records'] = 1 << 30
+    content['splits']['train']['records'] = 1 << 30
+    storage.write_json(tmp_path / records.MANIFEST, content)
+    with pytest.raises(UserError, match='cannot have the 1073741824 records'):
+        records.Dataset.open(tmp_path).records('train')
+
+
 @pytest.mark.parametrize('text', ['', '[]', '{}', '{"format": 2}'])
 def test_malformed_manifest_is_an_error(tmp_path, text):
     (tmp_path / 'manifest.json').write_text(text)

@@ -24,7 +24,7 @@ def break_score(workdir):
 
 def break_key(workdir):
     (workdir / 'seed0/stage1/result.json').write_text('{"updates": 1}')
-    return "seed0/stage1/result.json: must have the key 'objective'"
+    return "seed0/stage1/result.json: must have the key 'tokens'"
 
 
 def break_student(workdir):
@@ -69,7 +69,7 @@ def break_tasks(workdir):
 def break_task(workdir):
     path = workdir / 'recipe.json'
     path.write_text(path.read_text().replace('"teacher":', '"tutor":'))
-    return "recipe.json: task 'text': must have the key 'teacher'"
+    return "recipe.json: tasks.text: must have the key 'teacher'"
 
 
 def break_speed(workdir):
@@ -81,7 +81,7 @@ def break_speed(workdir):
 def break_time_type(workdir):
     path = workdir / 'speed.json'
     path.write_text(path.read_text().replace('"latency": 5.0', '"latency": "fast"'))
-    return "speed.json: ratios: latency = 'fast': must be a number"
+    return 'speed.json: ratios.latency = "fast": must be a number'
 
 
 def break_time_ratio(workdir):
@@ -124,7 +124,7 @@ def break_predictions(workdir):
         write_predictions(workdir / run, 'clm', [0, 0], 0.5, 3)
     path = workdir / 'seed0/two_stage/predictions/test.jsonl'
     path.write_text(path.read_text().replace('"nll"', '"null"'))
-    return "seed0/two_stage/predictions/test.jsonl: line 1 cannot be read: 'nll'"
+    return "seed0/two_stage/predictions/test.jsonl: line 1: must have the key 'nll'"
 
 
 def break_predictions_bytes(workdir):
@@ -132,7 +132,7 @@ def break_predictions_bytes(workdir):
         write_predictions(workdir / run, 'clm', [0, 0], 0.5, 3)
     path = workdir / 'seed0/two_stage/predictions/test.jsonl'
     path.write_bytes(b'\xff' + path.read_bytes())
-    return 'seed0/two_stage/predictions/test.jsonl: line 1 cannot be read: '
+    return 'seed0/two_stage/predictions/test.jsonl: line 1: must be JSON: '
 
 
 def break_predictions_examples(workdir):
@@ -184,7 +184,7 @@ def test_invalid_file_is_one_line_and_exit_code_2(tmp_path, capsys, damage):
         ('"family": "bert"', '"family": "bret"', "family = 'bret': must be one of bert, gpt2"),
         ('"scale": "small"', '"scale": "smal"', "scale = 'smal': must be one of '', paper"),
         ('"family": "bert", ', '', "must have family, since scale = 'small'"),
-        ('"phase": ', '"face": ', "sweep 0: must have the key 'phase'"),
+        ('"phase": ', '"face": ', "sweeps[0]: must have the key 'phase'"),
         ('"peak_lr": ', '"peak": ', "must have the key 'peak_lr'"),
         ('"metric": "perplexity"', '"metric": "perplex"', 'did you mean perplexity?'),
         ('"chosen": "sweep', '"chosen": "swep', "lambda0.9': must be one of sweep/"),

@@ -1,7 +1,9 @@
 """A workdir in a bucket equals a local one; a bucket that does not answer is one line."""
 
+import errno
 import os
 import pathlib
+import resource
 import socket
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import register_implementation
 
 from lightpaff_jax import config, metrics, train, workdir
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import NotSaved, UserError
 from lightpaff_jax.runtime import storage
 
 ROOT = pathlib.Path(config.__file__).parents[2]
@@ -109,6 +111,73 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     storage.write_text(path, 'é')
     assert path.read_bytes() == 'é'.encode()
     assert [file.name for file in path.parent.iterdir()] == ['result.json']
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [
+        (OSError(errno.ENOSPC, 'x'), 'No space left on device'),
+        (OSError(errno.EFBIG, 'x', 'y'), 'File too large'),
+        (OSError(errno.EDQUOT, 'x'), 'Disk quota exceeded'),
+        (RuntimeError('write() failed: No space left on device; at 7'), 'No space left on device'),
+        (ValueError('no space left on device (os error 28)'), 'No space left on device'),
+        (RuntimeError('tokens end'), ''),
+        (OSError(errno.ENOENT, 'x'), ''),
+    ],
+)
+def test_error_of_a_full_disk_names_the_file(tmp_path, error, reason):
+    def write(_):
+        try:
+            raise error
+        except Exception as cause:
+            raise KeyError('a library') from cause
+
+    path = tmp_path / 'a'
+    with pytest.raises(NotSaved if reason else KeyError) as raised:
+        storage.publish(path, write)
+    if reason:
+        assert str(raised.value) == f'{path}: cannot be written: {reason}'
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_is_not_written_in_part_to_a_full_disk(tmp_path):
+    """A limit of the size of files acts as a full disk."""
+    storage.write_text(tmp_path / 'a', 'old')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+    try:
+        with pytest.raises(NotSaved, match=rf'^{tmp_path}/a: cannot be written: File too large$'):
+            storage.write_text(tmp_path / 'a', 'x' * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('a', 'old')]
+
+
+def test_folders_of_killed_processes_are_removed_and_no_others(tmp_path):
+    build = (
+        'import pathlib, sys, time; from lightpaff_jax.runtime import storage\n'
+        'with storage.temporary_folder(pathlib.Path(sys.argv[1])) as folder:\n'
+        '  (folder / "x").write_text("x"); print(folder, flush=True); time.sleep(60)'
+    )
+    command = [sys.executable, '-c', build, str(tmp_path / 'a')]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    killed, alive = (pathlib.Path(process.stdout.readline().strip()) for process in processes)
+    processes[0].kill()
+    processes[0].wait()
+    (tmp_path / '.b.1').mkdir()
+    with storage.temporary_folder(tmp_path / 'a') as folder:
+        assert {path.name for path in tmp_path.iterdir()} == {'.b.1', alive.name, folder.name}
+        assert not killed.exists()
+    processes[1].kill()
+    processes[1].communicate()
+    processes[0].communicate()
+
+
+@pytest.mark.parametrize('name', ['', '.', '/etc/passwd', '../a', 'a/../../b', 'a\0b', '..'])
+def test_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=rf'^m: file = .*: must be a file in {tmp_path}$'):
+        storage.member(tmp_path, name, 'm: file')
+    assert storage.member(tmp_path, 'a/b..c', 'm') == tmp_path / 'a/b..c'
 
 
 def test_failed_write_names_the_file_and_not_its_temporary_one(tmp_path):
