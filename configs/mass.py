@@ -49,10 +49,11 @@ def _small(c):
     c.teacher.update(config.shape(2, 128, 4, decoder_layers=2, dropout=0.1))
     c.student.update(config.shape(1, 64, 4, decoder_layers=1))
     c.data.source, c.data.length, c.data.packing = 'mixture', 64, 'best_fit'
+    cornell = {'source': 'table', 'path': 'data/cornell', 'columns': ('0', '1')}
     tasks = (
         {'source': 'parallel', 'path': 'data/multi30k', 'suffixes': ('en', 'de')},
         {'source': 'parallel', 'path': 'data/gigaword', 'suffixes': ('article', 'title')},
-        {'source': 'table', 'path': 'data/cornell', 'columns': ('0', '1'), 'held_out': 0.05},
+        {**cornell, 'quoting': 'none', 'held_out': 0.05},
     )
     c.data.mixture = tuple(
         config.part(**task, weight=weight)

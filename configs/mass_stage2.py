@@ -68,7 +68,7 @@ def _translation(c, small):
 
 def _dialogue(c, small):
     c.task, c.data.source, c.data.path = 'Dialogue', 'table', 'data/cornell'
-    c.data.columns, c.data.held_out = ('0', '1'), 0.05
+    c.data.columns, c.data.quoting, c.data.held_out = ('0', '1'), 'none', 0.05
     c.data.length, c.data.target_length = (40, 40) if small else (128, 128)
 
 

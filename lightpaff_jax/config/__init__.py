@@ -39,6 +39,8 @@ from lightpaff_jax.runtime import json_file
 FAMILIES = ('bert', 'gpt2', 'mass')
 DOCUMENTS = ('blank', 'line', 'file')  # how a text file is split: at blank lines, at each line, not
 DETOKENIZERS = ('none', 'wikitext', 'ptb')
+# .tsv, .csv: whether double quotes enclose fields; auto: in a .csv, or refuse what is unclear.
+QUOTING = ('auto', 'none', 'double')
 PACKING = ('contiguous', 'best_fit')
 ON_ERROR = ('stop', 'skip')
 STARTS = ('scratch', 'teacher_layers')  # values of student.init that are no path
@@ -123,7 +125,8 @@ _DATA = {
     'files': (),  # SPLIT=GLOB below path; (): found by the names of the files
     'documents': 'blank',  # text files: how to split documents, one of DOCUMENTS
     'columns': (),  # table, tfds: first text, second text ('' if none), class; numbers: no header
-    'labels': (),  # table: names of the classes in order; (): 0, 1, ...
+    'quoting': 'auto',  # table: the quotes of .tsv and .csv files, one of QUOTING
+    'labels': (),  # table, tfds: names of the classes in order; (): 0, 1, ..., tfds: as the set has them
     'classes': 0,  # table: number of classes if labels is ()
     'suffixes': (),  # parallel: suffixes of source and target files, such as en,de
     'held_out': 0.0,  # share of train that replaces a missing split, by a hash; 0: an error

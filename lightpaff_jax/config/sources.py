@@ -62,7 +62,7 @@ SOURCES = {
         classes=2,
     ),
     'table': Source(
-        keys=(*_FILES, 'columns', 'labels', 'classes'),
+        keys=(*_FILES, 'columns', 'quoting', 'labels', 'classes'),
         required='columns',
         layout=(
             'a folder with .tsv, .csv, .jsonl or .parquet files that have train, and, unless '
@@ -78,7 +78,8 @@ SOURCES = {
         ),
     ),
     'tfds': Source(
-        keys=('path', 'tfds_dir', 'columns', 'held_out'), path='the name of a TFDS data set'
+        keys=('path', 'tfds_dir', 'columns', 'labels', 'held_out'),
+        path='the name of a TFDS data set',
     ),
     'mixture': Source(
         keys=('mixture', 'documents', 'columns', 'held_out', 'detokenize', 'on_error', 'tfds_dir'),

@@ -172,6 +172,7 @@ def check_set(c: ConfigDict, keys: Sequence[str] = tuple(config.default().data))
         ('view', tuple(VIEWS)),
         ('documents', config.DOCUMENTS),
         ('detokenize', config.DETOKENIZERS),
+        ('quoting', config.QUOTING),
         ('on_error', config.ON_ERROR),
     ):
         if key in keys:

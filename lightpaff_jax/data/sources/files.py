@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from lightpaff_jax.runtime import storage
 Path = pathlib.Path  # or an etils.epath of a bucket, which has the same methods
 SplitFiles = dict[str, list[Path]]
 
+VERSION = 2  # of how files are read; a new version makes prepared datasets be built again
 # Split -> the names for it. A file belongs to a split if its name or its folder contains one.
 ALIASES = {
     'train': ('train',),
@@ -34,6 +36,16 @@ SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in alia
 DIGESTS_FILE = 'digests.json'  # path -> [size, modification time in ns, digest]
 _CLOCK_STEP = 2  # seconds; no common file system stores coarser modification times
 _READ_SIZE = 1 << 20  # bytes read from a bucket in one request
+_MAGIC = {  # first bytes -> the format of a file that is not text in UTF-8
+    b'\x1f\x8b': 'a .gz file',
+    b'\x28\xb5\x2f\xfd': 'a .zst file',
+    b'\xfd7zXZ': 'an .xz file',
+    b'BZh91AY&': 'a .bz2 file',
+    b'PK\x03\x04': 'a .zip or .xlsx file',
+    b'PAR1': 'a .parquet file',
+    codecs.BOM_UTF16_LE: 'text in UTF-16',
+    codecs.BOM_UTF16_BE: 'text in UTF-16',
+}
 
 
 def name_parts(name: str) -> list[str]:
@@ -226,6 +238,10 @@ def open_binary(file: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _open_stored(file: Path) -> Iterator[IO[bytes]]:
+    if not storage.is_remote(file):
+        mode = os.stat(file).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading it might never end
+            raise UserError(f'{file}: must be a regular file')
     with file.open('rb') as raw:
         if storage.is_remote(file):  # without a buffer it reads lines byte by byte
             with io.BufferedReader(cast(io.RawIOBase, raw), _READ_SIZE) as buffered:
@@ -234,37 +250,63 @@ def _open_stored(file: Path) -> Iterator[IO[bytes]]:
             yield cast(IO[bytes], raw)
 
 
-def read_lines(file: Path, on_error: OnError | None) -> Iterator[tuple[int, str]]:
-    """Yields the number, from 1, and the text of each line, without a byte order mark.
+def read_lines(
+    file: Path, on_error: OnError | None, newline: str | None = None
+) -> Iterator[tuple[int, str]]:
+    r"""Yields the number, from 1, and the text of each line, without a byte order mark.
+
+    Lines end at \n, \r\n and \r, as in Python's text mode; no other character ends a line.
 
     Args:
       file: the file, local or in a bucket, compressed or not.
-      on_error: called with a message for each line that is not UTF-8; the line is skipped. None
-        keeps such lines, with surrogates for the invalid bytes (see `is_utf8`).
+      on_error: called with a message for each line that is no text (see `text_fault`); the line is
+        skipped. None keeps such lines, with surrogates for the bytes that are not UTF-8.
+      newline: None replaces the end of each line by \n; '' keeps it.
 
     Raises:
-      UserError: the file is empty or cannot be read.
+      UserError: the file is empty, is of a binary format, or cannot be read.
     """
     number = 0
     with open_binary(file) as content:
-        for number, line in enumerate(content, 1):
+        binary = cast(io.BufferedReader, content)
+        text = io.TextIOWrapper(binary, 'utf-8-sig', 'surrogateescape', newline)
+        for number, line in enumerate(text, 1):
             if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            try:
-                text = line.decode(errors='strict' if on_error else 'surrogateescape')
-            except UnicodeDecodeError as error:
-                assert on_error is not None, 'surrogateescape decodes every line'
-                byte = line[error.start]
-                on_error(f'{file}:{number}: must be UTF-8, has byte 0x{byte:02x}: {error.reason}')
-                continue
-            yield number, text
+                _check_is_text(file, line)
+            fault = text_fault(line) if on_error else ''
+            if on_error and fault:
+                on_error(f'{file}:{number}: {fault}')
+            else:
+                yield number, line
     if not number:
         raise UserError(f'{file}: empty corpus, must hold a line')
 
 
-def strip_newline(line: str) -> str:
-    """Removes the line end of Unix or Windows, if any."""
-    return line.removesuffix('\n').removesuffix('\r')
+def _check_is_text(file: Path, first_line: str) -> None:
+    """Raises UserError if a file begins as a file of a binary format does.
+
+    Some of its lines may be text by chance, so they must not be skipped one by one.
+    """
+    start = first_line[:8].encode(errors='surrogateescape')
+    for magic, name in _MAGIC.items():
+        if start.startswith(magic):
+            raise UserError(f'{file}: must be text in UTF-8, begins as {name} does')
+
+
+def text_fault(text: str) -> str:
+    """Returns the rule that a text from `read_lines` breaks: UTF-8 without NUL; '' if none."""
+    if '\0' in text:  # UTF-16, a binary file, or a hole that a crash left in a file
+        return 'must be text, has a NUL byte'
+    if text.isascii():
+        return ''
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            text.encode(errors='surrogateescape').decode()
+        except UnicodeDecodeError as error:
+            return f'must be UTF-8, has byte 0x{error.object[error.start]:02x}: {error.reason}'
+    return ''
 
 
 def is_utf8(text: str) -> bool:
@@ -297,8 +339,8 @@ def digests(cache: str, paths: Sequence[Path]) -> list[str]:
         name, state = '', []
         if not storage.is_remote(path):
             with translate_errors(path):
-                stat = os.stat(path)
-            name, state = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns]
+                status = os.stat(path)
+            name, state = os.path.abspath(path), [status.st_size, status.st_mtime_ns]
             entry = cached.get(name)
             if isinstance(entry, list) and entry[:-1] == state:
                 result.append(entry[-1])

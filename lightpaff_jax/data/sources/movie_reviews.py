@@ -55,7 +55,7 @@ def read(c: ConfigDict, paths: list[Path], on_error: OnError) -> Iterator[Exampl
     for path in sorted(paths, key=_label):
         for number, line in files.read_lines(path, on_error):
             if line.strip():
-                yield Example(files.strip_newline(line), label=_label(path))
+                yield Example(line.removesuffix('\n'), label=_label(path))
             else:
                 on_error(f'{path}:{number}: is empty')
 

@@ -84,8 +84,16 @@ def _shard(c: ConfigDict, path: Path) -> list[str]:
 
 
 def _read_texts(file: Path) -> Generator[str]:
-    for _, line in files.read_lines(file, None):
-        yield files.strip_newline(line)
+    ends = set()
+    for number, line in files.read_lines(file, None, newline=''):
+        text = line.rstrip('\r\n')
+        ends.add(line.removeprefix(text))
+        if '\r' in ends and not ends.isdisjoint(('\n', '\r\n')):
+            raise UserError(
+                f'{file}:{number}: lines must all end alike, some end in a carriage return only, '
+                'which would shift the pairs'
+            )
+        yield text
 
 
 def _zip_texts(
@@ -98,8 +106,12 @@ def _zip_texts(
         if None in texts:
             break
         number += 1
+        sides = zip((first, second), texts, strict=True)
+        faults = [(file, fault) for file, text in sides if (fault := files.text_fault(text or ''))]
         example = rows.to_example(schema, texts)
-        if isinstance(example, str):
+        if faults:
+            on_error(f'{faults[0][0]}:{number}: {faults[0][1]}')
+        elif isinstance(example, str):
             on_error(f'{first}:{number}: {example}')
         else:
             yield example

@@ -103,6 +103,7 @@ def _file_identity(module: FileFormat, c: ConfigDict, wanted: Sequence[str]) -> 
         file_digests[split] = [list(pair) for pair in zip(extensions, digests, strict=True)]
     keys = [key for key in config.SOURCES[c.data.source].keys if key not in ('path', 'files')]
     return {
+        'version': files.VERSION,
         'keys': {key: list(v) if isinstance(v := c.data[key], tuple) else v for key in keys},
         'parts': {split: [source.split, list(source.shares)] for split, source in sources.items()},
         'files': file_digests,

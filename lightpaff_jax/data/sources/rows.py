@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import json
-from collections.abc import Iterator
+import numbers
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightpaff_jax.data.sources import files
@@ -26,6 +28,8 @@ class Schema(NamedTuple):
     """The classes, as they are written in rows."""
     key: str = 'config.data.columns'
     """The origin of the column names, for messages."""
+    quoting: str = 'none'
+    """Whether double quotes enclose the fields of .tsv and .csv files, one of config.QUOTING."""
 
     @property
     def names(self) -> list[str]:
@@ -118,18 +122,38 @@ def to_example(schema: Schema, values: list[Any]) -> Example | str:
             return f'{name!r} is empty'
     label = -1
     if has_class:
-        name, value = schema.columns[2], str(cells[schema.columns[2]])
-        if value not in schema.labels:
-            labels = ', '.join(schema.labels[:10]) + (', ...' if len(schema.labels) > 10 else '')
-            near = nearest(value, schema.labels)
-            return f'{name!r} is {value!r:.40}, must be one of {labels}{near}'
-        label = schema.labels.index(value)
+        name, value = schema.columns[2], cells[schema.columns[2]]
+        names = _label_names(value)
+        label = next((schema.labels.index(x) for x in names if x in schema.labels), -1)
+        if label < 0:
+            near = nearest(names[0], schema.labels) if names else ''
+            shown = names[0] if names else value
+            return f'{name!r} is {shown!r:.40}, must be one of {_list(schema.labels)}{near}'
     return Example(texts[0], texts[1] if len(texts) > 1 else '', label)
 
 
+def _label_names(value: Any) -> Sequence[str]:
+    """Returns the names that a class may have in `Schema.labels`, the preferred one first.
+
+    JSON's true is `true`, as Python writes it `True`, or `1`; 1.0, as pandas writes a column with
+    gaps, is also `1`. Anything but a text, a number or a boolean has no name.
+    """
+    if isinstance(value, bool):
+        return json.dumps(value), str(value), str(int(value))
+    if isinstance(value, numbers.Number):
+        value = str(value)
+    if not isinstance(value, str):
+        return ()
+    whole = re.fullmatch(r'(-?\d+)\.0+', value)
+    return (value, whole[1]) if whole else (value,)
+
+
+def _list(names: Sequence[str]) -> str:
+    return ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
+
+
 def _delimited_rows(schema: Schema, file: Path, on_error: OnError) -> Iterator[_Row]:
-    is_csv = files.extension(file.name) == '.csv'
-    records = (_csv_records if is_csv else _tsv_records)(file, on_error)
+    records = _records(schema, file, on_error)
     indices: list[int] | None = None
     width = 0
     for number, fields in records:
@@ -149,6 +173,8 @@ def _column_index(schema: Schema, name: str, first: list[str], file: Path) -> in
     """Returns the index of a column, by its number or by the header `first`."""
     if name.isdecimal() and int(name) < len(first):
         return int(name)
+    if first.count(name) > 1 and not name.isdecimal():
+        raise UserError(f'{file}:1: column {name!r} of {schema.key}: must not be there twice')
     if not name.isdecimal() and name in first:
         return first.index(name)
     if name.isdecimal():
@@ -160,23 +186,56 @@ def _column_index(schema: Schema, name: str, first: list[str], file: Path) -> in
 
 def tsv_header(file: Path) -> list[str]:
     """Returns the fields of the first line of a .tsv file."""
-    return next(_tsv_records(file, lambda message: None), (0, list[str]()))[1]
+    return next(_plain_records(file, '\t', False, lambda message: None), (0, list[str]()))[1]
 
 
-def _tsv_records(file: Path, on_error: OnError) -> Iterator[tuple[int, list[str]]]:
-    """Yields the line number and the fields of each line. Quotes have no meaning, as in GLUE."""
+def _records(schema: Schema, file: Path, on_error: OnError) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of the first line and the fields of each record that is not blank.
+
+    Without a setting, the quotes of a .csv file enclose fields, and so do those of a .tsv file
+    whose header has all of its names in quotes. Another .tsv file has no field that begins with a
+    quote: its rows are the same with either meaning.
+    """
+    is_csv, quoting = files.extension(file.name) == '.csv', schema.quoting
+    delimiter = ',' if is_csv else '\t'
+    has_header = not schema.names[0].isdecimal()
+    if quoting == 'auto' and (is_csv or (has_header and _is_quoted(tsv_header(file)))):
+        quoting = 'double'
+    if quoting == 'double':
+        return _quoted_records(file, delimiter, on_error)
+    return _plain_records(file, delimiter, quoting == 'auto', on_error)
+
+
+def _is_quoted(fields: Sequence[str]) -> bool:
+    return all(re.fullmatch('"[^"]*"', field) for field in fields)
+
+
+def _plain_records(
+    file: Path, delimiter: str, refuses_quotes: bool, on_error: OnError
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields the records of a file in which quotes have no meaning, as in GLUE."""
     for number, line in files.read_lines(file, on_error):
-        yield number, files.strip_newline(line).split('\t')
+        fields = line.removesuffix('\n').split(delimiter)
+        if refuses_quotes and '"' in line and any(field.startswith('"') for field in fields):
+            raise UserError(
+                f"{file}:{number}: a field begins with a quote: config.data.quoting must be 'none' "
+                "if it is text, as in GLUE, or 'double' if it encloses the field, as pandas writes it"
+            )
+        if fields != ['']:
+            yield number, fields
 
 
-def _csv_records(file: Path, on_error: OnError) -> Iterator[tuple[int, list[str]]]:
-    """Yields the first line number and the fields of each record, as RFC 4180 defines them.
+def _quoted_records(
+    file: Path, delimiter: str, on_error: OnError
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields the records of a file in which quotes enclose fields, as RFC 4180 defines them.
 
-    Blank lines are skipped. `on_error` is called for each line of a malformed record, so that the
-    number of skipped rows shows how much an unclosed quote has swallowed.
+    `on_error` is called for each line of a malformed record, so that the number of skipped rows
+    shows how much an unclosed quote has swallowed.
     """
     csv.field_size_limit(_MAX_FIELD)
-    reader = csv.reader((line for _, line in files.read_lines(file, None)), strict=True)
+    lines = (line for _, line in files.read_lines(file, None, newline=''))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         number = reader.line_num + 1
         try:
@@ -190,29 +249,62 @@ def _csv_records(file: Path, on_error: OnError) -> Iterator[tuple[int, list[str]
             for line in range(number + 1, reader.line_num + 1):
                 on_error(f'{file}:{line}: is lost in the malformed row of line {number}')
             continue
-        if fields:
+        fault = next(filter(None, map(files.text_fault, fields)), '')
+        if fault:
+            on_error(f'{file}:{number}: {fault}')
+        elif fields:
             yield number, fields
 
 
 def _json_rows(schema: Schema, file: Path, on_error: OnError) -> Iterator[_Row]:
+    empty = True
     for number, line in files.read_lines(file, on_error):
         if not line.strip():
             continue
         where = f'{file}:{number}'
+        if empty and line.lstrip().startswith('['):
+            raise UserError(f'{where}: must be a JSON object a line, is an array')
+        empty = False
         try:
-            row = json.loads(line.strip())
+            row = json.loads(line.strip(), object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError) as error:
             on_error(f'{where}: must be a JSON object: {one_line(error)}')
             continue
         if not isinstance(row, dict):
             on_error(f'{where}: must be a JSON object, is {line.strip()!r:.40}')
             continue
-        missing = [name for name in schema.names if name not in row]
-        if missing:
-            near = nearest(missing[0], list(row))
-            on_error(f'{where}: no {missing[0]!r} of {schema.key}{near}')
-            continue
-        yield where, [row[name] for name in schema.names]
+        values = [_lookup(row, name) for name in schema.names]
+        fault = next(
+            (
+                f'{len(value) or "no"} {name!r} of {schema.key}{nearest(name, list(row))}'
+                for name, value in zip(schema.names, values, strict=True)
+                if len(value) != 1
+            ),
+            '',
+        )
+        if fault:
+            on_error(f'{where}: {fault}')
+        else:
+            yield where, [value for (value,) in values]
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a JSON object; readers disagree on which of two equal keys counts."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f'has {next(key for key in row if keys.count(key) > 1)!r} twice')
+    return row
+
+
+def _lookup(row: Mapping[str, Any], name: str) -> list[Any]:
+    """Returns the values with a name: a key, or the keys of nested objects, joined by dots."""
+    values = [row[name]] if name in row else []
+    for dot in re.finditer(r'\.', name):
+        inner = row.get(name[: dot.start()])
+        if isinstance(inner, Mapping):
+            values += _lookup(inner, name[dot.end() :])
+    return values
 
 
 def _parquet_rows(schema: Schema, file: Path) -> Iterator[_Row]:
@@ -221,18 +313,99 @@ def _parquet_rows(schema: Schema, file: Path) -> Iterator[_Row]:
 
     number = 0
     try:
-        with files.open_binary(file) as content, parquet.ParquetFile(content) as table:
-            names = table.schema_arrow.names
-            for name in schema.names:
-                if name not in names:
-                    raise UserError(
-                        f'{file}: no column {name!r} of {schema.key}: has '
-                        f'{", ".join(map(repr, names))}{nearest(name, names)}'
-                    )
+        with (
+            files.open_binary(file) as content,
+            parquet.ParquetFile(content, page_checksum_verification=True) as table,
+        ):
+            paths = [_parquet_path(schema, file, table.schema_arrow, n) for n in schema.names]
+            classes = _class_names(schema, file, table.schema_arrow, paths)
             for batch in table.iter_batches(_PARQUET_BATCH, columns=schema.names):
-                columns = [batch.column(name).to_pylist() for name in schema.names]
+                columns = [_parquet_values(batch, path) for path in paths]
+                if classes:
+                    columns[-1] = [_class_name(classes, value) for value in columns[-1]]
                 for values in zip(*columns, strict=True):
                     number += 1
                     yield f'{file}:{number}', list(values)
+            if number != table.metadata.num_rows:
+                raise UserError(
+                    f'{file}: must be a whole Parquet file: has {number} rows of '
+                    f'{table.metadata.num_rows}'
+                )
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f'{file}: must be a whole Parquet file: {one_line(error)}') from error
+
+
+def _parquet_path(schema: Schema, file: Path, fields: Any, name: str) -> tuple[str, ...]:
+    """Returns the names of nested columns that `name` joins by dots.
+
+    Raises:
+      UserError: no column has the name, or several have it.
+    """
+    paths = list(_column_paths(fields))
+    matches = [path for path in paths if '.'.join(path) == name]
+    if len(matches) == 1:
+        return matches[0]
+    names = list(dict.fromkeys('.'.join(path) for path in paths))
+    has = f'has {", ".join(map(repr, names))}'
+    raise UserError(
+        f'{file}: {len(matches) or "no"} column {name!r} of {schema.key}: {has:.300}'
+        f'{nearest(name, names) if not matches else ""}'
+    )
+
+
+def _column_paths(fields: Any, parents: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yields the path of each column, those of nested columns too."""
+    from pyarrow import types
+
+    for field in fields:
+        yield (*parents, field.name)
+        if types.is_struct(field.type):
+            yield from _column_paths(field.type, (*parents, field.name))
+
+
+def _parquet_values(batch: Any, path: Sequence[str]) -> list[Any]:
+    """Returns the values of a column; bytes that are not UTF-8 become surrogates."""
+    from pyarrow import compute
+
+    column = batch.column(path[0])
+    for name in path[1:]:
+        column = compute.struct_field(column, name)
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        binary = column.cast('large_binary').to_pylist()
+        return [value and value.decode(errors='surrogateescape') for value in binary]
+
+
+def _class_names(
+    schema: Schema, file: Path, fields: Any, paths: Sequence[Sequence[str]]
+) -> Sequence[str]:
+    """Returns the names of the numbers in the column of the class; () if numbers are the names.
+
+    The library `datasets` stores a class as a number and its names in the file's metadata.
+
+    Raises:
+      UserError: the names differ from those of the configuration.
+    """
+    if len(schema.columns) < 3 or b'huggingface' not in (fields.metadata or {}):
+        return ()
+    try:
+        feature = json.loads(fields.metadata[b'huggingface'])['info']['features']
+        for name in paths[-1]:
+            feature = feature[name]
+        names = feature['names'] if feature['_type'] == 'ClassLabel' else ()
+    except (ValueError, KeyError, TypeError):
+        return ()  # of another version of the library, without classes
+    if not names or {*names} == {*schema.labels}:
+        return names
+    if schema.labels == tuple(map(str, range(len(names)))):
+        return ()
+    raise UserError(
+        f'{file}: the classes of column {schema.columns[2]!r} are {_list(names)}, those of the '
+        f'configuration {_list(schema.labels)}, must be the same'
+    )
+
+
+def _class_name(names: Sequence[str], number: Any) -> Any:
+    is_class = isinstance(number, int) and 0 <= number < len(names)
+    return names[number] if is_class else number

@@ -68,4 +68,5 @@ def schema(c: ConfigDict) -> Schema:
         )
     if len({*labels}) < len(labels):
         raise UserError(f'config.data.labels = {labels}: must name no class twice')
-    return Schema(columns, labels or tuple(map(str, range(c.data.classes))))
+    labels = labels or tuple(map(str, range(c.data.classes)))
+    return Schema(columns, labels, quoting=c.data.quoting)

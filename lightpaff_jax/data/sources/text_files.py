@@ -105,4 +105,4 @@ def _count_words(lines: Iterable[str]) -> int:
 
 
 def _join(lines: list[str]) -> str:
-    return files.strip_newline(''.join(lines))
+    return ''.join(lines).removesuffix('\n')

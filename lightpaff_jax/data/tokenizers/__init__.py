@@ -8,7 +8,8 @@ import dataclasses
 import hashlib
 import io
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import sentencepiece as _trainer
@@ -35,6 +36,7 @@ FILES = (
 )
 """The files of a tokenizer in a folder."""
 _MAX_LINE = 4192  # bytes; SentencePiece drops longer lines from training
+_RESERVED = '\u2585'  # and lines with this character
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +201,7 @@ def train(
     Raises:
       UserError: the texts are too small for the vocabulary, or have too many characters for it.
     """
-    lines = (line for text in texts for line in text.split('\n') if line)
+    lines = (line for text in texts for line in _training_lines(text))
     model = io.BytesIO()
     try:
         _trainer.SentencePieceTrainer.train(
@@ -228,3 +230,19 @@ def train(
             f'config.student.vocab_size = {vocab_size}: such a vocabulary cannot be trained: {reason}'
         ) from error
     pathlib.Path(path).write_bytes(model.getvalue())
+
+
+def _training_lines(text: str) -> Iterator[str]:
+    """Divides a text into lines that SentencePiece does not drop; a long one is cut at a space."""
+    for line in re.split(f'[\n{_RESERVED}]', text):
+        data, start = line.encode(), 0
+        while len(data) - start > _MAX_LINE:
+            end = data.rfind(b' ', start + 1, start + _MAX_LINE + 1)  # begins the next word
+            if end < 0:
+                end = start + _MAX_LINE
+                while data[end] & 0xC0 == 0x80:  # inside a character
+                    end -= 1
+            yield data[start:end].decode()
+            start = end
+        if data[start:]:
+            yield data[start:].decode()

@@ -159,23 +159,18 @@ def test_resume_after_read_error_gives_equal_files(tmp_path, vocabulary, small_c
     c = text_files(tmp_path / 'text')
     wanted = data_files(prepare.prepare(c, vocabulary).path)
     c.data.cache = str(tmp_path / 'other')
-    whole = files_lib.open_binary
+    whole = files_lib.read_lines
 
-    @contextlib.contextmanager
-    def fails(file):
-        """Opens train.txt so that reading it to its end fails."""
-        with whole(file) as read:
-            yield (file.name == 'train.txt' and broken(file, read)) or read
-
-    def broken(file, read):
-        for number, line in enumerate(read):
-            if number == 600:
+    def broken(file, *arguments):
+        """Reads train.txt so that reading it to its end fails."""
+        for number, line in whole(file, *arguments):
+            if file.name == 'train.txt' and number == 600:
                 with files_lib.translate_errors(file):
                     raise OSError(errno.EIO, 'Input/output error')
-            yield line
+            yield number, line
 
     with monkeypatch.context() as patch:
-        patch.setattr(files_lib, 'open_binary', fails)
+        patch.setattr(files_lib, 'read_lines', broken)
         with pytest.raises(Unreadable, match=r'train\.txt: Input/output error$'):
             prepare.prepare(c, vocabulary)
     shard_files = list((tmp_path / 'other').rglob('train-*.array_record'))

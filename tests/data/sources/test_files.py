@@ -277,7 +277,91 @@ def test_malformed_digests_are_computed_again(tmp_path, monkeypatch, content):
 def test_lines_have_numbers_and_no_byte_order_mark(tmp_path):
     write_file(tmp_path / 'x', '\ufeffone\ntwo\r\n\nlast\ufeff')
     lines = list(files.read_lines(tmp_path / 'x', pytest.fail))
-    assert lines == [(1, 'one\n'), (2, 'two\r\n'), (3, '\n'), (4, 'last\ufeff')]
+    assert lines == [(1, 'one\n'), (2, 'two\n'), (3, '\n'), (4, 'last\ufeff')]
+
+
+SOURCES_OF_LINES = [  # source, keys, files with the line end \n
+    ('text', {}, {'train.txt': 'one\n two \n \n\nthree\nfour'}),
+    ('text', {'documents': 'line'}, {'train.raw': 'one\n two \n \n\nthree\n'}),
+    ('text', {'documents': 'file'}, {'train.text': 'one\n two \n \n\nthree\n'}),
+    ('text', {}, {'train.jsonl': '{"text": "one\\r\\n"}\n\n{"text": "two"}\n'}),
+    ('table', {'columns': ('a', '', 'b')}, {'train.tsv': 'a\tb\n\none\t0\ntwo\t1'}),
+    ('table', {'columns': ('a', '', 'b')}, {'train.csv': 'a,b\n\n"one",0\ntwo,1\n'}),
+    ('sst2', {}, {'train.tsv': 'sentence\tlabel\n"one\t1\ntwo\t0\n'}),
+    ('mr', {}, {'rt-polarity.neg': 'one\ntwo\n', 'rt-polarity.pos': 'three'}),
+    ('parallel', {'suffixes': ('a', 'b')}, {'train.a': 'one\ntwo', 'train.b': 'un\ndeux\n'}),
+]
+
+
+@pytest.mark.parametrize(('source', 'keys', 'contents'), SOURCES_OF_LINES)
+def test_line_ends_do_not_change_the_examples(tmp_path, source, keys, contents):
+    keys = keys | ({'classes': 2} if source == 'table' else {})
+    examples = []
+    for end in ('\n', '\r\n', '\r'):
+        for name, content in contents.items():
+            write_file(tmp_path / name, '\ufeff' + content.replace('\n', end))
+        c = make_config(source, tmp_path, **keys)
+        examples.append(list(sources.examples(c, 'train')))
+    assert len(examples[0]) >= 1
+    assert examples[0] == examples[1] == examples[2]
+
+
+@pytest.mark.parametrize('mark', ['\v', '\f', '\x1c', '\x1d', '\x1e', '\x85', '\u2028', '\u2029'])
+def test_only_line_feeds_and_carriage_returns_end_lines(tmp_path, mark):
+    write_file(tmp_path / 'train.txt', f'one{mark}two\n{mark}three')
+    c = make_config('text', tmp_path, documents='line')
+    assert read_texts(c) == [f'one{mark}two', f'{mark}three']
+
+
+def test_mixed_line_ends_that_would_shift_pairs_are_refused(tmp_path):
+    """Both files have four lines, but a carriage return is inside another line of each."""
+    write_files(tmp_path, train_a='1\r1\n2\n3\n', train_b='1\n2\r2\n3\n')
+    line = read_error(make_config('parallel', tmp_path, suffixes=('a', 'b')))
+    assert line.startswith(
+        f'{tmp_path}/train.a:2: lines must all end alike, some end in a carriage'
+    )
+
+
+@pytest.mark.parametrize(
+    ('start', 'form'),
+    [
+        (gzip.compress(b'text\n'), 'a .gz file'),
+        (b'PK\x03\x04\x14', 'a .zip or .xlsx file'),
+        (b'\xfd7zXZ\0', 'an .xz file'),
+        (b'\x28\xb5\x2f\xfd', 'a .zst file'),
+        (b'BZh91AY&SY', 'a .bz2 file'),
+        (b'PAR1\x15', 'a .parquet file'),
+        ('text\n'.encode('utf-16'), 'text in UTF-16'),
+        ('\ufefftext\n'.encode('utf-16-be'), 'text in UTF-16'),
+    ],
+)
+@pytest.mark.parametrize('on_error', ['stop', 'skip'])
+def test_binary_file_is_refused_as_a_whole(tmp_path, start, form, on_error):
+    write_file(tmp_path / 'train.txt', start + b'\nvalid text by chance\n')
+    line = read_error(make_config('text', tmp_path, on_error=on_error))
+    assert line == f'{tmp_path}/train.txt: must be text in UTF-8, begins as {form} does'
+
+
+@pytest.mark.parametrize(
+    ('name', 'number'), [('train.txt', 3), ('train.tsv', 3), ('train.csv', 3), ('train.jsonl', 3)]
+)
+def test_nul_byte_is_refused_or_skipped(tmp_path, name, number):
+    row = {'.jsonl': '{{"a": "{}"}}\n'}.get(name[5:], '{}\n')
+    write_file(tmp_path / name, ''.join(row.format(x) for x in ('a', 'b', 'c\0', 'd')))
+    source = 'text' if name in ('train.txt', 'train.jsonl') else 'table'
+    keys = {'documents': 'line'} if name == 'train.txt' else {'columns': ('a',)}
+    c = make_config(source, tmp_path, **keys)
+    assert read_error(c).startswith(f'{tmp_path}/{name}:{number}: must be text, has a NUL byte')
+    c.data.on_error = 'skip'
+    assert read_texts(c)[-1] == 'd'
+    assert len(read_texts(c)) == (2 if source == 'table' else 3)
+
+
+def test_named_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / 'train.txt')
+    assert (
+        read_error(make_config('text', tmp_path)) == f'{tmp_path}/train.txt: must be a regular file'
+    )
 
 
 def test_line_that_is_not_utf8_is_reported_or_skipped(tmp_path):

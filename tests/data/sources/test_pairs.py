@@ -80,7 +80,7 @@ SHARDS = SIDES + 'must have one file of each side for every shard, the files are
         ({'train.en': 'a\nb\n', 'train.de': 'a\n\n'}, "{0}/train.en:2: 'train.de' is empty" + HINT),
         (
             {'train.en': 'a\n', 'train.de': b'\xff\n'},
-            "{0}/train.en:1: 'train.de' must be UTF-8" + HINT,
+            '{0}/train.de:1: must be UTF-8, has byte 0xff: invalid start byte' + HINT,
         ),
         ({'train.en': '', 'train.de': ''}, '{0}/train.en: empty corpus, must hold a line'),
     ],

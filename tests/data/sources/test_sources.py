@@ -41,12 +41,6 @@ def test_blank_lines_lines_or_files_split_documents(tmp_path, boundary, want):
     assert read_texts(c) == [*want[:-1], want[-1].rstrip()]
 
 
-def test_windows_line_ends_are_read(tmp_path):
-    write_file(tmp_path / 'train.txt', b'one\r\ntwo\r\n\r\nthree\r\n')
-    assert read_texts(make_config('text', tmp_path)) == ['one\r\ntwo', 'three']
-    assert read_texts(make_config('text', tmp_path, documents='line')) == ['one', 'two', 'three']
-
-
 LINES = ['', ' ', 'a', 'b c', '\t', ' d  e ', '<unk> , x']
 
 

@@ -178,6 +178,27 @@ def test_equal_texts_give_an_equal_model_file(tmp_path, capfd, symbols):
     assert capfd.readouterr() == ('', '')
 
 
+@pytest.mark.parametrize('char', ['a', 'é', '猫', '😀'])
+@pytest.mark.parametrize('words', [False, True])
+def test_training_text_is_cut_into_lines_that_sentencepiece_reads(char, words):
+    draw = random.Random(0)
+    for size in (0, 1, 4191, 4192, 4193, 9000):
+        text = ''.join(' ' if words and draw.random() < 0.2 else char for _ in range(size))
+        lines = list(tokenizers._training_lines(f'{text}\n\n{text}\u2585x'))
+        assert all(0 < len(line.encode()) <= 4192 for line in lines)
+        assert ''.join(lines) == f'{text}{text}x'
+        starts = [line[0] for line in tokenizers._training_lines(text)][1:]
+        assert not words or starts == [' '] * len(starts)
+
+
+def test_words_of_long_lines_are_learnt(tmp_path):
+    words = [''.join(random.Random(n).choices('qrstuvwxyz', k=5)) for n in range(9)]
+    text = ' '.join(random.Random(1).choices(words, k=2000))
+    tokenizers.train([text], 310, tmp_path / 'model')
+    tokenizer = tokenizers.read(str(tmp_path / 'model'))
+    assert all(len(tokenizer.encode([f' {word}'])[0]) <= 2 for word in words)
+
+
 def test_training_without_symbols_equals_sentencepiece(tmp_path):
     tokenizers.train(TEXTS, 310, tmp_path / 'trained')
     model = io.BytesIO()
