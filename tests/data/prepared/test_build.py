@@ -1,6 +1,5 @@
 """Builds of datasets: equal files for any number of workers and after any interruption."""
 
-import contextlib
 import errno
 import logging
 import pathlib
