@@ -18,8 +18,9 @@ USAGE = """
 ./launch/local.sh N COMMAND [ARGUMENT ...]
 
 Runs a command as N processes on this machine's CPUs; they behave like N hosts of one run. Lines of
-process 0 are unchanged; lines of the others begin with [1], [2] ... If one process fails, or on
-Ctrl-C, all processes end. The exit code is that of the first process that failed.
+process 0 are unchanged; lines of the others begin with [1], [2] ... If one process fails, all end.
+The exit code is that of the first process that failed. SIGINT (Ctrl-C) and SIGTERM are passed on:
+a run saves its present update and ends. A second signal kills all processes.
 
   ./launch/local.sh 2 python -m lightpaff_jax.main --config=configs/gpt2_stage1.py:tiny_teacher
 
@@ -47,9 +48,9 @@ def _run(argv: Sequence[str]) -> int:
     if not devices.isdecimal() or int(devices) < 1:
         raise UserError(f'DEVICES = {devices}: must be a whole number, at least 1')
     # An exception in a signal handler could lose a process that has just started.
-    stop = threading.Event()
+    signals: list[int] = []
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, lambda *_: stop.set())
+        signal.signal(name, lambda number, _: signals.append(number))
     environment = _environment(int(number), devices)
     processes: list[subprocess.Popen] = []
     threads: list[threading.Thread] = []
@@ -57,7 +58,7 @@ def _run(argv: Sequence[str]) -> int:
         for k in range(int(number)):
             environment['JAX_PROCESS_ID'] = str(k)
             processes.append(_start(command, environment, k, threads))
-        return _wait(processes, stop)
+        return _wait(processes, signals)
     finally:
         _end(processes)
         for thread in threads:
@@ -104,12 +105,20 @@ def _copy_lines(k: int, source: IO[bytes], target: IO[str]) -> None:
         target.flush()
 
 
-def _wait(processes: Sequence[subprocess.Popen], stop: threading.Event) -> int:
-    """Waits for all processes, or GRACE seconds after a failure; returns the first failed exit code."""
-    failed, deadline = 0, float('inf')
+def _wait(processes: Sequence[subprocess.Popen], signals: Sequence[int]) -> int:
+    """Waits for all processes, or GRACE seconds after a failure; returns the first failed exit code.
+
+    Passes the first of `signals` on; returns at the second one.
+    """
+    failed, deadline, passed = 0, float('inf'), False
     while time.monotonic() < deadline:
-        if stop.is_set():
-            return 130
+        if signals and not passed:
+            passed = True
+            for process in processes:
+                process.send_signal(signals[0])
+        if len(signals) > 1:
+            _kill(processes)
+            return 128 + signals[0]
         codes = [process.poll() for process in processes]
         errors = [code for code in codes if code]
         if errors and not failed:
@@ -128,6 +137,11 @@ def _end(processes: Sequence[subprocess.Popen]) -> None:
     deadline = time.monotonic() + END
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(0.05)
+    _kill(processes)
+
+
+def _kill(processes: Sequence[subprocess.Popen]) -> None:
+    """Ends the processes and all of theirs at once."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):  # the group has ended
             os.killpg(process.pid, signal.SIGKILL)

@@ -38,7 +38,7 @@ from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.distill_step import TrainState
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.runtime import distributed, fingerprint, storage
+from lightpaff_jax.runtime import distributed, fingerprint, interrupts, storage
 
 # Runs a step: state, batch, loss of the step in flight -> state, sums, seconds of compilation.
 Step = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any], float]]
@@ -140,7 +140,10 @@ def _run_updates(
     """Runs the remaining updates; returns the state and the outputs of the last validation."""
     folder, outputs, in_flight = workdir.folder(c), None, None
     start = progress.updates
-    with metrics.Writer(folder, c.train.updates, start, progress.tokens) as writer:
+    with (
+        distributed.stop_signal() as stop_signal,
+        metrics.Writer(folder, c.train.updates, start, progress.tokens) as writer,
+    ):
         rows = sharding.local_rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
         stream = batches.training(c, inputs.prepared, inputs.tokenizer, start, rows)
         start_time = time.perf_counter()
@@ -162,7 +165,8 @@ def _run_updates(
                 writer.log(index, metrics.means(progress.window, rates))
                 progress.window = None
             evaluates = is_last or (c.train.eval_every and index % c.train.eval_every == 0)
-            saves = is_last or index % c.train.save_every == 0
+            stop = stop_signal()
+            saves = is_last or stop or index % c.train.save_every == 0
             if evaluates or saves:
                 jax.block_until_ready(state)
                 progress.seconds += time.perf_counter() - start_time
@@ -177,6 +181,10 @@ def _run_updates(
                 meta = {'progress': totals, 'config': json.loads(config.to_json(c))}
                 saved.save(index, state, meta | inputs.fingerprints)
                 writer.exclude(time.perf_counter() - save_time)
+            if stop:
+                saved.close()
+                where = f' after update {index} of {folder}, saved; the same command resumes'
+                raise interrupts.Saved(stop, where)
             if evaluates or saves:
                 start_time = time.perf_counter()
     return state, outputs

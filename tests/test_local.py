@@ -73,7 +73,7 @@ def test_local_stops_all_when_interrupted(number):
         pids = [process.stdout.readline().split()[-1] for _ in range(2)]
         process.send_signal(number)
         process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     for pid in pids:
         assert not pathlib.Path(f'/proc/{pid}').exists()
 

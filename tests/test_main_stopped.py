@@ -1,13 +1,12 @@
 """Resume after an error, a kill, an interrupt or a damaged checkpoint; commands as processes."""
 
-import gc
 import json
+import pathlib
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import jax
@@ -16,8 +15,9 @@ import pytest
 from helpers.commands import ROOT, UPDATES, call, student_arguments
 from helpers.processes import QUICK, environment
 
-from lightpaff_jax import checkpoint, metrics
-from lightpaff_jax.runtime import fingerprint, interrupts
+from lightpaff_jax import checkpoint, metrics, workdir as workdir_lib
+from lightpaff_jax.data import prepare
+from lightpaff_jax.runtime import distributed, fingerprint
 
 XLA_FLAGS = ' '.join(f'--{name}={value}'.lower() for name, value in QUICK.items())
 
@@ -75,6 +75,53 @@ def test_resume_between_checkpoints_is_bitwise_equal(here, tmp_path, capsys, mon
     assert '"step": 3' in (tmp_path / 'stopped/metrics.jsonl').read_text()
     assert call(capsys, *argv)[0] == 0
     assert_same_run(here / 'runs/small', tmp_path / 'stopped')
+
+
+def test_signal_saves_the_update_and_resume_is_bitwise_equal(here, tmp_path, capsys, monkeypatch):
+    log = metrics.Writer.log
+
+    def stop(writer, step, *args, **kwargs):
+        if step == 3:  # between two checkpoints
+            signal.raise_signal(signal.SIGTERM)
+        log(writer, step, *args, **kwargs)
+
+    argv = student_arguments(workdir=tmp_path / 'stopped')
+    monkeypatch.setattr(metrics.Writer, 'log', stop)
+    stopped = call(capsys, *argv)
+    monkeypatch.undo()
+    assert stopped[0] == 143
+    where = f'after update 3 of {tmp_path}/stopped, saved; the same command resumes'
+    assert stopped[2].splitlines()[-1] == f'stopped by SIGTERM {where}'
+    assert 'Traceback' not in stopped[2]
+    assert checkpoint.Checkpoints(tmp_path / 'stopped/checkpoints', 9).steps() == [2, 3]
+    assert call(capsys, *argv)[0] == 0
+    assert_same_run(here / 'runs/small', tmp_path / 'stopped')
+
+
+@pytest.mark.parametrize(
+    ('number', 'module', 'name', 'steps'),
+    [
+        (signal.SIGTERM, prepare, 'prepare', []),
+        (signal.SIGINT, distributed, 'all_gather', []),  # in the compilation
+        (signal.SIGTERM, workdir_lib, 'missing_splits', [2, 4, 6]),  # before the test scores
+    ],
+)
+def test_signal_outside_of_updates_stops_at_once(
+    here, tmp_path, capsys, monkeypatch, number, module, name, steps
+):
+    original = getattr(module, name)
+
+    def stop(*args):
+        signal.raise_signal(number)
+        return original(*args)
+
+    monkeypatch.setattr(module, name, stop)
+    workdir = tmp_path / 'stopped'
+    stopped = call(capsys, *student_arguments(workdir=workdir))
+    monkeypatch.undo()
+    assert stopped[0] == 128 + number
+    assert stopped[2].splitlines()[-1] == f'stopped by {number.name}'
+    assert checkpoint.Checkpoints(workdir / 'checkpoints', 9).steps() == steps
 
 
 def damage(step):
@@ -139,6 +186,19 @@ def test_process_with_an_invalid_argument_writes_one_line(module, argv, line):
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_a_command_is_imported_is_one_line(number):
+    process = start('--config=configs/quickstart.py')
+    status = pathlib.Path(f'/proc/{process.pid}/status')
+    bit = 1 << signal.SIGTERM - 1  # Python itself handles SIGINT only
+    while not int(re.search(r'SigCgt:\s*(\w+)', status.read_text())[1], 16) & bit:
+        time.sleep(0.001)
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ('', f'stopped by {number.name}\n')
+    assert process.returncode == 128 + number
+
+
+@pytest.mark.e2e
 def test_resume_after_sigkill_is_bitwise_equal(small_runs):
     updates, save_every = 60, 10
     settings = [
@@ -179,80 +239,3 @@ def test_resume_after_sigkill_is_bitwise_equal(small_runs):
     _, err = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, err
     assert_same_run(small_runs / 'runs/undisturbed', workdir)
-
-
-class _Cycle:
-    """Garbage whose `__del__` waits; Python drops an exception raised there.
-
-    The default wait is longer than the delay after which an interrupt is delivered again.
-    """
-
-    def __init__(self, wait=lambda: time.sleep(0.1)):
-        self.cycle, self.wait = self, wait
-
-    def __del__(self):
-        self.wait()
-
-
-def _interrupted(when):
-    def _xla_gc_callback(*_):  # named as the callback of jax, whose exceptions are dropped
-        signal.raise_signal(signal.SIGINT)
-
-    with interrupts.deliver_sigint_during_gc():
-        if when == 'working':
-            signal.raise_signal(signal.SIGINT)
-        gc.callbacks.append(_xla_gc_callback)
-        _Cycle()
-        try:
-            gc.collect()
-        finally:
-            gc.callbacks.remove(_xla_gc_callback)
-        if when == 'collecting at the end':
-            return
-        threading.Event().wait(10)
-
-
-@pytest.mark.parametrize('when', ['working', 'collecting', 'collecting at the end'])
-def test_interrupt_is_raised_once(when):
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    start_time = time.monotonic()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            _interrupted(when)
-        assert time.monotonic() - start_time < 5, 'raised after the wait'
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        for _ in range(10):  # a second interrupt would be raised within this time
-            time.sleep(0.01)
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def test_interrupt_is_raised_while_another_thread_collects():
-    collecting, interrupt_raised, collected = threading.Event(), threading.Event(), []
-
-    def wait():
-        collecting.set()
-        collected.append(interrupt_raised.wait(30))
-
-    def collect():
-        _Cycle(wait)
-        gc.collect()
-
-    def interrupted():
-        with interrupts.deliver_sigint_during_gc():
-            thread.start()
-            assert collecting.wait(30)
-            signal.raise_signal(signal.SIGINT)
-            threading.Event().wait(60)
-
-    thread = threading.Thread(target=collect)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            interrupted()
-        assert not collected, 'raised after the collection'
-    finally:
-        interrupt_raised.set()
-        thread.join()
-        signal.signal(signal.SIGINT, handler)
-    assert collected == [True]

@@ -67,6 +67,9 @@ def main(
             code = run(c, **words.options)
         except MissingPaths as error:
             raise MissingPaths(f'{error}{_offline_hint(words.spec)}') from error
+        except interrupts.Saved:
+            distributed.shutdown()
+            raise
         distributed.shutdown()
         return code
 
@@ -79,25 +82,26 @@ def execute(
     """Runs `body(argv)` or prints the usage; turns an error into one line and an exit code.
 
     Returns:
-      The exit code of `body` (None is 0); 2 without arguments and after a UserError or OSError.
+      The exit code of `body` (None is 0); 2 without arguments and after a UserError or OSError; 130
+      after SIGINT and 143 after SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or '-h' in argv or '--help' in argv:
         print(usage.strip())
         return 0 if argv else 2
     try:
-        with log_to_stderr(), interrupts.deliver_sigint_during_gc():
+        with log_to_stderr(), interrupts.raise_on_signals():
             return body(argv) or 0
     except UserError as error:
         return distributed.exit_with_error(str(error), 2)
     except OSError as error:  # no permission, a file in place of a folder, a full disk
         reason = f'{error.filename or "file system"}: {one_line(error)}'
         return distributed.exit_with_error(reason, 2)
+    except interrupts.Stopped as stop:
+        return distributed.exit_stopped(stop)
     except BaseException as error:
         if distributed.process_count() == 1:
             raise
-        if isinstance(error, KeyboardInterrupt):
-            return distributed.exit_with_error('interrupted', 130)
         if distributed.is_peer_failure(error):
             text = f'lost another process, which has ended ({_summary(error)})'
             return distributed.exit_with_error(text, 1, lost=True)

@@ -122,16 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return flags.execute(_run, USAGE, argv)
 
 
-def _run(argv: Sequence[str]) -> int:
-    try:
-        _command(flags.arguments(argv, _FLAGS))
-    except KeyboardInterrupt:
-        print('error: interrupted; the same command resumes', file=sys.stderr)
-        return 130
-    return 0
-
-
-def _command(words: flags.Arguments) -> None:
+def _run(argv: Sequence[str]) -> None:
+    words = flags.arguments(argv, _FLAGS)
     options = words.options
     for name in ('source', 'out'):
         if not options[name]:

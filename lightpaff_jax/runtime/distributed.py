@@ -9,14 +9,15 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from lightpaff_jax.errors import UserError, printable
-from lightpaff_jax.runtime import cluster
+from lightpaff_jax.runtime import cluster, interrupts
 
 T = TypeVar('T')
 
@@ -26,9 +27,13 @@ T = TypeVar('T')
 _POLL, _GRACE, _LEAVE = 0.5, 1.5, 5.0
 
 _ROOT = 'lightpaff_jax'
+_SIGNAL = f'{_ROOT}/signal'
+_PREEMPTION = 'RECEIVED_PREEMPTION_NOTICE'  # jax's own key
 _calls = itertools.count()
+_stop_calls = itertools.count(1)
 _watch: '_Watch | None' = None
 _synced = False
+_stopping = False  # whether all processes have agreed to stop
 
 
 def process_count() -> int:
@@ -62,11 +67,10 @@ def initialize() -> None:
     processes = cluster.detect(os.environ)
     if processes is None or _watch is not None:
         return
-    import jax
-
-    # The service would catch SIGTERM, and this program does not ask it for the signal.
-    jax.config.update('jax_enable_preemption_service', False)
+    # The service that takes SIGTERM would log it as a warning; the level is read at the import.
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     cluster.join(processes)
+    interrupts.disown(signal.SIGTERM)
     if process_count() > 1:
         _watch = _Watch()
 
@@ -188,6 +192,56 @@ def exit_with_error(text: str, code: int, lost: bool = False) -> int:
     raise AssertionError('leave does not return')
 
 
+def exit_stopped(stop: interrupts.Stopped) -> int:
+    """Prints the line of a stop and returns its exit code, or ends all processes as an error does."""
+    if _watch is not None:
+        return exit_with_error(str(stop), stop.code)
+    if is_primary():
+        print(printable(str(stop)), file=sys.stderr)
+    return stop.code
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[], int]]:
+    """Yields a function that returns the signal for which all processes stop at this call, or 0.
+
+    All processes must make the calls in the same order. From the first call on a signal waits for
+    a later call; a process that is not in this context stops at once. With several processes jax
+    takes SIGTERM and agrees on a call; SIGINT is shared and then raised as SIGTERM.
+    """
+    if _watch is None:
+        with interrupts.deferred() as received:
+            yield received
+        return
+    from jax.experimental import multihost_utils
+
+    with interrupts.deferred(_share_signal) as received:
+
+        def agreed() -> int:
+            global _stopping
+            received()
+            _stopping = multihost_utils.reached_preemption_sync_point(next(_stop_calls))
+            return _shared_signal() if _stopping else 0
+
+        yield agreed
+
+
+def _share_signal(number: int) -> None:
+    with contextlib.suppress(Exception):  # another process has ended, so this one ends too
+        _client().key_value_set(_SIGNAL, str(number), allow_overwrite=True)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _shared_signal() -> int:
+    return int(_get(_SIGNAL) or signal.SIGTERM)
+
+
+def _get(key: str) -> str | None:
+    with contextlib.suppress(Exception):  # absent, or process 0 has ended
+        return _client().key_value_try_get(key)
+    return None
+
+
 def is_peer_failure(error: BaseException) -> bool:
     """Returns whether a collective or the coordinator failed because another process has ended."""
     signs = ('Gloo ', 'coordination service', 'Socket closed', 'NCCL ')
@@ -211,6 +265,9 @@ class _Watch:
             if failures:
                 self._stopped.wait(_GRACE)
                 self.leave(*_first(failures), follows=True)
+            elif not (interrupts.is_deferred() or _stopping) and _get(_PREEMPTION):
+                stop = interrupts.Stopped(_shared_signal())
+                self.leave(str(stop), stop.code)
 
     def stop(self) -> None:
         """Ends the thread before the interpreter ends, when it must not be inside jax."""

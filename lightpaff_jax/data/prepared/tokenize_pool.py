@@ -112,8 +112,8 @@ class _Process:
         self._model = model
         self._pipe, child = multiprocessing.connection.Pipe()
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-        # Ctrl-C reaches this process, which ends the child. The child inherits the blocked signal.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # The signals that stop this process, which ends the child. The child inherits the mask.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process = subprocess.Popen(
                 [sys.executable, '-P', '-c', _PROGRAM, str(child.fileno())],
