@@ -132,11 +132,14 @@ def _generation_protocol(c: ConfigDict) -> str:
         ends = 'ending early' if g.early_stop else 'ending late'
         search = f'beam search of {g.beams}, length penalty {g.length_penalty:g}, {ends}'
     longest = g.max_length or c.data.target_length
-    scorer = 'BLEU of sacrebleu' if metric == 'bleu' else 'ROUGE F of rouge-score, words stemmed'
+    is_default = c.eval.tokenize == config.TOKENIZE[0]
+    words = '' if is_default else f', words by {c.eval.tokenize} of sacrebleu'
+    stemmed = ', words stemmed' if is_default else ''
+    scorer = 'BLEU of sacrebleu' if metric == 'bleu' else f'ROUGE F of rouge-score{stemmed}'
     ids = '' if config.SOURCES[c.data.source].has_text else ' that is decoded ids'
     return (
-        f'; texts written: {search}, {g.min_length} to {longest} tokens; {scorer} against the whole '
-        f'target{ids}'
+        f'; texts written: {search}, {g.min_length} to {longest} tokens; {scorer}{words} against '
+        f'the whole target{ids}'
     )
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from lightpaff_jax.config.objectives import (
     GENERATION_METRICS as GENERATION_METRICS,
     OBJECTIVES as OBJECTIVES,
+    TOKENIZE as TOKENIZE,
     objectives_of as objectives_of,
 )
 from lightpaff_jax.config.recipes import (
@@ -234,6 +235,7 @@ def default() -> ConfigDict:
             'batch_size': 16,  # sequences per batch
             'batches': 0,  # batches of each split; 0 reads it whole
             'metric': '',  # compares runs, one of the objective's metrics; '' is the first
+            'tokenize': 'default',  # bleu, rouge: how to find words, one of TOKENIZE
             'test': True,  # whether a run scores the test split at its end
             'stride': 0,  # clm: tokens between windows of data.length; 0 is data.length
         },

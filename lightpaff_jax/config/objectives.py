@@ -8,6 +8,9 @@ an objective, add both records. All other modules read the records; none compare
 import dataclasses
 
 GENERATION_METRICS = ('bleu', 'rouge1', 'rouge2', 'rougeL')  # scores of generated text
+# How these scores find words: as published (13a of sacrebleu; a to z and 0 to 9 of rouge-score), or
+# by another tokenizer of sacrebleu.
+TOKENIZE = ('default', 'intl', 'zh', 'char')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,7 @@ OBJECTIVES = {
         outputs='rows',
         metrics=('perplexity', *GENERATION_METRICS),
         min_target_length=2,
-        keys=('data.buckets', 'data.target_length'),
+        keys=('data.buckets', 'data.target_length', 'eval.tokenize'),
         protocol='the right target before each token, at most {target_length} tokens',
         note='Tokens and words are those of the targets. ',
     ),

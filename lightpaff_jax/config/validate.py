@@ -15,6 +15,7 @@ from lightpaff_jax.errors import MissingPaths, UserError, nearest
 _CHOICES = {
     'data.long_text': config.LONG_TEXT,
     'data.packing': config.PACKING,
+    'eval.tokenize': config.TOKENIZE,
     'teacher.dtype': ('auto', *config.DTYPES),
     'optim.schedule': config.SCHEDULES,
     'train.compute_dtype': config.DTYPES,
@@ -225,6 +226,9 @@ def _check_eval(c: ConfigDict) -> None:
     _rule('eval.metric', repr(metric), metric in ('', *metrics), rule + nearest(metric, metrics))
     rule = 'requires exactly two classes (class 1 is the positive one)'
     _rule('eval.metric', repr(metric), metric != 'f1' or c.student.classes == 2, rule)
+    is_read = metric in GENERATION_METRICS or c.eval.tokenize == config.TOKENIZE[0]
+    rule = f'is only read for eval.metric {" or ".join(GENERATION_METRICS)}'
+    _rule('eval.tokenize', repr(c.eval.tokenize), is_read, rule)
     generate = c.generate
     penalty = generate.length_penalty
     _rule('generate.length_penalty', penalty, math.isfinite(penalty), 'must be finite')

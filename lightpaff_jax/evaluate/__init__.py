@@ -70,6 +70,8 @@ class Evaluation:
         teacher_model = None if teacher is None else teacher.model
         self._evaluate = distill_step.make_evaluation(c, mesh, student, teacher_model)
         generates = workdir.task_keys(c)['metric'] in config.GENERATION_METRICS
+        if generates:
+            predictions.check_references(c)
         self._generate = _make_generation(c, mesh, student, tokenizer) if generates else None
 
     def score(self, split: str, params: models.Params) -> SplitOutputs:
@@ -99,8 +101,8 @@ class Evaluation:
             text = ''.join(f'{json.dumps(line)}\n' for line in lines)
             if self._generate is None:
                 return {}
-            pairs = [(line['text'], line['reference']) for line in lines]
-            return scores.GENERATION_SCORES[c.eval.metric](*zip(*pairs, strict=True))
+            texts, references = ([line[key] for line in lines] for key in ('text', 'reference'))
+            return scores.GENERATION_SCORES[c.eval.metric](texts, references, c.eval.tokenize)
 
         generation_scores = distributed.broadcast_from_primary(format_and_score)
         workdir.write_text(folder / f'{split}.jsonl', text)
@@ -142,6 +144,9 @@ def compute_scores(c: ConfigDict, values: Mapping[str, Any], stats: Mapping[str,
       `teacher_ce`. If every token of a text is predicted, also `word_perplexity` = exp(nats / words),
       comparable between tokenizers, and `words`: those of the original text with one end of line
       per text line, in proportion if only a part of the split was read.
+
+    Raises:
+      UserError: no token is predicted, or a logit of a classifier is not finite.
     """
     outputs = config.OBJECTIVES[c.objective].outputs
     if outputs == 'logits':
@@ -155,6 +160,8 @@ def compute_scores(c: ConfigDict, values: Mapping[str, Any], stats: Mapping[str,
         for name, x in values.items()
         if name not in ('ids', 'source')
     }
+    if not sums['labelled']:  # a mean of nothing would be the best score
+        raise UserError('no token of the split is predicted, must be at least 1')
     means = metrics.means(sums)
     names = ('ce', 'perplexity', 'accuracy', 'kl', 'agreement', 'teacher_ce')
     token_scores: Scores = {name: means[name] for name in names if name in means}

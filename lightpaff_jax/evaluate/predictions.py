@@ -24,6 +24,7 @@ from lightpaff_jax.data.sources.splits import Example
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.evaluate import scores
 
+_CHECKED_REFERENCES = 1000  # before training; all are checked when they are scored
 Line = dict[str, Any]
 Values = Mapping[str, np.ndarray]
 
@@ -44,6 +45,18 @@ def lines(
         examples = [example for index, example in enumerate(all_examples) if index in chosen]
     rows = LINES[example_type](tokenizer, values, examples)
     return [{'index': index, **row} for index, row in zip(indices, rows, strict=True)]
+
+
+def check_references(c: ConfigDict) -> None:
+    """Checks that `config.eval.metric` can score the first references of the validation split.
+
+    Raises:
+      UserError: see `scores.check_script`.
+    """
+    if config.SOURCES[c.data.source].has_text:
+        references = (example.second for example in sources.examples(c, 'validation'))
+        first = itertools.islice(references, _CHECKED_REFERENCES)
+        scores.check_script(c.eval.metric, first, c.eval.tokenize)
 
 
 def _class_lines(tokenizer: Tokenizer, values: Values, examples: list[Example] | None):

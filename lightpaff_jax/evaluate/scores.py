@@ -3,14 +3,21 @@
 All scores of two sequences raise UserError if these are empty or differ in length.
 """
 
+import collections
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
 
+# Scripts without spaces between words, by the names of their letters. The tokenizer zh divides the
+# first.
+_SPACELESS = ('CJK ', 'HIRAGANA', 'KATAKANA', 'THAI', 'LAO', 'KHMER', 'MYANMAR', 'TIBETAN')
+_OTHER_SCRIPTS = 0.01  # share of the letters of the references; names and quotations have some
 ROUGE = ('rouge1', 'rouge2', 'rougeL')
 
 
@@ -28,40 +35,125 @@ def f1(predicted: Sequence[int], labels: Sequence[int], positive: int = 1) -> fl
     return 2 * true_positives / positives if positives else 0.0
 
 
-def bleu(texts: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """Computes corpus BLEU in percent, with one reference each, by sacrebleu's defaults.
+def bleu(
+    texts: Sequence[str], references: Sequence[str], tokenize: str = 'default'
+) -> dict[str, float | str]:
+    """Computes corpus BLEU in percent, with one reference each, as sacrebleu does.
+
+    Args:
+      texts: the generated texts.
+      references: the texts to compare them with.
+      tokenize: one of config.TOKENIZE; 'default' is sacrebleu's 13a.
 
     Returns:
       `bleu`, and `bleu_signature`, sacrebleu's description of its settings (Post, 2018, arXiv
       1804.08771).
+
+    Raises:
+      UserError: the references are in a script that this tokenizer does not divide into words, or
+        none has the 4 words that BLEU needs.
     """
     from sacrebleu.metrics.bleu import BLEU
 
     _check_lengths(texts, references)
-    metric = BLEU()
+    check_script('bleu', references, tokenize)
+    metric = BLEU(tokenize='13a' if tokenize == 'default' else tokenize)
     corpus_bleu = metric.corpus_score(list(texts), [list(references)])
+    if not corpus_bleu.score and not metric.corpus_score(references, [references]).score:
+        raise UserError('bleu: no reference has 4 words, so that even equal texts would have 0')
     return {'bleu': corpus_bleu.score, 'bleu_signature': str(metric.get_signature())}
 
 
-def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+def rouge(
+    texts: Sequence[str], references: Sequence[str], tokenize: str = 'default'
+) -> dict[str, float | str]:
     """Computes ROUGE-1, -2 and -L (Lin, 2004): the mean F-measure of the texts in percent.
 
-    The package rouge-score computes it: it lower-cases, drops all characters but a-z and 0-9, and
-    stems the words (Porter).
+    The package rouge-score computes it. By default it lower-cases, drops all characters but a-z and
+    0-9, and stems the words (Porter). Otherwise a tokenizer of sacrebleu divides the lower-cased
+    text, and no word is stemmed.
+
+    Args:
+      texts: the generated texts.
+      references: the texts to compare them with.
+      tokenize: one of config.TOKENIZE.
 
     Returns:
       `rouge1`, `rouge2` and `rougeL`.
+
+    Raises:
+      UserError: the references are in a script that this tokenizer does not divide into words.
     """
     from rouge_score import rouge_scorer  # imports nltk, which takes 1.5 s
 
     _check_lengths(texts, references)
-    scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
+    check_script('rouge', references, tokenize)
+    is_default = tokenize == 'default'
+    words = None if is_default else _Words(tokenize)
+    scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=is_default, tokenizer=words)
     rows = [scorer.score(r, t) for t, r in zip(texts, references, strict=True)]
     return {name: 100 * math.fsum(row[name].fmeasure for row in rows) / len(rows) for name in ROUGE}
 
 
+class _Words:
+    """A tokenizer of sacrebleu with the interface of one of rouge-score."""
+
+    def __init__(self, tokenize: str):
+        from sacrebleu.metrics.bleu import BLEU
+
+        self._tokenize = BLEU(tokenize=tokenize).tokenizer
+
+    def tokenize(self, text: str) -> list[str]:
+        return self._tokenize(text.lower()).split()
+
+
+def check_script(metric: str, references: Iterable[str], tokenize: str) -> None:
+    """Checks that a metric finds the words of some references.
+
+    rouge-score reads only Latin letters. The tokenizers of sacrebleu divide at spaces and
+    punctuation, which some scripts lack between words: a long clause would be one word.
+
+    Args:
+      metric: 'bleu' or the name of a ROUGE.
+      references: texts.
+      tokenize: one of config.TOKENIZE.
+
+    Raises:
+      UserError: more than _OTHER_SCRIPTS of the letters are of scripts that it does not divide.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    for text in references:
+        counts.update(text)
+    letters = {char: count for char, count in counts.items() if char.isalpha()}
+    unread = {
+        choice: [char for char in letters if not _is_read(char, metric, choice)]
+        for choice in config.TOKENIZE
+    }
+    total = sum(letters.values())
+    share = {
+        choice: sum(letters[char] for char in chars) / max(total, 1)
+        for choice, chars in unread.items()
+    }
+    if share[tokenize] > _OTHER_SCRIPTS:
+        usable = [choice for choice in config.TOKENIZE if share[choice] <= _OTHER_SCRIPTS]
+        example = max(unread[tokenize], key=letters.__getitem__)
+        raise UserError(
+            f'config.eval.tokenize = {tokenize!r}: {metric} finds no words in {share[tokenize]:.0%} '
+            f'of the letters of the references, such as {example!r}; must be '
+            f'{" or ".join(map(repr, usable))} for this text'
+        )
+
+
+def _is_read(char: str, metric: str, tokenize: str) -> bool:
+    script = unicodedata.name(char, '')
+    if metric != 'bleu' and tokenize == 'default':
+        return script.startswith('LATIN ')
+    spaceless = {'zh': _SPACELESS[1:], 'char': ()}.get(tokenize, _SPACELESS)
+    return not script.startswith(spaceless)
+
+
 GENERATION_SCORES = {'bleu': bleu, **dict.fromkeys(ROUGE, rouge)}
-"""Each metric of `config.GENERATION_METRICS` -> the function `(texts, references) -> scores`."""
+"""Each metric of `config.GENERATION_METRICS` -> the function `(texts, references, tokenize) -> scores`."""
 
 
 def classifier_scores(
@@ -81,7 +173,15 @@ def classifier_scores(
     Returns:
       `ce` (nats per example), `accuracy`, and for two classes `f1` of class 1. With a teacher also
       `kl` (KL(teacher || student), nats), `agreement` (share of equal predictions) and `teacher_ce`.
+      Of classes with equal logits the first is predicted.
+
+    Raises:
+      UserError: a logit is not finite.
     """
+    for name, x_BV in (('logits', logits_BV), ('teacher_logits', teacher_BV)):
+        if x_BV is not None and not np.isfinite(x_BV).all():
+            rows = len(x_BV) - int(np.isfinite(x_BV).all(1).sum())
+            raise UserError(f'{name}: must be finite, those of {rows} examples are not')
     labels, predicted = labels_B.tolist(), logits_BV.argmax(1).tolist()
     scores = {'ce': _cross_entropy(logits_BV, labels_B), 'accuracy': accuracy(predicted, labels)}
     if logits_BV.shape[1] == 2:

@@ -10,6 +10,7 @@ from helpers import corpus
 from lightpaff_jax import config, evaluate, models, sharding
 from lightpaff_jax.data import batches
 from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import UserError
 from lightpaff_jax.teacher import Teacher
 
 
@@ -34,6 +35,13 @@ def scored(data_cache):
             return evaluation.score('test', params).scores
 
     return c, prepared, (student, params), (teacher, teacher_params), scores
+
+
+def test_split_without_a_predicted_token_is_an_error():
+    c = config.default()
+    c.objective = 'mlm'
+    with pytest.raises(UserError, match='no token of the split is predicted, must be at least 1'):
+        evaluate.compute_scores(c, {'ce': 0.0, 'correct': 0.0, 'labelled': 0.0}, {})
 
 
 def test_perplexity_and_agreement_equal_a_float64_reference(scored):

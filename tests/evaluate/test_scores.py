@@ -14,6 +14,8 @@ import sys
 
 import numpy as np
 import pytest
+import sacrebleu
+from rouge_score import rouge_scorer
 
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.evaluate import scores
@@ -193,6 +195,97 @@ def test_teacher_is_compared_at_the_temperature():
 def test_f1_requires_two_classes():
     result = scores.classifier_scores(np.eye(3, dtype=np.float32), np.arange(3))
     assert set(result) == {'ce', 'accuracy'}
+
+
+# Texts of other scripts. Each is 4 words or more, and its own reference.
+SCRIPTS = {
+    'Latin': 'Der Hund läuft über die grüne Wiese.',
+    'Cyrillic': 'собака бежит по зелёному полю',
+    'Greek': 'ένας σκύλος τρέχει στο πράσινο λιβάδι',
+    'Hebrew': 'הכלב רץ על פני השדה הירוק',
+    'Devanagari': 'कुत्ता हरे मैदान में दौड़ता है',
+    'Hangul': '개가 푸른 들판을 가로질러 달린다',
+    'Han': '一只狗在绿色的草地上奔跑',
+    'Japanese': '犬が緑の野原をかけていく',
+    'Thai': 'สุนัขวิ่งข้ามทุ่งหญ้าสีเขียว',
+}
+READ = {  # metric, config.eval.tokenize -> the scripts that it divides into words
+    ('bleu', 'default'): ('Latin', 'Cyrillic', 'Greek', 'Hebrew', 'Devanagari', 'Hangul'),
+    ('bleu', 'intl'): ('Latin', 'Cyrillic', 'Greek', 'Hebrew', 'Devanagari', 'Hangul'),
+    ('bleu', 'zh'): ('Latin', 'Cyrillic', 'Greek', 'Hebrew', 'Devanagari', 'Hangul', 'Han'),
+    ('bleu', 'char'): tuple(SCRIPTS),
+    ('rougeL', 'default'): ('Latin',),
+    ('rougeL', 'intl'): ('Latin', 'Cyrillic', 'Greek', 'Hebrew', 'Devanagari', 'Hangul'),
+    ('rougeL', 'zh'): ('Latin', 'Cyrillic', 'Greek', 'Hebrew', 'Devanagari', 'Hangul', 'Han'),
+    ('rougeL', 'char'): tuple(SCRIPTS),
+}
+
+
+@pytest.mark.parametrize(('metric', 'tokenize'), READ)
+def test_equal_texts_score_100_or_are_refused(metric, tokenize):
+    for script, text in SCRIPTS.items():
+        score = scores.GENERATION_SCORES[metric]
+        if script in READ[metric, tokenize]:
+            assert score([text], [text], tokenize)[metric] == pytest.approx(100)
+            continue
+        with pytest.raises(UserError) as caught:
+            score([''], [text], tokenize)
+        usable = [other for name, other in READ if name == metric and script in READ[name, other]]
+        line = str(caught.value)
+        assert line.startswith(f'config.eval.tokenize = {tokenize!r}: {metric[:5]} finds no words')
+        assert line.endswith(f'must be {" or ".join(map(repr, usable))} for this text')
+
+
+def test_a_few_letters_of_another_script_are_not_refused():
+    references = [*REFERENCES, 'The Greek letter π is used.']
+    assert scores.bleu(references, references)['bleu'] == pytest.approx(100)
+    assert scores.rouge(references, references)['rouge1'] == pytest.approx(100)
+    with pytest.raises(UserError, match="4% of the letters of the references, such as 'п'"):
+        scores.rouge(REFERENCES, [*REFERENCES[:-1], 'привп'])
+
+
+@pytest.mark.parametrize('tokenize', ['intl', 'zh', 'char'])
+def test_scores_of_other_words_equal_sacrebleu_and_rouge_score(tokenize):
+    references = [*REFERENCES, SCRIPTS['Latin'], 'собака, бежит.'] * 2
+    texts = perturb(references, 3)
+    texts[0] = ''
+    expected = sacrebleu.corpus_bleu(texts, [references], tokenize=tokenize)
+    assert scores.bleu(texts, references, tokenize)['bleu'] == expected.score
+
+    class Words:
+        def tokenize(self, text):
+            words = sacrebleu.BLEU(tokenize=tokenize).tokenizer(text.lower())
+            return list(text.lower().replace(' ', '')) if tokenize == 'char' else words.split()
+
+    scorer = rouge_scorer.RougeScorer(['rouge2'], tokenizer=Words())
+    rows = [scorer.score(r, t)['rouge2'].fmeasure for r, t in zip(references, texts, strict=True)]
+    result = scores.rouge(texts, references, tokenize)
+    assert result['rouge2'] == pytest.approx(100 * sum(rows) / len(rows), rel=1e-12)
+    assert 0 < result['rouge2'] < 100
+
+
+def test_bleu_of_references_below_4_words_is_refused():
+    assert scores.bleu(['', ''], ['Three words here', 'here are four words'])['bleu'] == 0
+    line = 'bleu: no reference has 4 words, so that even equal texts would have 0'
+    with pytest.raises(UserError, match=line):
+        scores.bleu(['Three words here'], ['Three words here'])
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_an_error(value):
+    logits, labels = np.zeros((3, 2), np.float32), np.zeros(3, np.int64)
+    damaged = logits.copy()
+    damaged[1, 0] = value
+    with pytest.raises(UserError, match=r'^logits: must be finite, those of 1 examples are not$'):
+        scores.classifier_scores(damaged, labels)
+    with pytest.raises(UserError, match=r'^teacher_logits: must be finite'):
+        scores.classifier_scores(logits, labels, damaged)
+
+
+def test_the_first_of_equal_logits_is_predicted():
+    result = scores.classifier_scores(np.ones((4, 3), np.float32), np.array([0, 0, 1, 2]))
+    assert result['accuracy'] == 0.5
+    assert result['ce'] == pytest.approx(math.log(3), rel=1e-12)
 
 
 @pytest.mark.parametrize('score', [scores.accuracy, scores.f1, scores.bleu, scores.rouge])
