@@ -331,7 +331,7 @@ def _parquet_rows(schema: Schema, file: Path) -> Iterator[_Row]:
                     f'{file}: must be a whole Parquet file: has {number} rows of '
                     f'{table.metadata.num_rows}'
                 )
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # names that are not UTF-8
         raise UserError(f'{file}: must be a whole Parquet file: {one_line(error)}') from error
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
+from lightpaff_jax.data import records
 from lightpaff_jax.data.sources import files, splits
 from lightpaff_jax.data.sources.splits import SPLITS, Example, OnError
 from lightpaff_jax.errors import Unreadable, UserError, nearest, one_line
@@ -55,6 +56,8 @@ class _Dataset(NamedTuple):
 
     builder: tfds.core.DatasetBuilder
     columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    """The names of the classes, in the order of the run."""
 
     @property
     def splits(self) -> list[str]:
@@ -97,6 +100,7 @@ def identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
     return {
         'set': info.full_name,
         'columns': list(dataset.columns),
+        'keys': {'labels': list(dataset.labels)},
         'held_out': c.data.held_out,
         'parts': {split: [source.split, list(source.shares)] for split, source in sources.items()},
         'files': {split: files.digests(c.data.cache, paths[split]) for split in paths},
@@ -117,10 +121,7 @@ def example_type(c: ConfigDict) -> str:
 
 def classes(c: ConfigDict) -> int:
     """Returns the number of classes; 0 if examples have none."""
-    dataset = _open(c)
-    if len(dataset.columns) < 3:
-        return 0
-    return dataset.builder.info.features[dataset.columns[2]].num_classes
+    return len(_open(c).labels)
 
 
 def _require(c: ConfigDict, dataset: _Dataset, split: str) -> splits.SplitSource:
@@ -129,14 +130,43 @@ def _require(c: ConfigDict, dataset: _Dataset, split: str) -> splits.SplitSource
 
 
 def _read_split(dataset: _Dataset, split: str) -> Iterator[Example]:
-    size = dataset.builder.info.splits[split].num_examples
-    for start in range(0, size, _BATCH_SIZE):
-        indices = range(start, min(size, start + _BATCH_SIZE))
-        for record in _read_records(dataset.builder, split, indices):
-            values = [record[name] if name else b'' for name in dataset.columns]
-            texts = [value.decode() for value in values[:2]]
-            label = int(values[2]) if len(values) > 2 else -1
-            yield Example(texts[0], texts[1] if len(texts) > 1 else '', label)
+    info = dataset.builder.info.splits[split]
+    _check_counts(info)
+    for start in range(0, info.num_examples, _BATCH_SIZE):
+        indices = range(start, min(info.num_examples, start + _BATCH_SIZE))
+        batch = _read_records(dataset.builder, split, indices)
+        for number, record in zip(indices, batch, strict=True):
+            try:
+                example = _to_example(dataset, record)
+            except ValueError as error:
+                where = f'{dataset.builder.data_dir}: record {number} of split {split!r}'
+                raise UserError(f'{where}: {one_line(error)}') from error
+            yield example
+
+
+def _to_example(dataset: _Dataset, record: dict) -> Example:
+    """Returns the example of a record; raises ValueError if it is not UTF-8 or has no class."""
+    names = [*dataset.columns, ''][:2]
+    first, second = (record[name].decode() if name else '' for name in names)
+    if not dataset.labels:
+        return Example(first, second)
+    column = dataset.columns[2]
+    classes = dataset.builder.info.features[column].names
+    number = int(record[column])
+    if not 0 <= number < len(classes):
+        raise ValueError(f'{column!r} is {number}, must be at least 0 and below {len(classes)}')
+    return Example(first, second, dataset.labels.index(classes[number]))
+
+
+def _check_counts(info: tfds.core.SplitInfo) -> None:
+    """Raises UserError if a file has another number of records than the metadata of its split."""
+    for file, count in zip(info.filepaths, info.shard_lengths, strict=True):
+        try:
+            size = records.open_reader(file).num_records()
+        except (OSError, RuntimeError, ValueError):
+            continue  # reading it raises the error
+        if size != count:
+            raise UserError(f'{file}: has {size} records, dataset_info.json lists {count}')
 
 
 def _read_records(
@@ -164,7 +194,8 @@ def _open(c: ConfigDict) -> _Dataset:
             f'{folder}: is prepared as {", ".join(formats)}, must be array_record; '
             f'{_build_command(c, " --overwrite")}'
         )
-    return _Dataset(builder, _columns(c, builder.info))
+    columns = _columns(c, builder.info)
+    return _Dataset(builder, columns, _labels(c, builder.info, columns))
 
 
 def _columns(c: ConfigDict, info: tfds.core.DatasetInfo) -> tuple[str, ...]:
@@ -190,6 +221,24 @@ def _columns(c: ConfigDict, info: tfds.core.DatasetInfo) -> tuple[str, ...]:
     if len(columns) > 2 and not isinstance(features[columns[2]], tfds.features.ClassLabel):
         raise UserError(f'config.data.columns = {columns}: {columns[2]!r} must be a class')
     return columns
+
+
+def _labels(
+    c: ConfigDict, info: tfds.core.DatasetInfo, columns: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Returns the names of the classes: `config.data.labels`, or as the dataset orders them.
+
+    Raises:
+      UserError: the dataset has other names, or no classes.
+    """
+    labels = tuple(c.data.labels)
+    names = tuple(info.features[columns[2]].names) if len(columns) > 2 else ()
+    if labels and sorted(labels) != sorted(names):
+        raise UserError(
+            f'config.data.labels = {labels}: must be the classes of {info.full_name}, '
+            f'{", ".join(names) or "which has none"}'
+        )
+    return labels or names
 
 
 def _root(c: ConfigDict) -> pathlib.Path:

@@ -277,6 +277,24 @@ def test_parquet_text_that_is_not_utf8_is_a_malformed_row(tmp_path):
     assert [example.first for example in sources.examples(c, 'train')] == ['one']
 
 
+def test_damaged_parquet_page_with_a_checksum_is_an_error(tmp_path):
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table({'text': ['a text of a page'] * 3})
+    keys = {'compression': 'none', 'use_dictionary': False, 'write_page_checksum': True}
+    parquet.write_table(table, sink, **keys)
+    content = sink.getvalue().to_pybytes()
+    write_file(tmp_path / 'train.parquet', content.replace(b'a text', b'a test'))
+    line = read_error(make_config('text', tmp_path))
+    assert line.startswith(f'{tmp_path}/train.parquet: must be a whole Parquet file: could not ver')
+
+
+def test_parquet_metadata_that_is_not_utf8_is_an_error(tmp_path):
+    content = to_parquet({'text': ['a'], 'other': ['b']}).replace(b'other', b'\xffther')
+    write_file(tmp_path / 'train.parquet', content)
+    line = read_error(make_config('text', tmp_path))
+    assert line.startswith(f'{tmp_path}/train.parquet: must be a whole Parquet file: ')
+
+
 def class_metadata(names):
     """Returns the metadata that the library `datasets` writes for a column of classes."""
     features = {'label': {'names': names, '_type': 'ClassLabel'}, 'text': {'_type': 'Value'}}

@@ -89,6 +89,39 @@ def test_dataset_of_classes_has_its_listed_columns(folder):
     assert list(sources.examples(c, 'test')) == [Example('a dev text', '', 1)]
 
 
+def test_classes_are_found_by_their_names(folder):
+    c = tfds_config(folder, 'glue/sst2', held_out=0.1)
+    plain, before = list(sources.examples(c, 'train')), sources.identity(c)
+    c.data.labels = ('positive', 'negative')
+    swapped = [example._replace(label=1 - example.label) for example in plain]
+    assert list(sources.examples(c, 'train')) == swapped
+    assert sources.identity(c) != before
+    c.data.labels = ('negative', 'good')
+    assert check_error(c) == (
+        "config.data.labels = ('negative', 'good'): must be the classes of glue/sst2/1.0.0, "
+        'negative, positive'
+    )
+    c = tfds_config(folder, 'mine', 'documents', columns=('body',), labels=('a', 'b'))
+    assert check_error(c).endswith('must be the classes of mine/1.0.0, which has none')
+
+
+def test_record_that_is_malformed_is_an_error(tmp_path):
+    rows = {
+        'train': [
+            {'sentence': b'x', 'label': 0, 'idx': 0},
+            {'sentence': b'\xff', 'label': 1, 'idx': 1},
+        ]
+    }
+    build(tmp_path, 'glue', Features.FeaturesDict(SST2), rows, 'sst2')
+    start = f"{tmp_path}/glue/sst2/1.0.0: record 1 of split 'train': "
+    line = read_error(tfds_config(tmp_path, 'glue/sst2', held_out=0.1))
+    assert line.startswith(f"{start}'utf-8' codec can't decode byte 0xff in position 0")
+    rows['train'][1] = {'sentence': 'y', 'label': -1, 'idx': 1}
+    build(tmp_path, 'glue', Features.FeaturesDict(SST2), rows, 'sst2', version='2.0.0')
+    line = read_error(tfds_config(tmp_path, 'glue/sst2', held_out=0.1))
+    assert line == f"{start.replace('1.0.0', '2.0.0')}'label' is -1, must be at least 0 and below 2"
+
+
 def test_split_without_labels_has_no_classes(folder):
     line = check_error(tfds_config(folder, 'glue/sst2'))
     assert line == (
@@ -228,6 +261,15 @@ def test_dataset_without_a_file_is_an_error(damaged):
     c, folder = damaged
     next(folder.glob('*-train*')).unlink()
     assert read_error(c).startswith(f"{folder}: split 'train' cannot be read: ")
+
+
+def test_dataset_with_other_counts_than_its_files_is_an_error(damaged):
+    """Otherwise only the first records would be read."""
+    c, folder = damaged
+    info = folder / 'dataset_info.json'
+    info.write_text(info.read_text().replace('"600"', '"500"'))
+    file = next(folder.glob('*-train*'))
+    assert read_error(c) == f'{file}: has 600 records, dataset_info.json lists 500'
 
 
 def test_dataset_with_damaged_metadata_is_an_error(damaged):
