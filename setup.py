@@ -66,6 +66,7 @@ setup(
         'tensorflow-datasets>=4.9.10',
         'grain>=0.2.18',
         'array-record>=0.8.6',
+        'filelock>=4.3.1',
         'sentencepiece>=0.2.3',
         'tokenizers>=0.23.3',
         'ml-collections>=1.1.0',

@@ -29,7 +29,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 from lightpaff_jax.errors import NotSaved, UserError
-from lightpaff_jax.runtime import distributed, fingerprint, orbax_errors, storage
+from lightpaff_jax.runtime import distributed, fingerprint, lease, orbax_errors, storage
 from lightpaff_jax.runtime.fingerprint import Arrays, PyTree
 
 _log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class Checkpoints:
           TypeError: meta is not JSON, or an array has a type without a digest.
         """
         self.close()
+        lease.check(self.directory)
         if distributed.broadcast_from_primary(lambda: step in self.steps()):
             return
         arrays = {name: jnp.asarray(value) for name, value in fingerprint.flatten(state).items()}

@@ -125,8 +125,10 @@ def run(c: ConfigDict) -> None:
     if not c.teacher.path:
         raise UserError("config.teacher.path = '': must be a workdir or a Hugging Face folder")
     check.check(c, runs=False, devices=())
-    comparison = compare(c)
-    workdir.write_json(workdir.folder(c) / 'speed.json', comparison)
+    folder = workdir.folder(c)
+    with workdir.held(folder):
+        comparison = compare(c)
+        workdir.write_json(folder / 'speed.json', comparison)
     distributed.log_primary(json.dumps(comparison, indent=2))
 
 

@@ -83,6 +83,12 @@ def train(c: ConfigDict) -> dict[str, Any]:
     """
     folder = workdir.folder(c)
     workdir.check_unchanged(c, folder)
+    # A finished run is only read, perhaps by several commands at once.
+    with workdir.held(folder, at_once=not workdir.has_result(folder)) as hold:
+        return _train(c, folder, hold)
+
+
+def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dict[str, Any]:
     use_compilation_cache(c.train.compilation_cache)
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder / 'checkpoints', c.train.keep) as saved:
@@ -91,6 +97,7 @@ def train(c: ConfigDict) -> dict[str, Any]:
         scores = {} if result is None else result['scores']
         if result is not None and not workdir.missing_splits(c, scores):
             return result
+        hold()
         student, teacher = networks.student(c), inputs.teacher
         teacher_model, teacher_params = (teacher.model, teacher.params) if teacher else (None, None)
         rule = optimizer.make(c.optim)

@@ -4,10 +4,13 @@ The workdir may be in a bucket. Only process 0 reads and writes it and sends the
 so that no process sees a file that another one is about to write. All processes make every call.
 """
 
+import contextlib
+import functools
 import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +19,7 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.runtime import distributed, json_file, storage
+from lightpaff_jax.runtime import distributed, json_file, lock, storage
 from lightpaff_jax.version import __version__
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -26,6 +29,33 @@ def folder(c: ConfigDict) -> Any:
     """Returns the path of `config.workdir`; raises UserError if its bucket does not answer."""
     storage.check_reachable(c.workdir)
     return storage.to_path(c.workdir)
+
+
+@contextlib.contextmanager
+def held(folder: Any, at_once: bool = True) -> Iterator[Callable[[], None]]:
+    """Holds a folder, which only one run may write, until the end of this context.
+
+    Args:
+      folder: the workdir; created if it does not exist.
+      at_once: False holds it when the yielded function is called.
+
+    Raises:
+      UserError: another run holds it, or it cannot be locked.
+    """
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def hold() -> None:
+            distributed.broadcast_from_primary(lambda: stack.enter_context(lock.hold(folder)))
+
+        if at_once:
+            hold()
+        yield hold
+
+
+def has_result(folder: pathlib.Path) -> bool:
+    """Returns whether a run has ended in the folder."""
+    return distributed.broadcast_from_primary((folder / 'result.json').exists)
 
 
 def check_unchanged(c: ConfigDict, folder: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Resume after an error, a kill, an interrupt or a damaged checkpoint; commands as processes."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -12,12 +13,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers.commands import ROOT, UPDATES, call, student_arguments
+from helpers.commands import ROOT, UPDATES, call, error_line, student_arguments
 from helpers.processes import QUICK, environment
 
-from lightpaff_jax import checkpoint, metrics, workdir as workdir_lib
+from lightpaff_jax import checkpoint, evaluate, metrics, workdir as workdir_lib
 from lightpaff_jax.data import prepare
-from lightpaff_jax.runtime import distributed, fingerprint
+from lightpaff_jax.runtime import distributed, fingerprint, lock
 
 XLA_FLAGS = ' '.join(f'--{name}={value}'.lower() for name, value in QUICK.items())
 
@@ -122,6 +123,28 @@ def test_signal_outside_of_updates_stops_at_once(
     assert stopped[0] == 128 + number
     assert stopped[2].splitlines()[-1] == f'stopped by {number.name}'
     assert checkpoint.Checkpoints(workdir / 'checkpoints', 9).steps() == steps
+
+
+def test_second_run_in_a_workdir_is_refused_before_it_writes(here, tmp_path, capsys):
+    for workdir in (tmp_path / 'new', tmp_path / 'old'):
+        if workdir.name == 'old':
+            shutil.copytree(here / 'runs/small', workdir)
+            (workdir / 'result.json').unlink()
+        with lock.hold(workdir):
+            before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+            line = error_line(capsys, *student_arguments(workdir=workdir))
+            assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
+        assert line.startswith(f'{workdir}: is in use by process {os.getpid()} on ')
+    with lock.hold(tmp_path / 'old/evaluation'):
+        argv = student_arguments(workdir='runs/none')
+        code = evaluate.main(['--model=runs/small', f'--out={tmp_path}/old/evaluation', *argv])
+    assert code == 2
+    assert f'{tmp_path}/old/evaluation: is in use by' in capsys.readouterr().err
+
+
+def test_finished_run_is_read_while_another_one_holds_it(here, capsys):
+    with lock.hold(here / 'runs/small_teacher'):
+        assert call(capsys, '--config=small.py')[0] == 0
 
 
 def damage(step):

@@ -247,10 +247,11 @@ def run(c: ConfigDict, model: str, out: str) -> None:
     source = pretrained.open('--model', model)
     _adopt(c, source)
     check.check(c)
-    result = _evaluate(c, source, storage.to_path(out))
-    for split, split_scores in result['scores'].items():
-        distributed.log_primary(f'{split}: {scores.format_scores(split_scores)}')
-    workdir.write_json(storage.to_path(out) / 'scores.json', result)
+    with workdir.held(storage.to_path(out)):
+        result = _evaluate(c, source, storage.to_path(out))
+        for split, split_scores in result['scores'].items():
+            distributed.log_primary(f'{split}: {scores.format_scores(split_scores)}')
+        workdir.write_json(storage.to_path(out) / 'scores.json', result)
     distributed.log_primary(f'{out}/scores.json')
 
 

@@ -70,11 +70,12 @@ def run(c: ConfigDict) -> None:
     from lightpaff_jax import report, workdir
 
     folder = workdir.folder(c)
-    record = _execute(c, folder, len(runs))
-    _measure_speed(c, folder, record, runs)
-    if distributed.is_primary():
-        print(report.write(folder))
-        print(f'{folder}/report.html')
+    with workdir.held(folder):
+        record = _execute(c, folder, len(runs))
+        _measure_speed(c, folder, record, runs)
+        if distributed.is_primary():
+            print(report.write(folder))
+            print(f'{folder}/report.html')
 
 
 def _check_settings(c: ConfigDict) -> None:

@@ -1,12 +1,25 @@
-"""A lock between the processes of one machine."""
+"""Locks between processes: of a file on this machine, or of a folder that one run writes.
+
+A local folder is locked by the file `.lock` in it; the system releases the lock of a process that
+has ended. A bucket has no locks, so a lease is kept there.
+"""
 
 import contextlib
-import fcntl
+import json
 import logging
 import os
 import pathlib
+import socket
+import time
 from collections.abc import Iterator
+from typing import Any
 
+import filelock
+
+from lightpaff_jax.errors import UserError, one_line
+from lightpaff_jax.runtime import lease, storage
+
+FILE = '.lock'
 _log = logging.getLogger('lightpaff_jax')
 
 
@@ -14,29 +27,74 @@ _log = logging.getLogger('lightpaff_jax')
 def exclusive_lock(file: pathlib.Path) -> Iterator[None]:
     """Holds a lock that one process of this machine can have; waits until it is free.
 
-    The system releases the lock of a killed process.
-
     Args:
       file: lock file in an existing folder; it is removed at the end.
     """
-    while True:
-        with file.open('w') as opened:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _log.info('%s: another process works in this folder, waiting for it', file.parent)
-                fcntl.flock(opened, fcntl.LOCK_EX)
-            if not _is_same_file(opened.fileno(), file):
-                continue  # its last holder removed it, so another process may lock a new file
-            try:
-                yield
-            finally:
-                file.unlink(missing_ok=True)
-            return
-
-
-def _is_same_file(descriptor: int, file: pathlib.Path) -> bool:
+    lock = filelock.FileLock(file, fallback_to_soft=False)
     try:
-        return os.path.samestat(os.fstat(descriptor), file.stat())
-    except FileNotFoundError:
-        return False
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        _log.info('%s: another process works in this folder, waiting for it', file.parent)
+        lock.acquire()
+    with _removed(file, lock):
+        yield
+
+
+@contextlib.contextmanager
+def hold(folder: Any) -> Iterator[None]:
+    """Holds a folder that one process may write, on this machine or in a bucket.
+
+    Raises:
+      UserError: another process holds it, or it cannot be locked.
+    """
+    holder = {'host': socket.gethostname(), 'process': os.getpid(), 'since': time.time()}
+    if storage.is_remote(folder):
+        with storage.translate_errors(folder):
+            held = lease.acquire(str(folder), holder)
+        if isinstance(held, dict):
+            raise UserError(_in_use(folder, held))
+        with held:
+            yield
+        return
+    file = pathlib.Path(folder) / FILE
+
+    def write(descriptor: int) -> None:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+
+    lock = filelock.FileLock(file, blocking=False, fallback_to_soft=False, on_acquired=write)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(_in_use(folder, _read(file))) from None
+    except OSError as error:
+        raise UserError(f'{folder}: cannot be locked: {one_line(error)}') from error
+    with _removed(file, lock):
+        yield
+
+
+@contextlib.contextmanager
+def _removed(file: pathlib.Path, lock: filelock.BaseFileLock) -> Iterator[None]:
+    """Removes the file of a lock and releases it."""
+    try:
+        yield
+    finally:
+        # In this order: a process that has opened the removed file sees that it is no lock.
+        with contextlib.suppress(OSError):
+            file.unlink()
+        lock.release()
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):  # released or just taken
+        return {}
+
+
+def _in_use(folder: Any, holder: dict[str, Any]) -> str:
+    who = 'another process'
+    if holder:
+        since = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(holder['since']))
+        who = f'process {holder["process"]} on {holder["host"]} since {since}'
+    return f'{folder}: is in use by {who}; wait for its end, or choose another folder'

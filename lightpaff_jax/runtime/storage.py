@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightpaff_jax.errors import NotSaved, Unreadable, UserError, one_line
+from lightpaff_jax.runtime import lease
 
 PART = '.part'  # suffix of a temporary file
 TIMEOUT = 30.0  # seconds for the first answer of a bucket; without a network it never comes
@@ -132,6 +133,7 @@ def download_folder(folder: str) -> pathlib.Path:
 def upload(source: pathlib.Path, target: Any) -> None:
     """Copies all files below a folder into a bucket, which shows a file only when it is complete."""
     with translate_errors(target):
+        lease.check(target)
         for file in sorted(path for path in source.rglob('*') if path.is_file()):
             (target / file.relative_to(source).as_posix()).write_bytes(file.read_bytes())
 
@@ -154,6 +156,7 @@ def write_text(path: Any, text: str) -> None:
     with translate_errors(path), translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_remote(path):
+            lease.check(path)
             path.write_bytes(text.encode())
             return
         part = path.with_name(path.name + PART)

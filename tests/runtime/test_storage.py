@@ -12,8 +12,7 @@ import time
 
 import jax
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from fsspec.registry import register_implementation
+from helpers import buckets
 
 from lightpaff_jax import config, metrics, train, workdir
 from lightpaff_jax.errors import NotSaved, UserError
@@ -22,39 +21,15 @@ from lightpaff_jax.runtime import storage
 ROOT = pathlib.Path(config.__file__).parents[2]
 
 
-class Bucket(MemoryFileSystem):
-    """Objects in memory under gs://. Like a bucket it has no empty folders."""
-
-    protocol = ('gs', 'gcs')
-    store: dict = {}  # noqa: RUF012 (not shared with MemoryFileSystem)
-    pseudo_dirs: list = ['']  # noqa: RUF012
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix('gs://'))
-
-    def mkdir(self, path, create_parents=True, **options):
-        pass
-
-    def makedirs(self, path, exist_ok=False):
-        pass
-
-
 @pytest.fixture(scope='module', autouse=True)
 def _memory_file_system():
-    """Serves gs:// from memory, without the extra gs and without a network."""
-    register_implementation('gcs', Bucket, clobber=True)
-    from etils.epath import backend
-
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    yield
-    register_implementation('gcs', 'gcsfs.GCSFileSystem', clobber=True)
-    backend.fsspec_backend._get_filesystem.cache_clear()
+    with buckets.served():
+        yield
 
 
 @pytest.fixture
 def bucket():
-    Bucket.store.clear()
+    buckets.Bucket.store.clear()
     return storage.to_path('gs://bucket/run')
 
 
