@@ -285,7 +285,7 @@ def test_damaged_parquet_page_with_a_checksum_is_an_error(tmp_path):
     content = sink.getvalue().to_pybytes()
     write_file(tmp_path / 'train.parquet', content.replace(b'a text', b'a test'))
     line = read_error(make_config('text', tmp_path))
-    assert line.startswith(f'{tmp_path}/train.parquet: must be a whole Parquet file: could not ver')
+    assert line.startswith(f'{tmp_path}/train.parquet: could not verify page integrity')
 
 
 def test_parquet_metadata_that_is_not_utf8_is_an_error(tmp_path):
