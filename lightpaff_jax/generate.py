@@ -15,6 +15,7 @@ from lightpaff_jax.config import flags
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.errors import UserError, one_line
 from lightpaff_jax.models.decoding import Generated, Settings, make_generate
+from lightpaff_jax.models.huggingface.generation_config import Generation
 
 __all__ = ['Generated', 'Settings', 'make_generate', 'texts']
 
@@ -24,6 +25,7 @@ python -m lightpaff_jax.generate --model=DIR (--prompt=TEXT | --file=FILE) [--ma
 Prints the text that a network generates, one line per prompt (line ends become spaces). A GPT-2
 continues the prompt, which is not printed; an encoder-decoder reads it as its source. DIR is the
 workdir of a finished run or a Hugging Face folder with its tokenizer. FILE has one prompt per line.
+A Hugging Face folder is followed where no flag is given, as transformers follows it.
 
 --max-length=64     maximum number of new tokens, the end token included
 --min-length=0      new tokens before the end token is allowed
@@ -33,13 +35,20 @@ workdir of a finished run or a Hugging Face folder with its tokenizer. FILE has 
 --sample            sample each token, with --temperature=1 (divides the logits), --top-k=0 (only
                     the k most probable tokens; 0 is all), --top-p=1 (only the most probable tokens
                     of this total probability) and --seed=0
+--no-repeat-ngram-size=0  no n tokens in a row occur twice; 0 allows them
+--repetition-penalty=1    divides the positive scores of tokens that occurred, multiplies the others
 --batch-size=16     prompts per batch
 """
 
-_INPUT = {'model': '', 'prompt': str, 'file': str, 'max-length': 64, 'min-length': 0}
-_SEARCH = {'beams': 1, 'length-penalty': 1.0, 'no-early-stop': False}
-_SAMPLING = {'sample': False, 'temperature': 1.0, 'top-k': 0, 'top-p': 1.0, 'seed': 0}
-FLAGS: flags.Flags = {**_INPUT, **_SEARCH, **_SAMPLING, 'batch-size': 16}
+_MAX_LENGTH = 64
+_LENGTHS = {'max-length': int, 'min-length': int}
+_SEARCH = {'beams': int, 'length-penalty': float, 'no-early-stop': False}
+_SAMPLING = {'sample': False, 'temperature': float, 'top-k': int, 'top-p': float}
+_REPETITION = {'no-repeat-ngram-size': int, 'repetition-penalty': float}
+_SAMPLING_SETTINGS = ('sample', 'temperature', 'top_k', 'top_p')
+_SETTINGS: flags.Flags = {**_LENGTHS, **_SEARCH, **_SAMPLING, **_REPETITION}
+_INPUT = {'model': '', 'prompt': str, 'file': str}
+FLAGS: flags.Flags = {**_INPUT, **_SETTINGS, 'seed': 0, 'batch-size': 16}
 
 
 def texts(
@@ -51,6 +60,7 @@ def texts(
     *,
     batch_size: int = 16,
     seed: int = 0,
+    generation: Generation | None = None,
 ) -> Iterator[str]:
     """Generates one text per prompt, in the order of the prompts.
 
@@ -62,16 +72,20 @@ def texts(
       settings: the settings of search or sampling.
       batch_size: prompts per batch.
       seed: the seed of sampling.
+      generation: special tokens of a Hugging Face folder; None for those of the tokenizer.
 
     Raises:
       UserError: the model is an encoder, a setting is out of range, or prompt and new tokens exceed
         the positions of the network.
     """
     eos, seq2seq = tokenizer.eos_id, model.network.family == 'mass'
+    ends = (eos,) if generation is None else generation.eos_ids
     generate_batch = jax.jit(
-        make_generate(model, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id)
+        make_generate(model, settings, start_id=eos, eos_id=ends, pad_id=tokenizer.pad_id)
     )
-    rows = [[*ids, eos] if seq2seq else ids or [eos] for ids in tokenizer.encode(prompts)]
+    before, after = tokenizer.around
+    after = (eos,) if seq2seq else after
+    rows = [[*before, *ids, *after] or [eos] for ids in tokenizer.encode(prompts)]
     length, positions = max(map(len, rows)), model.network.positions
     needed = max(length, settings.max_length) if seq2seq else length + settings.max_length
     if needed > positions:
@@ -114,19 +128,45 @@ def _read_prompts(file: str) -> list[str]:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    size, seed, greedy = options['batch_size'], options['seed'], options['beams'] == 1
+    size, seed = options['batch_size'], options['seed']
     one_input = (options['prompt'] is None) != (options['file'] is None)
     for valid, message in (
         (options['model'], '--model=DIR: must be given'),
         (one_input, 'one of --prompt=TEXT and --file=FILE must be given'),
         (size >= 1, f'--batch-size={size}: must be at least 1'),
         (0 <= seed < 2**31, f'--seed={seed}: must be at least 0 and below 2**31'),
-        (options['sample'] or not seed, '--seed: requires --sample'),
-        (not greedy or options['length_penalty'] == 1, '--length-penalty: requires --beams >= 2'),
-        (not greedy or not options['no_early_stop'], '--no-early-stop: requires --beams >= 2'),
     ):
         if not valid:
             raise UserError(message)
+
+
+def _settings(options: Mapping[str, Any], generation: Generation) -> Settings:
+    """Returns the flags that are given, else the settings of the network, else the defaults."""
+    given = {name: options[name.replace('-', '_')] for name in _SETTINGS}
+    given = {name: x for name, x in given.items() if x is not None and x is not False}
+    for name, total in generation.totals.items():
+        flag = name.replace('_', '-')
+        if flag not in given:
+            raise UserError(
+                f'{generation.where} has {name} = {total}, which counts the prompt too: give --{flag}'
+            )
+    network = dict(generation.settings)
+    if given.get('beams') == 1 or 'sample' in given:
+        network = {k: v for k, v in network.items() if k not in ('beams', 'early_stop')}
+    if 'beams' in given:
+        network = {k: v for k, v in network.items() if k not in _SAMPLING_SETTINGS}
+    changes = {name.replace('-', '_'): value for name, value in given.items()}
+    if changes.pop('no_early_stop', False):
+        changes['early_stop'] = False
+    settings = Settings(**{'max_length': _MAX_LENGTH} | network | changes)
+    if settings.beams == 1:
+        for name in ('length-penalty', 'no-early-stop'):
+            if name in given:
+                raise UserError(f'--{name}: requires --beams >= 2')
+        settings = settings._replace(length_penalty=1.0)
+    if options['seed'] and not settings.sample:
+        raise UserError('--seed: requires --sample')
+    return settings
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -134,13 +174,23 @@ def _run(argv: Sequence[str]) -> None:
     _check_options(options)
     prompt, file = options['prompt'], options['file']
     prompts = [prompt] if file is None else _read_prompts(file)
-    options['early_stop'] = not options['no_early_stop']
-    settings = Settings(**{name: options[name] for name in Settings._fields})
     source = pretrained.open('--model', options['model'])
     tokenizer = source.tokenizer()
+    generation = source.generation(tokenizer)
+    settings = _settings(options, generation)
     model, params = source.load()
     size, seed = min(options['batch_size'], len(prompts)), options['seed']
-    for text in texts(model, params, tokenizer, prompts, settings, batch_size=size, seed=seed):
+    generated = texts(
+        model,
+        params,
+        tokenizer,
+        prompts,
+        settings,
+        batch_size=size,
+        seed=seed,
+        generation=generation,
+    )
+    for text in generated:
         print(' '.join(text.splitlines()), flush=True)
 
 

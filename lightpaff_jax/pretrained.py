@@ -14,11 +14,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lightpaff_jax import checkpoint, config, models, sharding, workdir
-from lightpaff_jax.data import tokenizers
+from lightpaff_jax.data import sources, tokenizers
 from lightpaff_jax.errors import UserError, setting
 from lightpaff_jax.models.huggingface import checkpoint_dir
+from lightpaff_jax.models.huggingface.generation_config import Generation
 from lightpaff_jax.runtime import fingerprint, storage
 
+_CLASSIFIER = 'classifier'  # the head of a classifier in our parameters
 _log = logging.getLogger('lightpaff_jax')
 
 
@@ -31,6 +33,16 @@ class Pretrained(abc.ABC):
     path: str
     network: ConfigDict
     """The shape of the network: the keys of `config.network()`."""
+    class_names: tuple[str, ...] = ()
+    """Names of a classifier's classes, in the order of its ids; () if they have none."""
+
+    def generation(self, tokenizer: tokenizers.Tokenizer) -> Generation:
+        """Returns how the network generates text: by default as it was trained here.
+
+        Raises:
+          UserError: the folder configures what `generate` does not support.
+        """
+        return Generation(self.label, (tokenizer.eos_id,), {}, {})
 
     def tokenizer(self, lowercase: bool = True) -> tokenizers.Tokenizer:
         """Reads the tokenizer of the network; `lowercase` is as in `tokenizers.read`.
@@ -53,6 +65,13 @@ class Pretrained(abc.ABC):
     def check_tokenizer(self, tokenizer: tokenizers.Tokenizer, lowercase: bool) -> None:
         """Raises UserError unless the network was trained with the tokenizer of the data."""
         trained_with = self.tokenizer_fingerprint(lowercase)
+        if trained_with == tokenizer.fingerprint and self.network.family == 'mass':
+            before = self.tokenizer(lowercase).around[0]
+            if before != tokenizer.around[0]:
+                raise UserError(
+                    f'{self.label}: its texts begin with the ids {[*before]}, those of the '
+                    f'tokenizer {tokenizer.path} with {[*tokenizer.around[0]]}'
+                )
         if trained_with != tokenizer.fingerprint:
             raise UserError(
                 f'{self.label}: its tokenizer has hash {trained_with}, the data here '
@@ -60,23 +79,50 @@ class Pretrained(abc.ABC):
             )
 
     def read_params(
-        self, model: models.Model, mesh: Mesh, head_seed: int | None = None
+        self,
+        model: models.Model,
+        mesh: Mesh,
+        head_seed: int | None = None,
+        class_names: Sequence[str] = (),
     ) -> models.Params:
         """Reads float32 parameters onto the mesh, sharded by the rules of `sharding`.
+
+        A classifier's outputs are put in the order of `class_names`, if both sides have names.
 
         Args:
           model: a model built from `network`, perhaps with another head.
           mesh: the devices that hold the parameters.
-          head_seed: the seed of a new head, which replaces a missing one or one of another shape.
+          head_seed: the seed of a new head, which replaces a missing one, or one of other classes.
             By default these are errors.
+          class_names: names of the classes of the data; () if unnamed.
 
         Raises:
-          UserError: parameters are missing, or have another shape.
+          UserError: parameters are missing, or have another shape, or classes have other names.
         """
         initial = None if head_seed is None else model.init(jax.random.key(head_seed))
         params = self._read_params(model, mesh, initial)
+        if model.network.head == self.network.head == 'classify' and class_names:
+            params |= self._order_classes(params, initial, class_names)
         shardings = sharding.param_shardings(mesh, model.abstract_params)
         return jax.tree.map(jax.device_put, params, shardings)
+
+    def _order_classes(
+        self, params: models.Params, initial: models.Params | None, class_names: Sequence[str]
+    ) -> models.Params:
+        """Returns the head with the classes in the order of `class_names`."""
+        own, wanted = ([n.casefold() for n in names] for names in (self.class_names, class_names))
+        if not own or own == wanted:
+            return {}
+        if sorted(own) == sorted(wanted) and len({*own}) == len(own):
+            order = np.array([own.index(name) for name in wanted])
+            return {_CLASSIFIER: {name: x[order] for name, x in params[_CLASSIFIER].items()}}
+        if initial is None:
+            raise UserError(
+                f'{self.label}: has the classes {", ".join(self.class_names)}, the data '
+                f'{", ".join(class_names)}: must be the same names'
+            )
+        _log.info('%s: its classes have other names, initialized: %s', self.label, _CLASSIFIER)
+        return {_CLASSIFIER: initial[_CLASSIFIER]}
 
     @abc.abstractmethod
     def _read_params(
@@ -89,6 +135,8 @@ class Pretrained(abc.ABC):
         mesh = sharding.make_mesh(config.default(), jax.devices()[:1])
         with jax.set_mesh(mesh):
             model = models.build(self.network)
+            if self.class_names:
+                model = dataclasses.replace(model, class_names=self.class_names)
             return model, self.read_params(model, mesh)
 
 
@@ -126,8 +174,33 @@ class _Workdir(Pretrained):
 class _HuggingFaceFolder(Pretrained):
     """A network in Hugging Face's format."""
 
+    def tokenizer(self, lowercase: bool = True) -> tokenizers.Tokenizer:
+        tokenizer = super().tokenizer(lowercase)
+        tokenizer.check_layout(self.label, self.network.family)
+        if self.network.family == 'mass':
+            for key in ('decoder_start_token_id', 'eos_token_id'):
+                token_id = checkpoint_dir.read_token_id(self.label, self.path, self.network, key)
+                if token_id not in (None, tokenizer.eos_id):
+                    raise UserError(
+                        f'{self.label}: config.json has {key} = {token_id}: must be '
+                        f"{tokenizer.eos_id}, the id of its tokenizer's eos_token"
+                    )
+        return tokenizer
+
     def tokenizer_fingerprint(self, lowercase: bool) -> str:
         return self.tokenizer(lowercase).fingerprint
+
+    def generation(self, tokenizer: tokenizers.Tokenizer) -> Generation:
+        generation = checkpoint_dir.read_generation(self.label, self.path, self.network)
+        eos = tokenizer.eos_id
+        ids = (*generation.eos_ids, generation.start_id)
+        if self.network.family == 'mass' and ids != (eos, eos):
+            raise UserError(
+                f'{generation.where} has eos_token_id = {[*generation.eos_ids]} and '
+                f'decoder_start_token_id = {generation.start_id}: both must be {eos}, the id of '
+                "its tokenizer's eos_token, with which an encoder-decoder starts and ends a text"
+            )
+        return generation
 
     def _read_params(self, model, mesh, initial):
         return checkpoint_dir.read_params(self.label, self.path, model, initial)
@@ -149,9 +222,9 @@ def open(key: str, path: str) -> Pretrained:
         for name in ('config.json', 'result.json'):
             if not (folder / name).exists():
                 raise UserError(f'{label}: must be the workdir of a finished run, has no {name}')
-        student = config.read(folder).student
-        network = config.network(**{name: student[name] for name in config.network()})
-        return _Workdir(label, path, network)
+        c = config.read(folder)
+        network = config.network(**{name: c.student[name] for name in config.network()})
+        return _Workdir(label, path, network, _class_names(c))
     if (folder / 'metrics.jsonl').exists() or not (folder / 'config.json').exists():
         raise UserError(
             f'{label}: must be the workdir of a finished run, or a folder with config.json and '
@@ -162,7 +235,17 @@ def open(key: str, path: str) -> Pretrained:
             f'{label}: a Hugging Face folder must be local; copy it, or mount the bucket with '
             'gcsfuse and name that path'
         )
-    return _HuggingFaceFolder(label, path, checkpoint_dir.read_network(label, path))
+    network = checkpoint_dir.read_network(label, path)
+    names = checkpoint_dir.read_class_names(label, path) if network.head == 'classify' else ()
+    return _HuggingFaceFolder(label, path, network, names)
+
+
+def _class_names(c: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the classes that a run was trained with."""
+    try:
+        return sources.class_names(c) if c.student.head == 'classify' else ()
+    except UserError:  # the prepared dataset is no longer there
+        return ()
 
 
 def load(path: str) -> tuple[models.Model, models.Params]:
@@ -212,7 +295,8 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as temporary:
         tokenizer_dir = pathlib.Path(temporary) / folder.name
-        tokenizer.save(tokenizer_dir, model.network.family)  # may raise, so before any change
+        # It may raise, so before any change.
+        tokenizer.save(tokenizer_dir, model.network.family, model.network.positions)
         folder.mkdir(exist_ok=True)
         # config.json is written last: `open` rejects a folder without it as incomplete.
         for name in ('config.json', *tokenizers.FILES):
@@ -222,10 +306,12 @@ def save(
     family, eos = model.network.family, tokenizer.eos_id
     special_ids = {'pad_token_id': tokenizer.pad_id}
     if family != 'bert':
-        special_ids |= {'bos_token_id': eos, 'eos_token_id': eos}
+        special_ids |= {'bos_token_id': tokenizer.bos_id, 'eos_token_id': eos}
     if family == 'mass':
         special_ids['decoder_start_token_id'] = eos
-    checkpoint_dir.write(folder, model, jax.device_get(params), ids=special_ids)
+    checkpoint_dir.write(
+        folder, model, jax.device_get(params), ids=special_ids, labels=model.class_names
+    )
 
 
 def select_layers(

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lightpaff_jax import models, networks, pretrained, sharding
+from lightpaff_jax.data import sources
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import fingerprint
@@ -38,12 +39,16 @@ def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
     source = open(c)
     source.check_tokenizer(tokenizer, c.tokenizer.lowercase)
     model = networks.teacher(c, source.network)
-    params = source.read_params(model, mesh)
+    params = source.read_params(model, mesh, class_names=_class_names(c))
     params_fingerprint = fingerprint.fingerprint(params)
     dtype = networks.teacher_dtype(c)
     params = jax.tree.map(lambda x: _cast(x, dtype), params)
     shardings = sharding.param_shardings(mesh, model.abstract_params, c.mesh.teacher)
     return Teacher(model, jax.device_put(params, shardings), params_fingerprint)
+
+
+def _class_names(c: ConfigDict) -> tuple[str, ...]:
+    return sources.class_names(c) if c.student.head == 'classify' else ()
 
 
 def _cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -107,12 +112,13 @@ def load_initial(
         # Read again, since the teacher's own parameters may be in bfloat16.
         source = pretrained.open('config.teacher.path', c.teacher.path)
         model = models.build(teacher.model.network)
-        params = source.read_params(model, mesh)
+        params = source.read_params(model, mesh, class_names=_class_names(c))
         return pretrained.select_layers(c.student, model, params, student)
     source = pretrained.open('config.student.init', c.student.init)
     _check_same_shape('student', c.student, source, but=('head', 'classes'))
     source.check_tokenizer(tokenizer, c.tokenizer.lowercase)
-    return source.read_params(student, mesh, c.seed if c.student.init_new_head else None)
+    head_seed = c.seed if c.student.init_new_head else None
+    return source.read_params(student, mesh, head_seed, _class_names(c))
 
 
 def _check_same_shape(

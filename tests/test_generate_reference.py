@@ -99,12 +99,21 @@ CASES = {
     'beam 5, short texts': {'beams': 5, 'early_stop': False, 'length_penalty': -0.5},
     'beam 3, at least 9 tokens': {'beams': 3, 'min_length': 9, 'length_penalty': 0.6},
     'beam 2': {'beams': 2, 'length_penalty': 0.0},
+    'greedy, no repeated pair': {'no_repeat_ngram_size': 2, 'repetition_penalty': 1.3},
+    'greedy, forced': {'forced_eos_token_id': 8, 'forced_bos_token_id': 7},
+    'beam 3, edited': {
+        'beams': 3,
+        'no_repeat_ngram_size': 2,
+        'repetition_penalty': 0.8,
+        'forced_eos_token_id': 8,
+        'forced_bos_token_id': 7,
+    },
+    'beam 4, three ends': {'beams': 4, 'ends': (9, 30)},
 }
 NAMES = {
     'beams': 'num_beams',
     'early_stop': 'early_stopping',
     'min_length': 'min_new_tokens',
-    'length_penalty': 'length_penalty',
 }
 
 
@@ -112,9 +121,12 @@ NAMES = {
 def test_texts_equal_transformers(network, case):
     reference_network, model, params = network
     eos = ENDS[type(reference_network).__name__]
-    settings = {'early_stop': True} | CASES[case] if 'beam' in case else CASES[case]
+    settings = {'early_stop': True} | CASES[case] if 'beam' in case else CASES[case] | {}
+    eos = [eos, *settings.pop('ends', ())]
+    if model.network.family == 'gpt2':  # transformers forces the first token of a decoder only
+        settings.pop('forced_bos_token_id', None)
     ids, real = prompts(15)
-    options = {NAMES[key]: value for key, value in settings.items()}
+    options = {NAMES.get(key, key): value for key, value in settings.items()}
     unpadded = [row[: n.sum()] for row, n in zip(ids, real, strict=True)]
     expected, expected_scores = reference(reference_network, unpadded, eos_token_id=eos, **options)
     with jax.default_matmul_precision('highest'):

@@ -1,5 +1,6 @@
 """Trained networks in workdirs and folders: loaded, saved, as teachers and as starts of students."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -8,7 +9,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from helpers import corpus
+from helpers import corpus, folders as folder_helpers
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -18,7 +19,7 @@ from lightpaff_jax.batch import Batch
 from lightpaff_jax.data import batches, prepare, tokenizers
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.models.huggingface import checkpoint_dir
+from lightpaff_jax.models.huggingface import checkpoint_dir, config_json
 from lightpaff_jax.runtime import fingerprint, storage
 
 SHAPE = {'layers': 3, 'width': 16, 'heads': 2, 'ffn': 24, 'positions': 32}
@@ -385,3 +386,78 @@ def test_huggingface_folder_in_a_bucket_is_an_error(folders, monkeypatch):
     assert str(error.value).startswith(
         'path = gs://bucket/gpt2: a Hugging Face folder must be local'
     )
+
+
+def head_of(source, model, names, seed=None):
+    """Returns the head of a classifier whose data has classes of these names."""
+    mesh = jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tensor'), devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        return source.read_params(model, mesh, seed, names)['classifier']
+
+
+def test_classes_are_mapped_by_name(data_cache, tmp_path):
+    c = make_config(data_cache, '', 'bert', head='classify', classes=3)
+    model = dataclasses.replace(models.build(c.student), class_names=('good', 'bad', 'So So'))
+    params = model.init(jax.random.key(2))
+    lightpaff_jax.save(str(tmp_path / 'm'), model, params, selection.load(c))
+    loaded, _ = lightpaff_jax.load(str(tmp_path / 'm'))
+    assert loaded.class_names == model.class_names
+    source = pretrained.open('--model', str(tmp_path / 'm'))
+    own, order = params['classifier'], np.array([1, 2, 0])
+    permuted = {name: x[order] for name, x in own.items()}
+    chex.assert_trees_all_equal(head_of(source, model, ('BAD', 'so so', 'Good')), permuted)
+    for names in ((), model.class_names):  # by position
+        chex.assert_trees_all_equal(head_of(source, model, names), own)
+    message = 'has the classes good, bad, So So, the data good, bad, ugly: must be the same names'
+    with pytest.raises(UserError, match=message):
+        head_of(source, model, ('good', 'bad', 'ugly'))
+    new = head_of(source, model, ('good', 'bad', 'ugly'), seed=5)
+    chex.assert_trees_all_equal(new, model.init(jax.random.key(5))['classifier'])
+    # The default names of transformers say nothing.
+    file = tmp_path / 'm' / 'config.json'
+    values = json.loads(file.read_text()) | {'id2label': None, 'label2id': None, 'num_labels': 3}
+    file.write_text(json.dumps(values))
+    source = pretrained.open('--model', str(tmp_path / 'm'))
+    chex.assert_trees_all_equal(head_of(source, model, ('BAD', 'so so', 'Good')), own)
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({'id2label': {'0': 'a', '2': 'b'}}, 'must name the classes 0, 1, ...'),
+        ({'id2label': {'0': 'a', '1': 3}}, 'must name the classes 0, 1, ...'),
+        ({'id2label': ['a', 'b']}, 'must name the classes 0, 1, ...'),
+        ({'id2label': {'0': 'a', '1': 'a'}}, 'must name no class twice'),
+        ({'label2id': {'a': 1, 'b': 0}}, "must be the inverse of id2label = {'0': 'a', '1': 'b'}"),
+        ({'id2label': None, 'num_labels': 10**9}, 'must be at most 1000000'),
+    ],
+)
+def test_contradicting_class_names_are_refused(values, message):
+    names = {'architectures': ['BertForSequenceClassification'], 'id2label': {'0': 'a', '1': 'b'}}
+    with pytest.raises(UserError) as error:
+        config_json.read('here', names | values)
+    assert str(error.value).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ('case', 'head'),
+    [
+        ('bert lm', 'lm'),
+        ('bert pretraining', 'pretraining'),
+        ('bert none', 'none'),
+        ('bert classify', 'classify'),
+        ('gpt2', 'lm'),
+        ('mass all', 'lm'),
+    ],
+)
+def test_tensors_decide_the_head_without_architectures(case, head, tmp_path):
+    folder_helpers.write_folder(tmp_path, case)
+    folder_helpers.reconfigure(tmp_path, architectures=None)
+    assert pretrained.open('--model', str(tmp_path)).network.head == head
+
+
+def test_folder_with_an_adapter_is_refused(tmp_path):
+    folder_helpers.write_folder(tmp_path, 'gpt2')
+    (tmp_path / 'adapter_config.json').write_text('{}')
+    with pytest.raises(UserError, match=r'has adapter_config\.json: merge the adapter'):
+        pretrained.open('--model', str(tmp_path))

@@ -24,6 +24,8 @@ class Source:
     """Required content of that folder, for messages; '' if `path` names no folder."""
     max_columns: int = 3
     """Most entries of `config.data.columns`."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in the order of their labels, as the dataset has them; () if unnamed."""
     classes: int = 0
     """Number of classes; 0 without classes, and if `config.data` or the dataset decides."""
     has_pairs: bool = False
@@ -46,14 +48,28 @@ SOURCES = {
         ),
         max_columns=1,
     ),
-    'sst2': Source(keys=_FILES, example_type='classes', layout=_GLUE, classes=2),
-    'qqp': Source(keys=_FILES, example_type='classes', layout=_GLUE, has_pairs=True, classes=2),
+    'sst2': Source(
+        keys=_FILES,
+        example_type='classes',
+        layout=_GLUE,
+        classes=2,
+        class_names=('negative', 'positive'),
+    ),
+    'qqp': Source(
+        keys=_FILES,
+        example_type='classes',
+        layout=_GLUE,
+        has_pairs=True,
+        classes=2,
+        class_names=('not_duplicate', 'duplicate'),
+    ),
     'mrpc': Source(
         keys=_FILES,
         example_type='classes',
         layout='a folder with msr_paraphrase_train.txt and msr_paraphrase_test.txt',
         has_pairs=True,
         classes=2,
+        class_names=('not_equivalent', 'equivalent'),
     ),
     'mr': Source(
         keys=_FILES,

@@ -31,9 +31,11 @@ from lightpaff_jax.data.tokenizers import Tokenizer, selection
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.evaluate import predictions, scores
 from lightpaff_jax.losses import BATCH_AXES
+from lightpaff_jax.models.huggingface.generation_config import Generation
 from lightpaff_jax.runtime import distributed, storage
 
 Scores = dict[str, float | str]
+_SAMPLING = ('sample', 'temperature', 'top_k', 'top_p')
 
 
 class SplitOutputs(NamedTuple):
@@ -53,7 +55,8 @@ class Evaluation:
     """Scores the parameters of one network on the splits of a run's data.
 
     Make and use it under `jax.set_mesh(mesh)`. Every example is counted once, however devices and
-    processes share the batches. `teacher`, if any, is compared with; other arguments are the run's.
+    processes share the batches. `teacher`, if any, is compared with; `generation` is that of a
+    scored Hugging Face folder; other arguments are the run's.
     """
 
     def __init__(
@@ -64,15 +67,17 @@ class Evaluation:
         teacher: teacher_lib.Teacher | None,
         prepared: Dataset | Mixture,
         tokenizer: Tokenizer,
+        generation: Generation | None = None,
     ):
         self._c, self._mesh, self._prepared, self._tokenizer = c, mesh, prepared, tokenizer
         self._teacher_params = None if teacher is None else teacher.params
         teacher_model = None if teacher is None else teacher.model
         self._evaluate = distill_step.make_evaluation(c, mesh, student, teacher_model)
         generates = workdir.task_keys(c)['metric'] in config.GENERATION_METRICS
+        self._generate = None
         if generates:
             predictions.check_references(c)
-        self._generate = _make_generation(c, mesh, student, tokenizer) if generates else None
+            self._generate = _make_generation(c, mesh, student, tokenizer, generation)
 
     def score(self, split: str, params: models.Params) -> SplitOutputs:
         """Computes the scores of a split that need no generated text."""
@@ -172,20 +177,33 @@ def compute_scores(c: ConfigDict, values: Mapping[str, Any], stats: Mapping[str,
     return token_scores
 
 
-def _make_generation(c: ConfigDict, mesh: Mesh, student: models.Model, tokenizer: Tokenizer):
+def _make_generation(
+    c: ConfigDict,
+    mesh: Mesh,
+    student: models.Model,
+    tokenizer: Tokenizer,
+    generation: Generation | None,
+):
     """Returns the jitted function `(params, batch) -> outputs`, replicated on all devices.
 
     Its outputs are the generated `ids` [B, N] and their `lengths` [B], and the ids `source` [B, S]
     and `reference` [B, T], with -1 for padding.
     """
     max_length = c.generate.max_length or c.data.target_length
-    settings = generate.Settings(**c.generate.to_dict() | {'max_length': max_length})
+    configured = c.generate.to_dict() | {'max_length': max_length}
     eos = tokenizer.eos_id
+    ends: Sequence[int] = (eos,)
+    if generation is not None:  # `config.generate` has no repetition and no forced tokens
+        ends = generation.eos_ids
+        configured = {
+            k: v for k, v in generation.settings.items() if k not in _SAMPLING
+        } | configured
+    settings = generate.Settings(**configured)
     rows: Any = P(BATCH_AXES)
     # Under shard_map each device stops when its own rows have ended.
     generate_shards = jax.shard_map(
         generate.make_generate(
-            student, settings, start_id=eos, eos_id=eos, pad_id=tokenizer.pad_id
+            student, settings, start_id=eos, eos_id=ends, pad_id=tokenizer.pad_id
         ),
         mesh=mesh,
         in_specs=(P(), rows),
@@ -297,8 +315,11 @@ def _evaluate(c: ConfigDict, source: pretrained.Pretrained, out: Any) -> dict[st
         teacher = teacher_lib.load(c, mesh, tokenizer)
         prepared = prepare.prepare(c, tokenizer)
         student = networks.student(c)
-        params = source.read_params(student, mesh)
-        evaluation = Evaluation(c, mesh, student, teacher, prepared, tokenizer)
+        names = sources.class_names(c) if c.student.head == 'classify' else ()
+        params = source.read_params(student, mesh, class_names=names)
+        generates = workdir.task_keys(c)['metric'] in config.GENERATION_METRICS
+        generation = source.generation(tokenizer) if generates else None
+        evaluation = Evaluation(c, mesh, student, teacher, prepared, tokenizer, generation)
         split_scores = {
             split: evaluation.finish(evaluation.score(split, params), params, out / 'predictions')
             for split in workdir.splits(c)

@@ -71,6 +71,7 @@ class Model:
       flops: floating-point operations of one example's forward pass, head included.
       table: names of the parameters in Hugging Face's format.
       network: the keys of `config.network()` that the model was built from, frozen.
+      class_names: names of a classifier's classes in the order of its logits; () if unnamed.
     """
 
     init: Callable[[Array], Params]
@@ -80,6 +81,7 @@ class Model:
     flops: Callable[[Shape], float]
     table: tuple[Row, ...]
     network: ConfigDict
+    class_names: tuple[str, ...] = ()
 
     @functools.cached_property
     def abstract_params(self) -> Params:

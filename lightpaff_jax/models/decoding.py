@@ -4,8 +4,10 @@ Axes: B rows, W hypotheses (beams) of a row, N steps, C candidates of a row, V v
 positions of a cache.
 """
 
+import functools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lightpaff_jax import models
+from lightpaff_jax.batch import Batch
 from lightpaff_jax.errors import UserError
 
 _NO_SCORE = -1e9  # of a hypothesis that does not exist; transformers' number, so sums round alike
@@ -35,6 +38,10 @@ class Settings(NamedTuple):
     temperature: float = 1.0  # first, divides the logits
     top_k: int = 0  # then, only the top_k most probable tokens remain; 0 is all
     top_p: float = 1.0  # then, only the fewest most probable tokens with this total probability
+    no_repeat_ngram_size: int = 0  # no n tokens in a row occur twice, those of the prompt included
+    repetition_penalty: float = 1.0  # divides positive scores of tokens so far, multiplies others
+    forced_bos_token_id: int | None = None  # the first new token
+    forced_eos_token_id: int | None = None  # the last of max_length new tokens
 
 
 class Generated(NamedTuple):
@@ -45,21 +52,33 @@ class Generated(NamedTuple):
     scores: Float[Array, ' B']  # sum of log p by the network, before any change by a sampler
 
 
+class _Past(NamedTuple):
+    """What precedes the new tokens: the prompt of GPT-2, or `start_id`; padded on the left."""
+
+    ids_BT: Int[Array, 'B T']
+    lengths_B: Int[Array, ' B']
+
+
 def make_generate(
-    model: models.Model, settings: Settings, *, start_id: int, eos_id: int, pad_id: int
+    model: models.Model,
+    settings: Settings,
+    *,
+    start_id: int,
+    eos_id: int | Sequence[int],
+    pad_id: int,
 ) -> Callable[..., Generated]:
     """Builds a pure function (params, prompt, key=None) -> Generated, for the caller to jit.
 
     Rows are independent of each other, so the batch may be padded and sharded. Results equal
-    transformers' `generate` with `min_new_tokens`, `max_new_tokens`, `forced_eos_token_id=None`;
-    among equal scores the lowest id wins. The prompt is a Batch: for GPT-2 `tokens` [B, T], padded
+    transformers' `generate` with `min_new_tokens` and `max_new_tokens`; among equal scores the
+    lowest id wins. The prompt is a Batch: for GPT-2 `tokens` [B, T], padded
     on the right (`segments` is 0); for an encoder-decoder `source` [B, S] with `source_segments`.
 
     Args:
       model: a model with a decoder.
       settings: settings of the generation.
       start_id: first input of the decoder in an encoder-decoder.
-      eos_id: token that ends a text; -1 for none.
+      eos_id: the token that ends a text, or all such tokens; -1 for none.
       pad_id: token after the end.
 
     Raises:
@@ -72,6 +91,7 @@ def make_generate(
         raise UserError(f'a network of the family {model.network.family!r} generates no text')
     _check(settings)
     search = _beam_search if settings.beams > 1 else _single_search
+    ends = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id) or (-1,)
 
     def generate(params, prompt, key=None) -> Generated:
         if settings.sample and key is None:
@@ -88,9 +108,21 @@ def make_generate(
             product = jnp.matmul(x_BWD, weight_DV, preferred_element_type=jnp.float32)
             return product + bias_V, cache
 
-        return search(settings, decode_step, tokens_B, cache, eos_id, pad_id, key)
+        past = _past(model, prompt, tokens_B)
+        return search(settings, decode_step, tokens_B, cache, past, ends, pad_id, key)
 
     return generate
+
+
+def _past(model: models.Model, prompt: Batch, tokens_B) -> _Past:
+    if model.network.family != 'gpt2':
+        return _Past(tokens_B[:, None], jnp.ones_like(tokens_B))
+    tokens_BT, (rows, size) = prompt.tokens, prompt.tokens.shape
+    lengths_B = jnp.full(rows, size)
+    if prompt.segments is not None:
+        lengths_B = jnp.sum(prompt.segments > 0, axis=-1)
+    index_BT = jnp.arange(size) - size + lengths_B[:, None]
+    return _Past(jnp.take_along_axis(tokens_BT, jnp.maximum(index_BT, 0), axis=1), lengths_B)
 
 
 def _check(s: Settings) -> None:
@@ -103,6 +135,8 @@ def _check(s: Settings) -> None:
         ('temperature', s.temperature > 0, 'must be above 0'),
         ('top_k', s.top_k >= 0, 'must be at least 0'),
         ('top_p', 0 < s.top_p <= 1, 'must be in (0, 1]'),
+        ('no_repeat_ngram_size', s.no_repeat_ngram_size >= 0, 'must be at least 0'),
+        ('repetition_penalty', 0 < s.repetition_penalty < math.inf, 'must be above 0'),
     ]
     for name in ('temperature', 'top_k', 'top_p'):
         default = Settings._field_defaults[name]
@@ -113,15 +147,66 @@ def _check(s: Settings) -> None:
             raise UserError(f'{name} = {getattr(s, name)}: {rule}')
 
 
-def _exclude_end(logits, step, eos_id: int, min_length: int):
-    """Excludes the end from logits [..., V] in the first `min_length` steps."""
-    if not min_length or eos_id < 0:
-        return logits
-    end_V = jnp.arange(logits.shape[-1]) == eos_id
-    return jnp.where(end_V & (step < min_length), -jnp.inf, logits)
+def _edit_scores(s: Settings, scores_BWV, step, past: _Past, ids_BWN, ends: tuple[int, ...]):
+    """Edits the scores of the next token as transformers does, in its order.
+
+    Args:
+      s: the settings.
+      scores_BWV: logits, or log p in a beam search.
+      step: number of new tokens so far.
+      past: the tokens before them.
+      ids_BWN: new tokens; the first `step` of them exist.
+      ends: the tokens that end a text.
+    """
+    if s.no_repeat_ngram_size or s.repetition_penalty != 1:
+        rows, beams, _ = ids_BWN.shape
+        size = past.ids_BT.shape[-1]
+        past_BWT = jnp.broadcast_to(past.ids_BT[:, None], (rows, beams, size))
+        tokens_BWL = jnp.concatenate([past_BWT, ids_BWN], -1)
+        index_L = jnp.arange(tokens_BWL.shape[-1])
+        real_BL = (index_L >= size - past.lengths_B[:, None]) & (index_L < size + step)
+        if s.repetition_penalty != 1:
+            seen_BWV = _mark(scores_BWV, tokens_BWL, real_BL[:, None])
+            p = s.repetition_penalty
+            penalised_BWV = jnp.where(scores_BWV < 0, scores_BWV * p, scores_BWV / p)
+            scores_BWV = jnp.where(seen_BWV, penalised_BWV, scores_BWV)
+        if s.no_repeat_ngram_size:
+            repeats_BWL = _ends_repeated_ngram(tokens_BWL, real_BL, size + step, s)
+            scores_BWV = jnp.where(_mark(scores_BWV, tokens_BWL, repeats_BWL), -jnp.inf, scores_BWV)
+    ids_V = jnp.arange(scores_BWV.shape[-1])
+    if s.min_length and ends != (-1,):
+        scores_BWV = jnp.where(_is_end(ids_V, ends) & (step < s.min_length), -jnp.inf, scores_BWV)
+    for forced_id, at in ((s.forced_bos_token_id, 0), (s.forced_eos_token_id, s.max_length - 1)):
+        if forced_id is not None:
+            forced_V = jnp.where(ids_V == forced_id, 0.0, -jnp.inf)
+            scores_BWV = jnp.where(step == at, forced_V, scores_BWV)
+    return scores_BWV
 
 
-def _single_search(s: Settings, decode_step, tokens_B, cache, eos_id, pad_id, key) -> Generated:
+def _mark(scores_BWV, tokens_BWL, chosen_BWL):
+    """Returns which ids [B, W, V] occur at the chosen positions."""
+    rows, beams, _ = scores_BWV.shape
+    index = jnp.arange(rows)[:, None, None], jnp.arange(beams)[None, :, None], tokens_BWL
+    return jnp.zeros(scores_BWV.shape, bool).at[index].max(chosen_BWL)
+
+
+def _ends_repeated_ngram(tokens_BWL, real_BL, length, s: Settings):
+    """Returns whether the n - 1 tokens before a position equal the last n - 1 of all `length`."""
+    n = s.no_repeat_ngram_size
+    starts_BL = jnp.pad(real_BL, ((0, 0), (n - 1, 0)))[:, : real_BL.shape[-1]]
+    equal_BWL = (real_BL & starts_BL)[:, None]
+    for k in range(1, n):
+        last_BW1 = jax.lax.dynamic_slice_in_dim(tokens_BWL, length - k, 1, axis=-1)
+        before_BWL = jnp.pad(tokens_BWL, ((0, 0), (0, 0), (k, 0)))[..., : tokens_BWL.shape[-1]]
+        equal_BWL &= before_BWL == last_BW1
+    return equal_BWL
+
+
+def _is_end(ids, ends: tuple[int, ...]):
+    return functools.reduce(operator.or_, (ids == end for end in ends))
+
+
+def _single_search(s: Settings, decode_step, tokens_B, cache, past, ends, pad_id, key) -> Generated:
     """Keeps one hypothesis per row, by the best or a drawn token."""
     rows, size = tokens_B.shape[0], s.max_length
 
@@ -134,7 +219,7 @@ def _single_search(s: Settings, decode_step, tokens_B, cache, eos_id, pad_id, ke
         visible_BWS = (jnp.arange(size) <= step)[None, None]
         logits_BWV, cache = decode_step(cache, tokens_B[:, None], step, visible_BWS)
         logits_BV = logits_BWV[:, 0]
-        allowed_BV = _exclude_end(logits_BV, step, eos_id, s.min_length)
+        allowed_BV = _edit_scores(s, logits_BWV, step, past, ids_BN[:, None], ends)[:, 0]
         if s.sample:
             step_key = jax.random.fold_in(key, step)
             new_B = jax.random.categorical(step_key, filter_logits(allowed_BV, s)).astype(jnp.int32)
@@ -145,12 +230,12 @@ def _single_search(s: Settings, decode_step, tokens_B, cache, eos_id, pad_id, ke
         scores_B += jnp.where(ended_B, 0, log_p_B)
         new_B = jnp.where(ended_B, pad_id, new_B)
         ids_BN = jax.lax.dynamic_update_slice(ids_BN, new_B[:, None], (0, step))
-        return step + 1, new_B, cache, ids_BN, ended_B | (new_B == eos_id), scores_B
+        return step + 1, new_B, cache, ids_BN, ended_B | _is_end(new_B, ends), scores_B
 
     ids_BN = jnp.full((rows, size), pad_id, jnp.int32)
     state = (jnp.int32(0), tokens_B, cache, ids_BN, jnp.zeros(rows, bool), jnp.zeros(rows))
     _, _, _, ids_BN, _, scores_B = jax.lax.while_loop(is_unfinished, advance, state)
-    return Generated(ids_BN, _lengths(ids_BN, eos_id), scores_B)
+    return Generated(ids_BN, _lengths(ids_BN, ends), scores_B)
 
 
 def _argmax(x_BV):
@@ -160,8 +245,8 @@ def _argmax(x_BV):
     return jnp.min(jnp.where(x_BV == max_B1, ids_V, x_BV.shape[-1]), axis=-1)
 
 
-def _lengths(ids_BN, eos_id: int):
-    end_BN = ids_BN == eos_id
+def _lengths(ids_BN, ends: tuple[int, ...]):
+    end_BN = _is_end(ids_BN, ends)
     first_B = jnp.argmax(end_BN, axis=-1).astype(jnp.int32) + 1
     return jnp.where(jnp.any(end_BN, axis=-1), first_B, ids_BN.shape[-1])
 
@@ -205,7 +290,7 @@ class _Beams(NamedTuple):
     hopeful_B: Bool[Array, ' B']  # whether an open hypothesis can still become one of the best
 
 
-def _beam_search(s: Settings, decode_step, tokens_B, cache, eos_id, pad_id, key) -> Generated:
+def _beam_search(s: Settings, decode_step, tokens_B, cache, past, ends, pad_id, key) -> Generated:
     """Searches by beams. Hypotheses that change places move nothing in the cache."""
     del key
     rows, beams, size = tokens_B.shape[0], s.beams, s.max_length
@@ -224,12 +309,10 @@ def _beam_search(s: Settings, decode_step, tokens_B, cache, eos_id, pad_id, key)
         origin_BWN = jax.lax.dynamic_update_slice(state.origin_BWN, new_BW1, (0, 0, step))
         visible_BWS = (origin_BWN[..., None] == index_W).reshape(rows, beams, size * beams)
         logits_BWV, cache = decode_step(state.cache, state.tokens_BW, step, visible_BWS)
-        offsets_BW = state.scores_BW - jax.nn.logsumexp(logits_BWV, axis=-1)
-        logits_BWV = _exclude_end(logits_BWV, step, eos_id, s.min_length)
-        scores_BC, parents_BC, tokens_BC = _candidates(logits_BWV, offsets_BW)
+        scores_BC, parents_BC, tokens_BC = _candidates(s, state, logits_BWV, past, ends)
         ids_BCN = _take(state.ids_BWN, parents_BC)
         ids_BCN = jax.lax.dynamic_update_slice(ids_BCN, tokens_BC[..., None], (0, 0, step))
-        ends_BC = (tokens_BC == eos_id) | (step + 1 == size)
+        ends_BC = _is_end(tokens_BC, ends) | (step + 1 == size)
 
         scores_BW, kept_BW = jax.lax.top_k(scores_BC + jnp.where(ends_BC, _NO_SCORE, 0), beams)
         penalty = (step + 1).astype(jnp.float32) ** s.length_penalty
@@ -249,17 +332,24 @@ def _beam_search(s: Settings, decode_step, tokens_B, cache, eos_id, pad_id, key)
     )
     state = jax.lax.while_loop(is_unfinished, advance, state)
     ids_BN = state.ended.ids_BWN[:, 0]
-    return Generated(ids_BN, _lengths(ids_BN, eos_id), state.ended.scores_BW[:, 0])
+    return Generated(ids_BN, _lengths(ids_BN, ends), state.ended.scores_BW[:, 0])
 
 
-def _candidates(logits_BWV, offsets_BW):
-    """Selects scores, parents and tokens of the C = 2 W best continuations, best first.
+def _candidates(s: Settings, state: _Beams, logits_BWV, past: _Past, ends: tuple[int, ...]):
+    """Selects scores, parents and tokens of the C best continuations, best first.
 
-    At most one continuation of each hypothesis ends, so at least W stay open.
+    C = (1 + number of ends) W: at least W continuations stay open, as each hypothesis ends at most
+    once by each end.
     """
     rows, beams, vocab = logits_BWV.shape
+    log_sum_BW = jax.nn.logsumexp(logits_BWV, axis=-1)
+    offsets_BW = state.scores_BW - log_sum_BW
+    # Settings that do more than exclude tokens read log p, as in transformers.
+    if (s.repetition_penalty, s.forced_bos_token_id, s.forced_eos_token_id) != (1, None, None):
+        logits_BWV, offsets_BW = logits_BWV - log_sum_BW[..., None], state.scores_BW
+    logits_BWV = _edit_scores(s, logits_BWV, state.step, past, state.ids_BWN, ends)
     scores_BS = (logits_BWV + offsets_BW[..., None]).reshape(rows, -1)
-    scores_BC, index_BC = blocked_top_k(scores_BS, 2 * beams)
+    scores_BC, index_BC = blocked_top_k(scores_BS, (1 + len(ends)) * beams)
     return scores_BC, index_BC // vocab, index_BC % vocab
 
 
@@ -282,7 +372,7 @@ def _add_ended(s: Settings, state: _Beams, scores_BC, ids_BCN, ends_BC) -> _Ende
     """Adds the candidates that end at this step, by their scores with the length penalty."""
     ended = state.ended
     # Only the W best candidates count; the others are there to keep W open hypotheses.
-    counts_BC = ends_BC & (jnp.arange(2 * s.beams) < s.beams) & state.hopeful_B[:, None]
+    counts_BC = ends_BC & (jnp.arange(scores_BC.shape[-1]) < s.beams) & state.hopeful_B[:, None]
     if s.early_stop:
         counts_BC &= ~jnp.all(ended.exists_BW, axis=-1, keepdims=True)
     scores = jnp.concatenate([ended.scores_BW, jnp.where(counts_BC, scores_BC, _NO_SCORE)], 1)

@@ -290,6 +290,8 @@ def seq2seq(
 ) -> Arrays:
     """Predicts every id of the second text from the first text and the ids before.
 
+    Both texts begin with the special tokens that the tokenizer puts before a text, as BART's <s>.
+
     Returns:
       source, source_segments [B, S]: source = a eos.
       tokens, labels, weights [B, T]: tokens = eos b, labels = b eos.

@@ -36,6 +36,8 @@ def settings(c: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the settings that turn examples into records, as JSON values."""
     names = objectives.OBJECTIVES[c.objective].required_ids
     special_ids = {name: getattr(tokenizer, name) for name in names}
+    if config.OBJECTIVES[c.objective].example_type == 'targets' and tokenizer.around[0]:
+        special_ids['before'] = [*tokenizer.around[0]]
     return {
         'objective': c.objective,
         'packing': c.data.packing,
@@ -275,6 +277,9 @@ class _ExampleMaker(_Maker):
 
     def _record(self, example: Example, first: list[int], second: list[int]) -> Record:
         assert self._objective.truncate is not None
+        if self._has_targets:
+            before = self._tokenizer.around[0]
+            first, second = [*before, *first], [*before, *second]
         counts, ids = self.counts, self._objective.truncate(self._c, first, second)
         if ids.length > ids.limit:
             counts['truncated'] += 1

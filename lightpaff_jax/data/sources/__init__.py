@@ -208,6 +208,18 @@ def classes(c: ConfigDict) -> int:
     return _source(c).classes(c)
 
 
+def class_names(c: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the classes in the order of their labels; () if they have none."""
+    if config.SOURCES[c.data.source].has_text:
+        return tuple(c.data.labels) or config.SOURCES[c.data.source].class_names
+    folder = storage.local_folder('config.data.path = ', c.data.path)
+    made_from = records.read_manifest(folder).get('made_from', {})
+    source = config.SOURCES.get(made_from.get('source', ''))
+    return tuple(made_from.get('keys', {}).get('labels', ())) or (
+        source.class_names if source else ()
+    )
+
+
 def _source(c: ConfigDict) -> Source:
     if not config.SOURCES[c.data.source].has_text:
         raise UserError(

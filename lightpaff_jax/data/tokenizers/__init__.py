@@ -15,9 +15,9 @@ import numpy as np
 import sentencepiece as _trainer
 from jaxtyping import Bool
 
-from lightpaff_jax.data.tokenizers import huggingface, sentencepiece
+from lightpaff_jax.data.tokenizers import huggingface, sentencepiece, transformers_classes
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.runtime import storage
+from lightpaff_jax.runtime import json_file, storage
 
 # Family -> special tokens of a vocabulary that is trained for it; their ids start at 3.
 SYMBOLS = {
@@ -32,7 +32,7 @@ FILES = (
     'special_tokens_map.json',
     'added_tokens.json',
     'vocab.txt',
-    *(name for pair in huggingface.BYTE_LEVEL for name in pair),
+    *(name for pair in transformers_classes.BYTE_LEVEL for name in pair),
 )
 """The files of a tokenizer in a folder."""
 _MAX_LINE = 4192  # bytes; SentencePiece drops longer lines from training
@@ -60,6 +60,11 @@ class Tokenizer:
     def eos_id(self) -> int:
         """The id before the first document, between documents and after the last."""
         return self.model.ids['eos']
+
+    @property
+    def bos_id(self) -> int:
+        """The id that transformers names the first one; eos if there is none."""
+        return self.model.ids.get('bos', self.eos_id)
 
     @property
     def pad_id(self) -> int:
@@ -91,6 +96,20 @@ class Tokenizer:
         """Whether an id starts a word; true for special tokens, tabs and line ends too."""
         return self.model.word_starts
 
+    @property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids before and after a text that `generate` and encoder-decoders read."""
+        return self.model.around
+
+    def check_layout(self, label: str, family: str) -> None:
+        """Checks that a network of this family here reads texts as transformers does.
+
+        Raises:
+          UserError: transformers puts other special tokens around a text; begins with `label`.
+        """
+        if isinstance(self.model, huggingface.HuggingFace):
+            self.model.check_layout(label, family)
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, without special tokens around it.
 
@@ -107,7 +126,9 @@ class Tokenizer:
         """Decodes only the ids of the vocabulary: a network may have more, and padding is -1."""
         return self.decode(ids[(ids >= 0) & (ids < self.vocab_size)].tolist())
 
-    def save(self, folder: str | pathlib.Path, family: str = '') -> None:
+    def save(
+        self, folder: str | pathlib.Path, family: str = '', max_length: int | None = None
+    ) -> None:
         """Writes a folder that `read` and transformers open as the same tokenizer.
 
         It holds tokenizer.json, tokenizer_config.json and, for SentencePiece, tokenizer.model.
@@ -116,11 +137,12 @@ class Tokenizer:
           folder: the folder; created if it is missing.
           family: the family of the network, which decides the special tokens that transformers adds
             around a text. The default '' decides by the special tokens of the vocabulary.
+          max_length: number of ids that the network reads, to which transformers truncates.
 
         Raises:
           UserError: a tokenizer.json cannot express this SentencePiece model.
         """
-        self.model.save(pathlib.Path(folder), family)
+        self.model.save(pathlib.Path(folder), family, max_length)
 
 
 def truncated_lengths(first: int, second: int, capacity: int) -> tuple[int, int]:
@@ -165,7 +187,8 @@ def read(path: str, lowercase: bool = True, label: str = '') -> Tokenizer:
         `config.tokenizer.path = PATH`.
 
     Raises:
-      UserError: the path does not exist, is malformed, or has no token that ends a text.
+      UserError: the path does not exist, is malformed, or has no token that ends a text; or a
+        tokenizer.json has other pieces than the tokenizer.model of its folder.
     """
     where, place = label or f'config.tokenizer.path = {path}', pathlib.Path(path).expanduser()
     if not place.exists():
@@ -180,7 +203,9 @@ def read(path: str, lowercase: bool = True, label: str = '') -> Tokenizer:
     if file.suffix in ('.json', '.txt', '.bpe'):
         model = huggingface.read(file, lowercase, where)
     else:
-        model = sentencepiece.SentencePiece(file.read_bytes(), where)
+        model = sentencepiece.SentencePiece(json_file.read_bytes(file, where), where)
+        if place.is_dir():
+            model.check_folder(place)
     return Tokenizer(str(place), hashlib.sha256(model.identity).hexdigest()[:16], model)
 
 

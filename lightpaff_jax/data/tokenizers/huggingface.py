@@ -6,19 +6,19 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from lightpaff_jax.errors import UserError, one_line
+from lightpaff_jax.data.tokenizers import transformers_classes
+from lightpaff_jax.errors import UserError
 
 # The library's threads do not survive a fork, and `encode` is called from several threads anyway.
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
-BYTE_LEVEL = (('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe'))
 # Role of a special token -> its usual spellings, the first of which that exists is used.
 _SPELLINGS = {
     'eos': ('[SEP]', '</s>', '<|endoftext|>'),
@@ -28,9 +28,11 @@ _SPELLINGS = {
     'unk': ('[UNK]', '<unk>'),
 }
 _CLS_SEP = (('[CLS]', '[SEP]'), ('<s>', '</s>'))  # these two only count together
-_ADDED_TOKEN_KEYS = ('content', 'single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 _MAX_CACHE = 1 << 20  # characters of words whose ids are cached; about 40 MB
 _WORD_BREAK = re.compile(r'(?<=\S)(?= \S)')  # before a single space
+# What transformers replaces in decoded text, in its order.
+_CLEAN_UP = (' .', ' ?', ' !', ' ,', " ' ", " n't", " 'm", " 's", " 've", " 're")
+_SAMPLES = ('a', 'the', '1', '.', 'A', '\u7684')  # texts, one of which has a token
 _UNUSED = re.compile(r'\[unused\d+\]')
 LINE_BYTES = ('<0x09>', '<0x0A>', '<0x0D>')  # tabs and line ends, if bytes are pieces
 # Starts of a word: a space as it is, in SentencePiece and in byte-level BPE, then the line ends and
@@ -54,7 +56,16 @@ def standard_ids(tokens: Mapping[str, int]) -> dict[str, int]:
 class HuggingFace:
     """A tokenizer of the `tokenizers` library as the model of a `Tokenizer`."""
 
-    def __init__(self, fast: tokenizers.Tokenizer, declared: Mapping[str, str], where: str):
+    def __init__(
+        self,
+        fast: tokenizers.Tokenizer,
+        declared: Mapping[str, str],
+        where: str,
+        *,
+        clean_up: bool = False,
+        has_types: bool = False,
+        split_special: bool = False,
+    ):
         """Wraps a tokenizer and finds its special tokens.
 
         Args:
@@ -62,6 +73,9 @@ class HuggingFace:
           declared: role -> spelling of the special tokens that a settings file declares; they take
             precedence over the usual spellings.
           where: the tokenizer's name in messages.
+          clean_up: whether decoded text has no spaces before punctuation, as a WordPiece may ask.
+          has_types: whether transformers passes the type of each text to the network.
+          split_special: whether a special token that is spelled in a text is ordinary text.
 
         Raises:
           UserError: no token ends a text.
@@ -70,7 +84,9 @@ class HuggingFace:
         fast.no_padding()
         if isinstance(fast.model, models.BPE):
             fast.model.dropout = None
-        self._fast = fast
+        self._fast, self._has_types, self._split_special = fast, has_types, split_special
+        fast.encode_special_tokens = split_special
+        self._clean_up = clean_up and not isinstance(fast.model, models.BPE)
         self._splits_words = _encodes_words_independently(fast)
         self._cache: dict[str, list[int]] = {}
         self._cache_size = 0  # characters
@@ -98,6 +114,11 @@ class HuggingFace:
         """Drops the cache from pickles."""
         return self.__dict__ | {'_cache': {}, '_cache_size': 0}
 
+    def __setstate__(self, state: dict) -> None:
+        """Restores the setting that pickles of `tokenizers` lack."""
+        self.__dict__ |= state
+        self._fast.encode_special_tokens = self._split_special
+
     @functools.cached_property
     def identity(self) -> bytes:
         """All that decides ids, the same for all files that hold the same tokenizer."""
@@ -119,6 +140,57 @@ class HuggingFace:
         starts[list(self.special_ids)] = True
         return starts
 
+    def layout(self, pair: bool = False) -> list[tuple[int | str, int]]:
+        """Returns what transformers reads for a text A, or texts A and B, each with its type.
+
+        An integer is the id of a special token; 'A' and 'B' are the texts.
+        """
+        samples = (text for text in _SAMPLES if self._encode([text])[0])
+        sample = next(samples, None)
+        if sample is None:
+            return [('A', 0)]
+        encoding = self._fast.encode(sample, sample if pair else None)
+        items: list[tuple[int | str, int]] = []
+        triples = zip(encoding.ids, encoding.sequence_ids, encoding.type_ids, strict=True)
+        for i, text, kind in triples:
+            name: int | str = i if text is None else 'AB'[text]
+            item = (name, kind if self._has_types else 0)
+            if isinstance(name, int) or item not in items:
+                items.append(item)
+        return items
+
+    @functools.cached_property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that transformers reads before and after a text."""
+        items = [item for item, _ in self.layout()]
+        start = items.index('A')
+        return tuple(map(int, items[:start])), tuple(map(int, items[start + 1 :]))
+
+    def check_layout(self, label: str, family: str) -> None:
+        """Raises UserError if transformers reads a text, or two, otherwise than this package."""
+        cls, sep, eos = (self.ids.get(role) for role in ('cls', 'sep', 'eos'))
+        if family == 'bert':
+            single = [(cls, 0), ('A', 0), (sep, 0)]
+            self._check_layout(label, single, self.layout())
+            self._check_layout(label, [*single, ('B', 1), (sep, 1)], self.layout(pair=True))
+        elif family == 'mass':
+            before = [(i, 0) for i in self.around[0]]
+            self._check_layout(label, [*before, ('A', 0), (eos, 0)], self.layout())
+
+    def _check_layout(self, label: str, ours: list, theirs: list) -> None:
+        if ours != theirs:
+            names = [
+                ' '.join(
+                    i if isinstance(i, str) else str(self._fast.id_to_token(i)) for i, _ in layout
+                )
+                for layout in (ours, theirs)
+            ]
+            types = [[kind for _, kind in layout] for layout in (ours, theirs)]
+            raise UserError(
+                f'{label}: its tokenizer reads {names[1]!r} with types {types[1]}, must read '
+                f'{names[0]!r} with types {types[0]}'
+            )
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text.
 
@@ -139,18 +211,25 @@ class HuggingFace:
         ]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._fast.encode_batch_fast([*texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, without special tokens."""
-        return self._fast.decode([int(i) for i in ids], skip_special_tokens=True)
+        text = self._fast.decode([int(i) for i in ids], skip_special_tokens=True)
+        for spaced in _CLEAN_UP if self._clean_up else ():
+            text = text.replace(spaced, spaced.strip())
+        return text
 
-    def save(self, folder: pathlib.Path, family: str) -> None:
+    def save(self, folder: pathlib.Path, family: str, max_length: int | None) -> None:
         """Writes tokenizer.json and tokenizer_config.json; see `Tokenizer.save`."""
         fast = tokenizers.Tokenizer.from_str(self._fast.to_str())
         tokens = {role: str(fast.id_to_token(i)) for role, i in self.ids.items()}
-        save(folder, fast, tokens, family or ('bert' if tokens.get('cls') == '[CLS]' else ''))
+        family = family or ('bert' if tokens.get('cls') == '[CLS]' else '')
+        if family == 'mass' and self.around[1] == (self.ids['eos'],):
+            family = ''  # an encoder-decoder reads texts as the tokenizer writes them
+        settings = {'split_special_tokens': True} if self._split_special else {}
+        save(folder, fast, tokens, family, max_length, clean_up=self._clean_up, **settings)
 
 
 def _encodes_words_independently(fast: tokenizers.Tokenizer) -> bool:
@@ -187,6 +266,9 @@ def save(
     fast: tokenizers.Tokenizer,
     tokens: Mapping[str, str],
     family: str,
+    max_length: int | None,
+    *,
+    clean_up: bool = False,
     **settings,
 ) -> None:
     """Writes tokenizer.json and tokenizer_config.json for PreTrainedTokenizerFast.
@@ -199,6 +281,8 @@ def save(
       fast: the tokenizer; its post-processor may be replaced.
       tokens: role -> spelling of the special tokens.
       family: the family of the network that reads the ids, or ''.
+      max_length: number of ids that the network reads; None if unknown.
+      clean_up: whether decoded text has no spaces before punctuation.
       settings: further keys of tokenizer_config.json.
 
     Raises:
@@ -229,9 +313,10 @@ def save(
     fast.save(str(folder / 'tokenizer.json'))
     config = {
         'tokenizer_class': 'PreTrainedTokenizerFast',
-        'clean_up_tokenization_spaces': False,
+        'clean_up_tokenization_spaces': clean_up,
         'model_input_names': inputs,
         **{f'{role}_token': token for role, token in sorted(tokens.items())},
+        **({} if max_length is None else {'model_max_length': max_length}),
         **settings,
     }
     text = json.dumps(config, indent=2, ensure_ascii=False)
@@ -240,7 +325,11 @@ def save(
 
 def find_file(folder: pathlib.Path) -> pathlib.Path | None:
     """Returns the tokenizer file of a folder; None if it holds no tokenizer, or several *.model."""
-    pairs = [names for names in BYTE_LEVEL if all((folder / name).is_file() for name in names)]
+    pairs = [
+        names
+        for names in transformers_classes.BYTE_LEVEL
+        if all((folder / name).is_file() for name in names)
+    ]
     names = ['tokenizer.model', 'tokenizer.json', *(first for first, _ in pairs), 'vocab.txt']
     files = [folder / name for name in names if (folder / name).is_file()]
     if not files:
@@ -253,8 +342,8 @@ def find_file(folder: pathlib.Path) -> pathlib.Path | None:
 def read(file: pathlib.Path, lowercase: bool, where: str) -> HuggingFace:
     """Opens a vocab.txt, either file of a byte-level BPE, or a tokenizer.json.
 
-    The special tokens are those that tokenizer_config.json or special_tokens_map.json in the same
-    folder declare, or else those with the usual spellings.
+    The settings and special tokens are those of the files in the same folder, as AutoTokenizer of
+    transformers reads them; undeclared special tokens are those with the usual spellings.
 
     Args:
       file: the file.
@@ -264,130 +353,17 @@ def read(file: pathlib.Path, lowercase: bool, where: str) -> HuggingFace:
     Raises:
       UserError: the file or one of its companions is malformed or missing, or no token ends a text.
     """
-    folder = file.parent
-    # tokenizer_config.json takes precedence, as in transformers.
-    settings = _read_json(folder / 'special_tokens_map.json', where)
-    settings |= _read_json(folder / 'tokenizer_config.json', where)
-    declared = _declared_tokens(settings)
-    pair = next((names for names in BYTE_LEVEL if file.name in names), ())
-    for name in pair:
-        if not (folder / name).is_file():
+    for name in next(
+        (names for names in transformers_classes.BYTE_LEVEL if file.name in names), ()
+    ):
+        if not (file.parent / name).is_file():
             raise UserError(f'{where}: must have {name} next to {file.name}')
-    is_complete = file.suffix == '.json' and not pair
-    kind = 'tokenizer.json' if is_complete else 'byte-level BPE' if pair else 'vocab.txt'
-    try:
-        if is_complete:
-            fast = tokenizers.Tokenizer.from_file(str(file))
-        elif pair:
-            fast = _byte_level([str(folder / name) for name in pair], settings, declared)
-        else:
-            fast = _word_piece(file, {'do_lower_case': lowercase} | settings, declared)
-    except Exception as error:  # `tokenizers` raises no narrower class
-        raise UserError(f'{where}: {file.name}: must be a {kind}: {one_line(error)}') from error
-    if not is_complete:
-        _add_tokens(fast, folder, settings, declared, where)
-    return HuggingFace(fast, declared, where)
-
-
-def _read_json(file: pathlib.Path, where: str) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise UserError(f'{where}: {file}: must be a JSON object: {error}') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{where}: {file}: must be a JSON object, is {content!r:.40}')
-    return content
-
-
-def _declared_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Returns role -> spelling of the special tokens that settings declare as NAME_token."""
-    tokens = {}
-    for key, value in settings.items():
-        token = value.get('content') if isinstance(value, dict) else value
-        if key.endswith('_token') and isinstance(token, str) and token:
-            tokens[key.removesuffix('_token')] = token
-    return tokens
-
-
-def _word_piece(
-    file: pathlib.Path, settings: Mapping[str, Any], declared: Mapping[str, str]
-) -> tokenizers.Tokenizer:
-    with file.open(encoding='utf-8') as lines:
-        vocabulary = {line.rstrip('\n'): i for i, line in enumerate(lines)}
-    unknown = declared.get('unk', '[UNK]')
-    if unknown not in vocabulary:
-        raise ValueError(f'no line is {unknown}')
-    fast = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
-    fast.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=settings.get('tokenize_chinese_chars', True),
-        strip_accents=settings.get('strip_accents'),
-        lowercase=settings['do_lower_case'],
-    )
-    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    fast.decoder = decoders.WordPiece()
-    _mark_special(fast, ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *declared.values()])
-    return fast
-
-
-def _byte_level(
-    files: Sequence[str], settings: Mapping[str, Any], declared: Mapping[str, str]
-) -> tokenizers.Tokenizer:
-    fast = tokenizers.Tokenizer(models.BPE.from_file(*files))
-    add_prefix_space = settings.get('add_prefix_space', False)
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    fast.decoder = decoders.ByteLevel()
-    if fast.token_to_id('<|endoftext|>') is not None:  # GPT-2
-        _mark_special(fast, ['<|endoftext|>', *declared.values()])
-        return fast
-    # RoBERTa and BART
-    _mark_special(fast, ['<s>', '<pad>', '</s>', '<unk>', '<mask>', *declared.values()])
-    cls, sep = (fast.token_to_id(name) for name in ('<s>', '</s>'))
-    if cls is not None and sep is not None:
-        fast.post_processor = processors.RobertaProcessing(
-            ('</s>', sep), ('<s>', cls), add_prefix_space=add_prefix_space
-        )
-    return fast
-
-
-def _add_tokens(
-    fast: tokenizers.Tokenizer,
-    folder: pathlib.Path,
-    settings: Mapping[str, Any],
-    declared: Mapping[str, str],
-    where: str,
-) -> None:
-    """Adds the tokens of added_tokens.json and tokenizer_config.json to the vocabulary."""
-    tokens: dict[int, tokenizers.AddedToken] = {}
-    file = folder / 'added_tokens.json'
-    try:
-        for content, i in _read_json(file, where).items():
-            special = content in declared.values()
-            tokens[int(i)] = tokenizers.AddedToken(content, normalized=not special, special=special)
-        file = folder / 'tokenizer_config.json'
-        for i, entry in settings.get('added_tokens_decoder', {}).items():
-            options = {key: entry[key] for key in _ADDED_TOKEN_KEYS if key in entry}
-            tokens[int(i)] = tokenizers.AddedToken(**options)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f'{where}: {file}: must name added tokens: {error}') from error
-    present = {token.content for token in fast.get_added_tokens_decoder().values()}
-    for i, token in sorted(tokens.items()):
-        if token.content not in present:
-            (fast.add_special_tokens if token.special else fast.add_tokens)([token])
-        new_id = fast.token_to_id(token.content)
-        if new_id != i:
-            raise UserError(
-                f'{where}: added token {token.content!r} of {folder} has id {i}, must have '
-                f'{new_id}, the next id after the vocabulary'
-            )
-
-
-def _mark_special(fast: tokenizers.Tokenizer, names: Collection[str]) -> None:
-    fast.add_special_tokens(
-        [
-            tokenizers.AddedToken(name, normalized=False, lstrip=name == '<mask>')
-            for name in dict.fromkeys(names)
-            if fast.token_to_id(name) is not None
-        ]
+    source = transformers_classes.read(file, lowercase, where)
+    return HuggingFace(
+        source.fast,
+        source.declared,
+        where,
+        clean_up=bool(source.settings.get('clean_up_tokenization_spaces')),
+        has_types=source.has_types,
+        split_special=bool(source.settings.get('split_special_tokens')),
     )

@@ -12,6 +12,7 @@ from sentencepiece import sentencepiece_model_pb2 as messages
 from lightpaff_jax.data.tokenizers import convert_sentencepiece, huggingface
 from lightpaff_jax.data.tokenizers.convert_sentencepiece import SPACE
 from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import json_file
 
 
 class SentencePiece:
@@ -78,7 +79,10 @@ class SentencePiece:
         """Returns the text of ids, without control pieces."""
         return self._processor.decode([int(i) for i in ids])
 
-    def save(self, folder: pathlib.Path, family: str) -> None:
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    """No ids: a model has only the pieces of a text."""
+
+    def save(self, folder: pathlib.Path, family: str, max_length: int | None) -> None:
         """Writes tokenizer.model, tokenizer.json and tokenizer_config.json; see `Tokenizer.save`.
 
         Raises:
@@ -92,7 +96,38 @@ class SentencePiece:
         (folder / 'tokenizer.model').write_bytes(self.identity)
         family = family or ('bert' if 'cls' in tokens else 'mass')
         # A text that spells a control piece is ordinary text for SentencePiece.
-        huggingface.save(folder, fast, tokens, family, split_special_tokens=True)
+        huggingface.save(folder, fast, tokens, family, max_length, split_special_tokens=True)
+
+    def check_folder(self, folder: pathlib.Path) -> None:
+        """Checks that transformers, which reads other files of the folder, gives the same ids.
+
+        Raises:
+          UserError: tokenizer_config.json has the class of another tokenizer, or tokenizer.json has
+            other pieces.
+        """
+        fast, config = folder / 'tokenizer.json', folder / 'tokenizer_config.json'
+        if config.is_file():
+            name = json_file.read(config, dict, f'{self._where}: {config.name}').get(
+                'tokenizer_class'
+            )
+            if name not in (None, 'PreTrainedTokenizerFast', 'TokenizersBackend'):
+                raise UserError(
+                    f'{self._where}: {config.name} has tokenizer_class = {name!r:.80}: the ids of a '
+                    'SentencePiece model are read as they are, must be PreTrainedTokenizerFast'
+                )
+        if fast.is_file():
+            where = f'{self._where}: {fast.name}'
+            vocabulary = json_file.read(fast, {'model': {'vocab': dict | list}}, where)['model'][
+                'vocab'
+            ]
+            if isinstance(vocabulary, list):
+                vocabulary = {str(piece[0]): i for i, piece in enumerate(vocabulary) if piece}
+            pieces = {piece.replace(SPACE, ' '): i for i, piece in enumerate(self._pieces)}
+            if vocabulary != pieces:
+                raise UserError(
+                    f'{where}: has {len(vocabulary)} tokens, not the {len(pieces)} pieces of the '
+                    'SentencePiece model next to it: remove one of both'
+                )
 
     @functools.cached_property
     def _space_ids(self) -> list[int]:

@@ -5,7 +5,7 @@ import json
 import pathlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,16 @@ from safetensors.numpy import save_file
 
 from lightpaff_jax.errors import UserError, one_line
 from lightpaff_jax.models import MODELS, Model, Params
-from lightpaff_jax.models.huggingface import config_json, weights
-from lightpaff_jax.runtime import storage
+from lightpaff_jax.models.huggingface import config_json, generation_config, weights
+from lightpaff_jax.models.huggingface.generation_config import Generation
+from lightpaff_jax.runtime import json_file, storage
 
 _CONFIG = 'config.json'
+_GENERATION = 'generation_config.json'
+_ADAPTER = 'adapter_config.json'
 _SINGLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
+_REPLACED = (_CONFIG, _GENERATION, _INDEX, _SINGLE)
 _SHARD = re.compile(r'model-\d{5}-of-\d{5}\.safetensors')
 _OTHER_FORMATS = ('.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack')
 
@@ -36,7 +40,51 @@ def read_network(label: str, path: str | pathlib.Path) -> ConfigDict:
       UserError: config.json is missing, or has an architecture or a setting that our networks do
         not have.
     """
-    return config_json.read(label, _read_json(label, pathlib.Path(path).expanduser() / _CONFIG))
+    folder = pathlib.Path(path).expanduser()
+    if (folder / _ADAPTER).exists():
+        raise UserError(
+            f'{label}: has {_ADAPTER}: merge the adapter into the network first, for example by '
+            'merge_and_unload() of the package peft'
+        )
+
+    def tensor_names() -> list[str]:
+        with contextlib.ExitStack() as stack:
+            return [*_open_tensors(label, folder, stack)]
+
+    return config_json.read(label, read_config(label, folder), tensor_names)
+
+
+def read_config(label: str, path: str | pathlib.Path) -> dict[str, Any]:
+    """Reads config.json."""
+    return _read_json(label, pathlib.Path(path).expanduser() / _CONFIG)
+
+
+def read_class_names(label: str, path: str | pathlib.Path) -> tuple[str, ...]:
+    """Returns the names of a classifier's classes; see `config_json.read_class_names`."""
+    return config_json.read_class_names(label, read_config(label, path))
+
+
+def read_token_id(label: str, path: str | pathlib.Path, network: ConfigDict, key: str) -> Any:
+    """Returns the id of a special token in config.json; None if it is null."""
+    return (config_json.TOKEN_DEFAULTS[network.family] | read_config(label, path))[key]
+
+
+def read_generation(label: str, path: str | pathlib.Path, network: ConfigDict) -> Generation:
+    """Reads how a network generates text, as transformers does.
+
+    Transformers reads generation_config.json, or else the same keys of config.json.
+
+    Raises:
+      UserError: a setting that `decoding.Settings` does not have.
+    """
+    folder = pathlib.Path(path).expanduser()
+    values = read_config(label, folder)
+    name = _GENERATION if (folder / _GENERATION).exists() else _CONFIG
+    if name == _GENERATION:
+        values = _read_json(label, folder / _GENERATION)
+    else:
+        values = config_json.TOKEN_DEFAULTS[network.family] | values
+    return generation_config.read(f'{label}: {name}', values, network)
 
 
 def read_params(
@@ -82,9 +130,7 @@ def _open_tensors(label: str, folder: pathlib.Path, stack: contextlib.ExitStack)
         return dict.fromkeys(file.keys(), file)
     if not (folder / _INDEX).exists():
         raise UserError(f'{label}: {_missing_weights(folder)}')
-    shards = _read_json(label, folder / _INDEX).get('weight_map')
-    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
-        raise UserError(f'{label}: {_INDEX} must have a weight_map from tensors to files')
+    shards = _read_json(label, folder / _INDEX, {'weight_map': {str: str}})['weight_map']
     files: dict[str, Any] = {}
     for name in sorted({*shards.values()}):
         if pathlib.PurePath(name).name != name or not (folder / name).exists():
@@ -110,14 +156,8 @@ def _missing_weights(folder: pathlib.Path) -> str:
     )
 
 
-def _read_json(label: str, file: pathlib.Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise UserError(f'{label}: {file.name} cannot be read: {one_line(error)}') from error
-    if not isinstance(values, dict):
-        raise UserError(f'{label}: {file.name} must hold an object')
-    return values
+def _read_json(label: str, file: pathlib.Path, schema: json_file.Schema = dict) -> dict[str, Any]:
+    return json_file.read(file, schema, f'{label}: {file.name}')
 
 
 def write(
@@ -126,6 +166,7 @@ def write(
     params: Params,
     shard_bytes: int = 5 * 10**9,
     ids: Mapping[str, int] | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Writes config.json and model.safetensors, or shards of it with their index.
 
@@ -138,6 +179,7 @@ def write(
       params: its parameters.
       shard_bytes: maximum size of a file of weights, unless one tensor is larger.
       ids: ids of special tokens by transformers' keys ('pad_token_id', 'eos_token_id', ...).
+      labels: names of the classes of a classifier.
 
     Raises:
       OSError: no space or no permission.
@@ -152,9 +194,9 @@ def write(
         part = pathlib.Path(temporary)
         _write_tensors(part, tensors, shard_bytes)
         files = [*sorted(part.iterdir()), part / _CONFIG]
-        _write_json(part / _CONFIG, config_json.write(model.network, {} if ids is None else ids))
+        _write_json(part / _CONFIG, config_json.write(model.network, ids or {}, labels))
         shards = [file for file in folder.glob('model-*') if _SHARD.fullmatch(file.name)]
-        for old in (folder / _CONFIG, folder / _INDEX, folder / _SINGLE, *shards):
+        for old in (*(folder / name for name in _REPLACED), *shards):
             old.unlink(missing_ok=True)
         for file in files:
             storage.commit(file, folder / file.name)

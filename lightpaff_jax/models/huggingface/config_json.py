@@ -1,6 +1,6 @@
 """Converts Hugging Face's config.json to and from the keys of `config.network()`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,6 +18,23 @@ ARCHITECTURES = {
     'GPT2Model': ('gpt2', 'lm'),  # the head is the embedding and needs no tensor
     'BartForConditionalGeneration': ('mass', 'lm'),
     'BartModel': ('mass', 'lm'),
+}
+
+_MODEL_TYPES = {'bert': 'bert', 'gpt2': 'gpt2', 'mass': 'bart'}
+# Names that transformers reads as another key.
+_ALIASES = {
+    'bert': {},
+    'gpt2': {
+        'hidden_size': 'n_embd',
+        'max_position_embeddings': 'n_positions',
+        'num_attention_heads': 'n_head',
+        'num_hidden_layers': 'n_layer',
+    },
+    'mass': {
+        'hidden_size': 'd_model',
+        'num_attention_heads': 'encoder_attention_heads',
+        'num_hidden_layers': 'encoder_layers',
+    },
 }
 
 # Our key -> Hugging Face's key, and transformers' default.
@@ -60,11 +77,17 @@ _DROPOUTS = {
 # Key -> the values that our networks compute. The first is written. Transformers' default is always
 # among them, so an absent key needs no check.
 _RULES: dict[str, dict[str, tuple]] = {
+    'all': {
+        'quantization_config': (None,),
+        'pruned_heads': (None, {}),
+        'per_layer_config': (None,),
+    },
     'bert': {
         'hidden_act': ('gelu',),
         'layer_norm_eps': (1e-12,),
         'position_embedding_type': ('absolute',),
         'is_decoder': (False,),
+        'is_encoder_decoder': (False,),
         'add_cross_attention': (False,),
     },
     'gpt2': {
@@ -72,6 +95,7 @@ _RULES: dict[str, dict[str, tuple]] = {
         'layer_norm_epsilon': (1e-5,),
         'scale_attn_weights': (True,),
         'scale_attn_by_inverse_layer_idx': (False,),
+        'is_encoder_decoder': (False,),
         'add_cross_attention': (False,),
         'tie_word_embeddings': (True,),
     },
@@ -82,6 +106,8 @@ _RULES: dict[str, dict[str, tuple]] = {
         'add_final_layer_norm': (False,),
         'normalize_embedding': (True,),
         'is_encoder_decoder': (True,),
+        'is_decoder': (False,),
+        'tie_encoder_decoder': (False,),
         'static_position_embeddings': (False,),
         'extra_pos_embeddings': (2,),
     },
@@ -92,6 +118,7 @@ _BERT_HEAD_RULES: dict[str, dict[str, tuple]] = {
     'classify': {'problem_type': ('single_label_classification', None)},
     'none': {},
 }
+_MAX_CLASSES = 10**6
 # fairseq's key: if not all embeddings are one matrix, decoder and output may be.
 _SHARED_OUTPUT = 'share_decoder_input_output_embed'
 _TOKENS = {
@@ -105,9 +132,23 @@ _TOKENS = {
         'forced_eos_token_id',
     ),
 }
+TOKEN_DEFAULTS: dict[str, dict[str, int]] = {
+    'bert': {'pad_token_id': 0},
+    'gpt2': {'bos_token_id': 50256, 'eos_token_id': 50256},
+    'mass': {
+        'pad_token_id': 1,
+        'bos_token_id': 0,
+        'eos_token_id': 2,
+        'decoder_start_token_id': 2,
+        'forced_eos_token_id': 2,
+    },
+}
+"""Ids of special tokens that transformers assumes for absent keys of config.json."""
 
 
-def read(where: str, values: Mapping[str, Any]) -> ConfigDict:
+def read(
+    where: str, values: Mapping[str, Any], tensors: Callable[[], Iterable[str]] = tuple
+) -> ConfigDict:
     """Reads the network of a config.json; absent keys have transformers' defaults.
 
     Dropout is that of the hidden states; another rate for attention is dropped.
@@ -115,20 +156,16 @@ def read(where: str, values: Mapping[str, Any]) -> ConfigDict:
     Args:
       where: start of the messages.
       values: config.json.
+      tensors: returns the names of the tensors, which decide the head if config.json names no
+        architecture.
 
     Raises:
       UserError: an architecture or a setting that our networks do not have.
     """
-    names = values.get('architectures')
-    name = str(names[0]) if isinstance(names, list) and names else ''
-    if name not in ARCHITECTURES:
-        raise UserError(
-            f'{where}: config.json has architectures = {names}: must be one of '
-            f'{", ".join(ARCHITECTURES)}'
-        )
-    family, head = ARCHITECTURES[name]
-    rules = _rules(family, head) | {'quantization_config': (None,)}
-    values = _defaults(family) | {key: allowed[0] for key, allowed in rules.items()} | {**values}
+    family, head = _architecture(where, values, tensors)
+    rules = _rules(family, head)
+    values = _resolve_aliases(where, values, _ALIASES[family])
+    values = _defaults(family) | {key: allowed[0] for key, allowed in rules.items()} | values
     for key, allowed in rules.items():
         rule = f'must be {" or ".join(map(repr, allowed))}'
         _check(where, values, key, values[key] in allowed, rule)
@@ -139,17 +176,116 @@ def read(where: str, values: Mapping[str, Any]) -> ConfigDict:
     network = {'family': family, 'head': head, 'dropout': float(rate)}
     network |= _sizes(where, family, values)
     if head == 'classify':
-        labels = values['id2label']
-        classes = len(labels) if isinstance(labels, dict) else values['num_labels']
-        values['num_labels'] = network['classes'] = classes
-        _check(where, values, 'num_labels', _is_integer(classes, 2), 'must be at least 2')
+        network['classes'] = len(_class_names(where, values))
     if family == 'mass':
         network |= _mass_settings(where, values)
     return config.network(**network)
 
 
+def _architecture(
+    where: str, values: Mapping[str, Any], tensors: Callable[[], Iterable[str]]
+) -> tuple[str, str]:
+    """Returns family and head, from the architecture or else from model_type and tensors."""
+    names, model_type = values.get('architectures'), values.get('model_type')
+    types = {hf_type: family for family, hf_type in _MODEL_TYPES.items()}
+    if names is None or names == []:
+        family = types.get(model_type) if isinstance(model_type, str) else None
+        if family is None:
+            raise UserError(
+                f'{where}: config.json has neither architectures nor a known model_type: add '
+                f'"architectures": [NAME], where NAME is one of {", ".join(ARCHITECTURES)}'
+            )
+        return family, _head(where, family, [*tensors()])
+    name = names[0] if isinstance(names, list) else None
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise UserError(
+            f'{where}: config.json has architectures = {names}: must be one of '
+            f'{", ".join(ARCHITECTURES)}'
+        )
+    family, head = ARCHITECTURES[name]
+    rule = f"must be '{_MODEL_TYPES[family]}' with architectures = {names}"
+    is_known = model_type in (None, _MODEL_TYPES[family])
+    _check(where, {'model_type': model_type}, 'model_type', is_known, rule)
+    return family, head
+
+
+def _head(where: str, family: str, tensors: Sequence[str]) -> str:
+    """Returns the head whose tensors a checkpoint has."""
+    if family != 'bert':
+        return 'lm'
+
+    def has(name: str) -> bool:
+        return any(f'.{tensor}'.find(f'.{name}.') >= 0 for tensor in tensors)
+
+    if has('classifier'):
+        if not has('pooler.dense'):
+            raise UserError(
+                f'{where}: config.json has no architectures, and its tensors are those of a token '
+                'classifier: must be one of ' + ', '.join(ARCHITECTURES)
+            )
+        return 'classify'
+    if has('cls.predictions') or has('cls.predictions.transform'):
+        return 'pretraining' if has('cls.seq_relationship') else 'lm'
+    return 'none'
+
+
+def _resolve_aliases(
+    where: str, values: Mapping[str, Any], aliases: Mapping[str, str]
+) -> dict[str, Any]:
+    resolved = {key: value for key, value in values.items() if key not in aliases}
+    for alias, key in aliases.items():
+        if alias in values:
+            rule = f'must equal {key} = {resolved.get(key)!r}, of which it is another name'
+            _check(
+                where, values, alias, resolved.setdefault(key, values[alias]) == values[alias], rule
+            )
+    return resolved
+
+
+def read_class_names(where: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of a classifier's classes in the order of their ids; () if unnamed.
+
+    LABEL_0, LABEL_1, ... are the names that transformers gives to classes without a name.
+
+    Raises:
+      UserError: id2label has no name for an id, or one name twice, or contradicts label2id.
+    """
+    names = _class_names(where, {'id2label': None, 'num_labels': 2} | {**values})
+    return () if _is_default(names) else names
+
+
+def _is_default(names: Iterable[str]) -> bool:
+    return all(name == f'LABEL_{i}' for i, name in enumerate(names))
+
+
+def _class_names(where: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    names, count = values['id2label'], values['num_labels']
+    if names is None:
+        _check(where, values, 'num_labels', _is_integer(count, 2), 'must be at least 2')
+        _check(
+            where, values, 'num_labels', count <= _MAX_CLASSES, f'must be at most {_MAX_CLASSES}'
+        )
+        return tuple(f'LABEL_{i}' for i in range(count))
+    ids = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
+    by_id = dict(names) if isinstance(names, dict) else {}
+    valid = bool(ids) and [*sorted(by_id, key=str)] == sorted(ids)
+    valid = valid and all(isinstance(name, str) for name in by_id.values())
+    _check(where, values, 'id2label', valid, 'must name the classes 0, 1, ...')
+    ordered = tuple(by_id[i] for i in ids)
+    is_unique = len({*ordered}) == len(ordered)
+    _check(where, values, 'id2label', is_unique, 'must name no class twice')
+    _check(where, {'num_labels': len(ids)}, 'num_labels', len(ids) >= 2, 'must be at least 2')
+    reverse = values.get('label2id')
+    if isinstance(reverse, dict) and {*reverse} != {f'LABEL_{i}' for i in range(len(reverse))}:
+        inverse = {name: i for i, name in enumerate(ordered)}
+        rule = f'must be the inverse of id2label = {names!r}'
+        _check(where, values, 'label2id', reverse == inverse, rule)
+    return ordered
+
+
 def _rules(family: str, head: str) -> dict[str, tuple]:
-    return _RULES[family] | (_BERT_HEAD_RULES[head] if family == 'bert' else {})
+    head_rules = _BERT_HEAD_RULES[head] if family == 'bert' else {}
+    return _RULES['all'] | _RULES[family] | head_rules
 
 
 def _defaults(family: str) -> dict[str, Any]:
@@ -201,24 +337,25 @@ def _mass_settings(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(c: ConfigDict, ids: Mapping[str, int]) -> dict[str, Any]:
+def write(c: ConfigDict, ids: Mapping[str, int], labels: Sequence[str] = ()) -> dict[str, Any]:
     """Builds the config.json of a network.
 
     Args:
       c: the keys of `config.network()`.
-      ids: ids of special tokens by transformers' keys ('pad_token_id', ...). Others are null, except
-        that sequences are forced to end in eos_token_id.
+      ids: ids of special tokens by transformers' keys ('pad_token_id', ...); others are null.
+      labels: names of the classes of a classifier; () if unnamed.
     """
     family = c.family
     names = [name for name, pair in ARCHITECTURES.items() if pair == (family, c.head)]
-    model_type = 'bart' if family == 'mass' else family
-    values: dict[str, Any] = {'architectures': names[:1], 'model_type': model_type}
+    values: dict[str, Any] = {'architectures': names[:1], 'model_type': _MODEL_TYPES[family]}
     values |= {hf_key: c[key] for key, (hf_key, _) in _SIZES[family].items()}
     values |= dict.fromkeys(_DROPOUTS[family], c.dropout)
-    values |= {key: allowed[0] for key, allowed in _rules(family, c.head).items()}
+    rules = {key: rule for key, rule in _rules(family, c.head).items() if key not in _RULES['all']}
+    values |= {key: allowed[0] for key, allowed in rules.items()}
     if c.head == 'classify':
-        values['id2label'] = {str(i): f'LABEL_{i}' for i in range(c.classes)}
-        values['label2id'] = {f'LABEL_{i}': i for i in range(c.classes)}
+        labels = labels or [f'LABEL_{i}' for i in range(c.classes)]
+        values['id2label'] = {str(i): name for i, name in enumerate(labels)}
+        values['label2id'] = {name: i for i, name in enumerate(labels)}
     if family == 'mass':
         values |= {
             'activation_function': c.activation,
@@ -228,7 +365,4 @@ def write(c: ConfigDict, ids: Mapping[str, int]) -> dict[str, Any]:
             'tie_word_embeddings': c.tied == 'all',
             _SHARED_OUTPUT: c.tied == 'decoder',
         }
-    values |= dict.fromkeys(_TOKENS[family]) | {**ids}
-    if family == 'mass' and 'forced_eos_token_id' not in ids:
-        values['forced_eos_token_id'] = values['eos_token_id']
-    return values
+    return values | dict.fromkeys(_TOKENS[family]) | {**ids}

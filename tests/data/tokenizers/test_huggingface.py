@@ -96,7 +96,7 @@ def test_byte_bpe_decodes_texts_and_marks_word_starts(bpe):
     assert [tokenizer.decode(i) for i in tokenizer.encode(TEXTS)] == TEXTS
     end = tokenizer.encode(['<|endoftext|>'])[0]
     assert [tokenizer.eos_id] == end
-    assert ids(tokenizer) == (*end, *end, None, None, None, None)
+    assert ids(tokenizer) == (*end, *end, None, None, None, *end)
     assert tokenizer.special_ids == frozenset(end)
     space, letter, newline = (tokenizer.encode([text])[0][0] for text in (' ', 'x', '\n'))
     assert tokenizer.word_starts[[space, letter, newline, *end]].tolist() == [
@@ -205,7 +205,7 @@ def test_fingerprint_depends_on_all_that_decides_ids(wordpiece, tmp_path, change
             whole['model']['vocab']['the'],
         )
     if change == 'added':
-        whole['added_tokens'] = [token for token in whole['added_tokens'] if token['id'] != 4]
+        whole['added_tokens'][4]['rstrip'] = True
     file.write_text(json.dumps(whole))
     assert read(file).fingerprint != tokenizer.fingerprint
 
@@ -213,7 +213,7 @@ def test_fingerprint_depends_on_all_that_decides_ids(wordpiece, tmp_path, change
 def test_declared_special_tokens_precede_usual_spellings(wordpiece):
     usual = read(wordpiece)
     words = (wordpiece / 'vocab.txt').read_text().split('\n')
-    maps = {'pad_token': {'content': '[unused0]'}, 'mask_token': 'the'}
+    maps = {'pad_token': {'content': '[unused0]'}, 'mask_token': 'the'}  # precede the settings
     (wordpiece / 'special_tokens_map.json').write_text(json.dumps(maps))
     (wordpiece / 'tokenizer_config.json').write_text(
         '{"mask_token": "[UNK]", "sep_token": null, "cls_token": "absent", "add_bos_token": true}'
@@ -224,7 +224,7 @@ def test_declared_special_tokens_precede_usual_spellings(wordpiece):
         words.index('[unused0]'),
         usual.cls_id,
         usual.sep_id,
-        words.index('[UNK]'),
+        words.index('the'),
         words.index('[UNK]'),
     )
 
@@ -242,6 +242,9 @@ def test_files_of_a_folder_have_a_fixed_precedence(tmp_path):
     read(folder / 'vocab.txt').save(folder)
     assert read(folder).fingerprint == vocab
     tokenizers.train(TEXTS, 310, folder / 'tokenizer.model')
+    with pytest.raises(UserError, match=r'tokenizer\.json: has 90 tokens, not the 310 pieces of'):
+        read(folder)
+    (folder / 'tokenizer.json').unlink()
     assert read(folder).fingerprint == read(folder / 'tokenizer.model').fingerprint != vocab
 
 
@@ -257,7 +260,7 @@ def test_only_a_single_model_of_another_name_is_read(tmp_path):
     ('files', 'name', 'message'),
     [
         ({}, '', r'must hold tokenizer\.model, tokenizer\.json'),
-        ({'tokenizer.json': 'no json'}, '', r'tokenizer\.json: must be a tokenizer\.json: '),
+        ({'tokenizer.json': 'no json'}, '', r'tokenizer\.json: must be JSON: '),
         ({'tokenizer.json': '{}'}, 'tokenizer.json', r'must be a tokenizer\.json: '),
         ({'vocab.txt': ''}, '', r'vocab\.txt: must be a vocab\.txt: no line is \[UNK\]'),
         ({'vocab.txt': b'\xff[UNK]'}, 'vocab.txt', r'must be a vocab\.txt: '),
@@ -268,11 +271,11 @@ def test_only_a_single_model_of_another_name_is_read(tmp_path):
         ),
         ({'vocab.json': '{}'}, 'vocab.json', r'must have merges\.txt next to vocab\.json'),
         ({'vocab.bpe': ''}, 'vocab.bpe', r'must have encoder\.json next to vocab\.bpe'),
-        ({'vocab.json': '[', 'merges.txt': ''}, '', 'must be a byte-level BPE: '),
+        ({'vocab.json': '[', 'merges.txt': ''}, '', 'vocab.json: must be JSON: '),
         ({'vocab.json': '{"a": 0}', 'merges.txt': 'b c\n'}, '', 'must be a byte-level BPE: '),
         ({'vocab.json': '{"a": 0}', 'merges.txt': ''}, '', 'must have a token that ends a text'),
-        ({'vocab.txt': '[UNK]', 'tokenizer_config.json': '{'}, '', 'config.json: must be a JSON'),
-        ({'vocab.txt': '[UNK]', 'tokenizer_config.json': '3'}, '', 'config.json: must be a JSON'),
+        ({'vocab.txt': '[UNK]', 'tokenizer_config.json': '{'}, '', 'config.json: must be '),
+        ({'vocab.txt': '[UNK]', 'tokenizer_config.json': '3'}, '', 'config.json: must be '),
         ({'tokenizer.model': 'text'}, '', 'must be a SentencePiece model'),
     ],
 )
@@ -327,8 +330,8 @@ def test_added_tokens_extend_the_vocabulary(tmp_path, file_name, kind):
 @pytest.mark.parametrize(
     ('text', 'rule'),
     [
-        ('["x"]', 'must be a JSON object, is '),
-        ('{', 'must be a JSON object: '),
+        ('["x"]', 'must be an object'),
+        ('{', 'must be JSON: '),
         ('{"x": "y"}', 'must name added tokens: '),
     ],
 )

@@ -78,7 +78,7 @@ def test_shards_that_differ_from_their_index_are_refused(tmp_path):
     assert with_map(other=files[0]) == f'{files[0]} does not fit {INDEX}: - other'
     assert with_map(other='../x') == f'../x of {INDEX} does not exist'
     (tmp_path / INDEX).write_text('{"weight_map": []}')
-    assert refusal(tmp_path) == f'{INDEX} must have a weight_map from tensors to files'
+    assert refusal(tmp_path) == f'{INDEX}: weight_map = []: must be an object'
     (tmp_path / INDEX).write_text(json.dumps(index))
     shutil.move(tmp_path / files[2], tmp_path / 'elsewhere')
     assert refusal(tmp_path) == f'{files[2]} of {INDEX} does not exist'
@@ -87,10 +87,10 @@ def test_shards_that_differ_from_their_index_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        (None, 'config.json cannot be read: '),
-        ('{"architectures": ["GPT2', 'config.json cannot be read: '),
-        ('[]', 'config.json must hold an object'),
-        ('{}', 'config.json has architectures = None'),
+        (None, 'config.json: cannot be read: '),
+        ('{"architectures": ["GPT2', 'config.json: must be JSON: '),
+        ('[]', 'config.json: must be an object'),
+        ('{}', 'config.json has neither architectures nor a known model_type: add "architectures"'),
     ],
 )
 def test_invalid_config_json_is_refused(text, message, tmp_path):
@@ -127,4 +127,4 @@ def test_interrupted_replacement_is_refused_by_readers(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_dir.pathlib.Path, 'replace', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_folder(tmp_path, 'gpt2')
-    assert refusal(tmp_path).startswith('config.json cannot be read: ')
+    assert refusal(tmp_path).startswith('config.json: cannot be read: ')
