@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
-from lightpaff_jax.config import validate
+from lightpaff_jax.config import memory, validate
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import distributed, storage
 
@@ -36,6 +36,7 @@ def check(
       UserError: names the first mistake.
     """
     validate.validate(c)
+    memory.check_host(c, distributed.process_count())
     if files:
         storage.check_reachable(c.workdir)
         if c.teacher.layers and not c.teacher.path:
@@ -50,11 +51,23 @@ def check(
 
     from lightpaff_jax import networks
 
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = jax.devices()
+        memory.check_devices(c, _device_memory())
     if devices:
         processes = len({device.process_index for device in devices})
         validate.check_devices(c, len(devices), processes)
         networks.kernel(c, 'student', c.student, devices[0].platform, c.student.dropout)
+
+
+def _device_memory() -> int:
+    """Returns the bytes of memory of all devices of this run."""
+    import jax
+
+    if jax.default_backend() == 'cpu':
+        return jax.process_count() * memory.host_memory()
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return jax.device_count() * stats.get('bytes_limit', 2**62)
 
 
 def _check_data(c: ConfigDict) -> None:

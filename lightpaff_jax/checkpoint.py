@@ -33,6 +33,7 @@ from lightpaff_jax.runtime import distributed, fingerprint, lease, orbax_errors,
 from lightpaff_jax.runtime.fingerprint import Arrays, PyTree
 
 _log = logging.getLogger(__name__)
+_PATTERN = '*?[]\\'
 _LAST_FILE = 'commit_success.txt'  # Orbax writes it last, and only in a bucket
 _STEP = re.compile('0|[1-9][0-9]*')
 
@@ -251,7 +252,11 @@ class Reader:
 
 def _absolute(directory: pathlib.Path) -> epath.Path:
     remote = storage.is_remote(directory)
-    return epath.Path(directory if remote else pathlib.Path(directory).absolute())
+    path = epath.Path(directory if remote else pathlib.Path(directory).absolute())
+    if not {*str(path)}.isdisjoint(_PATTERN):
+        rule = f'must not contain any of {" ".join(_PATTERN)}, which Orbax takes for a pattern'
+        raise UserError(f'{path}: {rule}')
+    return path
 
 
 def _steps(directory: epath.Path) -> list[int]:

@@ -291,38 +291,31 @@ class _TensorBoard:
 def _truncate(path: pathlib.Path, resume_step: int) -> None:
     """Cuts a JSON lines file before the first line that is later than the step.
 
-    A crash can damage the end of the file, which is cut too.
+    A last line without its newline, which a crash leaves, is cut too.
 
     Raises:
-      UserError: a line before an intact one is damaged, or is not later than the line before it.
-        Nothing is cut.
+      UserError: another line is damaged, or is not later than the line before it; nothing is cut.
     """
     if not path.exists():
         return
-    size = end = 0
-    damage: UserError | None = None
-    last_step, kinds = 0, set[str]()
-    for number, line in enumerate(json_file.read_bytes(path).splitlines(keepends=True), 1):
+    end, last_step, kinds = 0, 0, set[str]()
+    lines = json_file.read_bytes(path).splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         where = f'{path}: line {number}'
-        size += len(line)
+        if not line.endswith(b'\n'):
+            _log.info('%s: is incomplete and removed', where)
+            break
         try:
             entry = json_file.parse(line, _LINE, where)
-            if not line.endswith(b'\n'):
-                raise UserError(f'{where}: must end with a newline')
         except UserError as error:
-            damage = damage or error
-            continue
-        if damage:
-            raise UserError(f'{damage}; lines follow it, so repair or remove it')
+            raise UserError(f'{error}; repair or remove the line') from error
         step, kind = entry['step'], entry.get('kind', '')
         if step < last_step or (step == last_step and kind in kinds):
             raise UserError(f'{where}: repeats step {step}; remove the lines that do not belong')
         kinds = kinds | {kind} if step == last_step else {kind}
         last_step = step
         if resume_step and step <= resume_step:
-            end = size
-    if damage:
-        _log.info('%s; it is the end of the file and removed', damage)
+            end += len(line)
     os.truncate(path, end)
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import logging
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
 import jax
@@ -14,11 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lightpaff_jax import checkpoint, config, models, sharding, workdir
+from lightpaff_jax.config import memory
 from lightpaff_jax.data import sources, tokenizers
 from lightpaff_jax.errors import UserError, setting
 from lightpaff_jax.models.huggingface import checkpoint_dir
 from lightpaff_jax.models.huggingface.generation_config import Generation
-from lightpaff_jax.runtime import fingerprint, storage
+from lightpaff_jax.runtime import distributed, fingerprint, storage
 
 _CLASSIFIER = 'classifier'  # the head of a classifier in our parameters
 _log = logging.getLogger('lightpaff_jax')
@@ -224,6 +224,7 @@ def open(key: str, path: str) -> Pretrained:
                 raise UserError(f'{label}: must be the workdir of a finished run, has no {name}')
         c = config.read(folder)
         network = config.network(**{name: c.student[name] for name in config.network()})
+        memory.check_network(label, network, distributed.process_count() * memory.host_memory())
         return _Workdir(label, path, network, _class_names(c))
     if (folder / 'metrics.jsonl').exists() or not (folder / 'config.json').exists():
         raise UserError(
@@ -236,6 +237,7 @@ def open(key: str, path: str) -> Pretrained:
             'gcsfuse and name that path'
         )
     network = checkpoint_dir.read_network(label, path)
+    memory.check_network(label, network, memory.host_memory())
     names = checkpoint_dir.read_class_names(label, path) if network.head == 'classify' else ()
     return _HuggingFaceFolder(label, path, network, names)
 
@@ -283,6 +285,7 @@ def save(
     Raises:
       UserError: the tokenizer has more ids than the model or cannot be written as an exact
         tokenizer.json, or the path is in a bucket.
+      NotSaved: the disk is full; what is there is refused by `load` as incomplete.
     """
     if storage.is_remote(path):
         raise UserError(f'{path}: must be a local folder')
@@ -292,9 +295,8 @@ def save(
             f"model's {model.network.vocab_size}"
         )
     folder = pathlib.Path(path).expanduser()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as temporary:
-        tokenizer_dir = pathlib.Path(temporary) / folder.name
+    with storage.translate_disk_errors(folder), storage.temporary_folder(folder) as temporary:
+        tokenizer_dir = temporary / folder.name
         # It may raise, so before any change.
         tokenizer.save(tokenizer_dir, model.network.family, model.network.positions)
         folder.mkdir(exist_ok=True)
@@ -309,9 +311,10 @@ def save(
         special_ids |= {'bos_token_id': tokenizer.bos_id, 'eos_token_id': eos}
     if family == 'mass':
         special_ids['decoder_start_token_id'] = eos
-    checkpoint_dir.write(
-        folder, model, jax.device_get(params), ids=special_ids, labels=model.class_names
-    )
+    with storage.translate_disk_errors(folder):
+        checkpoint_dir.write(
+            folder, model, jax.device_get(params), ids=special_ids, labels=model.class_names
+        )
 
 
 def select_layers(

@@ -116,7 +116,7 @@ def _read_result(path: pathlib.Path) -> dict | None:
         if not path.exists():
             return None
     try:
-        return json_file.read(path, {'metric': str, 'scores': {str: {str: float | str}}})
+        return json_file.read(path, {'metric': str, 'scores': {str: {str: float | str | None}}})
     except UserError as error:
         raise UserError(f'{error}; remove it to score the run again') from error
 

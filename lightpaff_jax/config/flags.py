@@ -185,7 +185,9 @@ def _option(flag: str, text: str, default: Any) -> Any:
     if default == '' and not text:
         raise UserError(f'{flag}=: must have a value')
     kind = default if isinstance(default, type) else type(default)
-    return _typed(f'{flag}={text}', flag, text, kind())
+    value = _typed(f'{flag}={text}', flag, text, kind())
+    _check_printable(flag, value)
+    return value
 
 
 def parse(argv: Sequence[str]) -> ConfigDict:
@@ -210,8 +212,7 @@ def configuration(words: Arguments, base: ConfigDict | None = None) -> ConfigDic
         override(c, key, text)
     for key, value in flatten(c).items():
         for number in value if isinstance(value, tuple) else (value,):
-            if type(number) is int and abs(number) >= 2**63:
-                raise UserError(f'config.{key}: must be below 2**63')
+            _check_printable(f'config.{key}', number)
     c.workdir = os.path.expanduser(c.workdir or f'runs/{config_name(words.spec)}')
     return c
 
@@ -336,6 +337,14 @@ def _items(key: str, text: str, value: tuple, default: tuple) -> tuple:
     if any(type(item) is not kind for item in value):
         raise UserError(f'{key} = {text}: must hold {_TYPE_NAMES[kind]} or several')
     return value
+
+
+def _check_printable(label: str, value: Any) -> None:
+    """Refuses a number of so many digits that Python does not print it, and text that is not UTF-8."""
+    if type(value) is int and abs(value) >= 2**63:
+        raise UserError(f'{label}: must be below 2**63')
+    if isinstance(value, str) and re.search('[\0\ud800-\udfff]', value):
+        raise UserError(f'{label} = {value!r}: must be UTF-8, without NUL')
 
 
 def _convert(value: Any, kind: type) -> Any:

@@ -63,6 +63,16 @@ def validate(c: ConfigDict) -> None:
     _check_seeds('seed', (c.seed,))
     _check_recipe(c.recipe)
     _check_unread(c)
+    _check_range(values)
+
+
+def _check_range(values: dict[str, Any]) -> None:
+    """Refuses numbers that no int32 holds: sizes and indices of arrays are int32 on the device."""
+    for key, value in values.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and not -(2**31) <= number < 2**31:
+                shown = number if abs(number) < 2**63 else f'a number of {number.bit_length()} bits'
+                _rule(key, shown, False, 'must be below 2**31')
 
 
 def _networks(c: ConfigDict) -> dict[str, ConfigDict]:
@@ -209,9 +219,6 @@ def _check_optim(c: ConfigDict) -> None:
     for key in ('weight_decay', 'clip_norm'):
         fits = 0 <= optim[key] < math.inf
         _rule(f'optim.{key}', optim[key], fits, 'must be at least 0 and finite')
-    # The step counts updates in an int32.
-    for key, updates in (('optim.warmup', optim.warmup), ('train.updates', c.train.updates)):
-        _rule(key, updates, updates < 2**31, 'must be below 2**31')
 
 
 def _check_eval(c: ConfigDict) -> None:
@@ -230,6 +237,8 @@ def _check_eval(c: ConfigDict) -> None:
     rule = f'is only read for eval.metric {" or ".join(GENERATION_METRICS)}'
     _rule('eval.tokenize', repr(c.eval.tokenize), is_read, rule)
     generate = c.generate
+    rule = f'must be at most half of student.vocab_size = {c.student.vocab_size}'
+    _rule('generate.beams', generate.beams, 2 * generate.beams <= c.student.vocab_size, rule)
     penalty = generate.length_penalty
     _rule('generate.length_penalty', penalty, math.isfinite(penalty), 'must be finite')
     if metric in GENERATION_METRICS or generate.max_length:

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
-from lightpaff_jax.config import flags, validate
+from lightpaff_jax.config import flags, memory, validate
 from lightpaff_jax.data import records, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.prepared import build, compatibility, shards
@@ -179,6 +179,7 @@ def _configure(words: flags.Arguments) -> tuple[ConfigDict, Tokenizer | None]:
     if tokenizer is None:
         c.student.vocab_size = options['train_tokenizer']
     validate.validate(c)
+    memory.check_host(c)
     validate.check_paths(c, runs=False)
     sources.check(c)
     return c, tokenizer

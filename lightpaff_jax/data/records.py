@@ -20,7 +20,7 @@ MANIFEST = 'manifest.json'
 STATE = 'state.json'  # exists only while the dataset is unfinished
 _INT = np.dtype('<i4')  # type of the header before the ids of a record
 _COUNT, _ID = range(2**62), range(2**31)
-_SHARD = {'file': str, 'records': _ID, 'bytes': _COUNT, 'sha256': str}
+_SHARD = {'file': str, 'records': _ID, 'bytes': _COUNT, 'sha256': str, 'lengths_sha256?': str}
 SPLIT = {'hash': str, 'shards': [_SHARD]}
 """What a split has in the manifest and in STATE."""
 # Type of the records -> the counts of a split.
@@ -146,7 +146,7 @@ class Records:
             file = lengths_path(shard)
             try:
                 part = np.load(file, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+            except Exception as error:  # NumPy parses the header as Python, which has many errors
                 raise _damage(file, 'cannot be read') from error
             if part.shape != (count, 2) or part.dtype.kind not in 'iu':
                 raise _damage(file, f'must have the two lengths of the {count} records')
@@ -242,7 +242,8 @@ class Dataset:
         All types of records have:
           records: number of records.
           hash: 16 hex digits of their bytes; it does not depend on the shard size.
-          shards: `file`, `records`, `bytes` and `sha256` of each shard.
+          shards: `file`, `records`, `bytes` and `sha256` of each shard, and the `lengths_sha256` of
+            the lengths of its examples.
           skipped: number of malformed rows that were skipped.
           tokens: ids that one pass predicts (clm, seq2seq), may predict (mlm, mass) or reads
             (classify).
@@ -288,8 +289,17 @@ class Dataset:
                 raise _damage(file, f'{problem}, {MANIFEST} lists {shard["bytes"]} bytes')
             if shard['records'] > size:  # a record has a header
                 raise _damage(file, f'cannot have the {shard["records"]} records of {MANIFEST}')
+            lengths, digest = lengths_path(file), shard.get('lengths_sha256')
+            if digest and lengths.is_file() and sha256(lengths) != digest:
+                raise _damage(lengths, f'was changed, {MANIFEST} lists another digest')
             shards.append((file, shard['records']))
         return Records(shards, self.record_type, np.dtype(self.manifest['dtype']))
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Returns the hex digits of the SHA-256 of a file."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def id_type(vocab_size: int) -> np.dtype:

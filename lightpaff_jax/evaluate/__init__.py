@@ -1,7 +1,7 @@
 """Scores a network on the splits of a run's data; the command `python -m lightpaff_jax.evaluate`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from lightpaff_jax import (
     teacher as teacher_lib,
     workdir,
 )
+from lightpaff_jax.batch import Batch
 from lightpaff_jax.config import flags, validate
 from lightpaff_jax.data import batches, prepare, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
@@ -78,6 +79,8 @@ class Evaluation:
         if generates:
             predictions.check_references(c)
             self._generate = _make_generation(c, mesh, student, tokenizer, generation)
+        for split in workdir.splits(c):  # a damaged split is found before the training
+            next(self._batches(split))
 
     def score(self, split: str, params: models.Params) -> SplitOutputs:
         """Computes the scores of a split that need no generated text."""
@@ -113,6 +116,10 @@ class Evaluation:
         workdir.write_text(folder / f'{split}.jsonl', text)
         return outputs.scores | generation_scores
 
+    def _batches(self, split: str) -> Iterator[Batch]:
+        rows = sharding.local_rows(self._mesh, self._c.eval.batch_size)
+        return batches.evaluation(self._c, self._prepared, self._tokenizer, split, rows)
+
     def _run(self, split: str, call, *arguments) -> tuple[np.ndarray, dict[str, Any]]:
         """Returns the ascending numbers of the examples, and their outputs: rows, or sums.
 
@@ -120,9 +127,7 @@ class Evaluation:
         """
         parts: dict[str, list[np.ndarray]] = {}
         indices_NB = batches.evaluation_indices(self._c, self._prepared, split)
-        rows = sharding.local_rows(self._mesh, self._c.eval.batch_size)
-        split_batches = batches.evaluation(self._c, self._prepared, self._tokenizer, split, rows)
-        for indices_B, batch in zip(indices_NB, split_batches, strict=True):
+        for indices_B, batch in zip(indices_NB, self._batches(split), strict=True):
             outputs = call(*arguments, sharding.put_batch(self._mesh, batch, micro=False))
             for name, x in jax.device_get(outputs).items():
                 parts.setdefault(name, []).append(x[indices_B >= 0] if x.ndim else x)

@@ -46,7 +46,8 @@ STYLE: Any = {  # Any: the keys of matplotlib.typing are literals
 }
 
 
-_LINE = {'kind': str, 'step': int, 'ce': float}  # of metrics.jsonl
+# Of metrics.jsonl; null stands for a number that is not finite.
+_LINE = {'kind': str, 'step': int, 'ce': float | None}
 Curve = tuple[str, str, str, float]  # run, label, colour and width of a line
 
 
@@ -55,11 +56,9 @@ def _draw_curves(ax: Axes, workdir: pathlib.Path, curves: Sequence[Curve], ylabe
     for run, label, colour, width in curves:
         path = workdir / run / 'metrics.jsonl'
         lines = json_file.read_lines(path, _LINE) if path.exists() else []
-        points = {
-            kind: [[line[key] for line in lines if line['kind'] == kind] for key in ('step', 'ce')]
-            for kind in ('train', 'validation')
-        }
-        (steps, losses), validation = points.values()
+        ces = [(x['kind'], x['step'], math.nan if x['ce'] is None else x['ce']) for x in lines]
+        steps, losses = ([point[n] for point in ces if point[0] == 'train'] for n in (1, 2))
+        validation = [[point[n] for point in ces if point[0] == 'validation'] for n in (1, 2)]
         ax.plot(steps, losses, color=colour, lw=width, alpha=0.8, label=label)
         ax.plot(*validation, 'o', color=colour, ms=4, mec='none')
         # The first tenth falls steeply and would flatten the rest of the plot.

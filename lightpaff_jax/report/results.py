@@ -34,7 +34,7 @@ _RESULT = {
     **dict.fromkeys(('objective', 'protocol', 'hardware', 'tokenizer_hash'), str),
     **dict.fromkeys(('git_commit', 'teacher_hash'), str | None),
     'metric?': str,
-    'scores': {str: {str: float | str}},
+    'scores': {str: {str: float | str | None}},
     'seed': int,
     'versions': {str: str},
 }
@@ -244,6 +244,8 @@ def _read_result(folder: pathlib.Path) -> dict | None:
     metrics = config.OBJECTIVES[result['objective']].metrics
     result.setdefault('metric', metrics[0])  # older files do not have it
     check_choice(f'{path}: metric', result['metric'], metrics)
+    for scores in result['scores'].values():  # null stands for a number that is not finite
+        scores |= {name: math.nan for name, value in scores.items() if value is None}
     if 'test' in result['scores']:
         _check_scores(f'{path}: scores.test', result)
     return result

@@ -201,6 +201,14 @@ def test_damaged_lengths_are_an_error(tmp_path, damage):
         prepared.records('train').lengths()
 
 
+def test_changed_lengths_are_an_error(tmp_path):
+    prepared = write_dataset(tmp_path, 'examples', [random_records('examples', 30)])
+    file = tmp_path / 'train-00000.npy'
+    np.save(file, np.load(file) + 1)
+    with pytest.raises(UserError, match=r'train-00000\.npy: was changed, .* prepare it again'):
+        prepared.records('train')
+
+
 @pytest.mark.parametrize('place', ['absolute', 'above', 'link'])
 def test_shard_outside_of_the_folder_is_refused(tmp_path, place):
     other, folder = tmp_path / 'other', tmp_path / 'set'

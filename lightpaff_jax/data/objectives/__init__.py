@@ -20,6 +20,7 @@ from lightpaff_jax.data.objectives import collate, masking
 from lightpaff_jax.data.objectives.collate import Arrays, Key
 from lightpaff_jax.data.records import Record, is_padding
 from lightpaff_jax.data.tokenizers import Tokenizer, truncated_lengths
+from lightpaff_jax.errors import UserError
 
 
 class BlockLayout(NamedTuple):
@@ -382,5 +383,6 @@ def smallest_bucket(
     assert row_lengths is not None, 'validation allows buckets only for examples'
     limits_k2 = np.array([[b.data.length, b.data.target_length] for b in buckets])
     fits_nk = np.all(row_lengths(lengths_n2)[:, None] <= limits_k2, axis=-1)
-    assert np.all(fits_nk[:, -1]), 'prepare cuts examples to the longest bucket'
+    if not np.all(fits_nk[:, -1]):  # `prepare` cuts examples to the longest bucket
+        raise UserError(f'{c.data.path}: has examples longer than it was prepared with')
     return np.argmax(fits_nk, axis=1)

@@ -74,7 +74,9 @@ def _check_classes(c: ConfigDict, prepared: Dataset, split: str) -> None:
         return
     records = prepared.records(split)
     labels = ((i, record.label) for i in range(len(records)) for record in records.read([i]))
-    example, label = next((i, label) for i, label in labels if label not in allowed)
+    example, label = next(((i, x) for i, x in labels if x not in allowed), (None, None))
+    if example is None:
+        raise UserError(f'{prepared.path}: no example of {split!r} has the labels of the manifest')
     raise UserError(
         f'config.student.classes = {c.student.classes}: example {example} of split {split!r} has '
         f'label {label}, must be at least 0 and below {c.student.classes}'

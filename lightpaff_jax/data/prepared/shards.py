@@ -89,14 +89,9 @@ def _read_state(folder: pathlib.Path) -> dict[str, Any] | None:
 def _is_intact(folder: pathlib.Path, shard: dict[str, Any]) -> bool:
     file = storage.member(folder, shard['file'], f'{folder / STATE}: a shard')
     try:
-        return file.is_file() and _sha256(file) == shard['sha256']
+        return file.is_file() and records.sha256(file) == shard['sha256']
     except OSError:
         return False
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def clear(folder: pathlib.Path, splits: Sequence[str]) -> None:
@@ -190,13 +185,14 @@ class Writer:
             self._writer.close()
             self._writer = None
             self._verify()
-            shard |= {'bytes': self._part.stat().st_size, 'sha256': _sha256(self._part)}
+            shard |= {'bytes': self._part.stat().st_size, 'sha256': records.sha256(self._part)}
             if self._record_type == 'examples':
                 path = records.lengths_path(self._file)
                 part = path.with_name(path.name + storage.PART)
                 with part.open('wb') as file:  # np.save appends .npy to a path
                     np.save(file, np.array(self._lengths, self._length_type))
                 storage.commit(part, path)
+                shard['lengths_sha256'] = records.sha256(path)
             storage.commit(self._part, self._file)
         self.shards.append(shard)
         self._begin_shard()

@@ -22,7 +22,7 @@ from lightpaff_jax.data.prepared import tokenize_worker
 from lightpaff_jax.data.prepared.tokenize_worker import Encoded
 from lightpaff_jax.data.sources import Example
 from lightpaff_jax.data.tokenizers import Tokenizer
-from lightpaff_jax.errors import Unfinished
+from lightpaff_jax.errors import Unfinished, UserError
 
 CHUNK = 1 << 18  # characters of a chunk; packed records depend on it
 _PROGRAM = (
@@ -70,10 +70,7 @@ def start(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
       results, and raises Unfinished if a process ends.
     """
     if workers < 2:
-        yield lambda works: (
-            (work, tokenize_worker.encode(tokenizer.model, work.texts, work.with_words))
-            for work in works
-        )
+        yield lambda works: ((work, _encode(tokenizer, work)) for work in works)
         return
     idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
 
@@ -105,6 +102,17 @@ def start(tokenizer: Tokenizer, workers: int) -> Iterator[Encode]:
         yield encode
 
 
+def _encode(tokenizer: Tokenizer, work: Work) -> Encoded:
+    try:
+        return tokenize_worker.encode(tokenizer.model, work.texts, work.with_words)
+    except Exception as error:  # of `tokenizers`
+        raise _unencodable(f'{type(error).__name__}: {error}') from error
+
+
+def _unencodable(problem: str) -> UserError:
+    return UserError(f'the tokenizer cannot encode a text: {problem}')
+
+
 class _Process:
     """A process that tokenizes; used by one thread at a time."""
 
@@ -131,7 +139,7 @@ class _Process:
                 self._pipe.send_bytes(self._model)
                 self._model = b''
             self._pipe.send((work.texts, work.with_words))
-            return self._pipe.recv()
+            encoded = self._pipe.recv()
         except (EOFError, OSError) as error:
             code = self._process.wait()
             how = f'signal {-code}' if code < 0 else f'exit code {code}'
@@ -139,6 +147,9 @@ class _Process:
                 f'a process that tokenizes ended with {how}: if memory was short, fewer '
                 'config.data.workers need less; the same command resumes the work'
             ) from error
+        if isinstance(encoded, str):
+            raise _unencodable(encoded)
+        return encoded
 
     def kill(self) -> None:
         self._process.kill()

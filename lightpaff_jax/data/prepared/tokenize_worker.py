@@ -42,9 +42,16 @@ def encode(model: Model, texts: Sequence[str], with_words: bool = False) -> Enco
 
 
 def serve(descriptor: int) -> None:
-    """Receives a model, then encodes each (texts, with_words) it receives until the pipe closes."""
+    """Receives a model, then encodes each (texts, with_words) it receives until the pipe closes.
+
+    An error is sent as its type and message, because not every error can be pickled.
+    """
     pipe = multiprocessing.connection.Connection(descriptor)
     with contextlib.suppress(EOFError, OSError):
         model = pipe.recv()
         while True:
-            pipe.send(encode(model, *pipe.recv()))
+            work = pipe.recv()
+            try:
+                pipe.send(encode(model, *work))
+            except Exception as error:
+                pipe.send(f'{type(error).__name__}: {error}')

@@ -178,6 +178,8 @@ def _glob(c: ConfigDict, pattern: str, where: str) -> list[Path]:
     whole = storage.to_path(pattern) if absolute else root / pattern
     if not storage.is_remote(whole):
         names = glob_lib.glob(pattern, root_dir=root, recursive=True)
+        if (root / pattern).is_file():  # its name may have characters of a pattern
+            names = [pattern]
         return [root / name for name in sorted(names) if (root / name).is_file()]
     if '**' in pattern:
         raise UserError(f'{where}: ** is only supported in local folders')
