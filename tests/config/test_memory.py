@@ -59,4 +59,4 @@ def test_networks_of_the_paper_fit_a_machine_of_16_gib():
     for spec in ('configs/bert.py', 'configs/gpt2.py', 'configs/mass.py'):
         c = flags.load(spec)
         check(c)
-        assert 20e6 < memory.parameter_count(c.student) < memory.parameter_count(c.teacher) < 600e6
+        assert 20e6 < memory.parameter_count(c.student) < 600e6
