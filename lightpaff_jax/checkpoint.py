@@ -88,6 +88,7 @@ class Checkpoints:
         parts = {name: fingerprint.unflatten(part) for name, part in _split(arrays).items()}
         parts['meta'] = json.loads(json.dumps(meta))
         parts['digests'] = fingerprint.record(step, arrays, meta)
+        orbax_errors.filter_unraisable()  # the save may fail before `close` waits for it
         with _context():
             # Without is_prioritized_key_fn and a byte limit, this call returns after Orbax has copied
             # every array to the host. On a CPU the copy is a view, which is safe: XLA does not donate

@@ -32,8 +32,7 @@ def suppress_orbax_noise() -> Iterator[list[str]]:
     """
     failures: list[str] = []
     hook = sys.unraisablehook
-    if getattr(hook, 'func', None) is not _report_unraisable:
-        sys.unraisablehook = functools.partial(_report_unraisable, hook)
+    filter_unraisable()
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
         yield failures
@@ -41,6 +40,12 @@ def suppress_orbax_noise() -> Iterator[list[str]]:
             gc.collect()
     if not failures:  # after a failure, pending reads still end later, in a closed event loop
         sys.unraisablehook = hook
+
+
+def filter_unraisable() -> None:
+    """Suppresses from now on what Python reports of the failed tasks in Orbax's threads."""
+    if getattr(sys.unraisablehook, 'func', None) is not _report_unraisable:
+        sys.unraisablehook = functools.partial(_report_unraisable, sys.unraisablehook)
 
 
 def _report_unraisable(hook: Callable, event: Any) -> None:
