@@ -90,6 +90,7 @@ setup(
         'tf': ['tensorflow>=2.21'],
         'gs': ['gcsfs>=2026.8'],
         'test': [
+            'hypothesis>=6.150',
             'import-linter>=2.17',
             'mypy>=2.4',
             'pre-commit>=4',

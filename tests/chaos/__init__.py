@@ -1,0 +1,1 @@
+"""The reliability campaign: `launch/chaos.sh`. pytest collects only its smoke tests."""
