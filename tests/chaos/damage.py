@@ -20,11 +20,15 @@ IN_PROCESS = (
 
 def prepare(folder: pathlib.Path) -> None:
     """Saves steps, and trains a small run to its end."""
-    pristine = folder / 'checkpoints'
-    shutil.rmtree(pristine, ignore_errors=True)
-    cases.save_steps(pristine, *STEPS)
+    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+    save_steps(folder)
     runs.write_small(folder)
     runs.undisturbed(folder, 'small', runs.small_command(folder))
+
+
+def save_steps(folder: pathlib.Path) -> None:
+    """Saves the steps to damage."""
+    cases.save_steps(folder / 'checkpoints', *STEPS)
 
 
 def run(context: Context) -> Outcome:
@@ -44,7 +48,7 @@ def run(context: Context) -> Outcome:
                 found[outcome] += 1
     finally:
         log.setLevel(level)
-    if context.remaining > count:
+    if context.remaining > IN_PROCESS:
         failures += _command(context)
         count += 1
     if not failures:

@@ -28,8 +28,8 @@ class FailureError(Exception):
     """A reader failed on an input."""
 
 
-class ManyLinesError(AssertionError):
-    """A message has several lines, or an error of the system names no file."""
+class NoFileError(AssertionError):
+    """An error of the system names no file."""
 
 
 @contextlib.contextmanager
@@ -63,23 +63,23 @@ def memory_limit() -> Iterator[None]:
 
 
 def accept_one_line(call: Callable[[Any], Any], value: Any) -> str:
-    """Calls `call(value)`; returns the message if it refuses in one line, '' if it accepts.
+    """Calls `call(value)`; returns the message if it refuses, '' if it accepts.
+
+    A command prints the message in one line, with line ends as escapes.
 
     Raises:
-      ManyLinesError: the message has several lines, or names no file.
+      NoFileError: an error of the system without the name of its file.
       BaseException: any other error, which a command would print as a traceback.
     """
     try:
         call(value)
     except UserError as error:
-        message = str(error)
+        return str(error)
     except OSError as error:  # the command prints the file and the reason
-        message = f'{error.filename}: {error.strerror}' if error.filename else ''
-    else:
-        return ''
-    if not message or '\n' in message:
-        raise ManyLinesError(f'not one line: {message!r}')
-    return message
+        if not error.filename:
+            raise NoFileError(error) from error
+        return f'{error.filename}: {error.strerror}'
+    return ''
 
 
 def hunt(

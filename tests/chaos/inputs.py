@@ -95,7 +95,7 @@ def run_fuzz(context: Context) -> Outcome:
     failures = [f'{name}, seed {seed}: {failure}' for failure in reply['failures']]
     if reply['memory'] > fuzz.MEMORY:
         failures.append(f'{name}: the process took {reply["memory"] >> 20} MiB')
-    figures = {name: reply['count'], 'refused': reply['refused'], 'memory': reply['memory'] >> 20}
+    figures = {name: reply['count'], 'refused': reply['refused'], 'MiB': reply['memory'] >> 20}
     return Outcome(reply['count'], failures, figures)
 
 
@@ -160,7 +160,7 @@ def run_commands(context: Context) -> Outcome:
     fuzz.draw(st.tuples(strategy, strategy), call, seed, pairs)
     if not failures:
         shutil.rmtree(folder)
-    return Outcome(count, failures, {'slowest': round(slowest, 1)})
+    return Outcome(count, failures, {'slowest, s of processor time': round(slowest, 1)})
 
 
 def _problems(process: runs.Process) -> tuple[list[str], float]:

@@ -83,7 +83,7 @@ def _interrupt(
         return False, process.problems(code, 0)
     codes = [128 + name]
     if moment == 'two signals':
-        codes = [128 + number for number in _SIGNALS]
+        codes = [code for x in _SIGNALS for code in (128 + x, -x)]  # the second ends it at once
     if moment in ('start', 'any time'):  # before Python runs, the system ends the process
         codes.append(-name)
     problems = process.problems(code, *codes)
