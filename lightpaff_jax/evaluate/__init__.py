@@ -105,7 +105,8 @@ class Evaluation:
 
         def format_and_score() -> Scores:
             nonlocal text
-            lines = predictions.lines(c, self._tokenizer, split, outputs.indices.tolist(), values)
+            indices = outputs.indices.tolist()
+            lines = predictions.lines(c, self._prepared, self._tokenizer, split, indices, values)
             text = ''.join(f'{json.dumps(line)}\n' for line in lines)
             if self._generate is None:
                 return {}

@@ -12,6 +12,7 @@ decoded, and cut to `config.data.length` and `target_length`.
 """
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,11 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.data import sources
+from lightpaff_jax.data.mixture import Mixture
+from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.sources.splits import Example
 from lightpaff_jax.data.tokenizers import Tokenizer
+from lightpaff_jax.errors import UserError
 from lightpaff_jax.evaluate import scores
 
 _CHECKED_REFERENCES = 1000  # before training; all are checked when they are scored
@@ -30,21 +34,45 @@ Values = Mapping[str, np.ndarray]
 
 
 def lines(
-    c: ConfigDict, tokenizer: Tokenizer, split: str, indices: Sequence[int], values: Values
+    c: ConfigDict,
+    prepared: Dataset | Mixture,
+    tokenizer: Tokenizer,
+    split: str,
+    indices: Sequence[int],
+    values: Values,
 ) -> list[Line]:
     """Returns the lines of some examples of a split.
 
-    `indices` are their ascending numbers in the split; `values` has for each of them the outputs of
-    evaluation, or of generation.
+    Args:
+      c: the configuration of the run.
+      prepared: its dataset.
+      tokenizer: its tokenizer.
+      split: one of `sources.SPLITS`.
+      indices: the ascending numbers of the examples in the split.
+      values: for each of them the outputs of evaluation, or of generation.
+
+    Raises:
+      UserError: the files of the source have changed since the dataset was prepared.
     """
     example_type = config.OBJECTIVES[c.objective].example_type
     examples = None
     if example_type != 'documents' and config.SOURCES[c.data.source].has_text:
+        _check_unchanged(c, prepared)
         chosen = set(indices)
         all_examples = itertools.islice(sources.examples(c, split), indices[-1] + 1)
         examples = [example for index, example in enumerate(all_examples) if index in chosen]
     rows = LINES[example_type](tokenizer, values, examples)
     return [{'index': index, **row} for index, row in zip(indices, rows, strict=True)]
+
+
+def _check_unchanged(c: ConfigDict, prepared: Dataset | Mixture) -> None:
+    """Raises UserError unless the source still has the examples that were prepared."""
+    identity = json.loads(json.dumps(sources.identity(c)))
+    if isinstance(prepared, Dataset) and prepared.manifest.get('made_from') != identity:
+        raise UserError(
+            f'config.data.path = {c.data.path}: has other texts than {prepared.path}, which was '
+            'prepared before; must not change during a run'
+        )
 
 
 def check_references(c: ConfigDict) -> None:

@@ -67,7 +67,7 @@ class _Dataset(NamedTuple):
             return names
         # Test splits without labels have the label -1, as in GLUE.
         label = self.columns[2]
-        return [name for name in names if _read_records(self.builder, name, [0])[0][label] >= 0]
+        return [name for name in names if _read_records(self, name, [0])[0][label] >= 0]
 
 
 def examples(c: ConfigDict, split: str, on_error: OnError) -> Iterator[Example]:
@@ -134,7 +134,7 @@ def _read_split(dataset: _Dataset, split: str) -> Iterator[Example]:
     _check_counts(info)
     for start in range(0, info.num_examples, _BATCH_SIZE):
         indices = range(start, min(info.num_examples, start + _BATCH_SIZE))
-        batch = _read_records(dataset.builder, split, indices)
+        batch = _read_records(dataset, split, indices)
         for number, record in zip(indices, batch, strict=True):
             try:
                 example = _to_example(dataset, record)
@@ -169,15 +169,20 @@ def _check_counts(info: tfds.core.SplitInfo) -> None:
             raise UserError(f'{file}: has {size} records, dataset_info.json lists {count}')
 
 
-def _read_records(
-    builder: tfds.core.DatasetBuilder, split: str, indices: Sequence[int]
-) -> list[dict]:
+def _read_records(dataset: _Dataset, split: str, indices: Sequence[int]) -> list[dict]:
+    builder = dataset.builder
     try:
-        return builder.as_data_source(split).__getitems__(indices)
+        batch = builder.as_data_source(split).__getitems__(indices)
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise Unreadable(
             f'{builder.data_dir}: split {split!r} cannot be read: {one_line(error)}'
         ) from error
+    for number, record in zip(indices, batch, strict=True):
+        for column in filter(None, dataset.columns):
+            if record[column] is None:
+                where = f'{builder.data_dir}: record {number} of split {split!r}'
+                raise UserError(f'{where}: has no {column!r}')
+    return batch
 
 
 def _open(c: ConfigDict) -> _Dataset:
