@@ -24,10 +24,12 @@ from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.losses import BATCH_AXES, Head, Predictor, Sums, distillation_loss
 from lightpaff_jax.models import Model, Params
 
+# Values of a step that are no sums; mean_loss is also that of a skipped update.
+RATES = ('mean_loss', 'grad_norm', 'learning_rate', 'bad_steps')
 SCOPES = ('teacher', 'student', 'loss', 'update')  # parts of the step in profiles of it
 _MAX_ACTIVATIONS = 1 << 27  # feed-forward activations of the teacher on a device at a time
 
-Rule: TypeAlias = optax.GradientTransformation
+Rule: TypeAlias = optax.GradientTransformationExtraArgs
 
 _ROWS: Any = P(BATCH_AXES)
 _REPLICATED: Any = P()
@@ -37,17 +39,22 @@ _PREDICTOR = Predictor(_ROWS, Head(_REPLICATED, _REPLICATED))  # its PartitionSp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The state that a step changes: arrays only, of which `step` counts the updates."""
+    """The state that a step changes: arrays only."""
 
     step: Int[Array, '']
+    """Number of updates, the skipped ones included."""
     params: Params
     opt_state: Any
+    bad_steps: Int[Array, '']
+    """Number of the last updates that were skipped in a row."""
 
 
 def init_state(student: Model, rule: Rule, seed: int | Int[Array, '']) -> TrainState:
     """Initialises a state, a function of the seed."""
     params = student.init(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
+    # Two arrays: the step donates both.
+    step, bad_steps = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step, params, rule.init(params), bad_steps)
 
 
 def state_shardings(c: ConfigDict, mesh: Mesh, student: Model, rule: Rule) -> TrainState:
@@ -61,7 +68,7 @@ def state_shardings(c: ConfigDict, mesh: Mesh, student: Model, rule: Rule) -> Tr
         params,
         transform_non_params=lambda _: replicated,
     )
-    return TrainState(replicated, params, moments)
+    return TrainState(replicated, params, moments, replicated)
 
 
 def abstract_state(c: ConfigDict, mesh: Mesh, student: Model, rule: Rule) -> TrainState:
@@ -77,7 +84,10 @@ def make_step(
 
     The step donates the state, never the teacher. The batch has micro-batches [M, B/M, ...]. The
     default hyperparameters are those of `c`. The sums are those of `distillation_loss` over the
-    whole batch, `grad_norm` of the mean gradient, and `learning_rate`.
+    whole batch, and RATES.
+
+    If the loss or the norm of the gradient is not finite, the update is skipped: parameters and
+    optimizer keep their bits, all sums are 0 but `skipped`, which is 1, and `step` advances.
     """
     gradient = make_gradient(c, mesh, student, teacher)
     defaults = optimizer.hyperparameters(c)
@@ -93,12 +103,19 @@ def make_step(
         sums, grads = gradient(state.params, teacher_params, batch, key)
         with jax.named_scope('update'):
             grads = jax.tree.map(lambda g: g / jnp.maximum(sums['count'], 1), grads)
-            updates, opt_state = rule.update(grads, state.opt_state, state.params)
-            updates = jax.tree.map(lambda u: learning_rate * u, updates)
-            params = optax.apply_updates(state.params, updates)
-            sums['grad_norm'] = optax.tree.norm(grads)
-        sums['learning_rate'] = learning_rate
-        return TrainState(state.step + 1, params, opt_state), sums
+            mean_loss = sums['loss'] / jnp.maximum(sums['count'], 1)
+            grad_norm = optax.tree.norm(grads)
+            finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+            updates, opt_state = rule.update(grads, state.opt_state, state.params, finite=finite)
+            params = jax.tree.map(
+                lambda p, u: jnp.where(finite, p + learning_rate * u, p), state.params, updates
+            )
+            sums = jax.tree.map(lambda x: jnp.where(finite, x, 0), sums)
+            bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
+        sums |= {'skipped': 1 - finite.astype(jnp.float32), 'mean_loss': mean_loss}
+        sums |= {'grad_norm': grad_norm, 'learning_rate': learning_rate}
+        sums['bad_steps'] = bad_steps.astype(jnp.float32)  # a copy: the state's is donated
+        return TrainState(state.step + 1, params, opt_state, bad_steps), sums
 
     state_sharding = state_shardings(c, mesh, student, rule)
     return jax.jit(

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """A mistake in the input. A command prints it as one line and exits with code 2."""
+    """A mistake in the input. A command prints it as one line and exits with `exit_code`."""
+
+    exit_code = 2
 
 
 class MissingPaths(UserError):
@@ -22,6 +24,12 @@ class Unreadable(UserError):
 
 class Unfinished(UserError):
     """Work stopped early. Its finished part is kept, and the same command resumes it."""
+
+
+class Diverged(UserError):
+    """The numbers of a run are no longer finite. Its last finite checkpoint is intact."""
+
+    exit_code = 3
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ For a workdir in a bucket, the files are written to a temporary folder and uploa
 """
 
 import contextlib
-import json
 import logging
 import math
 import operator
@@ -57,7 +56,7 @@ def means(sums: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> d
     """Computes the MEANS of the given sums as Python floats, with one transfer from the device.
 
     Adds perplexity = exp(ce) if there is a ce. A denominator is at least 1, so a batch of padding
-    has mean 0.
+    has mean 0. If updates were skipped, adds their number `skipped`; if all were, a mean is NaN.
 
     Args:
       sums: device scalars or numbers, over any number of steps and devices.
@@ -67,6 +66,7 @@ def means(sums: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> d
       ValueError: a sum has no mean in MEANS, or two values have the same name.
     """
     host, rest = jax.device_get((dict(sums), dict(others or {})))
+    skipped = int(host.pop('skipped', 0))
     unknown = host.keys() - {name for pair in MEANS.values() for name in pair}
     if unknown:
         raise ValueError(f'sums without a mean: {", ".join(sorted(unknown))}')
@@ -75,6 +75,9 @@ def means(sums: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> d
         for name, (total, count) in MEANS.items()
         if total in host
     }
+    if skipped:
+        result = result if host['count'] else dict.fromkeys(result, math.nan)
+        result['skipped'] = skipped
     if 'ce' in result:
         result['perplexity'] = exp(result['ce'])
     duplicates = result.keys() & rest.keys()
@@ -175,7 +178,7 @@ class Writer:
     def log(self, step: int, metrics: Mapping[str, Any], kind: str = 'train') -> None:
         """Writes one line with the keys step, kind, then the metrics by name.
 
-        NaN and inf are written as Python's json does. A 'train' line also writes a line of
+        NaN and inf are written as null. A 'train' line also writes a line of
         timing.jsonl. The time before a line of another kind is not counted for any update.
         """
         if not self._active:
@@ -187,7 +190,10 @@ class Writer:
             self._write('timing', {'step': step, 'seconds': seconds, 'tokens_per_second': rate})
         self._clock.pause(step)
         self._write('metrics', {'step': step, 'kind': kind, **values})
-        self._tensorboard.write({f'{kind}/{name}': value for name, value in values.items()}, step)
+        finite = {f'{kind}/{name}': x for name, x in values.items() if math.isfinite(x)}
+        self._tensorboard.write(finite, step)
+        if 'skipped' in values:
+            self._progress.print(f'update {step}: skipped, not finite: {values["skipped"]:.0f}')
 
     def advance(
         self, step: int, tokens: int | None = None, loss: float | None = None, idle: float = 0.0
@@ -232,7 +238,7 @@ class Writer:
         self._tensorboard.close()
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
-        file, data = self._files[name], memoryview(f'{json.dumps(line)}\n'.encode())
+        file, data = self._files[name], memoryview(f'{storage.format_json(line)}\n'.encode())
         end = file.tell()
         with storage.translate_disk_errors(file.name):
             try:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 
@@ -45,13 +45,44 @@ def learning_rate(
     return peak_lr * jnp.where(step < warmup, rise, final + (1 - final) * decay)
 
 
-def make(optim: ConfigDict) -> optax.GradientTransformation:
-    """Builds the update rule at a learning rate of 1; its state is float32."""
-    b1, b2, weight_decay = optim.b1, optim.b2, optim.weight_decay
-    adamw = optax.adamw(1.0, b1, b2, optim.eps, weight_decay=weight_decay, mask=decay_mask)
+def make(optim: ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """Builds the update rule at a learning rate of 1; its state is float32.
+
+    Its `update(grads, state, params, finite=True)` returns the old state if `finite` is False.
+    """
+    adamw = optax.chain(
+        _scale_by_adam(optim.b1, optim.b2, optim.eps),
+        optax.add_decayed_weights(optim.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(1.0),
+    )
     if not optim.clip_norm:
         return adamw
     return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)
+
+
+def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
+    """Returns `optax.scale_by_adam` with the argument `finite`.
+
+    It selects the moments before they are used. With a selection after `optax.adamw`, XLA computes
+    the moments twice and copies them, as parameters and state then depend on different moments.
+    """
+
+    def update(grads, state, params=None, *, finite: bool | Bool[Array, ''] = True, **_):
+        count, mu, nu = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (
+                optax.safe_increment(state.count),
+                optax.tree.update_moment(grads, state.mu, b1, 1),
+                optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2),
+            ),
+            (state.count, state.mu, state.nu),
+        )
+        mu_hat = optax.tree.bias_correction(mu, b1, count)
+        nu_hat = optax.tree.bias_correction(nu, b2, count)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu_hat, nu_hat)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam().init, update)
 
 
 def decay_mask(params: Any) -> Any:

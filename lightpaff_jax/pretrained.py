@@ -157,6 +157,8 @@ class _Workdir(Pretrained):
         abstract = models.build(self.network).abstract_params
         abstract = sharding.abstract_arrays(abstract, sharding.param_shardings(mesh, abstract))
         params = fingerprint.flatten(self._checkpoint.read_params(abstract))
+        if names := fingerprint.non_finite(params):
+            raise UserError(f'{self.label}: {names[0]} must hold finite numbers only')
         shapes = {name: x.shape for name, x in fingerprint.flatten(model.abstract_params).items()}
         params = {name: x for name, x in params.items() if shapes.get(name) == x.shape}
         missing = [name for name in shapes if name not in params]

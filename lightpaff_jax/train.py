@@ -6,6 +6,7 @@ Teachers, students and baselines are trained by the same function.
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
 import shutil
 import tempfile
@@ -37,10 +38,10 @@ from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.distill_step import TrainState
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import Diverged, UserError
 from lightpaff_jax.runtime import distributed, fingerprint, interrupts, storage
 
-# Runs a step: state, batch, loss of the step in flight -> state, sums, seconds of compilation.
+# Runs a step: state, batch, rates of the step in flight -> state, sums, seconds of compilation.
 Step = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any], float]]
 
 
@@ -80,6 +81,7 @@ def train(c: ConfigDict) -> dict[str, Any]:
 
     Raises:
       UserError: the workdir, the teacher or the data does not fit the configuration.
+      Diverged: the loss, the gradient or the parameters are no longer finite.
     """
     folder = workdir.folder(c)
     workdir.check_unchanged(c, folder)
@@ -159,8 +161,9 @@ def _run_updates(
             start_time += compilation_time
             # At most one step is in flight: more can deadlock XLA's CPU devices.
             jax.block_until_ready(in_flight)
-            in_flight = sums['loss']
-            rates = {name: sums.pop(name) for name in ('grad_norm', 'learning_rate')}
+            _check_updates(c, progress.updates, in_flight)
+            in_flight = {name: sums.pop(name) for name in distill_step.RATES}
+            rates = {name: in_flight[name] for name in ('grad_norm', 'learning_rate')}
             index = progress.updates = progress.updates + 1
             progress.tokens += c.data.batch_size * (batch.shape.tokens + batch.shape.source)
             progress.flops += flops(batch.shape)
@@ -177,8 +180,9 @@ def _run_updates(
             if evaluates or saves:
                 jax.block_until_ready(state)
                 progress.seconds += time.perf_counter() - start_time
+                _check_updates(c, index, in_flight, state.params)
             if evaluates:
-                outputs = evaluation.score('validation', state.params)
+                outputs = _validate(c, index, in_flight, evaluation, state.params)
                 writer.log(index, outputs.scores, kind='validation')
             if saves:  # after all lines of this update, so that a resumed run repeats none
                 save_time = time.perf_counter()
@@ -195,6 +199,54 @@ def _run_updates(
             if evaluates or saves:
                 start_time = time.perf_counter()
     return state, outputs
+
+
+def _check_updates(
+    c: ConfigDict, update: int, rates: dict[str, Any] | None, params: models.Params | None = None
+) -> None:
+    """Raises Diverged after too many bad steps in a row, or if parameters are not finite.
+
+    Args:
+      c: the configuration of the run.
+      update: the number of an update that has ended.
+      rates: the distill_step.RATES of this update; None before the first.
+      params: the parameters after it, or None.
+    """
+    if rates is None:
+        return
+    bad_steps = round(float(rates['bad_steps']))
+    if bad_steps >= c.train.max_bad_steps:
+        raise _diverged(c, update, rates, f'{bad_steps} updates in a row were not finite')
+    # A learning rate above all reason turns a finite gradient into parameters that are not finite.
+    names = [] if params is None else fingerprint.non_finite(params)
+    if names:
+        raise _diverged(c, update, rates, f'parameters {names[0]} are not finite')
+
+
+def _validate(
+    c: ConfigDict,
+    update: int,
+    rates: dict[str, Any],
+    evaluation: evaluate.Evaluation,
+    params: models.Params,
+) -> evaluate.SplitOutputs:
+    """Scores the validation split; raises Diverged if its perplexity is not finite."""
+    try:
+        outputs = evaluation.score('validation', params)
+    except Diverged as error:
+        raise _diverged(c, update, rates, str(error)) from error
+    ce = float(outputs.scores['ce'])
+    if not math.isfinite(metrics.exp(ce)):
+        raise _diverged(c, update, rates, f'its validation loss is {ce:g}')
+    return outputs
+
+
+def _diverged(c: ConfigDict, update: int, rates: dict[str, Any], reason: str) -> Diverged:
+    loss, norm, rate = (float(rates[name]) for name in ('mean_loss', 'grad_norm', 'learning_rate'))
+    return Diverged(
+        f'{c.workdir}: the run has diverged, {reason}: update {update}, loss {loss:g}, gradient '
+        f'norm {norm:g}, learning rate {rate:g}; checkpoints of earlier updates are kept'
+    )
 
 
 def _compile_by_shape(
@@ -280,7 +332,7 @@ def restore(
         state = initialize(optimizer.hyperparameters(c).seed)
         if inputs.initial is not None:
             params = jax.device_put(inputs.initial, shardings.params)
-            state = TrainState(state.step, params, state.opt_state)
+            state = dataclasses.replace(state, params=params)
         return state, Progress()
     step, state, meta = newest
     workdir.check_saved_config(c, meta, saved.directory)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import chex
 import jax
@@ -215,6 +216,51 @@ def test_step_divides_by_the_total_weight():
     assert float(sums['count']) == float(other_sums['count']) == batch.weights.sum()
     np.testing.assert_allclose(sums['grad_norm'], other_sums['grad_norm'], rtol=1e-5)
     assert int(state.step) == int(other_state.step) == 1
+
+
+def bad_batch(case):
+    """Returns a batch whose loss is NaN, for one position of one example."""
+    batch = padded_batch(case.c.train.grad_accum_steps)
+    weights = batch.weights.copy()
+    weights[-1, -1, -1] = math.nan
+    return sharding.put_batch(case.mesh, dataclasses.replace(batch, weights=weights), micro=True)
+
+
+def bits(tree):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize('kind', ['loss', 'gradient'])
+@pytest.mark.parametrize(('mesh', 'grad_accum_steps'), [((1, 1, 1), 1), ((1, 4, 2), 2)])
+def test_bad_step_changes_no_parameter_and_no_moment(mesh, grad_accum_steps, kind):
+    case = setup(mesh, grad_accum_steps)
+    state, _ = case.step(case.state(), case.teacher_params, case.batch())
+    batch = bad_batch(case)
+    if kind == 'gradient':  # its squares overflow, the loss does not
+        state.params['norm']['scale'] *= 1e25
+        batch = case.batch()
+    kept = bits((state.params, state.opt_state))
+    for count in (1, 2):
+        state, sums = case.step(state, case.teacher_params, batch)
+        assert bits((state.params, state.opt_state)) == kept
+        assert (int(state.bad_steps), int(state.step)) == (count, 1 + count)
+        assert not np.isfinite(sums['grad_norm'])
+        assert np.isfinite(sums['mean_loss']) == (kind == 'gradient')
+        sums = {name: float(x) for name, x in sums.items() if name not in distill_step.RATES}
+        assert sums.pop('skipped') == 1
+        assert {*sums.values()} == {0}
+
+
+def test_good_step_after_bad_steps_is_that_of_its_number():
+    case = setup((2, 1, 1), has_teacher=False, dropout=0.5)
+    expected, _ = case.step(
+        dataclasses.replace(case.state(), step=jnp.int32(2)), None, case.batch()
+    )
+    state = case.state()
+    for batch in (bad_batch(case), bad_batch(case), case.batch()):
+        state, sums = case.step(state, None, batch)
+    assert bits(state) == bits(expected)
+    assert int(state.bad_steps) == float(sums['skipped']) == 0
 
 
 def test_dropout_is_a_function_of_seed_and_step():

@@ -58,6 +58,16 @@ def test_perplexity_of_a_large_ce_is_inf_and_of_nan_is_nan():
     assert math.isnan(means(SUMS | {'ce': math.nan})['perplexity'])
 
 
+def test_skipped_updates_are_counted_and_do_not_enter_the_means():
+    skipped = dict.fromkeys(SUMS, 0.0) | {'skipped': 1.0}
+    window = add(to_device(SUMS | {'skipped': 0.0}), to_device(skipped))
+    assert means(window) == means(SUMS) | {'skipped': 1}
+    assert means(SUMS | {'skipped': 0.0}) == means(SUMS)
+    all_skipped = means(skipped)
+    assert all_skipped.pop('skipped') == 1
+    assert all(math.isnan(x) for x in all_skipped.values())
+
+
 def test_unknown_sums_and_duplicate_names_are_value_errors():
     with pytest.raises(ValueError, match='grad_norm'):
         means(SUMS | {'grad_norm': 1.0})
@@ -191,7 +201,7 @@ def test_lines_are_flushed_exact_and_sorted_by_key(tmp_path):
         writer.log(1, {'b': 1, 'a': math.nan}, kind='validation')
         assert (tmp_path / 'new' / 'metrics.jsonl').read_text() == (
             '{"step": 1, "kind": "train", "ce": 0.10000000149011612, "loss": 0.30000000000000004}\n'
-            '{"step": 1, "kind": "validation", "a": NaN, "b": 1.0}\n'
+            '{"step": 1, "kind": "validation", "a": null, "b": 1.0}\n'
         )
 
 

@@ -1,13 +1,19 @@
 """Training runs on 8 fake devices: long, extended, completed and initialised ones."""
 
+import dataclasses
 import json
+import math
 import shutil
 
+import numpy as np
 import pytest
 from helpers import corpus
+from helpers.commands import call, student_arguments
 
-from lightpaff_jax import checkpoint, config, evaluate, pretrained, workdir
-from lightpaff_jax.errors import UserError
+from lightpaff_jax import checkpoint, config, evaluate, optimizer, pretrained, workdir
+from lightpaff_jax.data import batches
+from lightpaff_jax.errors import Diverged, UserError
+from lightpaff_jax.runtime import fingerprint
 from lightpaff_jax.train import train
 
 
@@ -151,6 +157,119 @@ def test_unfinished_run_is_refused_as_teacher(data_cache, run_copy, tmp_path):
     c.teacher.path = str(run_copy)
     with pytest.raises(UserError, match='must be the workdir of a finished run'):
         train(c)
+
+
+# Numbers that are not finite.
+
+
+@pytest.fixture
+def bad_updates(monkeypatch):
+    """A set of numbers of updates, whose batches have a NaN."""
+    numbers, training = set(), batches.training
+
+    def spoil(c, prepared, tokenizer, start, rows):
+        for update, batch in enumerate(training(c, prepared, tokenizer, start, rows), start + 1):
+            weights = np.where(update in numbers, np.float32(math.nan), batch.weights)
+            yield dataclasses.replace(batch, weights=weights)
+
+    monkeypatch.setattr(batches, 'training', spoil)
+    return numbers
+
+
+def strict_json(text):
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f'{word} is no JSON'))
+
+
+def test_bad_updates_are_skipped_and_counted(data_cache, tmp_path, bad_updates):
+    c = configured(data_cache, tmp_path / 'all', updates=5)
+    train(c)
+    bad_updates |= {2, 3}
+    c.workdir = str(tmp_path / 'run')
+    c.train.log_every = 2
+    assert train(c)['updates'] == 5
+    healthy = [line for line in lines(tmp_path / 'all') if line['kind'] == 'train']
+    text = (tmp_path / 'run/metrics.jsonl').read_text()
+    first, second, last, _ = [strict_json(line) for line in text.splitlines()]
+    assert first['loss'] == healthy[0]['loss']
+    assert (first['skipped'], second['skipped'], first['grad_norm']) == (1, 1, None)
+    assert 'skipped' not in last
+    assert [second['learning_rate'], last['step']] == [healthy[3]['learning_rate'], 5]
+
+
+def test_resume_within_bad_updates_is_bitwise_equal(data_cache, tmp_path, bad_updates):
+    bad_updates |= {2, 3}
+    c = configured(data_cache, tmp_path / 'run', log_every=4, max_bad_steps=3)
+    result = train(c)
+    shutil.copytree(c.workdir, tmp_path / 'resumed')
+    c.workdir = str(tmp_path / 'resumed')
+    shutil.rmtree(tmp_path / 'resumed/checkpoints/4')
+    (tmp_path / 'resumed/result.json').unlink()
+    assert train(c)['scores'] == result['scores']
+    assert (tmp_path / 'run/metrics.jsonl').read_bytes() == (
+        tmp_path / 'resumed/metrics.jsonl'
+    ).read_bytes()
+
+
+def test_run_stops_after_too_many_bad_updates_in_a_row(data_cache, tmp_path, bad_updates):
+    bad_updates |= {2, 3, 5, 6, 7, 8}
+    c = configured(data_cache, tmp_path, updates=9, save_every=1, max_bad_steps=3)
+    messages = []
+    for _ in range(2):  # the second run resumes
+        with pytest.raises(Diverged) as error:
+            train(c)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    rate = float(optimizer.learning_rate(c.optim, optimizer.hyperparameters(c), 6))
+    assert messages[0] == (
+        f'{tmp_path}: the run has diverged, 3 updates in a row were not finite: update 7, loss '
+        f'nan, gradient norm nan, learning rate {rate:g}; checkpoints of earlier updates are kept'
+    )
+    assert not (tmp_path / 'result.json').exists()
+    assert checkpoint.Checkpoints(tmp_path / 'checkpoints', 2).steps() == [5, 6]
+    assert not fingerprint.non_finite(checkpoint.Reader(tmp_path / 'checkpoints').read_params())
+
+
+def test_parameters_that_overflow_are_never_saved(data_cache, tmp_path):
+    c = configured(data_cache, tmp_path, updates=3, save_every=1)
+    c.optim.warmup, c.optim.peak_lr, c.optim.weight_decay = 0, 3e38, 1e3
+    with pytest.raises(Diverged, match=r'parameters .* are not finite: update 1, loss 6'):
+        train(c)
+    assert checkpoint.Checkpoints(tmp_path / 'checkpoints', 9).steps() == []
+
+
+def test_run_whose_last_validation_is_not_finite_diverges(data_cache, tmp_path, bad_updates):
+    c = configured(data_cache, tmp_path, updates=3, save_every=1)
+    c.optim.warmup, c.optim.peak_lr, c.optim.clip_norm = 0, 1e25, 0.0
+    with pytest.raises(Diverged, match=r'its validation loss is .*: update 3, loss'):
+        train(c)
+    assert checkpoint.Checkpoints(tmp_path / 'checkpoints', 9).steps() == [1, 2]
+
+
+def test_command_of_a_diverged_run_exits_with_3(here, capsys, tmp_path):
+    argv = student_arguments(
+        '--config.optim.peak_lr=1e30', '--config.train.max_bad_steps=2', workdir=tmp_path
+    )
+    code, out, err = call(capsys, *argv)
+    assert (code, out) == (3, '')
+    assert err.splitlines()[-1].startswith(f'error: {tmp_path}: the run has diverged, ')
+
+
+def test_run_with_parameters_that_are_not_finite_is_refused(data_cache, run_copy, tmp_path):
+    with checkpoint.Checkpoints(run_copy / 'checkpoints', 9) as saved:
+        reader = checkpoint.Reader(run_copy / 'checkpoints')
+        params = reader.read_params()
+        params['norm']['bias'] = params['norm']['bias'].at[3].set(math.inf)
+        saved.save(5, {'params': params}, reader.meta)
+    for key in ('teacher.path', 'student.init'):
+        c = configured(data_cache, tmp_path / 'student')
+        section, leaf = config.locate(c, key)
+        section[leaf] = str(run_copy)
+        with pytest.raises(UserError) as error:
+            train(c)
+        message = f'config.{key} = {run_copy}: norm/bias must hold finite numbers only'
+        assert str(error.value) == message
+    with pytest.raises(UserError, match='norm/bias must hold finite numbers only'):
+        pretrained.load(str(run_copy))
 
 
 @pytest.mark.parametrize('text', ['3', '[]', '"x"', '{', b'\xff'])

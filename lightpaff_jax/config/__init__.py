@@ -64,7 +64,7 @@ MAY_CHANGE = (
     *('tokenizer.path', 'tokenizer.text', 'data.cache', 'data.path', 'data.files', 'data.mixture'),
     *('data.prefetch', 'data.tfds_dir', 'data.workers', 'data.decontaminate', 'data.unlabelled'),
     *('train.updates', 'train.compilation_cache', 'train.log_every', 'train.eval_every'),
-    *('train.save_every', 'train.keep'),
+    *('train.save_every', 'train.keep', 'train.max_bad_steps'),
 )
 
 # Lists of whole numbers, and of numbers. Other lists that are empty by default hold names.
@@ -185,6 +185,7 @@ _TRAIN = {
     'eval_every': 0,  # updates between validations; 0: only at the end
     'save_every': 100,  # updates between checkpoints
     'keep': 2,  # number of newest checkpoints to keep
+    'max_bad_steps': 10,  # updates in a row that are not finite, and so skipped, until the run stops
 }
 
 # Generation of the texts that `bleu` and `rouge` score.

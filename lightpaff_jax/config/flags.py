@@ -54,7 +54,8 @@ def main(
       own: the command's own flags.
 
     Returns:
-      The exit code: that of `run`, or 2 after one line on stderr that names a mistake.
+      The exit code: that of `run`, or after one line on stderr 2 for a mistake and 3 for a run
+      that diverged.
     """
 
     def body(argv: Sequence[str]) -> int | None:
@@ -82,8 +83,8 @@ def execute(
     """Runs `body(argv)` or prints the usage; turns an error into one line and an exit code.
 
     Returns:
-      The exit code of `body` (None is 0); 2 without arguments and after a UserError or OSError; 130
-      after SIGINT and 143 after SIGTERM.
+      The exit code of `body` (None is 0); that of a UserError; 2 without arguments and after an
+      OSError; 130 after SIGINT and 143 after SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or '-h' in argv or '--help' in argv:
@@ -93,7 +94,7 @@ def execute(
         with log_to_stderr(), interrupts.raise_on_signals():
             return body(argv) or 0
     except UserError as error:
-        return distributed.exit_with_error(str(error), 2)
+        return distributed.exit_with_error(str(error), error.exit_code)
     except OSError as error:  # no permission, a file in place of a folder, a full disk
         reason = f'{error.filename or "file system"}: {one_line(error)}'
         return distributed.exit_with_error(reason, 2)

@@ -1,5 +1,6 @@
 """The rules of a configuration, section by section: settings, paths, devices. No rule uses jax."""
 
+import ctypes
 import math
 import pathlib
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ _CHOICES = {
     'train.attention': config.ATTENTION,
 }
 
+_LEAST_FLOAT32 = 2.0**-126  # the least normal number
+
 # Least value -> keys.
 _LEAST = {
     0: (
@@ -32,7 +35,7 @@ _LEAST = {
     1: (
         *('data.batch_size', 'data.prefetch', 'data.workers', 'eval.batch_size', 'generate.beams'),
         *('mesh.fsdp', 'mesh.tensor', 'train.updates', 'train.grad_accum_steps'),
-        *('train.log_every', 'train.save_every', 'train.keep'),
+        *('train.log_every', 'train.save_every', 'train.keep', 'train.max_bad_steps'),
     ),
 }
 
@@ -67,9 +70,11 @@ def validate(c: ConfigDict) -> None:
 
 
 def _check_range(values: dict[str, Any]) -> None:
-    """Refuses numbers that no int32 holds: sizes and indices of arrays are int32 on the device."""
+    """Refuses numbers that the device does not hold: its integers are int32, its floats float32."""
     for key, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float):
+                _check_float32(key, number)
             if isinstance(number, int) and not -(2**31) <= number < 2**31:
                 shown = number if abs(number) < 2**63 else f'a number of {number.bit_length()} bits'
                 _rule(key, shown, False, 'must be below 2**31')
@@ -207,6 +212,7 @@ def check_set(c: ConfigDict, keys: Sequence[str] = tuple(config.default().data))
 def _check_loss(prefix: str, section: ConfigDict) -> None:
     _rule(f'{prefix}.lambda_', section.lambda_, 0 <= section.lambda_ <= 1, 'must be in [0, 1]')
     _check_positive(f'{prefix}.temperature', section.temperature)
+    _check_float32(f'{prefix}.temperature', section.temperature, section.temperature)
 
 
 def _check_optim(c: ConfigDict) -> None:
@@ -392,6 +398,19 @@ def check_devices(c: ConfigDict, devices: int, processes: int = 1) -> None:
         _rule('mesh.tensor', tensor, divides, f'must divide {name}.heads = {network.heads}')
     rule = f'must be a multiple of devices = {shards}'
     _rule('eval.batch_size', c.eval.batch_size, c.eval.batch_size % shards == 0, rule)
+
+
+def _check_float32(key: str, value: float, factor: float = 1.0) -> None:
+    """Checks that float32 holds a number, or its product with a factor, as what it is.
+
+    The step computes in float32. There a rate of 1e39 is inf, one of 1e-50 is 0 and a decay of
+    0.99999999 is 1, which no rule of the key allows.
+    """
+    rounded = ctypes.c_float(value * factor).value
+    rounded = rounded if abs(rounded) >= _LEAST_FLOAT32 else 0.0  # XLA replaces subnormals by 0
+    keeps = math.isfinite(rounded) and (rounded in (0, 1)) == (value in (0, 1))
+    name = 'it' if factor == 1 else 'its square'
+    _rule(key, value, keeps, f'must fit into float32, where {name} is {rounded:g}')
 
 
 def _check_positive(key: str, value: float) -> None:

@@ -1,6 +1,5 @@
 """Scores a network on the splits of a run's data; the command `python -m lightpaff_jax.evaluate`."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,7 +106,7 @@ class Evaluation:
             nonlocal text
             indices = outputs.indices.tolist()
             lines = predictions.lines(c, self._prepared, self._tokenizer, split, indices, values)
-            text = ''.join(f'{json.dumps(line)}\n' for line in lines)
+            text = ''.join(f'{storage.format_json(line)}\n' for line in lines)
             if self._generate is None:
                 return {}
             texts, references = ([line[key] for line in lines] for key in ('text', 'reference'))

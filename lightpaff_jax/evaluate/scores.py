@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lightpaff_jax import config
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import Diverged, UserError
 
 # Scripts without spaces between words, by the names of their letters. The tokenizer zh divides the
 # first.
@@ -176,12 +176,12 @@ def classifier_scores(
       Of classes with equal logits the first is predicted.
 
     Raises:
-      UserError: a logit is not finite.
+      Diverged: a logit is not finite.
     """
     for name, x_BV in (('logits', logits_BV), ('teacher_logits', teacher_BV)):
         if x_BV is not None and not np.isfinite(x_BV).all():
             rows = len(x_BV) - int(np.isfinite(x_BV).all(1).sum())
-            raise UserError(f'{name}: must be finite, those of {rows} examples are not')
+            raise Diverged(f'{name}: must be finite, those of {rows} examples are not')
     labels, predicted = labels_B.tolist(), logits_BV.argmax(1).tolist()
     scores = {'ce': _cross_entropy(logits_BV, labels_B), 'accuracy': accuracy(predicted, labels)}
     if logits_BV.shape[1] == 2:
@@ -204,12 +204,15 @@ def log_softmax(logits_BV: Float[np.ndarray, 'B V']) -> Float[np.ndarray, 'B V']
     return x_BV - np.log(np.exp(x_BV).sum(1, keepdims=True))
 
 
-def format_scores(scores: dict[str, float | str]) -> str:
-    """Formats scores as one line, numbers with six digits."""
-    return ', '.join(
-        f'{name} {value}' if isinstance(value, str) else f'{name} {value:.6g}'
-        for name, value in scores.items()
-    )
+def format_scores(scores: dict[str, float | str | None]) -> str:
+    """Formats scores as one line, numbers with six digits; None is a number that is not finite."""
+
+    def text(value: float | str | None) -> str:
+        if isinstance(value, str):
+            return value
+        return 'not finite' if value is None or not math.isfinite(value) else f'{value:.6g}'
+
+    return ', '.join(f'{name} {text(value)}' for name, value in scores.items())
 
 
 def _cross_entropy(logits_BV, labels_B) -> float:

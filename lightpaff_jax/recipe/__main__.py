@@ -1,6 +1,6 @@
 """The command `recipe`: executes a plan of runs, keeps the best run of each sweep, and reports."""
 
-import math
+import logging
 import pathlib
 import shlex
 import sys
@@ -10,9 +10,11 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import check, config
 from lightpaff_jax.config import flags, validate
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import Diverged, UserError
 from lightpaff_jax.recipe import plan
 from lightpaff_jax.runtime import distributed, json_file
+
+_log = logging.getLogger('lightpaff_jax')
 
 USAGE = """
 python -m lightpaff_jax.recipe --config=FILE[:PRESET] [--config.KEY=VALUE ...]
@@ -149,29 +151,44 @@ def _run_sweep(sweep: plan.Sweep, finished: int, total: int, records: list[dict]
     """Trains the runs of a sweep and returns the name of the best one on validation.
 
     Only the best run is scored on the test split. If there are several runs, appends the scores
-    and the choice to `records`.
+    and the choice to `records`; a run that diverged has the score None and is never chosen.
+
+    Raises:
+      Diverged: all runs have diverged.
     """
     from lightpaff_jax import train
     from lightpaff_jax.report.results import METRICS
 
-    scores: dict[str, float] = {}
+    scores, errors = {}, []
     for number, (name, r) in enumerate(sweep.runs.items(), finished + 1):
         distributed.log_primary(f'[{number}/{total}] {name}')
         r = config.copy(r)
         r.eval.test = len(sweep.runs) == 1
-        result = train.train(r)
-        metric, validation = result['metric'], result['scores']['validation']
-        # A diverged classifier still predicts a class, so its accuracy is finite but meaningless.
-        scores[name] = validation[metric] if math.isfinite(validation['ce']) else math.nan
-    if len(scores) == 1:
+        try:
+            result = train.train(r)
+        except Diverged as error:
+            if len(sweep.runs) == 1:
+                raise
+            _log.warning('%s', error)
+            errors.append(error)
+            continue
+        metric = result['metric']
+        scores[name] = result['scores']['validation'][metric]
+    if not scores:
+        raise errors[0]
+    if len(sweep.runs) == 1:
         return name
-    sign = -1 if METRICS[metric].higher_is_better else 1
-    losses = {name: math.inf if math.isnan(s) else sign * s for name, s in scores.items()}
+    best = max if METRICS[metric].higher_is_better else min
     # Process 0 decides, so that all processes train the same run next.
-    chosen = distributed.broadcast_from_primary(lambda: min(losses, key=losses.__getitem__))
+    chosen = distributed.broadcast_from_primary(lambda: best(scores, key=scores.__getitem__))
     train.train(sweep.runs[chosen])  # is trained already: adds the test scores
     candidates = [
-        {'run': name, 'peak_lr': r.optim.peak_lr, 'lambda_': r.loss.lambda_, 'score': scores[name]}
+        {
+            'run': name,
+            'peak_lr': r.optim.peak_lr,
+            'lambda_': r.loss.lambda_,
+            'score': scores.get(name),
+        }
         for name, r in sweep.runs.items()
     ]
     records.append(

@@ -1,4 +1,7 @@
-"""Digests of arrays that do not depend on their sharding: to verify checkpoints, to name networks."""
+"""Digests of arrays that do not depend on their sharding: to verify checkpoints, to name networks.
+
+Also finds the arrays that hold a NaN or an infinity.
+"""
 
 import functools
 import hashlib
@@ -44,6 +47,14 @@ def entries(arrays: Arrays) -> dict[str, dict]:
     }
 
 
+def non_finite(tree: PyTree) -> list[str]:
+    """Returns the paths of the arrays that hold a NaN or an infinity."""
+    arrays = flatten(tree)
+    with jax.set_mesh(_mesh([*arrays.values()])):
+        finite = np.asarray(_are_finite([*arrays.values()])).tolist()
+    return [name for name, is_finite in zip(arrays, finite, strict=True) if not is_finite]
+
+
 def record(step: int, arrays: Arrays, meta: dict) -> dict:
     """Returns the record of a checkpoint: step, entries, digests of meta and of the record."""
     content = {'step': step, 'arrays': entries(arrays), 'meta': sha256(meta)}
@@ -60,6 +71,11 @@ def _mesh(arrays: list[jax.Array]) -> Any:
     if isinstance(sharding, jax.sharding.NamedSharding):
         return sharding.mesh
     return jax.sharding.Mesh(np.array([*sharding.device_set]), ('all',))
+
+
+@jax.jit
+def _are_finite(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in arrays])
 
 
 @jax.jit

@@ -10,6 +10,7 @@ import fcntl
 import functools
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -139,8 +140,23 @@ def upload(source: pathlib.Path, target: Any) -> None:
 
 
 def write_json(path: Any, value: Any, sort_keys: bool = False) -> None:
-    """Writes a JSON file as `write_text` does."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + '\n')
+    """Writes a JSON file as `write_text` does, in the format of `format_json`."""
+    write_text(path, format_json(value, indent=2, sort_keys=sort_keys) + '\n')
+
+
+def format_json(value: Any, **options: Any) -> str:
+    """Formats strict JSON: a NaN or an infinity, which JSON does not have, becomes null."""
+    return json.dumps(_replace_non_finite(value), allow_nan=False, **options)
+
+
+def _replace_non_finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _replace_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_non_finite(item) for item in value]
+    return value
 
 
 def write_text(path: Any, text: str) -> None:

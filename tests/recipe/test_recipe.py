@@ -1,7 +1,6 @@
 """Runs of a small recipe: sweeps, interruption at any point, and an imported teacher."""
 
 import json
-import math
 import pathlib
 
 import pytest
@@ -9,7 +8,7 @@ from helpers import corpus
 from helpers.recipes import outputs_of
 
 from lightpaff_jax import config, speed, train
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import Diverged, UserError
 from lightpaff_jax.recipe import __main__ as recipe, plan
 
 TASK = """
@@ -139,13 +138,13 @@ def test_recipe_rejects_the_key_requires(micro):
         recipe.run(micro)
 
 
-def test_diverged_run_is_never_the_best_of_a_sweep(monkeypatch):
-    """NaN logits predict the first class, which can be right more often than a healthy run."""
-    scores = {'high': (float('nan'), 0.63), 'low': (0.7, 0.54), 'none': (float('nan'), 0.9)}
+def run_sweep(monkeypatch, scores):
+    """Runs a sweep whose runs have these accuracies; those with None diverge."""
 
     def train_run(r):
-        ce, accuracy = scores[r.task]
-        return {'metric': 'accuracy', 'scores': {'validation': {'ce': ce, 'accuracy': accuracy}}}
+        if scores[r.task] is None:
+            raise Diverged(f'{r.task} has diverged')
+        return {'metric': 'accuracy', 'scores': {'validation': {'accuracy': scores[r.task]}}}
 
     monkeypatch.setattr(train, 'train', train_run)
     runs = {name: config.default() for name in scores}
@@ -153,10 +152,21 @@ def test_diverged_run_is_never_the_best_of_a_sweep(monkeypatch):
         c.task = name
     records = []
     sweep = plan.Sweep('student_finetune', '', 'two_stage', runs)
-    assert recipe._run_sweep(sweep, 0, 3, records) == 'low'
+    return recipe._run_sweep(sweep, 0, len(runs), records), records
+
+
+def test_diverged_run_is_never_the_best_of_a_sweep(monkeypatch):
+    scores = {'high': None, 'low': 0.54, 'mid': 0.6, 'none': None}
+    chosen, records = run_sweep(monkeypatch, scores)
+    assert chosen == 'mid'
     recorded = {candidate['run']: candidate['score'] for candidate in records[0]['candidates']}
-    assert recorded['low'] == 0.54
-    assert math.isnan(recorded['high'])
+    assert recorded == scores
+
+
+@pytest.mark.parametrize('scores', [{'one': None}, {'one': None, 'two': None}])
+def test_sweep_without_a_finite_run_diverges(monkeypatch, scores):
+    with pytest.raises(Diverged, match=r'^one has diverged$'):
+        run_sweep(monkeypatch, scores)
 
 
 def test_learning_rates_that_differ_in_digit_8_are_two_runs(micro):

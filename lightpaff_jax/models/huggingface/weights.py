@@ -79,9 +79,12 @@ class FileTensors(Mapping):
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:
-            return self.files[name].get_tensor(name)
+            tensor = self.files[name].get_tensor(name)
         except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:
             raise UserError(f'{self.label}: {name} cannot be read: {one_line(error)}') from error
+        if not np.isfinite(tensor).all():
+            raise UserError(f'{self.label}: {name} must hold finite numbers only')
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)

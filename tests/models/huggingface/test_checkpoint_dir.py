@@ -1,6 +1,7 @@
 """Folders of safetensors: shards, half precision, refused files, failed writes."""
 
 import json
+import math
 import shutil
 
 import chex
@@ -82,6 +83,21 @@ def test_shards_that_differ_from_their_index_are_refused(tmp_path):
     (tmp_path / INDEX).write_text(json.dumps(index))
     shutil.move(tmp_path / files[2], tmp_path / 'elsewhere')
     assert refusal(tmp_path) == f'{files[2]} of {INDEX} does not exist'
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_tensor_that_is_not_finite_is_refused(value, dtype, tmp_path):
+    write_folder(tmp_path, 'gpt2')
+
+    def spoil(tensors):
+        tensors = {name: x.astype(dtype) for name, x in tensors.items()}
+        tensors['transformer.h.1.mlp.c_fc.weight'][2, 3] = value
+        return tensors
+
+    rewrite(tmp_path, spoil)
+    message = 'transformer.h.1.mlp.c_fc.weight must hold finite numbers only'
+    assert refusal(tmp_path) == message
 
 
 @pytest.mark.parametrize(
