@@ -17,7 +17,6 @@ from helpers.commands import ROOT, UPDATES, call, error_line, student_arguments
 from helpers.processes import QUICK, environment
 
 from lightpaff_jax import checkpoint, evaluate, metrics, workdir as workdir_lib
-from lightpaff_jax.data import prepare
 from lightpaff_jax.runtime import distributed, fingerprint, lock
 
 XLA_FLAGS = ' '.join(f'--{name}={value}'.lower() for name, value in QUICK.items())
@@ -102,7 +101,6 @@ def test_signal_saves_the_update_and_resume_is_bitwise_equal(here, tmp_path, cap
 @pytest.mark.parametrize(
     ('number', 'module', 'name', 'steps'),
     [
-        (signal.SIGTERM, prepare, 'prepare', []),
         (signal.SIGINT, distributed, 'all_gather', []),  # in the compilation
         (signal.SIGTERM, workdir_lib, 'missing_splits', [2, 4, 6]),  # before the test scores
     ],

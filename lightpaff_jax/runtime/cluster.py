@@ -7,6 +7,7 @@
 In any other environment a run has one process, which connects to nothing.
 """
 
+import functools
 import glob
 import importlib.util
 import os
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lightpaff_jax.errors import UserError, one_line
+from lightpaff_jax.runtime import interrupts, storage
 
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 # Variable that a cluster sets for each process -> variable with the number of processes, if any.
@@ -120,13 +122,18 @@ def join(cluster: Cluster) -> None:
     timer.start()
     try:
         with warnings.catch_warnings(action='ignore'):  # the errors below replace them
-            jax.distributed.initialize(
+            connect = functools.partial(
+                jax.distributed.initialize,
                 *cluster,
                 initialization_timeout=round(timeout) + 60,  # `timer` ends the process before
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
                 shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,  # `shutdown` has waited for all before
                 **options,
             )
+            storage.call_within(timeout + 60, place, connect)  # in a thread: it notices no signal
+    except interrupts.Stopped as stop:
+        print(stop, file=sys.stderr, flush=True)
+        os._exit(stop.code)  # without waiting for the thread
     except Exception as error:  # from sockets, from the cluster's interface, from the coordinator
         text = one_line(error)
         if 'coordinator_address should be defined' not in text:

@@ -18,8 +18,9 @@ QUICK = (
 
 def environment(**changes: str) -> dict[str, str]:
     """Returns the environment of a process that does not have this session's devices."""
+    inherited = {name: x for name, x in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
     return {
-        **os.environ,
+        **inherited,  # without the variable that jax has set in this process
         'PYTHONPATH': str(ROOT),
         'JAX_PLATFORMS': 'cpu',
         'XLA_FLAGS': '',

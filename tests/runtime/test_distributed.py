@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pathlib
 import random
 import shutil
 import signal
@@ -377,6 +378,51 @@ def test_a_killed_process_is_detected_outside_of_collectives(place, victim, limi
         assert time.monotonic() - began < limit + 20
     assert code == -signal.SIGABRT  # from jax, with a message of its own
     assert 'another task died' in err
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ('number', 'code'),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
+def test_a_signal_to_one_process_saves_the_run_of_all(place, number, code):
+    settings = {'workdir': f'runs/{code}', 'train.updates': 10**6, 'train.save_every': 10**6}
+    arguments = [f'--config.{key}={value}' for key, value in settings.items()]
+    arguments = ['-m', 'lightpaff_jax.main', '--config=small.py', *arguments]
+    logged = place / f'runs/{code}/metrics.jsonl'
+    with start(2, arguments, place, DEVICES // 2) as processes:
+        while not logged.exists() or logged.read_bytes().count(b'\n') < 3:
+            assert [process.poll() for process in processes] == [None, None]
+            time.sleep(0.01)
+        processes[1].send_signal(number)
+        results = wait(processes, 60)
+    assert [result[0] for result in results] == [code, code]
+    (step,) = (int(path.name) for path in (place / f'runs/{code}/checkpoints').iterdir())
+    assert [x['step'] for x in read_metrics(place, code)] == list(range(1, step + 1))
+    line = f'stopped by {number.name} after update {step} of runs/{code}, saved; '
+    assert results[0][2].splitlines()[-1] == f'{line}the same command resumes'
+    assert results[1][1:] == ('', '')
+
+
+@pytest.mark.e2e
+def test_a_signal_stops_a_process_that_waits_for_the_others(place):
+    variables = {'JAX_COORDINATOR_ADDRESS': free_address(), 'JAX_NUM_PROCESSES': '2'}
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'lightpaff_jax.main', '--config=small.py'],
+        cwd=place,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(JAX_PROCESS_ID='1', **variables),
+    )
+    with process:
+        tasks = pathlib.Path(f'/proc/{process.pid}/task')
+        while len(list(tasks.iterdir())) < 3:  # until the threads that connect are started
+            time.sleep(0.01)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60)[1] == 'stopped by SIGTERM\n'
+        assert time.monotonic() - began < 20
+    assert process.returncode == 143
 
 
 @pytest.mark.e2e
