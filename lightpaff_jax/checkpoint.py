@@ -48,6 +48,9 @@ class Checkpoints:
     Args:
       directory: folder of the steps; the first save creates it.
       keep: number of newest steps to keep, at least 1; each save deletes older ones.
+
+    Attributes:
+      best: a step that is never deleted, however old; None for none.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int):
@@ -55,6 +58,7 @@ class Checkpoints:
             raise ValueError(f'keep = {keep}: must be at least 1')
         self.directory = _absolute(directory)
         self._keep = keep
+        self.best: int | None = None
         self._pending: tuple[int, Any] | None = None
 
     def __enter__(self) -> 'Checkpoints':
@@ -70,11 +74,12 @@ class Checkpoints:
                 raise
             _log.error('%s', failure)  # the first error is the one to raise
 
-    def save(self, step: int, state: PyTree, meta: dict) -> None:
+    def save(self, step: int, state: PyTree, meta: dict, is_best: bool = False) -> None:
         """Starts to save a step; returns when the arrays may be changed or donated.
 
         Waits for the previous save, copies the arrays to the host, and writes them in a thread.
-        The step gets its name only when it is complete. An existing step is not overwritten.
+        The step gets its name only when it is complete. An existing step is not overwritten. With
+        `is_best` it becomes `best`; the one before is deleted only when this step is complete.
 
         Raises:
           NotSaved: the previous save failed.
@@ -82,6 +87,7 @@ class Checkpoints:
         """
         self.close()
         lease.check(self.directory)
+        self.best = step if is_best else self.best
         if distributed.broadcast_from_primary(lambda: step in self.steps()):
             return
         arrays = {name: jnp.asarray(value) for name, value in fingerprint.flatten(state).items()}
@@ -133,7 +139,7 @@ class Checkpoints:
         return _steps(self.directory)
 
     def close(self) -> None:
-        """Waits for the pending save, then deletes all but the newest `keep` steps.
+        """Waits for the pending save, then deletes all but the newest `keep` steps and `best`.
 
         Raises:
           NotSaved: the save failed.
@@ -159,6 +165,8 @@ class Checkpoints:
     def _prune(self) -> None:
         """Deletes old steps, and what a killed save or a killed deletion left."""
         for step in self.steps()[: -self._keep]:
+            if step == self.best:
+                continue
             # Invalidate it first: a killed deletion must not leave half a step that looks whole.
             folder = self.directory / str(step)
             if storage.is_remote(folder):
@@ -190,12 +198,13 @@ class Checkpoints:
 
 
 class Reader:
-    """Reads the newest intact step of a run; renames nothing and reads no optimizer.
+    """Reads the newest intact step of a run, or one step; renames nothing and reads no optimizer.
 
     The record of the step is read and verified once, when the reader is made.
 
     Args:
       directory: folder of the steps.
+      step: the step to read; None for the newest intact one.
 
     Attributes:
       meta: the JSON that the caller saved with the step.
@@ -204,11 +213,14 @@ class Reader:
       UserError: the folder has no checkpoint, or no intact one.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, step: int | None = None):
         self._directory = _absolute(directory)
         self._steps = distributed.all_gather(_steps(self._directory))[0]  # those that process 0 has
+        self._name = 'checkpoint' if step is None else f'step {step}'
+        if step is not None:
+            self._steps = [step] if step in self._steps else []
         if not self._steps:
-            raise UserError(f'{self._directory}: no checkpoint in this folder')
+            raise UserError(f'{self._directory}: no {self._name} in this folder')
         self._open_newest()
 
     def read_params(self, abstract: PyTree | None = None) -> PyTree:
@@ -244,7 +256,7 @@ class Reader:
                 return
             except _DamagedStep as problem:
                 self._skip(problem)
-        raise UserError(f'{self._directory}: no intact checkpoint in this folder')
+        raise UserError(f'{self._directory}: no intact {self._name} in this folder')
 
     def _skip(self, problem: _DamagedStep) -> None:
         step = self._steps.pop()
@@ -309,7 +321,8 @@ def _read_arrays(folder: epath.Path, entries: dict[str, dict], abstract: PyTree)
 def _check_entries(folder: epath.Path, entries: dict[str, dict], structs: Arrays) -> None:
     for name, x in structs.items():
         if name not in entries:
-            raise UserError(f'{folder}: has no array {name}')
+            rule = 'another version or another network saved it; remove the folder to start again'
+            raise UserError(f'{folder}: has no array {name}: {rule}')
         stored = f'{entries[name]["dtype"]}{entries[name]["shape"]}'
         requested = f'{x.dtype}{[*x.shape]}'
         if stored != requested:

@@ -18,7 +18,7 @@ from lightpaff_jax.data import sources, tokenizers
 from lightpaff_jax.errors import UserError, setting
 from lightpaff_jax.models.huggingface import checkpoint_dir
 from lightpaff_jax.models.huggingface.generation_config import Generation
-from lightpaff_jax.runtime import distributed, fingerprint, storage
+from lightpaff_jax.runtime import distributed, fingerprint, json_file, storage
 
 _CLASSIFIER = 'classifier'  # the head of a classifier in our parameters
 _log = logging.getLogger('lightpaff_jax')
@@ -146,7 +146,11 @@ class _Workdir(Pretrained):
     @functools.cached_property
     def _checkpoint(self) -> checkpoint.Reader:
         folder = storage.to_path(self.path)
-        reader = checkpoint.Reader(folder / 'checkpoints')
+        result = json_file.read(folder / 'result.json', {'best_update?': int, 'keep_best?': str})
+        best = result.get('best_update')
+        reader = checkpoint.Reader(folder / 'checkpoints', best)
+        if best is not None:
+            _log.info('%s: update %d, the best by %s', self.label, best, result.get('keep_best'))
         workdir.check_saved_config(config.read(folder), reader.meta, folder / 'checkpoints')
         return reader
 

@@ -6,12 +6,13 @@ Teachers, students and baselines are trained by the same function.
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,8 @@ from lightpaff_jax.distill_step import TrainState
 from lightpaff_jax.errors import Diverged, UserError
 from lightpaff_jax.runtime import distributed, fingerprint, interrupts, storage
 
+_log = logging.getLogger('lightpaff_jax')
+
 # Runs a step: state, batch, rates of the step in flight -> state, sums, seconds of compilation.
 Step = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any], float]]
 
@@ -57,6 +60,34 @@ class Progress:
     flops: float = 0.0
     window: dict[str, Any] | None = None
     """Sums since the last line of metrics.jsonl."""
+    best_update: int = 0
+    """Update of the best validation by `config.train.keep_best`; 0: none yet."""
+    best_score: float = 0.0
+    validations_since_best: int = 0
+
+    def add(self, tokens: int, flops: float, sums: dict[str, Any]) -> int:
+        """Counts an update with its cost and sums; returns its number."""
+        self.updates += 1
+        self.tokens += tokens
+        self.flops += flops
+        self.window = sums if self.window is None else metrics.add(self.window, sums)
+        return self.updates
+
+    def has_ended(self, c: ConfigDict) -> bool:
+        """Returns whether the run has its last update; see `workdir.has_ended`."""
+        return workdir.has_ended(c, self.updates, self.validations_since_best)
+
+    def is_best(self, keep_best: str, scores: dict[str, Any]) -> bool:
+        """Counts a validation of the present update; returns whether it is the best so far."""
+        if not keep_best:
+            return False
+        score, sign = float(scores[keep_best]), 1 if config.VALIDATION_SCORES[keep_best] else -1
+        is_best = not self.best_update or sign * score > sign * self.best_score
+        if is_best:
+            self.best_update, self.best_score, self.validations_since_best = self.updates, score, 0
+        else:
+            self.validations_since_best += 1
+        return is_best
 
 
 class Inputs(NamedTuple):
@@ -109,7 +140,7 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
         )
         state, progress = restore(c, mesh, student, rule, saved, inputs)
         inputs = inputs._replace(initial=None)  # frees memory: the state has a copy
-        if progress.updates < c.train.updates:  # results of fewer updates are out of date
+        if not progress.has_ended(c):  # results of fewer updates are out of date
             for name in ('result.json', 'predictions/validation.jsonl', 'predictions/test.jsonl'):
                 workdir.remove(folder / name)
         workdir.write_config(c, folder)
@@ -125,14 +156,33 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
         )
         # Without a new update, the existing scores are those of the present parameters.
         scores = {} if outputs is not None else scores
-        for split in workdir.missing_splits(c, scores):
-            if outputs is None or outputs.split != split:
-                outputs = evaluation.score(split, state.params)
-            scores[split] = evaluation.finish(outputs, state.params, folder / 'predictions')
+        params = state.params
+        del state  # frees memory: the optimizer is not needed any more
+        if progress.best_update:
+            best, name, score = progress.best_update, c.train.keep_best, progress.best_score
+            _log.info('%s: update %d is the best by %s = %g', folder, best, name, score)
+        if progress.best_update not in (0, progress.updates):
+            outputs, params = None, _read_params(saved, progress.best_update, params)
+        _score_missing(c, folder, evaluation, params, outputs, scores)
     result = _summary(c, student, progress, scores)
     result |= workdir.provenance(mesh.size) | inputs.fingerprints
     workdir.write_json(folder / 'result.json', result)
     return result
+
+
+def _score_missing(
+    c: ConfigDict,
+    folder: Any,
+    evaluation: evaluate.Evaluation,
+    params: models.Params,
+    outputs: evaluate.SplitOutputs | None,
+    scores: dict[str, Any],
+) -> None:
+    """Adds the missing scores of the parameters to `scores`; `outputs` are of a split, if any."""
+    for split in workdir.missing_splits(c, scores):
+        if outputs is None or outputs.split != split:
+            outputs = evaluation.score(split, params)
+        scores[split] = evaluation.finish(outputs, params, folder / 'predictions')
 
 
 def _run_updates(
@@ -148,34 +198,26 @@ def _run_updates(
 ) -> tuple[TrainState, evaluate.SplitOutputs | None]:
     """Runs the remaining updates; returns the state and the outputs of the last validation."""
     folder, outputs, in_flight = workdir.folder(c), None, None
-    start = progress.updates
     with (
         distributed.stop_signal() as stop_signal,
-        metrics.Writer(folder, c.train.updates, start, progress.tokens) as writer,
+        metrics.Writer(folder, c.train.updates, progress.updates, progress.tokens) as writer,
     ):
-        rows = sharding.local_rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
-        stream = batches.training(c, inputs.prepared, inputs.tokenizer, start, rows)
         start_time = time.perf_counter()
-        for batch in sharding.prefetch(mesh, itertools.islice(stream, c.train.updates - start)):
+        for batch in _remaining_batches(c, mesh, inputs, progress):
             state, sums, compilation_time = run_step(state, batch, in_flight)
             start_time += compilation_time
             # At most one step is in flight: more can deadlock XLA's CPU devices.
             jax.block_until_ready(in_flight)
             _check_updates(c, progress.updates, in_flight)
             in_flight = {name: sums.pop(name) for name in distill_step.RATES}
-            rates = {name: in_flight[name] for name in ('grad_norm', 'learning_rate')}
-            index = progress.updates = progress.updates + 1
-            progress.tokens += c.data.batch_size * (batch.shape.tokens + batch.shape.source)
-            progress.flops += flops(batch.shape)
+            tokens = c.data.batch_size * (batch.shape.tokens + batch.shape.source)
+            index = progress.add(tokens, flops(batch.shape), sums)
             writer.advance(index, progress.tokens, idle=compilation_time)
-            window = progress.window
-            progress.window = sums if window is None else metrics.add(window, sums)
             is_last = index == c.train.updates
             if is_last or index % c.train.log_every == 0:
-                writer.log(index, metrics.means(progress.window, rates))
-                progress.window = None
+                _log_window(writer, progress, in_flight)
             evaluates = is_last or (c.train.eval_every and index % c.train.eval_every == 0)
-            stop = stop_signal()
+            stop, is_best = stop_signal(), False
             saves = is_last or stop or index % c.train.save_every == 0
             if evaluates or saves:
                 jax.block_until_ready(state)
@@ -184,21 +226,49 @@ def _run_updates(
             if evaluates:
                 outputs = _validate(c, index, in_flight, evaluation, state.params)
                 writer.log(index, outputs.scores, kind='validation')
+                is_best = progress.is_best(c.train.keep_best, outputs.scores)
+                if progress.has_ended(c) and progress.window is not None:
+                    _log_window(writer, progress, in_flight)
+                saves = saves or is_best or progress.has_ended(c)
             if saves:  # after all lines of this update, so that a resumed run repeats none
                 save_time = time.perf_counter()
-                window = metrics.to_json(progress.window)
-                totals = dataclasses.asdict(dataclasses.replace(progress, window=window))
                 writer.upload()
-                meta = {'progress': totals, 'config': json.loads(config.to_json(c))}
-                saved.save(index, state, meta | inputs.fingerprints)
+                saved.save(index, state, _meta(c, progress) | inputs.fingerprints, is_best)
                 writer.exclude(time.perf_counter() - save_time)
             if stop:
                 saved.close()
                 where = f' after update {index} of {folder}, saved; the same command resumes'
                 raise interrupts.Saved(stop, where)
+            if progress.has_ended(c):
+                break
             if evaluates or saves:
                 start_time = time.perf_counter()
     return state, outputs
+
+
+def _remaining_batches(
+    c: ConfigDict, mesh: Mesh, inputs: Inputs, progress: Progress
+) -> Iterator[Batch]:
+    """Yields the batches from the next update to the last one, on the devices."""
+    start = progress.updates
+    rows = sharding.local_rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
+    stream = batches.training(c, inputs.prepared, inputs.tokenizer, start, rows)
+    remaining = 0 if progress.has_ended(c) else c.train.updates - start
+    return sharding.prefetch(mesh, itertools.islice(stream, remaining))
+
+
+def _log_window(writer: metrics.Writer, progress: Progress, rates: dict[str, Any]) -> None:
+    assert progress.window is not None, 'an update has been added'
+    rates = {name: rates[name] for name in ('grad_norm', 'learning_rate')}
+    writer.log(progress.updates, metrics.means(progress.window, rates))
+    progress.window = None
+
+
+def _meta(c: ConfigDict, progress: Progress) -> dict[str, Any]:
+    """Returns what a checkpoint holds next to the state, without the fingerprints."""
+    window = metrics.to_json(progress.window)
+    totals = dataclasses.asdict(dataclasses.replace(progress, window=window))
+    return {'progress': totals, 'config': json.loads(config.to_json(c))}
 
 
 def _check_updates(
@@ -247,6 +317,15 @@ def _diverged(c: ConfigDict, update: int, rates: dict[str, Any], reason: str) ->
         f'{c.workdir}: the run has diverged, {reason}: update {update}, loss {loss:g}, gradient '
         f'norm {norm:g}, learning rate {rate:g}; checkpoints of earlier updates are kept'
     )
+
+
+def _read_params(saved: checkpoint.Checkpoints, step: int, params: models.Params) -> models.Params:
+    """Reads the parameters of a step, placed as `params`, whose memory it frees."""
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+    )
+    saved.close()  # the step may be the one that is still written
+    return checkpoint.Reader(saved.directory, step).read_params(abstract)
 
 
 def _compile_by_shape(
@@ -319,6 +398,8 @@ def restore(
 ) -> tuple[TrainState, Progress]:
     """Restores the newest checkpoint, or returns the state before the first update.
 
+    Sets `saved.best`, the step that is kept for `c.train.keep_best`.
+
     Raises:
       UserError: the checkpoint has other data, another teacher, tokenizer or start, or more updates
         than `c.train.updates`.
@@ -349,21 +430,36 @@ def restore(
         )
     progress = Progress(**meta['progress'])
     progress.window = metrics.from_json(progress.window)
+    best = 0 if progress.has_ended(c) else progress.best_update
+    if best and not distributed.broadcast_from_primary(lambda: best in saved.steps()):
+        # Damaged steps were set aside. The next best one is better than all validations before it.
+        _log.warning('%s: step %d, the best, is missing', saved.directory, best)
+        progress.best_update = 0
+    saved.best = progress.best_update or None
     return state, progress
 
 
 def _summary(
     c: ConfigDict, student: models.Model, progress: Progress, scores: dict[str, Any]
 ) -> dict[str, Any]:
-    return workdir.task_keys(c) | {
-        'updates': progress.updates,
-        'tokens': progress.tokens,
-        'seconds': progress.seconds,
-        'flops': progress.flops,
-        'tokens_per_second': progress.tokens / progress.seconds,
-        'parameters': student.parameter_count,
-        'bytes': 4 * student.parameter_count,
-        'scores': scores,
-        'protocol': workdir.protocol(c),
-        'seed': c.seed,
+    best = {
+        'keep_best': c.train.keep_best,
+        'best_update': progress.best_update,
+        'validations_since_best': progress.validations_since_best,
     }
+    return (
+        (best if progress.best_update else {})
+        | workdir.task_keys(c)
+        | {
+            'updates': progress.updates,
+            'tokens': progress.tokens,
+            'seconds': progress.seconds,
+            'flops': progress.flops,
+            'tokens_per_second': progress.tokens / progress.seconds,
+            'parameters': student.parameter_count,
+            'bytes': 4 * student.parameter_count,
+            'scores': scores,
+            'protocol': workdir.protocol(c),
+            'seed': c.seed,
+        }
+    )

@@ -23,6 +23,12 @@ from lightpaff_jax.runtime import distributed, json_file, lock, storage
 from lightpaff_jax.version import __version__
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+_RESULT = {
+    'metric': str,
+    'updates': int,
+    'validations_since_best?': int,
+    'scores': {str: {str: float | str | None}},
+}
 
 
 def folder(c: ConfigDict) -> Any:
@@ -105,10 +111,17 @@ def completed_result(c: ConfigDict, folder: pathlib.Path, fingerprints: dict) ->
     """
     distributed.assert_equal(fingerprints, 'all processes must read the same')
     result = distributed.broadcast_from_primary(lambda: _read_result(folder / 'result.json'))
-    wanted = {'updates': c.train.updates, 'protocol': protocol(c), **task_keys(c), **fingerprints}
+    wanted = {'protocol': protocol(c), **task_keys(c), **fingerprints}
     if result is None or any(result.get(key, '') != value for key, value in wanted.items()):
         return None
-    return result
+    stale = result.get('validations_since_best', 0)
+    return result if has_ended(c, result['updates'], stale) else None
+
+
+def has_ended(c: ConfigDict, updates: int, validations_since_best: int) -> bool:
+    """Returns whether a run has its last update, that of `train.updates` or of `train.patience`."""
+    is_early = 0 < c.train.patience <= validations_since_best
+    return updates == c.train.updates or (is_early and updates < c.train.updates)
 
 
 def _read_result(path: pathlib.Path) -> dict | None:
@@ -116,7 +129,7 @@ def _read_result(path: pathlib.Path) -> dict | None:
         if not path.exists():
             return None
     try:
-        return json_file.read(path, {'metric': str, 'scores': {str: {str: float | str | None}}})
+        return json_file.read(path, _RESULT)
     except UserError as error:
         raise UserError(f'{error}; remove it to score the run again') from error
 

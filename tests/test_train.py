@@ -8,9 +8,10 @@ import shutil
 import numpy as np
 import pytest
 from helpers import corpus
+from helpers.checkpoints import flip, largest
 from helpers.commands import call, student_arguments
 
-from lightpaff_jax import checkpoint, config, evaluate, optimizer, pretrained, workdir
+from lightpaff_jax import checkpoint, config, evaluate, metrics, optimizer, pretrained, workdir
 from lightpaff_jax.data import batches
 from lightpaff_jax.errors import Diverged, UserError
 from lightpaff_jax.runtime import fingerprint
@@ -282,3 +283,115 @@ def test_damaged_json_file_of_a_workdir_is_named(data_cache, tmp_path, text):
         workdir.check_unchanged(c, tmp_path)
     with pytest.raises(UserError, match=rf'^{tmp_path}/result.json: must be JSON: '):
         workdir.completed_result(c, tmp_path, {})
+
+
+# The best checkpoint, and early stopping.
+
+
+def until_worse(cache, workdir, **train_keys):
+    """A run whose learning rate rises until its validations no longer improve."""
+    keys = {'updates': 20, 'eval_every': 1, 'save_every': 3, 'log_every': 4}
+    c = configured(cache, workdir, **keys | {'keep_best': 'ce', 'patience': 3} | train_keys)
+    c.optim.peak_lr, c.optim.warmup = 0.3, 8
+    return c
+
+
+@pytest.fixture(scope='module')
+def early_run(data_cache, tmp_path_factory):
+    """The workdir of a run that ended early, and its result."""
+    folder = tmp_path_factory.mktemp('early')
+    return folder, train(until_worse(data_cache, folder))
+
+
+def untimed(result):
+    return {key: x for key, x in result.items() if key not in ('seconds', 'tokens_per_second')}
+
+
+def test_run_ends_early_and_its_result_is_the_best(data_cache, early_run):
+    folder, result = early_run
+    ces = [line['ce'] for line in lines(folder) if line['kind'] == 'validation']
+    best = 1 + ces.index(min(ces))
+    assert best > 1
+    assert len(ces) == result['updates'] == best + 3
+    assert (result['best_update'], result['keep_best']) == (best, 'ce')
+    assert result['scores']['validation']['ce'] == min(ces)
+    steps = [line['step'] for line in lines(folder) if line['kind'] == 'train']
+    assert steps[-1] == result['updates'], 'no update is missing from metrics.jsonl'
+    saved = checkpoint.Checkpoints(folder / 'checkpoints', 9).steps()
+    assert saved[0] == best
+    assert saved[-1] == result['updates']
+    params = checkpoint.Reader(folder / 'checkpoints', best).read_params()
+    loaded = pretrained.load(str(folder))[1]
+    assert fingerprint.fingerprint(loaded) == fingerprint.fingerprint(params)
+    assert train(until_worse(data_cache, folder)) == result, 'the run is complete'
+
+
+def test_kills_around_the_best_step_change_nothing(data_cache, early_run, tmp_path, monkeypatch):
+    folder, result = early_run
+    best, last = result['best_update'], result['updates']
+    kills = [best - 1, best, best + 1, last]  # after the line of a validation, before its save
+    log = metrics.Writer.log
+
+    def kill(writer, step, *args, kind='train', **kwargs):
+        log(writer, step, *args, kind=kind, **kwargs)
+        if kind == 'validation' and step in kills:
+            kills.remove(step)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.Writer, 'log', kill)
+    c = until_worse(data_cache, tmp_path / 'run')
+    for _ in range(len(kills)):
+        with pytest.raises(KeyboardInterrupt):
+            train(c)
+    assert untimed(train(c)) == untimed(result)
+    assert not kills
+    assert [*map(str, lines(tmp_path / 'run'))] == [*map(str, lines(folder))]
+    (tmp_path / 'run/result.json').unlink()  # killed between the last save and the result
+    assert untimed(train(c)) == untimed(result)
+
+
+def test_damaged_best_step_is_replaced_only_by_an_equal_one(data_cache, early_run, tmp_path):
+    folder, result = early_run
+    run = shutil.copytree(folder, tmp_path / 'run')
+    best = run / f'checkpoints/{result["best_update"]}'
+    flip(largest(best / 'params'), 7)
+    message = f'no intact step {best.name} in this folder'
+    with pytest.raises(UserError, match=message):
+        pretrained.load(str(run))
+    (run / 'result.json').unlink()
+    with pytest.raises(UserError, match=message):
+        train(until_worse(data_cache, run))
+    for step in (run / 'checkpoints').iterdir():
+        if int(step.name) > int(best.name):
+            shutil.rmtree(step)
+    with pytest.raises(UserError, match='only damaged steps'):
+        train(until_worse(data_cache, run))
+
+
+@pytest.mark.slow
+def test_resume_before_a_damaged_best_step_is_equal(data_cache, early_run, tmp_path, monkeypatch):
+    result = early_run[1]
+    save = checkpoint.Checkpoints.save
+
+    def interrupt(saved, step, *args):
+        save(saved, step, *args)
+        if step == result['best_update']:
+            saved.close()
+            raise KeyboardInterrupt
+
+    c = until_worse(data_cache, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, 'save', interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(c)
+    flip(largest(tmp_path / f'checkpoints/{result["best_update"]}/params'), 7)
+    assert untimed(train(c)) == untimed(result)
+
+
+@pytest.mark.slow
+def test_more_patience_resumes_a_run_that_ended_early(data_cache, early_run, tmp_path):
+    run, last = shutil.copytree(early_run[0], tmp_path / 'run'), early_run[1]['updates']
+    result = train(until_worse(data_cache, run, patience=0, updates=last + 2))
+    assert result['updates'] == last + 2
+    steps = [line['step'] for line in lines(run) if line['kind'] == 'validation']
+    assert steps == [*range(1, last + 3)]

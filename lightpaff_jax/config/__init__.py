@@ -15,6 +15,7 @@ from lightpaff_jax.config.objectives import (
     GENERATION_METRICS as GENERATION_METRICS,
     OBJECTIVES as OBJECTIVES,
     TOKENIZE as TOKENIZE,
+    VALIDATION_SCORES as VALIDATION_SCORES,
     objectives_of as objectives_of,
 )
 from lightpaff_jax.config.recipes import (
@@ -64,7 +65,7 @@ MAY_CHANGE = (
     *('tokenizer.path', 'tokenizer.text', 'data.cache', 'data.path', 'data.files', 'data.mixture'),
     *('data.prefetch', 'data.tfds_dir', 'data.workers', 'data.decontaminate', 'data.unlabelled'),
     *('train.updates', 'train.compilation_cache', 'train.log_every', 'train.eval_every'),
-    *('train.save_every', 'train.keep', 'train.max_bad_steps'),
+    *('train.save_every', 'train.keep', 'train.max_bad_steps', 'train.patience'),
 )
 
 # Lists of whole numbers, and of numbers. Other lists that are empty by default hold names.
@@ -185,6 +186,8 @@ _TRAIN = {
     'eval_every': 0,  # updates between validations; 0: only at the end
     'save_every': 100,  # updates between checkpoints
     'keep': 2,  # number of newest checkpoints to keep
+    'keep_best': '',  # score of a validation, such as ce: the best checkpoint is the run's result
+    'patience': 0,  # validations in a row that are not the best, until the run stops; 0: never
     'max_bad_steps': 10,  # updates in a row that are not finite, and so skipped, until the run stops
 }
 

@@ -12,6 +12,17 @@ GENERATION_METRICS = ('bleu', 'rouge1', 'rouge2', 'rougeL')  # scores of generat
 # by another tokenizer of sacrebleu.
 TOKENIZE = ('default', 'intl', 'zh', 'char')
 
+# Scores of a validation, which generates no text -> whether higher is better.
+VALIDATION_SCORES = {
+    **dict.fromkeys(('ce', 'perplexity', 'word_perplexity', 'kl'), False),
+    **dict.fromkeys(('accuracy', 'f1', 'agreement'), True),
+}
+_SCORES_OF_OUTPUTS = {
+    'sums': ('perplexity',),
+    'rows': ('perplexity', 'word_perplexity'),
+    'logits': ('f1',),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -42,6 +53,11 @@ class Objective:
     """How scores are measured: a format string with the fields `blocks` and the keys of `data`."""
     note: str = ''
     """Optional remark of a report about the scores."""
+
+    @property
+    def validation_scores(self) -> tuple[str, ...]:
+        """Scores of a validation, of VALIDATION_SCORES; the last two compare with a teacher."""
+        return 'ce', *_SCORES_OF_OUTPUTS[self.outputs], 'accuracy', 'kl', 'agreement'
 
 
 # 'mass' names both the family and its pre-training objective.

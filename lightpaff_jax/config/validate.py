@@ -31,6 +31,7 @@ _LEAST = {
     0: (
         *('data.target_length', 'eval.batches', 'generate.min_length', 'generate.max_length'),
         *('loss.chunk', 'optim.warmup', 'teacher.microbatch_size', 'train.eval_every'),
+        'train.patience',
     ),
     1: (
         *('data.batch_size', 'data.prefetch', 'data.workers', 'eval.batch_size', 'generate.beams'),
@@ -57,6 +58,7 @@ def validate(c: ConfigDict) -> None:
     _check_loss('loss', c.loss)
     _check_optim(c)
     _check_eval(c)
+    _check_keep_best(c)
     _rule(
         'mesh.data', c.mesh.data, c.mesh.data >= 1 or c.mesh.data == -1, 'must be -1 or at least 1'
     )
@@ -254,6 +256,22 @@ def _check_eval(c: ConfigDict) -> None:
         for name, network in _networks(c).items():
             rule = f'must be at most {name}.positions = {network.positions}'
             _rule('generate.max_length', longest, longest <= network.positions, rule)
+
+
+def _check_keep_best(c: ConfigDict) -> None:
+    name, scores = c.train.keep_best, OBJECTIVES[c.objective].validation_scores
+    rule = f'must be one of {", ".join(scores)} for objective {c.objective!r}'
+    fits = name in ('', *scores)
+    _rule('train.keep_best', repr(name), fits, rule + nearest(name, scores))
+    has_teacher = c.teacher.path or c.teacher.layers
+    rule = 'requires a teacher, config.teacher.path'
+    _rule('train.keep_best', repr(name), has_teacher or name not in scores[-2:], rule)
+    fits, rule = name != 'f1' or c.student.classes == 2, 'requires exactly two classes'
+    _rule('train.keep_best', repr(name), fits, rule)
+    fits, rule = not name or c.train.eval_every > 0, 'requires config.train.eval_every >= 1'
+    _rule('train.keep_best', repr(name), fits, rule)
+    fits = bool(name or not c.train.patience)
+    _rule('train.patience', c.train.patience, fits, 'requires config.train.keep_best')
 
 
 def _check_seeds(key: str, seeds: Sequence[int]) -> None:

@@ -164,6 +164,16 @@ INVALID = [
     ('train.save_every', 0, '0: must be at least 1'),
     ('train.keep', 0, '0: must be at least 1'),
     ('train.max_bad_steps', 0, '0: must be at least 1'),
+    ('train.patience', -1, '-1: must be at least 0'),
+    ('train.patience', 2, '2: requires config.train.keep_best'),
+    (
+        'train.keep_best',
+        'bleu',
+        "'bleu': must be one of ce, perplexity, word_perplexity, accuracy, kl, agreement for "
+        "objective 'clm'",
+    ),
+    ('train.keep_best', 'kl', "'kl': requires a teacher, config.teacher.path"),
+    ('train.keep_best', 'ce', "'ce': requires config.train.eval_every >= 1"),
     ('eval.batch_size', 0, '0: must be at least 1'),
     ('eval.batch_size', 12, '12: must be a multiple of devices = 8'),
     ('eval.batches', -1, '-1: must be at least 0'),
