@@ -78,6 +78,36 @@ def test_local_stops_all_when_interrupted(number):
         assert not pathlib.Path(f'/proc/{pid}').exists()
 
 
+def is_alive(pid):
+    """Returns whether a process runs; its parent may not have read its exit code yet."""
+    return pathlib.Path(f'/proc/{pid}').exists() and 'zombie' not in status(pid)
+
+
+@pytest.mark.e2e
+def test_local_passes_a_signal_on_and_waits_for_the_save():
+    script = "trap 'sleep 0.5; echo saved; exit 143' TERM; echo $$; while true; do sleep 0.1; done"
+    with local('2', 'bash', '-c', script) as process:
+        pids = [process.stdout.readline().split()[-1] for _ in range(2)]
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, sorted(out.splitlines()), err) == (143, ['[1] saved', 'saved'], '')
+    assert not any(map(is_alive, pids))
+
+
+@pytest.mark.e2e
+def test_local_kills_all_at_the_second_signal():
+    script = "trap '' TERM INT; sleep 60 & echo $! $$; wait; sleep 60"
+    with local('2', 'bash', '-c', script) as process:
+        pids = [pid for _ in range(2) for pid in process.stdout.readline().split()[-2:]]
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert not any(map(is_alive, pids))
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ('words', 'changes', 'line'),
