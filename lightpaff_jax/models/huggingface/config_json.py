@@ -81,6 +81,7 @@ _RULES: dict[str, dict[str, tuple]] = {
         'quantization_config': (None,),
         'pruned_heads': (None, {}),
         'per_layer_config': (None,),
+        'auto_map': (None,),  # code of the folder, which is not executed
     },
     'bert': {
         'hidden_act': ('gelu',),

@@ -42,6 +42,7 @@ def test_unknown_architecture_is_refused_with_known_names(value, tmp_path):
         ('bert lm', 'vocab_size', 201.5, 'must be a whole number above 0'),
         ('bert lm', 'hidden_dropout_prob', 1.0, 'must be in [0, 1)'),
         ('bert lm', 'quantization_config', {'bits': 4}, 'must be None'),
+        ('gpt2', 'auto_map', {'AutoModel': 'code.Model'}, 'must be None'),
         (
             'bert classify',
             'problem_type',
