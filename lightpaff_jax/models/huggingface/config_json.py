@@ -119,7 +119,8 @@ _BERT_HEAD_RULES: dict[str, dict[str, tuple]] = {
     'classify': {'problem_type': ('single_label_classification', None)},
     'none': {},
 }
-_MAX_CLASSES = 10**6
+# Larger numbers are damage, which would take hours and memory before a tensor is missing.
+_MAX_CLASSES, _MAX_LAYERS, _MAX_SIZE = 10**6, 10**3, 10**7
 # fairseq's key: if not all embeddings are one matrix, decoder and output may be.
 _SHARED_OUTPUT = 'share_decoder_input_output_embed'
 _TOKENS = {
@@ -200,7 +201,7 @@ def _architecture(
     name = names[0] if isinstance(names, list) else None
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise UserError(
-            f'{where}: config.json has architectures = {names}: must be one of '
+            f'{where}: config.json has architectures = {names!r:.80}: must be one of '
             f'{", ".join(ARCHITECTURES)}'
         )
     family, head = ARCHITECTURES[name]
@@ -316,6 +317,8 @@ def _sizes(where: str, family: str, values: dict[str, Any]) -> dict[str, int]:
     for hf_key in keys.values():
         is_size = _is_integer(values[hf_key], 1)
         _check(where, values, hf_key, is_size, 'must be a whole number above 0')
+        maximum = _MAX_LAYERS if 'layer' in hf_key else _MAX_SIZE
+        _check(where, values, hf_key, values[hf_key] <= maximum, f'must be at most {maximum}')
     width, heads = values[keys['width']], values[keys['heads']]
     rule = f'must divide {keys["width"]} = {width}'
     _check(where, values, keys['heads'], width % heads == 0, rule)

@@ -13,6 +13,7 @@ from lightpaff_jax.errors import UserError, one_line
 from lightpaff_jax.runtime.fingerprint import flatten, unflatten
 
 _log = logging.getLogger('lightpaff_jax')
+_MAX_ERRORS = 50  # in one message
 _DTYPES = ('float32', 'float16', 'bfloat16')
 _OLD_SUFFIXES = {'.LayerNorm.gamma': '.LayerNorm.weight', '.LayerNorm.beta': '.LayerNorm.bias'}
 
@@ -156,7 +157,9 @@ def from_huggingface(
     ignored = [name for name in others if re.fullmatch(names.heads, names.plain(name))]
     errors += [f'+ {name}' for name in others if name not in ignored]
     if errors:
-        raise UserError(f'{where}: tensors do not fit the model: {", ".join(errors)}')
+        more = f', and {len(errors) - _MAX_ERRORS} more' if len(errors) > _MAX_ERRORS else ''
+        shown = ', '.join(errors[:_MAX_ERRORS])
+        raise UserError(f'{where}: tensors do not fit the model: {shown}{more}')
     if ignored:
         _log.info('%s: ignored, of other heads: %s', where, ', '.join(ignored))
     if initialised:

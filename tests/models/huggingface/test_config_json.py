@@ -21,7 +21,7 @@ def test_unknown_architecture_is_refused_with_known_names(value, tmp_path):
     write_folder(tmp_path, 'gpt2')
     reconfigure(tmp_path, architectures=value)
     message = refusal(tmp_path)
-    assert message.startswith(f'config.json has architectures = {value}: must be one of ')
+    assert message.startswith(f'config.json has architectures = {value!r}: must be one of ')
     for name in config_json.ARCHITECTURES:
         assert name in message
 
@@ -40,6 +40,8 @@ def test_unknown_architecture_is_refused_with_known_names(value, tmp_path):
         ('bert lm', 'num_hidden_layers', 0, 'must be a whole number above 0'),
         ('bert lm', 'hidden_size', '48', 'must be a whole number above 0'),
         ('bert lm', 'vocab_size', 201.5, 'must be a whole number above 0'),
+        ('bert lm', 'vocab_size', 10**30, 'must be at most 10000000'),
+        ('mass all', 'decoder_layers', 10**8, 'must be at most 1000'),
         ('bert lm', 'hidden_dropout_prob', 1.0, 'must be in [0, 1)'),
         ('bert lm', 'quantization_config', {'bits': 4}, 'must be None'),
         ('gpt2', 'auto_map', {'AutoModel': 'code.Model'}, 'must be None'),
