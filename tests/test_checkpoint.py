@@ -94,6 +94,14 @@ def test_changing_meta_after_save_does_not_change_the_step(tmp_path):
     assert Reader(tmp_path).meta == {'positions': [1]}
 
 
+@pytest.mark.parametrize('name', ['lr=[1e-3]', 'a*b', 'a?b', 'a\\b', 'x]'])
+def test_folder_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    folder = tmp_path / name / 'checkpoints'
+    for open_folder in (lambda: Checkpoints(folder, 1), lambda: Reader(folder)):
+        with pytest.raises(UserError, match=r'/checkpoints: must not contain any of \* \? '):
+            open_folder()
+
+
 def test_reading_without_a_checkpoint_names_the_folder(tmp_path):
     with pytest.raises(UserError, match='nothing'):
         Reader(tmp_path / 'nothing')

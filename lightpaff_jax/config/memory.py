@@ -48,7 +48,8 @@ def check_network(where: str, network: ConfigDict, available: int) -> None:
     """Raises UserError if the parameters of a network need more memory than available."""
     count = parameter_count(network)
     if _FLOAT * count > available:
-        names = ('vocab_size', 'positions', 'layers', 'decoder_layers', 'width', 'ffn')
+        names = ['vocab_size', 'positions', 'type_vocab_size', 'classes']
+        names += ['layers', 'decoder_layers', 'width', 'ffn']
         sizes = ', '.join(f'{name} {network[name]}' for name in names)
         raise UserError(f'{where}: a network of {sizes}: {_rule(_FLOAT * count, available)}')
 
@@ -56,7 +57,7 @@ def check_network(where: str, network: ConfigDict, available: int) -> None:
 def parameter_count(network: ConfigDict) -> int:
     """Returns the number of parameters in the matrices of a network."""
     width, layers = network.width, network.layers + network.decoder_layers
-    rows = network.vocab_size + network.positions + network.classes
+    rows = network.vocab_size + network.positions + network.type_vocab_size + network.classes
     return width * (rows + layers * (4 * width + 2 * network.ffn))
 
 

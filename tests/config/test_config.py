@@ -245,6 +245,42 @@ def test_invalid_text_is_refused_and_changes_nothing(key, text, message):
     assert config.to_json(c) == config.to_json(config.default())
 
 
+@pytest.mark.parametrize(
+    ('key', 'text', 'message'),
+    [
+        ('optim.peak_lr', '9' * 400, 'must be a number'),
+        ('recipe.teacher_pretrain.sweep_peak_lr', '1,' + '9' * 400, 'must hold a number or sev'),
+        ('seed', '0x' + 'f' * 5000, 'config.seed: must be below 2**63'),
+        ('recipe.seeds', '1,-0x' + 'f' * 5000, 'config.recipe.seeds: must be below 2**63'),
+        ('eval.batch_size', '9' * 5000, 'must be a whole number'),
+        ('data.cache', 'a\udcff', "config.data.cache = 'a\\udcff': must be UTF-8, without NUL"),
+        ('workdir', 'a\0b', 'must be UTF-8, without NUL'),
+    ],
+)
+def test_value_that_cannot_be_stored_is_refused(key, text, message):
+    with pytest.raises(UserError) as raised:
+        flags.parse(['--config=configs/gpt2_stage1.py:tiny', f'--config.{key}={text}'])
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({'seed': {}}, 'c: seed = {}: must be a whole number'),
+        ({'seed': True}, 'c: seed = true: must be a whole number'),
+        ({'data': 3}, 'c: data = 3: must be an object'),
+        ({'data': {'buckets': [1.5]}}, 'c: data.buckets[0] = 1.5: must be a whole number'),
+        ({'optim': {'eps': '1'}}, 'c: optim.eps = "1": must be a number'),
+        ({'__class__': 1}, 'c: config.__class__: no such key'),
+        ([], 'c: must be an object'),
+    ],
+)
+def test_json_of_another_type_is_refused(values, message):
+    with pytest.raises(UserError) as raised:
+        config.from_dict(values, 'c')
+    assert str(raised.value) == message
+
+
 def test_last_of_two_values_of_a_key_is_used():
     spec = str(ROOT / 'configs/quickstart.py')
     argv = ['--config.seed=1', '--config', spec, '--config.mesh.data', '-1', '--config.seed=2']

@@ -28,6 +28,7 @@ def check(c, available=16 * GIB):
         ('student.ffn', 2**31 - 1, 'ffn 2147483647: needs at least'),
         ('student.width', 2**30, 'width 1073741824,'),
         ('student.positions', 2**30, 'positions 1073741824,'),
+        ('student.type_vocab_size', 2**31 - 1, 'type_vocab_size 2147483647,'),
         ('generate.beams', 1025, 'must be at most half of student.vocab_size = 2048'),
         ('train.keep', 2**31, 'must be below 2**31'),
         ('data.classes', 2**31, 'data.classes'),

@@ -35,13 +35,14 @@ class SentencePiece:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(data)
-        except RuntimeError as error:
+            self._proto = messages.ModelProto.FromString(data)  # type: ignore[attr-defined]
+            # Protocol buffers return a piece that is not UTF-8 as bytes, or raise a ValueError.
+            self._pieces = [piece.piece + '' for piece in self._proto.pieces]
+        except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(f'{where}: must be a SentencePiece model') from error
         if self._processor.eos_id() < 0:
             raise UserError(f'{where}: must have an end-of-sentence id')
         self.identity = data
-        self._proto = messages.ModelProto.FromString(data)  # type: ignore[attr-defined]
-        self._pieces = [piece.piece for piece in self._proto.pieces]
         self.vocab_size = len(self._pieces)
         types = convert_sentencepiece.SPECIAL_TYPES
         special = {i for i, piece in enumerate(self._proto.pieces) if piece.type in types}

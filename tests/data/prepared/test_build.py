@@ -1,5 +1,6 @@
 """Builds of datasets: equal files for any number of workers and after any interruption."""
 
+import dataclasses
 import errno
 import logging
 import pathlib
@@ -296,6 +297,21 @@ def test_killed_worker_ends_all_with_one_line(vocabulary, started):
 
 
 @pytest.mark.e2e
+class _Faulty:
+    """A model that encodes no text."""
+
+    def encode(self, texts):
+        raise LookupError(f'no token for {texts[0]}')
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_text_that_cannot_be_encoded_is_one_line(vocabulary, workers):
+    tokenizer = dataclasses.replace(vocabulary, model=_Faulty())
+    rule = 'the tokenizer cannot encode a text: LookupError: no token for a$'
+    with pytest.raises(UserError, match=rule), tokenize_pool.start(tokenizer, workers) as encode:
+        list(encode([Work([], ['a'], False)]))
+
+
 def test_interrupt_leaves_no_worker(vocabulary, started):
     def interrupted():
         with tokenize_pool.start(vocabulary, 2) as encode:

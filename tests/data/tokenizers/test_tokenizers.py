@@ -363,6 +363,14 @@ def test_missing_tokenizer_file_is_a_user_error(tmp_path):
         tokenizers.read(str(tmp_path / 'absent.model'))
 
 
+def test_piece_that_is_not_utf8_is_a_user_error(tmp_path):
+    tokenizers.train(['some words'] * 9, 270, tmp_path / 'a.model')
+    data = (tmp_path / 'a.model').read_bytes()
+    (tmp_path / 'a.model').write_bytes(data.replace(b'<unk>', b'<u\xff\xfe>', 1))
+    with pytest.raises(UserError, match='must be a SentencePiece model'):
+        tokenizers.read(str(tmp_path / 'a.model'))
+
+
 @pytest.mark.parametrize('content', [b'', b'no model', bytes(range(256))])
 def test_file_of_another_format_is_a_user_error(tmp_path, content, capfd):
     (tmp_path / 'file').write_bytes(content)
