@@ -161,6 +161,8 @@ def protocol(c: ConfigDict) -> str:
     text = config.OBJECTIVES[c.objective].protocol.format(blocks=blocks, **c.data)
     if c.data.detokenize != 'none':
         text += f', text as before the word tokenization of {c.data.detokenize}'
+    if task_keys(c)['metric'] == 'f1' and c.data.labels:
+        text += f', F1 of class {c.data.labels[1]}'
     if c.eval.batches:
         text += f', at most {c.eval.batches} batches of {c.eval.batch_size}'
     return text + _generation_protocol(c)

@@ -76,6 +76,7 @@ SOURCES = {
         example_type='classes',
         layout='a folder with rt-polarity.neg and rt-polarity.pos',
         classes=2,
+        class_names=('negative', 'positive'),
     ),
     'table': Source(
         keys=(*_FILES, 'columns', 'quoting', 'labels', 'classes'),

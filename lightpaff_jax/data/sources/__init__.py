@@ -187,7 +187,8 @@ def check(c: ConfigDict) -> None:
     if config.SOURCES[c.data.source].has_text:
         source = _source(c)
         source.check(c)
-        _example_types(c, source)
+        if 'classes' in _example_types(c, source):
+            source.class_names(c)
     _repair(c)
     for key in ('decontaminate', 'unlabelled'):
         for part, entry in zip(_parts(c, key), c.data[key], strict=True):
@@ -211,13 +212,14 @@ def classes(c: ConfigDict) -> int:
 def class_names(c: ConfigDict) -> tuple[str, ...]:
     """Returns the names of the classes in the order of their labels; () if they have none."""
     if config.SOURCES[c.data.source].has_text:
-        return tuple(c.data.labels) or config.SOURCES[c.data.source].class_names
-    folder = storage.local_folder('config.data.path = ', c.data.path)
-    made_from = records.read_manifest(folder).get('made_from', {})
-    source = config.SOURCES.get(made_from.get('source', ''))
-    return tuple(made_from.get('keys', {}).get('labels', ())) or (
-        source.class_names if source else ()
-    )
+        names = _source(c).class_names(c)
+    else:
+        folder = storage.local_folder('config.data.path = ', c.data.path)
+        made_from = records.read_manifest(folder).get('made_from', {})
+        source = config.SOURCES.get(made_from.get('source', ''))
+        labels = made_from.get('keys', {}).get('labels', ())
+        names = tuple(labels) or (source.class_names if source else ())
+    return () if names == tuple(map(str, range(len(names)))) else names
 
 
 def _source(c: ConfigDict) -> Source:

@@ -36,6 +36,10 @@ class Source(NamedTuple):
     """Raises UserError for mistakes that can be found without reading whole files."""
     classes: Callable[[ConfigDict], int] = lambda c: config.SOURCES[c.data.source].classes
     """Returns the number of classes; 0 if examples have none."""
+    class_names: Callable[[ConfigDict], tuple[str, ...]] = lambda c: (
+        config.SOURCES[c.data.source].class_names
+    )
+    """Returns the names of the classes in the order of their labels; () if they have none."""
     example_type: Callable[[ConfigDict], str] = config.example_type
     """Returns 'documents', 'classes' or 'targets'."""
 
@@ -125,7 +129,12 @@ READERS = {
     'qqp': _file_source(glue, glue.check),
     'mrpc': _file_source(glue, glue.check),
     'mr': _file_source(movie_reviews),
-    'table': _file_source(tabular, tabular.check)._replace(classes=tabular.classes),
+    'table': _file_source(tabular, tabular.check)._replace(
+        classes=tabular.classes, class_names=tabular.class_names
+    ),
     'parallel': _file_source(parallel),
-    'tfds': Source(tfds.examples, tfds.identity, tfds.check, tfds.classes, tfds.example_type),
+    'tfds': Source(
+        *(tfds.examples, tfds.identity, tfds.check),
+        *(tfds.classes, tfds.class_names, tfds.example_type),
+    ),
 }

@@ -307,32 +307,47 @@ def _lookup(row: Mapping[str, Any], name: str) -> list[Any]:
     return values
 
 
-def _parquet_rows(schema: Schema, file: Path) -> Iterator[_Row]:
+def class_names(schema: Schema, file: Path) -> tuple[str, ...]:
+    """Returns the names of the classes in the metadata of a .parquet file; () if it has none."""
+    if len(schema.columns) < 3 or files.extension(file.name) != '.parquet':
+        return ()
+    with _open_parquet(file) as table:
+        fields = table.schema_arrow
+        return _stored_names(fields, _parquet_path(schema, file, fields, schema.columns[2]))
+
+
+@contextlib.contextmanager
+def _open_parquet(file: Path) -> Iterator[Any]:
     import pyarrow  # takes as long to import as all other modules of data together
     from pyarrow import parquet
 
-    number = 0
     try:
         with (
             files.open_binary(file) as content,
             parquet.ParquetFile(content, page_checksum_verification=True) as table,
         ):
-            paths = [_parquet_path(schema, file, table.schema_arrow, n) for n in schema.names]
-            classes = _class_names(schema, file, table.schema_arrow, paths)
-            for batch in table.iter_batches(_PARQUET_BATCH, columns=schema.names):
-                columns = [_parquet_values(batch, path) for path in paths]
-                if classes:
-                    columns[-1] = [_class_name(classes, value) for value in columns[-1]]
-                for values in zip(*columns, strict=True):
-                    number += 1
-                    yield f'{file}:{number}', list(values)
-            if number != table.metadata.num_rows:
-                raise UserError(
-                    f'{file}: must be a whole Parquet file: has {number} rows of '
-                    f'{table.metadata.num_rows}'
-                )
+            yield table
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # names that are not UTF-8
         raise UserError(f'{file}: must be a whole Parquet file: {one_line(error)}') from error
+
+
+def _parquet_rows(schema: Schema, file: Path) -> Iterator[_Row]:
+    number = 0
+    with _open_parquet(file) as table:
+        paths = [_parquet_path(schema, file, table.schema_arrow, n) for n in schema.names]
+        classes = _class_names(schema, file, table.schema_arrow, paths)
+        for batch in table.iter_batches(_PARQUET_BATCH, columns=schema.names):
+            columns = [_parquet_values(batch, path) for path in paths]
+            if classes:
+                columns[-1] = [_class_name(classes, value) for value in columns[-1]]
+            for values in zip(*columns, strict=True):
+                number += 1
+                yield f'{file}:{number}', list(values)
+        if number != table.metadata.num_rows:
+            raise UserError(
+                f'{file}: must be a whole Parquet file: has {number} rows of '
+                f'{table.metadata.num_rows}'
+            )
 
 
 def _parquet_path(schema: Schema, file: Path, fields: Any, name: str) -> tuple[str, ...]:
@@ -377,25 +392,29 @@ def _parquet_values(batch: Any, path: Sequence[str]) -> list[Any]:
         return [value and value.decode(errors='surrogateescape') for value in binary]
 
 
-def _class_names(
-    schema: Schema, file: Path, fields: Any, paths: Sequence[Sequence[str]]
-) -> Sequence[str]:
-    """Returns the names of the numbers in the column of the class; () if numbers are the names.
+def _stored_names(fields: Any, path: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of the numbers in a column; () if it has none.
 
     The library `datasets` stores a class as a number and its names in the file's metadata.
+    """
+    try:
+        feature = json.loads((fields.metadata or {})[b'huggingface'])['info']['features']
+        for name in path:
+            feature = feature[name]
+        return tuple(map(str, feature['names'])) if feature['_type'] == 'ClassLabel' else ()
+    except (ValueError, KeyError, TypeError):
+        return ()  # without metadata, or of another version of the library
+
+
+def _class_names(
+    schema: Schema, file: Path, fields: Any, paths: Sequence[Sequence[str]]
+) -> tuple[str, ...]:
+    """Returns the names of the numbers in the column of the class; () if numbers are the names.
 
     Raises:
       UserError: the names differ from those of the configuration.
     """
-    if len(schema.columns) < 3 or b'huggingface' not in (fields.metadata or {}):
-        return ()
-    try:
-        feature = json.loads(fields.metadata[b'huggingface'])['info']['features']
-        for name in paths[-1]:
-            feature = feature[name]
-        names = feature['names'] if feature['_type'] == 'ClassLabel' else ()
-    except (ValueError, KeyError, TypeError):
-        return ()  # of another version of the library, without classes
+    names = _stored_names(fields, paths[-1]) if len(schema.columns) == 3 else ()
     if not names or {*names} == {*schema.labels}:
         return names
     if schema.labels == tuple(map(str, range(len(names)))):

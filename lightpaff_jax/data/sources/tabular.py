@@ -45,6 +45,27 @@ def classes(c: ConfigDict) -> int:
     return len(schema(c).labels) if len(c.data.columns) == 3 else 0
 
 
+def class_names(c: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the classes: `config.data.labels`, or those that the files store.
+
+    Raises:
+      UserError: files store different names for the same numbers.
+    """
+    if c.data.labels:
+        return tuple(c.data.labels)
+    stored: dict[tuple[str, ...], Path] = {}
+    for path in itertools.chain(*find(c).values()):
+        stored.setdefault(rows.class_names(schema(c), path), path)
+    (names, first), *others = stored.items()
+    if others:
+        (other_names, other), *_ = others
+        raise UserError(
+            f'config.data.labels = (): must name the classes, which are {", ".join(names) or "numbers"} '
+            f'in {first}, {", ".join(other_names) or "numbers"} in {other}'
+        )
+    return names
+
+
 def schema(c: ConfigDict) -> Schema:
     """Returns the meaning of the columns.
 

@@ -119,6 +119,11 @@ def example_type(c: ConfigDict) -> str:
     return ('documents', 'targets', 'classes')[len(_open(c).columns) - 1]
 
 
+def class_names(c: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the classes in the order of the run; () if examples have none."""
+    return _open(c).labels
+
+
 def classes(c: ConfigDict) -> int:
     """Returns the number of classes; 0 if examples have none."""
     return len(_open(c).labels)

@@ -7,7 +7,7 @@ import random
 
 import pyarrow
 import pytest
-from helpers.sources import make_config, read_error, write_file
+from helpers.sources import check_error, make_config, read_error, write_file
 from pyarrow import parquet
 
 from lightpaff_jax.data import sources
@@ -324,6 +324,29 @@ def test_class_names_in_parquet_metadata_decide(tmp_path, names, keys, result):
             'must be the same'
         )
         assert read_error(c) == f'{tmp_path}/train.parquet: {message}'
+
+
+def test_class_names_are_those_of_the_configuration_or_of_all_files(tmp_path):
+    for split, names in (
+        ('train', ['neg', 'pos']),
+        ('dev', ['neg', 'pos']),
+        ('test', ['pos', 'neg']),
+    ):
+        content = to_parquet({'text': ['a', 'b'], 'label': [0, 1]}, class_metadata(names))
+        write_file(tmp_path / f'{split}.parquet', content)
+    c = config_of(tmp_path)
+    assert check_error(c) == (
+        f'config.data.labels = (): must name the classes, which are neg, pos in {tmp_path}/'
+        f'train.parquet, pos, neg in {tmp_path}/test.parquet'
+    )
+    c.data.labels, c.data.classes = ('pos', 'neg'), 0
+    sources.check(c)
+    assert sources.class_names(c) == ('pos', 'neg')
+    assert [label for _, _, label in read(c)] == [1, 0]
+    c = config_of(tmp_path, files=('train=train.parquet',))
+    assert sources.class_names(c) == ('neg', 'pos')
+    c.data.labels, c.data.classes = ('0', '1'), 0
+    assert sources.class_names(c) == ()
 
 
 def test_number_without_a_class_name_is_a_malformed_row(tmp_path):

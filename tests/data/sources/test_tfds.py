@@ -96,6 +96,7 @@ def test_classes_are_found_by_their_names(folder):
     swapped = [example._replace(label=1 - example.label) for example in plain]
     assert list(sources.examples(c, 'train')) == swapped
     assert sources.identity(c) != before
+    assert sources.class_names(c) == ('positive', 'negative')
     c.data.labels = ('negative', 'good')
     assert check_error(c) == (
         "config.data.labels = ('negative', 'good'): must be the classes of glue/sst2/1.0.0, "
