@@ -134,6 +134,18 @@ def test_another_shape_type_or_structure_is_a_user_error(tmp_path):
         assert same_bits(checkpoints.restore(abstract(state))[1], state)
 
 
+def test_best_step_is_kept_until_the_next_best_one_is_complete(tmp_path):
+    state = make_state(1)
+    with Checkpoints(tmp_path, keep=1) as saved:
+        for step in (1, 2, 3, 4):
+            saved.save(step, state, META, is_best=step in (1, 3))
+            assert step == 1 or saved.steps()[0] == (1 if step < 4 else 3)
+    assert saved.steps() == [3, 4]
+    assert Reader(tmp_path, 3).meta == META
+    with pytest.raises(UserError, match='no step 1 in this folder'):
+        Reader(tmp_path, 1)
+
+
 def test_only_the_newest_steps_are_kept(tmp_path):
     save_steps(tmp_path, 1, 2, 3, 4, 5, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['4', '5']

@@ -276,6 +276,16 @@ def test_4_processes_resume_a_run_of_2_with_equal_results(resumed):
     assert_same_parameters(resumed, 2, 4)
 
 
+@pytest.mark.slow
+def test_processes_of_a_diverged_run_end_with_the_same_line(place):
+    argv = ['--config.optim.peak_lr=1e30', '--config.train.max_bad_steps=2']
+    command = ['-m', 'lightpaff_jax.main', '--config=small.py', '--config.workdir=runs/diverged']
+    with start(2, [*command, *argv], place, 2) as processes:
+        (code, _, err), other = wait(processes, 240)
+    assert (code, other) == (3, (3, '', ''))
+    assert err.splitlines()[-1].startswith('error: runs/diverged: the run has diverged, 2 updates')
+
+
 @pytest.mark.e2e
 def test_each_process_reads_the_rows_of_its_devices_on_any_mesh(tmp_path):
     with start(2, ['-c', SCATTERED_MESHES], tmp_path, 2) as processes:
