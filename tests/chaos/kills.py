@@ -22,15 +22,10 @@ MOMENTS = {
 }
 
 
-def prepare(folder: pathlib.Path) -> None:
-    """Runs every kind to its end."""
-    for kind in KINDS:
-        runs.undisturbed(folder, kind, runs.command(kind, folder))
-
-
 def run(context: Context) -> Outcome:
     """Kills one run several times, in each of its moments, and compares its end."""
     kind, cwd, draw = KINDS[context.case % len(KINDS)], context.case_folder, context.draw
+    runs.undisturbed(context.folder, kind, runs.command(kind, context.folder))
     shutil.rmtree(cwd, ignore_errors=True)
     cold = draw.random() < 0.5
     if not cold:  # begins with the built corpus and compiled programs

@@ -11,7 +11,6 @@ PIECES = {
         28,
         'a killed run that is started again ends with the same bits',
         jobs=2,
-        prepare=kills.prepare,
     ),
     'signals': Piece(
         signals.run,
@@ -19,7 +18,6 @@ PIECES = {
         24,
         15,
         'the run saves and ends with 143 or 130; its restart repeats no update',
-        prepare=signals.prepare,
     ),
     'pairs': Piece(
         pairs.run,

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from lightpaff_jax.runtime import fingerprint
 FAMILIES = ('gpt2', 'bert', 'mass')
 UPDATES = 200  # of the presets tiny and tiny_teacher
 TIMES = ('seconds', 'tokens_per_second', 'git_commit')  # keys of result.json that may differ
+_locks: dict[str, threading.Lock] = {}
 LIMIT = 900  # seconds of a process on a busy machine
 _PROGRESS = re.compile(r'update \d+/\d+|(train|validation|test): ')
 # XLA complains about slow compilation on a busy machine.
@@ -112,7 +114,7 @@ class Process:
 
 def _environment() -> dict[str, str]:
     """Returns the environment of a user, without the settings that make tests fast."""
-    values = environment(PYTHONPATH=str(ROOT))
+    values = environment(PYTHONPATH=str(ROOT), PYTHON=sys.executable)  # PYTHON: of launch/local.sh
     for name in ('JAX_DISABLE_MOST_OPTIMIZATIONS', 'JAX_COMPILATION_CACHE_DIR'):
         values.pop(name, None)
     values.pop('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', None)
@@ -132,17 +134,18 @@ def undisturbed(
     """
     cwd = folder / 'undisturbed' / name
     mark, commit = cwd / 'commit', workdir.git_commit() or 'none'
-    if mark.is_file() and mark.read_text() == commit:
-        return
-    shutil.rmtree(cwd, ignore_errors=True)
-    for copy in copies:
-        shutil.copytree(copy, cwd / 'runs' / copy.name)
-    print(f'undisturbed: {name}', flush=True)
-    process = Process(line, cwd)
-    problems = process.problems(process.wait(), 0)
-    if problems:
-        raise RuntimeError(f'the undisturbed run {name} failed: {problems[0]}')
-    mark.write_text(commit)
+    with _locks.setdefault(name, threading.Lock()):  # cases of one kind may start together
+        if mark.is_file() and mark.read_text() == commit:
+            return
+        shutil.rmtree(cwd, ignore_errors=True)
+        for copy in copies:
+            shutil.copytree(copy, cwd / 'runs' / copy.name)
+        print(f'undisturbed: {name}', flush=True)
+        process = Process(line, cwd)
+        problems = process.problems(process.wait(), 0)
+        if problems:
+            raise RuntimeError(f'the undisturbed run {name} failed: {problems[0]}')
+        mark.write_text(commit)
 
 
 def link_tree(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -21,19 +21,20 @@ CASES = (
 )
 
 
-def prepare(folder: pathlib.Path) -> None:
-    """Runs every kind to its end, and each family's student again with a line for each update."""
-    for kind in ('gpt2', 'bert', 'mass', 'recipe'):
-        runs.undisturbed(folder, kind, runs.command(kind, folder))
-    for kind in runs.FAMILIES:
-        teacher = folder / 'undisturbed' / kind / runs.workdirs(kind)[0]
-        runs.undisturbed(folder, f'{kind}, each update', runs.command(kind, folder, EVERY), teacher)
+def _undisturbed(folder: pathlib.Path, kind: str) -> str:
+    """Runs a kind to its end, a family's student with a line for each update; returns its name."""
+    runs.undisturbed(folder, kind, runs.command(kind, folder))
+    if kind == 'recipe':
+        return kind
+    name, teacher = f'{kind}, each update', folder / 'undisturbed' / kind / runs.workdirs(kind)[0]
+    runs.undisturbed(folder, name, runs.command(kind, folder, EVERY), teacher)
+    return name
 
 
 def run(context: Context) -> Outcome:
     """Sends several signals to a run, restarts it after each, and compares its end."""
     kind, moments = CASES[context.case % len(CASES)]
-    cwd, name = context.case_folder, kind if kind == 'recipe' else f'{kind}, each update'
+    cwd, name = context.case_folder, _undisturbed(context.folder, kind)
     shutil.rmtree(cwd, ignore_errors=True)
     if kind != 'recipe':
         teacher = runs.workdirs(kind)[0]
