@@ -247,7 +247,7 @@ def test_teacher_of_other_family_or_vocabulary_is_an_error(
     with pytest.raises(UserError) as error:
         train.train(c)
     assert message in str(error.value)
-    assert not (tmp_path / 'run').exists()
+    assert not any((tmp_path / 'run').iterdir())
 
 
 def test_teacher_with_other_tokenizer_is_an_error(data_cache, folders, tmp_path):

@@ -216,9 +216,11 @@ def class_names(c: ConfigDict) -> tuple[str, ...]:
     else:
         folder = storage.local_folder('config.data.path = ', c.data.path)
         made_from = records.read_manifest(folder).get('made_from', {})
-        source = config.SOURCES.get(made_from.get('source', ''))
+        name = made_from.get('source')
         labels = made_from.get('keys', {}).get('labels', ())
-        names = tuple(labels) or (source.class_names if source else ())
+        names = tuple(labels) or (
+            config.SOURCES[name].class_names if name in config.SOURCES else ()
+        )
     return () if names == tuple(map(str, range(len(names)))) else names
 
 
