@@ -334,6 +334,7 @@ def test_mixed_line_ends_that_would_shift_pairs_are_refused(tmp_path):
         ('text\n'.encode('utf-16'), 'text in UTF-16'),
         ('\ufefftext\n'.encode('utf-16-be'), 'text in UTF-16'),
     ],
+    ids=['gz', 'zip', 'xz', 'zst', 'bz2', 'parquet', 'utf-16', 'utf-16-be'],
 )
 @pytest.mark.parametrize('on_error', ['stop', 'skip'])
 def test_binary_file_is_refused_as_a_whole(tmp_path, start, form, on_error):
