@@ -3,8 +3,13 @@
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
+# A shell starts a job in the background with SIGINT ignored, and so the processes that tests start
+# and interrupt would ignore it too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 # All workers of a session share one cache of compiled programs; the main process creates it.

@@ -168,7 +168,9 @@ def test_gradient_is_equal_in_each_combination(mesh, grad_accum_steps, remat):
     check_gradient(mesh, grad_accum_steps, remat)
 
 
-@pytest.mark.parametrize('network', ['bert', 'classifier', 'mass'])
+@pytest.mark.parametrize(
+    'network', ['bert', 'classifier', pytest.param('mass', marks=pytest.mark.slow)]
+)
 def test_gradient_of_each_family_is_equal_on_three_axes(network):
     grads = check_gradient((2, 2, 2), 2, network=network)
     assert all(np.any(x) for name, x in fingerprint.flatten(grads).items() if name not in UNTRAINED)

@@ -178,6 +178,7 @@ def test_help_prints_usage(capsys):
     assert call(capsys)[0] == 2
 
 
+@pytest.mark.slow
 def test_two_processes_write_equal_files(workspace):
     """Every device has the same rows in both cases, so that all sums have the same bits."""
     words = ['-m', 'lightpaff_jax.evaluate', '--model=runs/summary', '--config=small.py']

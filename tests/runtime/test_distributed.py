@@ -220,17 +220,27 @@ def read_batch(folder, number, update):
     return [np.concatenate([part[name] for part in parts], 1) for name in parts[0].files]
 
 
-@pytest.mark.e2e
-def test_1_2_and_4_processes_train_on_the_same_global_batches(resumed):
-    c = flags.parse([f'--config={resumed}/small.py'])
+def check_batches(folder, numbers, updates):
+    """Checks that each number of processes trained on the global batches of these updates."""
+    c = flags.parse([f'--config={folder}/small.py'])
     tokenizer = selection.load(c)
     prepared = prepare.prepare(c, tokenizer)
-    for update in range(UPDATES):
+    for update in updates:
         expected = jax.tree.leaves(corpus.batch_at(c, prepared, tokenizer, update))
         assert expected[0].shape[:2] == (MICRO, BATCH // MICRO)
-        for number in (1, 2) if update < SAVED else (1, 2, 4):
-            for x, y in zip(read_batch(resumed, number, update), expected, strict=True):
+        for number in numbers:
+            for x, y in zip(read_batch(folder, number, update), expected, strict=True):
                 np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.e2e
+def test_1_and_2_processes_train_on_the_same_global_batches(place):
+    check_batches(place, (1, 2), range(UPDATES))
+
+
+@pytest.mark.slow
+def test_4_processes_train_on_the_same_global_batches(resumed):
+    check_batches(resumed, (4,), range(SAVED, UPDATES))
 
 
 def read_metrics(folder, number):
@@ -270,7 +280,7 @@ def test_2_processes_equal_1_process_with_as_many_devices(place):
         assert results[0][key] == results[1][key]
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_4_processes_resume_a_run_of_2_with_equal_results(resumed):
     assert_same_metrics(read_metrics(resumed, 2), read_metrics(resumed, 4))
     assert_same_parameters(resumed, 2, 4)

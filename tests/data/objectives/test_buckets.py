@@ -101,7 +101,7 @@ def test_processes_use_the_same_bucket(data_cache, vocabulary, view, processes):
         assert all(np.array_equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_tokens_and_flops_count_buckets_after_resume(data_cache, tmp_path, monkeypatch):
     """One program is compiled for each bucket."""
     compiled = []
