@@ -219,7 +219,7 @@ def test_signal_while_a_command_is_imported_is_one_line(number):
     assert process.returncode == 128 + number
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_resume_after_sigkill_is_bitwise_equal(small_runs):
     updates, save_every = 60, 10
     settings = [

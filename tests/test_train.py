@@ -326,6 +326,7 @@ def test_run_ends_early_and_its_result_is_the_best(data_cache, early_run):
     assert train(until_worse(data_cache, folder)) == result, 'the run is complete'
 
 
+@pytest.mark.e2e
 def test_kills_around_the_best_step_change_nothing(data_cache, early_run, tmp_path, monkeypatch):
     folder, result = early_run
     best, last = result['best_update'], result['updates']
@@ -350,6 +351,7 @@ def test_kills_around_the_best_step_change_nothing(data_cache, early_run, tmp_pa
     assert untimed(train(c)) == untimed(result)
 
 
+@pytest.mark.e2e
 def test_damaged_best_step_is_replaced_only_by_an_equal_one(data_cache, early_run, tmp_path):
     folder, result = early_run
     run = shutil.copytree(folder, tmp_path / 'run')

@@ -219,7 +219,7 @@ def test_references_of_a_prepared_dataset_are_decoded_ids(summaries, tmp_path):
 # At the end of a run.
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_a_run_generates_only_at_its_end(summaries, tmp_path):
     c = summaries
     configured(c, tmp_path)

@@ -47,7 +47,7 @@ def cpu_chips(monkeypatch):
         ('bert', 'mlm', {}),
         ('bert', 'classify', {'head': 'classify', 'classes': 3}),
         ('mass', 'mass', {'decoder_layers': 1}),
-        ('mass', 'seq2seq', {'decoder_layers': 1}),
+        pytest.param('mass', 'seq2seq', {'decoder_layers': 1}, marks=pytest.mark.slow),
     ],
 )
 def test_objective_compiles_without_data(cpu_chips, family, objective, keys):

@@ -193,7 +193,7 @@ def test_speed_is_measured_again_for_other_networks(undisturbed, shared, monkeyp
     assert path.read_text() == current, 'a file about the same networks is kept'
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_imported_teacher_replaces_pretraining(micro, undisturbed, monkeypatch):
     train_only(monkeypatch, 'two_stage', 'no_teacher')
     monkeypatch.setattr(speed, '_SECONDS', 0.01)

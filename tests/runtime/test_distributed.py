@@ -367,7 +367,7 @@ sys.exit(flags.main(main.run, '', sys.argv[1:]))
 """
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_a_process_killed_in_training_ends_the_other(place):
     settings = {'workdir': 'runs/killed', 'train.updates': 10**6, 'train.save_every': 10**6}
     arguments = [f'--config.{key}={value}' for key, value in settings.items()]

@@ -58,6 +58,7 @@ def test_other_contents_have_another_folder(c, tokenizer, prepared, change, tmp_
     assert dataset.hash != prepared.hash
 
 
+@pytest.mark.e2e
 def test_view_and_target_length_decide_the_folder(data_cache, vocabulary):
     c = corpus.examples_config(data_cache, 'summary')
     datasets = [prepare.prepare(c, vocabulary)]
