@@ -34,7 +34,7 @@ class Pretrained(abc.ABC):
     network: ConfigDict
     """The shape of the network: the keys of `config.network()`."""
     class_names: tuple[str, ...] = ()
-    """Names of a classifier's classes, in the order of its ids; () if they have none."""
+    """Names of a classifier's classes, in the order of its ids; () by default."""
 
     def generation(self, tokenizer: tokenizers.Tokenizer) -> Generation:
         """Returns how the network generates text: by default as it was trained here.

@@ -173,7 +173,7 @@ def classifier_scores(
     Returns:
       `ce` (nats per example), `accuracy`, and for two classes `f1` of class 1. With a teacher also
       `kl` (KL(teacher || student), nats), `agreement` (share of equal predictions) and `teacher_ce`.
-      Of classes with equal logits the first is predicted.
+      The prediction among classes with equal logits is the first.
 
     Raises:
       Diverged: a logit is not finite.

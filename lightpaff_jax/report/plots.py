@@ -46,7 +46,7 @@ STYLE: Any = {  # Any: the keys of matplotlib.typing are literals
 }
 
 
-# Of metrics.jsonl; null stands for a number that is not finite.
+# A line of metrics.jsonl; null stands for a number that is not finite.
 _LINE = {'kind': str, 'step': int, 'ce': float | None}
 Curve = tuple[str, str, str, float]  # run, label, colour and width of a line
 

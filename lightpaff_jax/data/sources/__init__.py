@@ -210,7 +210,7 @@ def classes(c: ConfigDict) -> int:
 
 
 def class_names(c: ConfigDict) -> tuple[str, ...]:
-    """Returns the names of the classes in the order of their labels; () if they have none."""
+    """Returns the names of the classes in the order of their labels, or ()."""
     if config.SOURCES[c.data.source].has_text:
         names = _source(c).class_names(c)
     else:

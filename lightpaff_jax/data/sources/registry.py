@@ -39,7 +39,7 @@ class Source(NamedTuple):
     class_names: Callable[[ConfigDict], tuple[str, ...]] = lambda c: (
         config.SOURCES[c.data.source].class_names
     )
-    """Returns the names of the classes in the order of their labels; () if they have none."""
+    """Returns the names of the classes in the order of their labels, or ()."""
     example_type: Callable[[ConfigDict], str] = config.example_type
     """Returns 'documents', 'classes' or 'targets'."""
 

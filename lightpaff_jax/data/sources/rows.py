@@ -308,7 +308,7 @@ def _lookup(row: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def class_names(schema: Schema, file: Path) -> tuple[str, ...]:
-    """Returns the names of the classes in the metadata of a .parquet file; () if it has none."""
+    """Returns the names of the classes in the metadata of a .parquet file, or ()."""
     if len(schema.columns) < 3 or files.extension(file.name) != '.parquet':
         return ()
     with _open_parquet(file) as table:
@@ -393,7 +393,7 @@ def _parquet_values(batch: Any, path: Sequence[str]) -> list[Any]:
 
 
 def _stored_names(fields: Any, path: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of the numbers in a column; () if it has none.
+    """Returns the names of the numbers in a column, or ().
 
     The library `datasets` stores a class as a number and its names in the file's metadata.
     """

@@ -120,7 +120,7 @@ def example_type(c: ConfigDict) -> str:
 
 
 def class_names(c: ConfigDict) -> tuple[str, ...]:
-    """Returns the names of the classes in the order of the run; () if examples have none."""
+    """Returns the names of the classes in the order of the run, or ()."""
     return _open(c).labels
 
 

@@ -63,12 +63,12 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int:
-        """The id that transformers names the first one; eos if there is none."""
+        """The id of the beginning of a text; default: that of its end."""
         return self.model.ids.get('bos', self.eos_id)
 
     @property
     def pad_id(self) -> int:
-        """The id that fills short sequences, where weights are 0; eos if there is no padding."""
+        """The id that fills short sequences, where weights are 0; default: that of the end."""
         return self.model.ids.get('pad', self.eos_id)
 
     @property

@@ -257,9 +257,9 @@ def _build(files: _Files, kind: str, is_declared: bool, lowercase: bool) -> Sour
     if is_declared:
         named |= files.settings.named
     else:  # a vocabulary without settings has the tokens that it has
-        known = files.vocabulary.keys() | {token.content for token in files.settings.added.values()}
+        contents = files.vocabulary.keys() | {x.content for x in files.settings.added.values()}
         tokens = [*named.items(), *files.settings.named.items()]
-        named = {role: token for role, token in tokens if _spelling(token) in known}
+        named = {role: token for role, token in tokens if _spelling(token) in contents}
     declared = {role: _spelling(token) for role, token in named.items() if token is not None}
     for role in ('unk', 'sep', 'cls') if kind in (_BERT, _ROBERTA) and is_declared else ():
         if role not in declared:
