@@ -142,26 +142,26 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 def _settings(options: Mapping[str, Any], generation: Generation) -> Settings:
     """Returns the flags that are given, else the settings of the network, else the defaults."""
-    flags = {name: options[name.replace('-', '_')] for name in _SETTINGS}
-    flags = {name: x for name, x in flags.items() if x is not None and x is not False}
+    explicit = {name: options[name.replace('-', '_')] for name in _SETTINGS}
+    explicit = {name: x for name, x in explicit.items() if x is not None and x is not False}
     for name, total in generation.totals.items():
         flag = name.replace('_', '-')
-        if flag not in flags:
+        if flag not in explicit:
             raise UserError(
                 f'{generation.where} has {name} = {total}, which counts the prompt too: give --{flag}'
             )
     network = dict(generation.settings)
-    if flags.get('beams') == 1 or 'sample' in flags:
+    if explicit.get('beams') == 1 or 'sample' in explicit:
         network = {k: v for k, v in network.items() if k not in ('beams', 'early_stop')}
-    if 'beams' in flags:
+    if 'beams' in explicit:
         network = {k: v for k, v in network.items() if k not in _SAMPLING_SETTINGS}
-    changes = {name.replace('-', '_'): value for name, value in flags.items()}
+    changes = {name.replace('-', '_'): value for name, value in explicit.items()}
     if changes.pop('no_early_stop', False):
         changes['early_stop'] = False
     settings = Settings(**{'max_length': _MAX_LENGTH} | network | changes)
     if settings.beams == 1:
         for name in ('length-penalty', 'no-early-stop'):
-            if name in flags:
+            if name in explicit:
                 raise UserError(f'--{name}: requires --beams >= 2')
         settings = settings._replace(length_penalty=1.0)
     if options['seed'] and not settings.sample:
