@@ -8,8 +8,9 @@ A step is the folder `<directory>/<step>` with four Orbax checkpointables:
     digests    step; shape, type and digest of each array; sha256 of meta; sha256 of all of these
 
 Orbax does not verify the data it reads, so reading compares the digests. A folder that was renamed
-to another step, or mixed from two steps, is damaged too. `Checkpoints.restore` renames a damaged step to `<step>.corrupt` and uses the step before it. Only this module imports
-Orbax, because the names of its v1 API still change.
+to another step, or mixed from two steps, is damaged too. `Checkpoints.restore` renames a damaged
+step to `<step>.corrupt` and uses the step before it. Only this module imports Orbax, because the
+names of its v1 API still change.
 
 The directory may be in a bucket. There a rename is not atomic, so a step is complete once its last
 file exists.
@@ -50,7 +51,7 @@ class Checkpoints:
       keep: number of newest steps to keep, at least 1; each save deletes older ones.
 
     Attributes:
-      best: a step that is never deleted, however old; None for none.
+      best: the step that is never deleted, whatever its age; None if no step is the best.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int):
@@ -79,7 +80,7 @@ class Checkpoints:
 
         Waits for the previous save, copies the arrays to the host, and writes them in a thread.
         The step gets its name only when it is complete. An existing step is not overwritten. With
-        `is_best` it becomes `best`; the one before is deleted only when this step is complete.
+        `is_best` this step becomes `best`; the previous best is deleted only when it is complete.
 
         Raises:
           NotSaved: the previous save failed.
@@ -198,7 +199,7 @@ class Checkpoints:
 
 
 class Reader:
-    """Reads the newest intact step of a run, or one step; renames nothing and reads no optimizer.
+    """Reads a step of a run, by default the newest intact one; renames nothing, reads no optimizer.
 
     The record of the step is read and verified once, when the reader is made.
 
@@ -267,7 +268,7 @@ def _absolute(directory: pathlib.Path) -> epath.Path:
     remote = storage.is_remote(directory)
     path = epath.Path(directory if remote else pathlib.Path(directory).absolute())
     if not {*str(path)}.isdisjoint(_PATTERN):
-        rule = f'must not contain any of {" ".join(_PATTERN)}, which Orbax takes for a pattern'
+        rule = f'must not contain any of {" ".join(_PATTERN)}, which Orbax reads as a pattern'
         raise UserError(f'{path}: {rule}')
     return path
 

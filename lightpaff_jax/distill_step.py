@@ -24,7 +24,7 @@ from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.losses import BATCH_AXES, Head, Predictor, Sums, distillation_loss
 from lightpaff_jax.models import Model, Params
 
-# Values of a step that are no sums; mean_loss is also that of a skipped update.
+# Values of a step that are not sums; a skipped update has its mean_loss too.
 RATES = ('mean_loss', 'grad_norm', 'learning_rate', 'bad_steps')
 SCOPES = ('teacher', 'student', 'loss', 'update')  # parts of the step in profiles of it
 _MAX_ACTIVATIONS = 1 << 27  # feed-forward activations of the teacher on a device at a time
@@ -46,7 +46,7 @@ class TrainState:
     params: Params
     opt_state: Any
     bad_steps: Int[Array, '']
-    """Number of the last updates that were skipped in a row."""
+    """Number of updates skipped in a row, up to the last one."""
 
 
 def init_state(student: Model, rule: Rule, seed: int | Int[Array, '']) -> TrainState:
@@ -87,7 +87,7 @@ def make_step(
     whole batch, and RATES.
 
     If the loss or the norm of the gradient is not finite, the update is skipped: parameters and
-    optimizer keep their bits, all sums are 0 but `skipped`, which is 1, and `step` advances.
+    optimizer keep their bits, `skipped` is 1, all other sums are 0, and `step` advances.
     """
     gradient = make_gradient(c, mesh, student, teacher)
     defaults = optimizer.hyperparameters(c)

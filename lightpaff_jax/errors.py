@@ -46,7 +46,7 @@ def one_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns a text with the control characters and line ends as escapes: a message may quote input."""
+    """Escapes control characters and line ends, because a message may quote input."""
     return ''.join(x if x.isprintable() else repr(x)[1:-1] for x in text)
 
 

@@ -25,7 +25,7 @@ python -m lightpaff_jax.generate --model=DIR (--prompt=TEXT | --file=FILE) [--ma
 Prints the text that a network generates, one line per prompt (line ends become spaces). A GPT-2
 continues the prompt, which is not printed; an encoder-decoder reads it as its source. DIR is the
 workdir of a finished run or a Hugging Face folder with its tokenizer. FILE has one prompt per line.
-A Hugging Face folder is followed where no flag is given, as transformers follows it.
+Without a flag, the setting of a Hugging Face folder applies, as in transformers.
 
 --max-length=64     maximum number of new tokens, the end token included
 --min-length=0      new tokens before the end token is allowed
@@ -35,8 +35,8 @@ A Hugging Face folder is followed where no flag is given, as transformers follow
 --sample            sample each token, with --temperature=1 (divides the logits), --top-k=0 (only
                     the k most probable tokens; 0 is all), --top-p=1 (only the most probable tokens
                     of this total probability) and --seed=0
---no-repeat-ngram-size=0  no n tokens in a row occur twice; 0 allows them
---repetition-penalty=1    divides the positive scores of tokens that occurred, multiplies the others
+--no-repeat-ngram-size=0  no sequence of n tokens occurs twice; 0: no limit
+--repetition-penalty=1    divides positive scores of earlier tokens, multiplies negative ones
 --batch-size=16     prompts per batch
 """
 
@@ -141,7 +141,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _settings(options: Mapping[str, Any], generation: Generation) -> Settings:
-    """Returns the flags that are given, else the settings of the network, else the defaults."""
+    """Takes each setting from its flag, else from the network, else from the defaults."""
     explicit = {name: options[name.replace('-', '_')] for name in _SETTINGS}
     explicit = {name: x for name, x in explicit.items() if x is not None and x is not False}
     for name, total in generation.totals.items():

@@ -108,7 +108,7 @@ def _copy_lines(k: int, source: IO[bytes], target: IO[str]) -> None:
 def _wait(processes: Sequence[subprocess.Popen], signals: Sequence[int]) -> int:
     """Waits for all processes, or GRACE seconds after a failure; returns the first failed exit code.
 
-    Passes the first of `signals` on; returns at the second one.
+    Passes the first of `signals` on; kills all processes at the second.
     """
     failed, deadline, passed = 0, float('inf'), False
     while time.monotonic() < deadline:
@@ -141,7 +141,7 @@ def _end(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def _kill(processes: Sequence[subprocess.Popen]) -> None:
-    """Ends the processes and all of theirs at once."""
+    """Kills the processes and their children."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):  # the group has ended
             os.killpg(process.pid, signal.SIGKILL)

@@ -56,7 +56,7 @@ def means(sums: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> d
     """Computes the MEANS of the given sums as Python floats, with one transfer from the device.
 
     Adds perplexity = exp(ce) if there is a ce. A denominator is at least 1, so a batch of padding
-    has mean 0. If updates were skipped, adds their number `skipped`; if all were, a mean is NaN.
+    has mean 0. If updates were skipped, adds their number `skipped`; if all were, the means are NaN.
 
     Args:
       sums: device scalars or numbers, over any number of steps and devices.
@@ -158,7 +158,7 @@ class Writer:
                 self.close()
 
     def upload(self) -> None:
-        """Brings all lines to the disk and, if the workdir is in a bucket, uploads the files.
+        """Syncs all lines to the disk and, if the workdir is in a bucket, uploads the files.
 
         Call it before saving a checkpoint, so that any machine that resumes from the checkpoint has
         the lines up to its step, even after a crash.
@@ -253,7 +253,7 @@ class _TensorBoard:
     """Writes scalars as events of TensorBoard.
 
     The SummaryWriter of tensorboardX writes in a thread, which ends if the disk is full; training
-    would then wait for it for ever. So this class uses the writer below it.
+    would then wait forever. So this class uses the RecordWriter below it.
     """
 
     def __init__(self, folder: pathlib.Path, resume_step: int):
@@ -317,7 +317,7 @@ def _truncate(path: pathlib.Path, resume_step: int) -> None:
             raise UserError(f'{error}; repair or remove the line') from error
         step, kind = entry['step'], entry.get('kind', '')
         if step < last_step or (step == last_step and kind in kinds):
-            raise UserError(f'{where}: repeats step {step}; remove the lines that do not belong')
+            raise UserError(f'{where}: repeats step {step}; remove the lines of another run')
         kinds = kinds | {kind} if step == last_step else {kind}
         last_step = step
         if resume_step and step <= resume_step:

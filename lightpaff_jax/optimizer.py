@@ -63,8 +63,9 @@ def make(optim: ConfigDict) -> optax.GradientTransformationExtraArgs:
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
     """Returns `optax.scale_by_adam` with the argument `finite`.
 
-    It selects the moments before they are used. With a selection after `optax.adamw`, XLA computes
-    the moments twice and copies them, as parameters and state then depend on different moments.
+    The old or the new moments are selected before they are used. If they were selected after
+    `optax.adamw`, parameters and state would depend on different moments, and XLA would compute the
+    moments twice and copy them.
     """
 
     def update(grads, state, params=None, *, finite: bool | Bool[Array, ''] = True, **_):

@@ -37,7 +37,7 @@ class Pretrained(abc.ABC):
     """Names of a classifier's classes, in the order of its ids; () by default."""
 
     def generation(self, tokenizer: tokenizers.Tokenizer) -> Generation:
-        """Returns how the network generates text: by default as it was trained here.
+        """Returns the settings of generation; a network trained here has only its end token.
 
         Raises:
           UserError: the folder configures what `generate` does not support.
@@ -87,7 +87,7 @@ class Pretrained(abc.ABC):
     ) -> models.Params:
         """Reads float32 parameters onto the mesh, sharded by the rules of `sharding`.
 
-        A classifier's outputs are put in the order of `class_names`, if both sides have names.
+        A classifier's outputs are put in the order of `class_names`, if the network has names too.
 
         Args:
           model: a model built from `network`, perhaps with another head.
@@ -110,11 +110,13 @@ class Pretrained(abc.ABC):
         self, params: models.Params, initial: models.Params | None, class_names: Sequence[str]
     ) -> models.Params:
         """Returns the head with the classes in the order of `class_names`."""
-        own, wanted = ([n.casefold() for n in names] for names in (self.class_names, class_names))
-        if not own or own == wanted:
+        own_names = [name.casefold() for name in self.class_names]
+        data_names = [name.casefold() for name in class_names]
+        if not own_names or own_names == data_names:
             return {}
-        if sorted(own) == sorted(wanted) and len({*own}) == len(own):
-            order = np.array([own.index(name) for name in wanted])
+        is_permutation = sorted(own_names) == sorted(data_names)
+        if is_permutation and len({*own_names}) == len(own_names):
+            order = np.array([own_names.index(name) for name in data_names])
             return {_CLASSIFIER: {name: x[order] for name, x in params[_CLASSIFIER].items()}}
         if initial is None:
             raise UserError(
@@ -252,7 +254,7 @@ def _class_names(c: ConfigDict) -> tuple[str, ...]:
     """Returns the names of the classes that a run was trained with."""
     try:
         return sources.class_names(c) if c.student.head == 'classify' else ()
-    except UserError:  # the prepared dataset is no longer there
+    except UserError:  # the prepared dataset was removed
         return ()
 
 
@@ -291,7 +293,7 @@ def save(
     Raises:
       UserError: the tokenizer has more ids than the model or cannot be written as an exact
         tokenizer.json, or the path is in a bucket.
-      NotSaved: the disk is full; what is there is refused by `load` as incomplete.
+      NotSaved: the disk is full; `load` refuses the incomplete folder.
     """
     if storage.is_remote(path):
         raise UserError(f'{path}: must be a local folder')
@@ -303,7 +305,7 @@ def save(
     folder = pathlib.Path(path).expanduser()
     with storage.translate_disk_errors(folder), storage.temporary_folder(folder) as temporary:
         tokenizer_dir = temporary / folder.name
-        # It may raise, so before any change.
+        # Before any change of the folder, because it may raise.
         tokenizer.save(tokenizer_dir, model.network.family, model.network.positions)
         folder.mkdir(exist_ok=True)
         # config.json is written last: `open` rejects a folder without it as incomplete.

@@ -74,7 +74,7 @@ class Progress:
         return self.updates
 
     def has_ended(self, c: ConfigDict) -> bool:
-        """Returns whether the run has its last update; see `workdir.has_ended`."""
+        """Returns whether the last update has run; see `workdir.has_ended`."""
         return workdir.has_ended(c, self.updates, self.validations_since_best)
 
     def is_best(self, keep_best: str, scores: dict[str, Any]) -> bool:
@@ -178,7 +178,7 @@ def _score_missing(
     outputs: evaluate.SplitOutputs | None,
     scores: dict[str, Any],
 ) -> None:
-    """Adds the missing scores of the parameters to `scores`; `outputs` are of a split, if any."""
+    """Adds the missing scores to `scores`; `outputs` are those of one split, or None."""
     for split in workdir.missing_splits(c, scores):
         if outputs is None or outputs.split != split:
             outputs = evaluation.score(split, params)
@@ -265,7 +265,7 @@ def _log_window(writer: metrics.Writer, progress: Progress, rates: dict[str, Any
 
 
 def _meta(c: ConfigDict, progress: Progress) -> dict[str, Any]:
-    """Returns what a checkpoint holds next to the state, without the fingerprints."""
+    """Builds the JSON of a checkpoint, without the fingerprints."""
     window = metrics.to_json(progress.window)
     totals = dataclasses.asdict(dataclasses.replace(progress, window=window))
     return {'progress': totals, 'config': json.loads(config.to_json(c))}
@@ -287,7 +287,7 @@ def _check_updates(
     bad_steps = round(float(rates['bad_steps']))
     if bad_steps >= c.train.max_bad_steps:
         raise _diverged(c, update, rates, f'{bad_steps} updates in a row were not finite')
-    # A learning rate above all reason turns a finite gradient into parameters that are not finite.
+    # With a huge learning rate, a finite gradient leads to parameters that are not finite.
     names = [] if params is None else fingerprint.non_finite(params)
     if names:
         raise _diverged(c, update, rates, f'parameters {names[0]} are not finite')
@@ -320,7 +320,7 @@ def _diverged(c: ConfigDict, update: int, rates: dict[str, Any], reason: str) ->
 
 
 def _read_params(saved: checkpoint.Checkpoints, step: int, params: models.Params) -> models.Params:
-    """Reads the parameters of a step, placed as `params`, whose memory it frees."""
+    """Reads the parameters of a step, sharded like `params`."""
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
     )
@@ -398,7 +398,7 @@ def restore(
 ) -> tuple[TrainState, Progress]:
     """Restores the newest checkpoint, or returns the state before the first update.
 
-    Sets `saved.best`, the step that is kept for `c.train.keep_best`.
+    Sets `saved.best`, the best step by `c.train.keep_best`.
 
     Raises:
       UserError: the checkpoint has other data, another teacher, tokenizer or start, or more updates
@@ -432,7 +432,7 @@ def restore(
     progress.window = metrics.from_json(progress.window)
     best = 0 if progress.has_ended(c) else progress.best_update
     if best and not distributed.broadcast_from_primary(lambda: best in saved.steps()):
-        # Damaged steps were set aside. The next best one is better than all validations before it.
+        # It was damaged and set aside, so the next validation counts as the best.
         _log.warning('%s: step %d, the best, is missing', saved.directory, best)
         progress.best_update = 0
     saved.best = progress.best_update or None

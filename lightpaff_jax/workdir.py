@@ -86,7 +86,7 @@ def check_saved_config(c: ConfigDict, meta: dict, directory: pathlib.Path) -> No
     saved = config.from_dict(meta['config'], str(directory))
     if differences := config.differences(saved, c):
         raise UserError(
-            f'{directory}: was saved with another configuration than config.json beside it '
+            f'{directory}: has another configuration than the config.json next to it '
             f'({"; ".join(differences)}); restore the file or remove the folder'
         )
 
@@ -119,7 +119,7 @@ def completed_result(c: ConfigDict, folder: pathlib.Path, fingerprints: dict) ->
 
 
 def has_ended(c: ConfigDict, updates: int, validations_since_best: int) -> bool:
-    """Returns whether a run has its last update, that of `train.updates` or of `train.patience`."""
+    """Returns whether the last update has run, by `train.updates` or by `train.patience`."""
     is_early = 0 < c.train.patience <= validations_since_best
     return updates == c.train.updates or (is_early and updates < c.train.updates)
 

@@ -41,7 +41,7 @@ from lightpaff_jax.runtime import json_file
 FAMILIES = ('bert', 'gpt2', 'mass')
 DOCUMENTS = ('blank', 'line', 'file')  # how a text file is split: at blank lines, at each line, not
 DETOKENIZERS = ('none', 'wikitext', 'ptb')
-# .tsv, .csv: whether double quotes enclose fields; auto: in a .csv, or refuse what is unclear.
+# .tsv, .csv: whether double quotes enclose fields; auto: yes in a .csv; an unclear .tsv is refused.
 QUOTING = ('auto', 'none', 'double')
 PACKING = ('contiguous', 'best_fit')
 ON_ERROR = ('stop', 'skip')
@@ -128,7 +128,7 @@ _DATA = {
     'documents': 'blank',  # text files: how to split documents, one of DOCUMENTS
     'columns': (),  # table, tfds: first text, second text ('' if none), class; numbers: no header
     'quoting': 'auto',  # table: the quotes of .tsv and .csv files, one of QUOTING
-    'labels': (),  # table, tfds: names of the classes in order; (): 0, 1, ..., tfds: as the set has them
+    'labels': (),  # table, tfds: names of the classes in order; (): 0, 1, ...; tfds: those of the set
     'classes': 0,  # table: number of classes if labels is ()
     'suffixes': (),  # parallel: suffixes of source and target files, such as en,de
     'held_out': 0.0,  # share of train that replaces a missing split, by a hash; 0: an error
@@ -187,8 +187,8 @@ _TRAIN = {
     'save_every': 100,  # updates between checkpoints
     'keep': 2,  # number of newest checkpoints to keep
     'keep_best': '',  # score of a validation, such as ce: the best checkpoint is the run's result
-    'patience': 0,  # validations in a row that are not the best, until the run stops; 0: never
-    'max_bad_steps': 10,  # updates in a row that are not finite, and so skipped, until the run stops
+    'patience': 0,  # validations in a row without a new best, until the run stops; 0: never
+    'max_bad_steps': 10,  # skipped updates in a row (not finite) until the run stops
 }
 
 # Generation of the texts that `bleu` and `rouge` score.
@@ -294,7 +294,7 @@ def to_json(c: ConfigDict) -> str:
 
 
 def from_dict(values: Any, where: str) -> ConfigDict:
-    """Returns the configuration of a value of JSON; a key that it lacks has its default.
+    """Builds a configuration from a JSON value; absent keys have their defaults.
 
     Raises:
       UserError: a key that this version does not have, or a value of another type; `where` begins

@@ -54,8 +54,8 @@ def main(
       own: the command's own flags.
 
     Returns:
-      The exit code: that of `run`, or after one line on stderr 2 for a mistake and 3 for a run
-      that diverged.
+      The exit code of `run`. After an error, printed as one line on stderr: 2 for a mistake in the
+      input, 3 for a run that diverged.
     """
 
     def body(argv: Sequence[str]) -> int | None:
@@ -341,7 +341,7 @@ def _items(key: str, text: str, value: tuple, default: tuple) -> tuple:
 
 
 def _check_printable(label: str, value: Any) -> None:
-    """Refuses a number of so many digits that Python does not print it, and text that is not UTF-8."""
+    """Refuses text that is not UTF-8, and whole numbers with too many digits to be printed."""
     if type(value) is int and abs(value) >= 2**63:
         raise UserError(f'{label}: must be below 2**63')
     if isinstance(value, str) and re.search('[\0\ud800-\udfff]', value):
@@ -349,7 +349,7 @@ def _check_printable(label: str, value: Any) -> None:
 
 
 def _convert(value: Any, kind: type) -> Any:
-    """Converts a whole number to a name or a float; leaves other values, and too large numbers."""
+    """Converts a whole number to a name or a float; returns others, and too large numbers, as they are."""
     convertible = numbers.Real if kind is float else numbers.Integral
     if isinstance(value, bool) or not isinstance(value, convertible):
         return value

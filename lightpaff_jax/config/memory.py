@@ -1,7 +1,7 @@
-"""The least memory that settings need, compared with that of the machine.
+"""Compares the least memory that settings need with the memory of the machine.
 
-A setting that is wrong by a factor of thousands must not fill the memory, or fail after hours of
-training. The bounds are low: what passes may still need more memory than there is.
+A setting that is too large by a factor of thousands is refused before it fills the memory or fails
+after hours of training. These are lower bounds: accepted settings may still need too much memory.
 """
 
 import math
@@ -94,7 +94,7 @@ def _check(c: ConfigDict, key: str, size: int, available: int) -> None:
 
 
 def _rule(size: int, available: int) -> str:
-    return f'needs at least {_format(size)} of memory, there are {_format(available)}'
+    return f'needs at least {_format(size)} of memory, {_format(available)} are available'
 
 
 def _format(size: int) -> str:

@@ -8,8 +8,8 @@ an objective, add both records. All other modules read the records; none compare
 import dataclasses
 
 GENERATION_METRICS = ('bleu', 'rouge1', 'rouge2', 'rougeL')  # scores of generated text
-# How these scores find words: as published (13a of sacrebleu; a to z and 0 to 9 of rouge-score), or
-# by another tokenizer of sacrebleu.
+# How these scores divide text into words. default: as published scores do (sacrebleu's 13a;
+# rouge-score's words of a to z and 0 to 9); others: by this tokenizer of sacrebleu.
 TOKENIZE = ('default', 'intl', 'zh', 'char')
 
 # Scores of a validation, which generates no text -> whether higher is better.
@@ -56,7 +56,7 @@ class Objective:
 
     @property
     def validation_scores(self) -> tuple[str, ...]:
-        """Scores of a validation, of VALIDATION_SCORES; the last two compare with a teacher."""
+        """Names of the scores of a validation; the last two compare with a teacher."""
         return 'ce', *_SCORES_OF_OUTPUTS[self.outputs], 'accuracy', 'kl', 'agreement'
 
 

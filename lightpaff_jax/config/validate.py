@@ -72,7 +72,7 @@ def validate(c: ConfigDict) -> None:
 
 
 def _check_range(values: dict[str, Any]) -> None:
-    """Refuses numbers that the device does not hold: its integers are int32, its floats float32."""
+    """Refuses numbers that do not fit on the device, which has int32 and float32."""
     for key, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float):
@@ -419,10 +419,10 @@ def check_devices(c: ConfigDict, devices: int, processes: int = 1) -> None:
 
 
 def _check_float32(key: str, value: float, factor: float = 1.0) -> None:
-    """Checks that float32 holds a number, or its product with a factor, as what it is.
+    """Checks that a number, or its product with a factor, keeps its meaning in float32.
 
-    The step computes in float32. There a rate of 1e39 is inf, one of 1e-50 is 0 and a decay of
-    0.99999999 is 1, which no rule of the key allows.
+    The step computes in float32. There a rate of 1e39 is inf, a rate of 1e-50 is 0 and a decay of
+    0.99999999 is 1. The rules of these keys forbid such values.
     """
     rounded = ctypes.c_float(value * factor).value
     rounded = rounded if abs(rounded) >= _LEAST_FLOAT32 else 0.0  # XLA replaces subnormals by 0

@@ -22,7 +22,7 @@ _INT = np.dtype('<i4')  # type of the header before the ids of a record
 _COUNT, _ID = range(2**62), range(2**31)
 _SHARD = {'file': str, 'records': _ID, 'bytes': _COUNT, 'sha256': str, 'lengths_sha256?': str}
 SPLIT = {'hash': str, 'shards': [_SHARD]}
-"""What a split has in the manifest and in STATE."""
+"""The form of a split in the manifest and in STATE."""
 # Type of the records -> the counts of a split.
 _COUNTS = {
     'blocks': {'documents': _COUNT},
@@ -146,7 +146,7 @@ class Records:
             file = lengths_path(shard)
             try:
                 part = np.load(file, allow_pickle=False)
-            except Exception as error:  # NumPy parses the header as Python, which has many errors
+            except Exception as error:  # NumPy parses the header as Python: many types of errors
                 raise _damage(file, 'cannot be read') from error
             if part.shape != (count, 2) or part.dtype.kind not in 'iu':
                 raise _damage(file, f'must have the two lengths of the {count} records')

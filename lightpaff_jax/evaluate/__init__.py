@@ -55,8 +55,8 @@ class Evaluation:
     """Scores the parameters of one network on the splits of a run's data.
 
     Make and use it under `jax.set_mesh(mesh)`. Every example is counted once, however devices and
-    processes share the batches. `teacher`, if any, is compared with; `generation` is that of a
-    scored Hugging Face folder; other arguments are the run's.
+    processes share the batches. The scores compare with `teacher`, if it is given. `generation` has
+    the settings of a scored Hugging Face folder. The other arguments are those of the run.
     """
 
     def __init__(

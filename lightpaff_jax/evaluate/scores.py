@@ -108,7 +108,7 @@ class _Words:
 
 
 def check_script(metric: str, references: Iterable[str], tokenize: str) -> None:
-    """Checks that a metric finds the words of some references.
+    """Checks that a metric divides references into words.
 
     rouge-score reads only Latin letters. The tokenizers of sacrebleu divide at spaces and
     punctuation, which some scripts lack between words: a long clause would be one word.
@@ -173,7 +173,7 @@ def classifier_scores(
     Returns:
       `ce` (nats per example), `accuracy`, and for two classes `f1` of class 1. With a teacher also
       `kl` (KL(teacher || student), nats), `agreement` (share of equal predictions) and `teacher_ce`.
-      The prediction among classes with equal logits is the first.
+      Among classes with equal logits, the first is the prediction.
 
     Raises:
       Diverged: a logit is not finite.

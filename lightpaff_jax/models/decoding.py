@@ -38,8 +38,10 @@ class Settings(NamedTuple):
     temperature: float = 1.0  # first, divides the logits
     top_k: int = 0  # then, only the top_k most probable tokens remain; 0 is all
     top_p: float = 1.0  # then, only the fewest most probable tokens with this total probability
-    no_repeat_ngram_size: int = 0  # no n tokens in a row occur twice, those of the prompt included
-    repetition_penalty: float = 1.0  # divides positive scores of tokens so far, multiplies others
+    no_repeat_ngram_size: int = 0  # no sequence of n tokens occurs twice, prompt included
+    repetition_penalty: float = (
+        1.0  # divides positive scores of earlier tokens, multiplies negative
+    )
     forced_bos_token_id: int | None = None  # the first new token
     forced_eos_token_id: int | None = None  # the last of max_length new tokens
 
@@ -71,8 +73,8 @@ def make_generate(
 
     Rows are independent of each other, so the batch may be padded and sharded. Results equal
     transformers' `generate` with `min_new_tokens` and `max_new_tokens`; among equal scores the
-    lowest id wins. The prompt is a Batch: for GPT-2 `tokens` [B, T], padded
-    on the right (`segments` is 0); for an encoder-decoder `source` [B, S] with `source_segments`.
+    lowest id wins. The prompt is a Batch: for GPT-2 `tokens` [B, T], padded on the right (`segments`
+    is 0); for an encoder-decoder `source` [B, S] with `source_segments`.
 
     Args:
       model: a model with a decoder.
@@ -338,8 +340,8 @@ def _beam_search(s: Settings, decode_step, tokens_B, cache, past, ends, pad_id, 
 def _candidates(s: Settings, state: _Beams, logits_BWV, past: _Past, ends: tuple[int, ...]):
     """Selects scores, parents and tokens of the C best continuations, best first.
 
-    C = (1 + number of ends) W: at least W continuations stay open, as each hypothesis ends at most
-    once by each end.
+    C = (1 + number of ends) W, so at least W continuations stay open: each hypothesis has one
+    continuation by each end.
     """
     rows, beams, vocab = logits_BWV.shape
     log_sum_BW = jax.nn.logsumexp(logits_BWV, axis=-1)

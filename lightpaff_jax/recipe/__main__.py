@@ -232,7 +232,7 @@ def _is_speed_current(folder: Any, networks: dict[str, str]) -> bool:
             name: json_file.read(folder / run / 'result.json', {'parameters': int})['parameters']
             for name, run in networks.items()
         }
-    except UserError:  # the file is measured again
+    except UserError:  # a missing or damaged file: the speed is measured again
         return False
     return (
         speed is not None

@@ -130,7 +130,7 @@ def join(cluster: Cluster) -> None:
                 shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,  # `shutdown` has waited for all before
                 **options,
             )
-            storage.call_within(timeout + 60, place, connect)  # in a thread: it notices no signal
+            storage.call_within(timeout + 60, place, connect)  # in a thread: it reacts to no signal
     except interrupts.Stopped as stop:
         print(stop, file=sys.stderr, flush=True)
         os._exit(stop.code)  # without waiting for the thread

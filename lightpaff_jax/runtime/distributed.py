@@ -193,7 +193,7 @@ def exit_with_error(text: str, code: int, lost: bool = False) -> int:
 
 
 def exit_stopped(stop: interrupts.Stopped) -> int:
-    """Prints the line of a stop and returns its exit code, or ends all processes as an error does."""
+    """Prints the line of a stop and returns its exit code; several processes exit as after an error."""
     if _watch is not None:
         return exit_with_error(str(stop), stop.code)
     if is_primary():
@@ -207,7 +207,7 @@ def stop_signal() -> Iterator[Callable[[], int]]:
 
     All processes must make the calls in the same order. From the first call on a signal waits for
     a later call; a process that is not in this context stops at once. With several processes jax
-    takes SIGTERM and agrees on a call; SIGINT is shared and then raised as SIGTERM.
+    handles SIGTERM and agrees on a call. SIGINT is sent to all processes, which raise it as SIGTERM.
     """
     if _watch is None:
         with interrupts.deferred() as received:

@@ -1,4 +1,4 @@
-"""Digests of arrays that do not depend on their sharding: to verify checkpoints, to name networks.
+"""Computes digests of arrays, independent of sharding: they verify checkpoints and name networks.
 
 Also finds the arrays that hold a NaN or an infinity.
 """

@@ -2,7 +2,7 @@
 
     while a command is imported or exits   its process ends in the signal's handler
     in `raise_on_signals`                  the main thread raises Stopped
-    in `deferred`                          the signal waits until it is asked for
+    in `deferred`                          the signal waits until the caller asks for it
 
 After the first signal both have the system's default action, so a second one ends the process.
 """
@@ -46,7 +46,7 @@ def _exit(number: int, _: Any) -> None:
 
 
 def _with_default_handler() -> list[int]:
-    """Returns the signals that nobody ignores or handles, as a program around this package may."""
+    """Returns the signals that no other program ignores or handles."""
     if threading.current_thread() is not threading.main_thread():
         return []
     defaults = signal.SIG_DFL, signal.default_int_handler, _exit
@@ -153,11 +153,11 @@ class _Handler:
             self.share(number)
 
     def raise_waiting(self) -> None:
-        """Raises Stopped for a signal that has not been sent again."""
+        """Raises Stopped for a signal that has not been sent again yet."""
         for number, _ in self._waiting:
             raise Stopped(number)
 
     def cancel(self) -> None:
-        """Forgets such a signal."""
+        """Cancels the signal that waits to be sent again."""
         while self._waiting:
             self._waiting.pop()[1].cancel()

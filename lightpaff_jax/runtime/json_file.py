@@ -1,6 +1,6 @@
 """Reads JSON files and checks the form of their values.
 
-Whatever is wrong with a file is a UserError of one line that names file, place and rule.
+Every mistake in a file raises a UserError of one line, which names file, place and rule.
 """
 
 import json
@@ -79,7 +79,7 @@ def parse(data: bytes, schema: Schema, where: str) -> Any:
       where: start of the messages.
 
     Raises:
-      UserError: the text is no JSON, has a number or a character that no other file can hold, is
+      UserError: the text is no JSON, has a number or a character that cannot be written again, is
         nested too deep, or has another form.
     """
     try:
@@ -115,7 +115,7 @@ def _items(node: Any) -> Iterator[Any]:
 
 
 def check(value: Any, schema: Schema, where: str) -> None:
-    """Raises UserError unless a value of JSON has a form; `where` begins the message."""
+    """Raises UserError unless a JSON value has a form; `where` begins the message."""
     _check(value, schema, where, '')
 
 

@@ -79,8 +79,8 @@ class Lease:
         """Returns whether this process has created the record and holds the lease."""
         with contextlib.suppress(FileExistsError):
             self._write(number, 'create', time.time() + EXPIRE)
-        # A repeated request may have met its own object. And the number is old if the newest lease
-        # was replaced, and older ones removed, since this process has read their numbers.
+        # A retried request fails on the object that its first try created, so compare the id. The
+        # number is too old if a newer lease was created, and this number removed, since `numbers`.
         record, numbers = self.read(number), self.numbers()
         if record is None or record['id'] != self._record['id']:
             return False
@@ -122,7 +122,7 @@ class Lease:
                 is_newest = max(self.numbers()) == self._number
                 expires = time.time() + EXPIRE
                 self._write(self._number, 'overwrite', expires)
-                # After a pause of this process it may have replaced an expired record.
+                # If this process was paused, the lease may have expired before this write.
                 in_time = is_newest and time.time() < self._expires
                 self._expires = expires if in_time else 0.0
 

@@ -1,4 +1,4 @@
-"""Locks between processes: of a file on this machine, or of a folder that one run writes.
+"""Locks a file on this machine, or a folder that one run writes, against other processes.
 
 A local folder is locked by the file `.lock` in it; the system releases the lock of a process that
 has ended. A bucket has no locks, so a lease is kept there.
@@ -42,7 +42,7 @@ def exclusive_lock(file: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold(folder: Any) -> Iterator[None]:
-    """Holds a folder that one process may write, on this machine or in a bucket.
+    """Holds a folder that only one process may write, on this machine or in a bucket.
 
     Raises:
       UserError: another process holds it, or it cannot be locked.
@@ -50,10 +50,10 @@ def hold(folder: Any) -> Iterator[None]:
     holder = {'host': socket.gethostname(), 'process': os.getpid(), 'since': time.time()}
     if storage.is_remote(folder):
         with storage.translate_errors(folder):
-            held = lease.acquire(str(folder), holder)
-        if isinstance(held, dict):
-            raise UserError(_in_use(folder, held))
-        with held:
+            result = lease.acquire(str(folder), holder)
+        if isinstance(result, dict):
+            raise UserError(_in_use(folder, result))
+        with result:
             yield
         return
     file = pathlib.Path(folder) / FILE
@@ -79,7 +79,7 @@ def _removed(file: pathlib.Path, lock: filelock.BaseFileLock) -> Iterator[None]:
     try:
         yield
     finally:
-        # In this order: a process that has opened the removed file sees that it is no lock.
+        # Removed first: a process that has opened the file then sees that it is no longer the lock.
         with contextlib.suppress(OSError):
             file.unlink()
         lock.release()

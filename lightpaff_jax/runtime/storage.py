@@ -248,7 +248,7 @@ def _lock_folder(
 
 @contextlib.contextmanager
 def translate_disk_errors(path: Any) -> Iterator[None]:
-    """Turns the errors of a full or failing disk, which any library raises, into NotSaved."""
+    """Turns the errors of a full or failing disk, which any library may raise, into NotSaved."""
     try:
         yield
     except UserError:
@@ -261,7 +261,7 @@ def translate_disk_errors(path: Any) -> Iterator[None]:
 
 
 def disk_error(error: BaseException | None) -> str:
-    """Returns the reason of an error if it or one of its causes is that of a disk, else ''."""
+    """Returns the text of the disk error among an error and its causes, or ''."""
     while error is not None:
         for code in _DISK_ERRORS:
             reason = os.strerror(code)  # many libraries raise a class of their own with this text
@@ -281,7 +281,7 @@ def commit(part: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def member(folder: Any, name: str, where: str) -> Any:
-    """Returns the path of a file in a folder, whose name is in another file.
+    """Joins a folder and the name of a file in it, which was read from another file.
 
     Args:
       folder: the folder.

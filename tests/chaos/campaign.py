@@ -21,7 +21,7 @@ STATE = 'state.jsonl'  # a line for each case
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a case of a piece works with."""
+    """The inputs of a case."""
 
     folder: pathlib.Path
     """Shared by all cases: undisturbed runs and caches."""
@@ -56,11 +56,11 @@ class Piece(NamedTuple):
     minutes: int
     """Measured duration on two cores."""
     claim: str
-    """What holds if there is no failure; a sentence of the table."""
+    """The claim that a piece without a failure supports; a sentence of the table."""
     jobs: int = 1
     """Cases at a time."""
     prepare: Callable[[pathlib.Path], None] = lambda folder: None
-    """Makes what the cases share, in the campaign's folder."""
+    """Creates the files that the cases share, in the campaign's folder."""
 
 
 class State:

@@ -57,7 +57,7 @@ def run(context: Context) -> Outcome:
 
 
 def _read_damaged(context: Context, folder: pathlib.Path) -> tuple[str, str]:
-    """Returns what became of a damaged checkpoint, and the failure if it was loaded silently."""
+    """Reads a damaged checkpoint; returns the outcome, and the failure if it was loaded silently."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(context.folder / 'checkpoints', folder)
     what = _damage(folder, context.draw)

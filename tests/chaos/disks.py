@@ -10,7 +10,7 @@ from chaos import runs
 from chaos.campaign import Context, Outcome
 
 _ROOM = '400m'
-# What lies on the small disk.
+# The folder on the small disk, case by case.
 PLACES = ('workdir', 'cache', 'workdir', 'cache', 'workdir')
 
 

@@ -101,16 +101,16 @@ def run_fuzz(context: Context) -> Outcome:
 
 def _work(folder: pathlib.Path) -> None:
     """Answers requests of a line each on stdin by a line each on stdout."""
-    made: dict[str, Any] = {}
+    readers: dict[str, Any] = {}
     last = folder / 'last input'
     answers, sys.stdout = sys.stdout, sys.stderr  # commands print
     for line in sys.stdin:
         request = json.loads(line)
         name = request['target']
         last.write_text(f'none yet, {name}')
-        if name not in made:
-            made[name] = targets.inputs(folder / name.replace(' ', '_'), name)
-        strategy, call = made[name]
+        if name not in readers:
+            readers[name] = targets.inputs(folder / name.replace(' ', '_'), name)
+        strategy, call = readers[name]
         count, refused, failures = fuzz.hunt(
             strategy,
             call,
@@ -129,8 +129,10 @@ def _work(folder: pathlib.Path) -> None:
 @functools.cache
 def _command_strategies(folder: pathlib.Path) -> st.SearchStrategy[tuple[str, Any]]:
     """Draws (the name of a target, an input of it)."""
-    made = {name: targets.inputs(folder / name.replace(' ', '_'), name)[0] for name in _LINES}
-    return st.sampled_from(sorted(made)).flatmap(lambda name: st.tuples(st.just(name), made[name]))
+    strategies = {name: targets.inputs(folder / name.replace(' ', '_'), name)[0] for name in _LINES}
+    return st.sampled_from(sorted(strategies)).flatmap(
+        lambda name: st.tuples(st.just(name), strategies[name])
+    )
 
 
 def run_commands(context: Context) -> Outcome:
@@ -164,7 +166,7 @@ def run_commands(context: Context) -> Outcome:
 
 
 def _problems(process: runs.Process) -> tuple[list[str], float]:
-    """Returns what is wrong with the end of a command, and its processor time."""
+    """Returns the faults of a finished command, and its processor time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = process.wait(_PAIR)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

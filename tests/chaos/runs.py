@@ -105,7 +105,7 @@ class Process:
         return [x for x in text.splitlines() if not _PROGRESS.match(x.removeprefix('[1] '))]
 
     def problems(self, code: int, *expected: int) -> list[str]:
-        """Returns what is wrong with the exit code and stderr."""
+        """Returns the faults of exit code and stderr."""
         lines, tail = self.lines, ' | '.join(self.lines[-3:])[-500:]
         problems = [f'exit code {code}, not {expected}: {tail}'] if code not in expected else []
         noise = next((line for line in lines if _NOISE.search(line)), None)
@@ -124,7 +124,7 @@ def _environment() -> dict[str, str]:
 def undisturbed(
     folder: pathlib.Path, name: str, line: Sequence[str], *copies: pathlib.Path
 ) -> None:
-    """Runs a command to its end in folder/undisturbed/NAME, unless this commit has done so.
+    """Runs a command to its end in folder/undisturbed/NAME, unless it has run on this commit.
 
     Args:
       folder: of the campaign.

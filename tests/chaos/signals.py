@@ -44,10 +44,10 @@ def run(context: Context) -> Outcome:
     figures: dict[str, int] = {}
     sent = 0
     for number, moment in enumerate(moments):
-        arrived, found = _interrupt(context, kind, moment, runs.Process(line, cwd), number)
+        arrived, faults = _interrupt(context, kind, moment, runs.Process(line, cwd), number)
         sent += arrived
         figures[moment] = figures.get(moment, 0) + arrived
-        failures += [f'{kind}, {moment}: {problem}' for problem in found]
+        failures += [f'{kind}, {moment}: {problem}' for problem in faults]
         if not arrived or failures:
             break
     process = runs.Process(line, cwd)
@@ -62,7 +62,7 @@ def run(context: Context) -> Outcome:
 def _interrupt(
     context: Context, kind: str, moment: str, process: runs.Process, number: int
 ) -> tuple[bool, list[str]]:
-    """Sends a signal at a moment; returns whether the process still ran, and what was wrong."""
+    """Sends a signal at a moment; returns whether the process still ran, and its faults."""
     draw, run = context.draw, process.cwd / runs.workdirs(kind)[1]
     name = signal.SIGTERM if 'SIGTERM' in moment else draw.choice(_SIGNALS)
     first = runs.newest_checkpoint(run)

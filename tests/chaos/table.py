@@ -66,7 +66,7 @@ def markdown(cases: list[dict[str, Any]]) -> str:
 
 
 def _figures(cases: list[dict[str, Any]]) -> str:
-    """Adds up the figures of all cases; of memory it takes the greatest."""
+    """Adds up the figures of all cases; memory has their maximum."""
     totals: dict[str, float] = {}
     for case in cases:
         for key, value in case['figures'].items():

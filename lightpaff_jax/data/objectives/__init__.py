@@ -384,5 +384,5 @@ def smallest_bucket(
     limits_k2 = np.array([[b.data.length, b.data.target_length] for b in buckets])
     fits_nk = np.all(row_lengths(lengths_n2)[:, None] <= limits_k2, axis=-1)
     if not np.all(fits_nk[:, -1]):  # `prepare` cuts examples to the longest bucket
-        raise UserError(f'{c.data.path}: has examples longer than it was prepared with')
+        raise UserError(f'{c.data.path}: has examples longer than the longest bucket')
     return np.argmax(fits_nk, axis=1)

@@ -120,7 +120,7 @@ class _Process:
         self._model = model
         self._pipe, child = multiprocessing.connection.Pipe()
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-        # The signals that stop this process, which ends the child. The child inherits the mask.
+        # The child inherits the mask: signals only stop this process, which then ends the child.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process = subprocess.Popen(

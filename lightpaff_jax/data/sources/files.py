@@ -25,7 +25,7 @@ from lightpaff_jax.runtime import storage
 Path = pathlib.Path  # or an etils.epath of a bucket, which has the same methods
 SplitFiles = dict[str, list[Path]]
 
-VERSION = 2  # of how files are read; a new version makes prepared datasets be built again
+VERSION = 2  # of the readers; prepared datasets of another version are built again
 # Split -> the names for it. A file belongs to a split if its name or its folder contains one.
 ALIASES = {
     'train': ('train',),
@@ -285,14 +285,14 @@ def read_lines(
 
 
 def _check_is_text(file: Path, first_line: str) -> None:
-    """Raises UserError if a file begins as a file of a binary format does.
+    """Raises UserError if a file begins like a file of a binary format.
 
     Some of its lines may be text by chance, so they must not be skipped one by one.
     """
     start = first_line[:8].encode(errors='surrogateescape')
     for magic, name in _MAGIC.items():
         if start.startswith(magic):
-            raise UserError(f'{file}: must be text in UTF-8, begins as {name} does')
+            raise UserError(f'{file}: must be text in UTF-8, begins like {name}')
 
 
 def text_fault(text: str) -> str:

@@ -135,8 +135,8 @@ def to_example(schema: Schema, values: list[Any]) -> Example | str:
 def _label_names(value: Any) -> Sequence[str]:
     """Returns the names that a class may have in `Schema.labels`, the preferred one first.
 
-    JSON's true is `true`, as Python writes it `True`, or `1`; 1.0, as pandas writes a column with
-    gaps, is also `1`. Anything but a text, a number or a boolean has no name.
+    JSON's true is `true`, or `True` as in Python, or `1`. The number 1.0 is `1.0` or `1`: pandas
+    writes whole numbers as floats if a column has gaps. Only texts, numbers and booleans have names.
     """
     if isinstance(value, bool):
         return json.dumps(value), str(value), str(int(value))
@@ -193,8 +193,8 @@ def _records(schema: Schema, file: Path, on_error: OnError) -> Iterator[tuple[in
     """Yields the number of the first line and the fields of each record that is not blank.
 
     Without a setting, the quotes of a .csv file enclose fields, and so do those of a .tsv file
-    whose header has all of its names in quotes. Another .tsv file has no field that begins with a
-    quote: its rows are the same with either meaning.
+    whose header has all of its names in quotes. In any other .tsv file no field may begin with a
+    quote, so its rows are the same with either meaning.
     """
     is_csv, quoting = files.extension(file.name) == '.csv', schema.quoting
     delimiter = ',' if is_csv else '\t'
@@ -393,7 +393,7 @@ def _parquet_values(batch: Any, path: Sequence[str]) -> list[Any]:
 
 
 def _stored_names(fields: Any, path: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of the numbers in a column, or ().
+    """Returns the names that a file stores for the class numbers in a column, or ().
 
     The library `datasets` stores a class as a number and its names in the file's metadata.
     """
@@ -409,7 +409,7 @@ def _stored_names(fields: Any, path: Sequence[str]) -> tuple[str, ...]:
 def _class_names(
     schema: Schema, file: Path, fields: Any, paths: Sequence[Sequence[str]]
 ) -> tuple[str, ...]:
-    """Returns the names of the numbers in the column of the class; () if numbers are the names.
+    """Returns the names that a file stores for its class numbers; () if the numbers are the names.
 
     Raises:
       UserError: the names differ from those of the configuration.

@@ -246,7 +246,7 @@ def _labels(
     if labels and sorted(labels) != sorted(names):
         raise UserError(
             f'config.data.labels = {labels}: must be the classes of {info.full_name}, '
-            f'{", ".join(names) or "which has none"}'
+            f'{", ".join(names) or "which has no classes"}'
         )
     return labels or names
 

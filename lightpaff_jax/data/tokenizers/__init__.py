@@ -35,7 +35,7 @@ FILES = (
     *(name for pair in transformers_classes.BYTE_LEVEL for name in pair),
 )
 """The files of a tokenizer in a folder."""
-_MAX_LINE = 4192  # bytes; SentencePiece drops longer lines from training
+_MAX_LINE = 4192  # bytes; SentencePiece drops longer lines from training,
 _RESERVED = '\u2585'  # and lines with this character
 
 
@@ -102,10 +102,11 @@ class Tokenizer:
         return self.model.around
 
     def check_layout(self, label: str, family: str) -> None:
-        """Checks that a network of this family here reads texts as transformers does.
+        """Checks that networks of a family read texts here as in transformers.
 
         Raises:
-          UserError: transformers puts other special tokens around a text; begins with `label`.
+          UserError: transformers puts other special tokens around a text; the message begins with
+            `label`.
         """
         if isinstance(self.model, huggingface.HuggingFace):
             self.model.check_layout(label, family)

@@ -30,7 +30,7 @@ _SPELLINGS = {
 _CLS_SEP = (('[CLS]', '[SEP]'), ('<s>', '</s>'))  # these two only count together
 _MAX_CACHE = 1 << 20  # characters of words whose ids are cached; about 40 MB
 _WORD_BREAK = re.compile(r'(?<=\S)(?= \S)')  # before a single space
-# What transformers replaces in decoded text, in its order.
+# Strings that transformers replaces in decoded text, in its order.
 _CLEAN_UP = (' .', ' ?', ' !', ' ,', " ' ", " n't", " 'm", " 's", " 've", " 're")
 _SAMPLES = ('a', 'the', '1', '.', 'A', '\u7684')  # texts, one of which has a token
 _UNUSED = re.compile(r'\[unused\d+\]')
@@ -73,9 +73,9 @@ class HuggingFace:
           declared: role -> spelling of the special tokens that a settings file declares; they take
             precedence over the usual spellings.
           where: the tokenizer's name in messages.
-          clean_up: whether decoded text has no spaces before punctuation, as a WordPiece may ask.
+          clean_up: whether to remove spaces before punctuation in decoded text, as for WordPiece.
           has_types: whether transformers passes the type of each text to the network.
-          split_special: whether a special token that is spelled in a text is ordinary text.
+          split_special: whether the spelling of a special token in a text is ordinary text.
 
         Raises:
           UserError: no token ends a text.
@@ -141,7 +141,7 @@ class HuggingFace:
         return starts
 
     def layout(self, pair: bool = False) -> list[tuple[int | str, int]]:
-        """Returns what transformers reads for a text A, or texts A and B, each with its type.
+        """Lists the items that transformers reads for a text A, or texts A and B, with their types.
 
         An integer is the id of a special token; 'A' and 'B' are the texts.
         """
@@ -282,7 +282,7 @@ def save(
       tokens: role -> spelling of the special tokens.
       family: the family of the network that reads the ids, or ''.
       max_length: number of ids that the network reads; None if unknown.
-      clean_up: whether decoded text has no spaces before punctuation.
+      clean_up: whether to remove spaces before punctuation in decoded text.
       settings: further keys of tokenizer_config.json.
 
     Raises:

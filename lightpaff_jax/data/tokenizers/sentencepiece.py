@@ -81,7 +81,7 @@ class SentencePiece:
         return self._processor.decode([int(i) for i in ids])
 
     around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-    """No ids: a model has only the pieces of a text."""
+    """Always empty: a SentencePiece model adds no special tokens around a text."""
 
     def save(self, folder: pathlib.Path, family: str, max_length: int | None) -> None:
         """Writes tokenizer.model, tokenizer.json and tokenizer_config.json; see `Tokenizer.save`.

@@ -2,7 +2,7 @@
 
 AutoTokenizer of transformers 5 does not read a tokenizer.json as it is, unless the class of the
 tokenizer is PreTrainedTokenizerFast (TokenizersBackend). The other classes keep only its vocabulary,
-its added tokens and perhaps its post-processor, and make all else from tokenizer_config.json.
+its added tokens and perhaps its post-processor, and take the rest from tokenizer_config.json.
 """
 
 import pathlib
@@ -256,7 +256,7 @@ def _build(files: _Files, kind: str, is_declared: bool, lowercase: bool) -> Sour
         named['pad'] = padding['pad_token']
     if is_declared:
         named |= files.settings.named
-    else:  # a vocabulary without settings has the tokens that it has
+    else:  # without settings, only special tokens of the vocabulary count
         contents = files.vocabulary.keys() | {x.content for x in files.settings.added.values()}
         tokens = [*named.items(), *files.settings.named.items()]
         named = {role: token for role, token in tokens if _spelling(token) in contents}
@@ -315,7 +315,7 @@ def _byte_level(files: _Files) -> tokenizers.Tokenizer:
 
 
 def _add_tokens(files: _Files, fast: tokenizers.Tokenizer, named: Mapping[str, Any]) -> None:
-    """Adds tokens in the order of transformers, which decides the ids of those that are new."""
+    """Adds tokens in the order of transformers, which decides the ids of new tokens."""
     added = [token for _, token in sorted(files.settings.added.items())]
     present = {token.content for token in (*fast.get_added_tokens_decoder().values(), *added)}
     special = [token for token in named.values() if token is not None]
@@ -342,7 +342,7 @@ def _set_post_processor(
     declared: Mapping[str, str],
     is_declared: bool,
 ) -> None:
-    """Sets what stands around a text."""
+    """Sets the special tokens around a text."""
     ids = fast.get_vocab(with_added_tokens=True)
     if kind == _BERT and is_declared:
         cls, sep = declared['cls'], declared['sep']

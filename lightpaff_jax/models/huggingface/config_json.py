@@ -119,7 +119,7 @@ _BERT_HEAD_RULES: dict[str, dict[str, tuple]] = {
     'classify': {'problem_type': ('single_label_classification', None)},
     'none': {},
 }
-# Larger numbers are damage, which would take hours and memory before a tensor is missing.
+# Larger numbers are damage. They would cost hours and memory until a tensor is missing.
 _MAX_CLASSES, _MAX_LAYERS, _MAX_SIZE = 10**6, 10**3, 10**7
 # fairseq's key: if not all embeddings are one matrix, decoder and output may be.
 _SHARED_OUTPUT = 'share_decoder_input_output_embed'
@@ -237,7 +237,7 @@ def _resolve_aliases(
     resolved = {key: value for key, value in values.items() if key not in aliases}
     for alias, key in aliases.items():
         if alias in values:
-            rule = f'must equal {key} = {resolved.get(key)!r}, of which it is another name'
+            rule = f'must equal {key} = {resolved.get(key)!r}: both name one setting'
             _check(
                 where, values, alias, resolved.setdefault(key, values[alias]) == values[alias], rule
             )

@@ -340,7 +340,7 @@ def test_mixed_line_ends_that_would_shift_pairs_are_refused(tmp_path):
 def test_binary_file_is_refused_as_a_whole(tmp_path, start, form, on_error):
     write_file(tmp_path / 'train.txt', start + b'\nvalid text by chance\n')
     line = read_error(make_config('text', tmp_path, on_error=on_error))
-    assert line == f'{tmp_path}/train.txt: must be text in UTF-8, begins as {form} does'
+    assert line == f'{tmp_path}/train.txt: must be text in UTF-8, begins like {form}'
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_classes_are_found_by_their_names(folder):
         'negative, positive'
     )
     c = tfds_config(folder, 'mine', 'documents', columns=('body',), labels=('a', 'b'))
-    assert check_error(c).endswith('must be the classes of mine/1.0.0, which has none')
+    assert check_error(c).endswith('must be the classes of mine/1.0.0, which has no classes')
 
 
 def test_record_that_is_malformed_is_an_error(tmp_path):

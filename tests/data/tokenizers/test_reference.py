@@ -35,7 +35,7 @@ FILES = (
     'MR/rt-polarity.pos',
 )
 PUBLISHED = {'bert-base-uncased': 'BertTokenizer', 'gpt2': 'GPT2Tokenizer'}
-MODEL_TYPES = ('', 'bert', 'gpt2', 'bart')  # of the config.json beside it; '' is none
+MODEL_TYPES = ('', 'bert', 'gpt2', 'bart')  # of the config.json next to it; '' if absent
 needs_data = pytest.mark.skipif(not DATA, reason='needs LIGHTPAFF_DATA')
 
 
