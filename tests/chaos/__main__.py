@@ -19,7 +19,7 @@ USAGE = f"""
 
 Tries to break runs: kills, signals, damaged checkpoints, full disks, and wrong input of every kind.
 A piece prints its count and its failures; the exit code is 1 if there is one. Each finished case is
-appended to DIR/{campaign.STATE}, so the same command continues an interrupted piece.
+appended to DIR/{campaign.STATE}, so the same command resumes an interrupted piece.
 
 Pieces, with their duration on two cores:
 {_LINES}
@@ -27,7 +27,7 @@ Pieces, with their duration on two cores:
   table               writes the results into docs/reliability.md
 
   --folder=DIR    folder of the campaign; default: runs/chaos
-  --seed=N        of all random choices; default: 0
+  --seed=N        seed of all random choices; default: 0
   --count=N       number of events; default: that of the piece
   --minutes=N     starts no new case after this time; default: 28
 """
@@ -61,7 +61,7 @@ def _run(argv: Sequence[str]) -> int:
     if failed:
         return 1
     if unfinished:
-        raise Unfinished('not finished: the same command continues')
+        raise Unfinished('not finished: the same command resumes')
     return 0
 
 

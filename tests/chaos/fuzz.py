@@ -154,7 +154,7 @@ def draw(
 
 
 def _place(error: BaseException) -> str:
-    """Returns the type of an error and the last line of the package that raised it."""
+    """Returns the type of an error and the last line of this package in its traceback."""
     frames, place = error.__traceback__, ''
     while frames:
         name = frames.tb_frame.f_code.co_filename

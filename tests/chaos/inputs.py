@@ -100,7 +100,7 @@ def run_fuzz(context: Context) -> Outcome:
 
 
 def _work(folder: pathlib.Path) -> None:
-    """Answers requests of a line each on stdin by a line each on stdout."""
+    """Answers each request, a line on stdin, by a line on stdout."""
     readers: dict[str, Any] = {}
     last = folder / 'last input'
     answers, sys.stdout = sys.stdout, sys.stderr  # commands print

@@ -53,7 +53,7 @@ def run(context: Context) -> Outcome:
 
 
 def _plan(context: Context, kind: str) -> list[tuple[str, int]]:
-    """Draws moments in an order in which a run reaches them, each with the number of its run."""
+    """Draws moments, each with the number of its run, in the order in which they are reached."""
     draw, count = context.draw, min(KILLS, context.remaining)
     if kind == 'recipe':
         return [('start', 0)] * count

@@ -13,7 +13,7 @@ def _line(folder: pathlib.Path) -> list[str]:
 
 
 def prepare(folder: pathlib.Path) -> None:
-    """Runs one to its end."""
+    """Completes one run, to compare with."""
     runs.write_small(folder)
     runs.undisturbed(folder, 'locked', _line(folder))
 

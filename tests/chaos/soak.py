@@ -14,7 +14,7 @@ _MEBIBYTE = 1 << 20
 
 
 def run(context: Context) -> Outcome:
-    """Runs UPDATES updates, or as many as are lacking, and reads the resident memory meanwhile."""
+    """Runs UPDATES updates, or as many as the piece lacks, and measures the resident memory."""
     updates, cwd = max(2 * FIRST, min(UPDATES, context.remaining)), context.case_folder
     shutil.rmtree(cwd, ignore_errors=True)
     runs.write_small(context.folder)

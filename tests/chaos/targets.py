@@ -36,7 +36,7 @@ class Target(NamedTuple):
     make: Callable[[pathlib.Path], tuple[st.SearchStrategy[Any], Call]]
     """Writes valid input to a folder; returns the strategy of inputs and the call that reads one."""
     share: int
-    """Parts of all inputs, of the sum of all shares."""
+    """Weight of this target; its share of all inputs is the weight over their sum."""
     examples: int
     """Inputs of a case, which takes about ten seconds."""
 

@@ -98,7 +98,7 @@ class Tokenizer:
 
     @property
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids before and after a text that `generate` and encoder-decoders read."""
+        """The ids that `generate` and encoder-decoders read before and after a text."""
         return self.model.around
 
     def check_layout(self, label: str, family: str) -> None:
@@ -259,7 +259,7 @@ def train(
 
 
 def _training_lines(text: str) -> Iterator[str]:
-    """Divides a text into lines that SentencePiece does not drop; a long one is cut at a space."""
+    """Divides a text into lines that SentencePiece does not drop; cuts a long line at a space."""
     for line in re.split(f'[\n{_RESERVED}]', text):
         data, start = line.encode(), 0
         while len(data) - start > _MAX_LINE:

@@ -167,7 +167,7 @@ class HuggingFace:
         return tuple(map(int, items[:start])), tuple(map(int, items[start + 1 :]))
 
     def check_layout(self, label: str, family: str) -> None:
-        """Raises UserError if transformers reads a text, or two, otherwise than this package."""
+        """Raises UserError if transformers and this package read one or two texts differently."""
         cls, sep, eos = (self.ids.get(role) for role in ('cls', 'sep', 'eos'))
         if family == 'bert':
             single = [(cls, 0), ('A', 0), (sep, 0)]

@@ -113,8 +113,8 @@ class SentencePiece:
             )
             if name not in (None, 'PreTrainedTokenizerFast', 'TokenizersBackend'):
                 raise UserError(
-                    f'{self._where}: {config.name} has tokenizer_class = {name!r:.80}: the ids of a '
-                    'SentencePiece model are read as they are, must be PreTrainedTokenizerFast'
+                    f'{self._where}: {config.name} has tokenizer_class = {name!r:.80}: must be '
+                    'PreTrainedTokenizerFast, as the ids of a SentencePiece model are read unchanged'
                 )
         if fast.is_file():
             where = f'{self._where}: {fast.name}'
@@ -127,7 +127,7 @@ class SentencePiece:
             if vocabulary != pieces:
                 raise UserError(
                     f'{where}: has {len(vocabulary)} tokens, not the {len(pieces)} pieces of the '
-                    'SentencePiece model next to it: remove one of both'
+                    'SentencePiece model next to it: remove one of them'
                 )
 
     @functools.cached_property

@@ -192,7 +192,7 @@ def _is_token(value: Any) -> bool:
 def _class(files: _Files, network: Mapping[str, Any]) -> tuple[str, bool]:
     """Returns the class of a tokenizer, and whether a file names it.
 
-    Otherwise the files decide: transformers needs a name, this package does not.
+    Without a name the files decide: transformers needs a name, this package does not.
     """
     for name, values in (
         ('tokenizer_config.json', files.settings.values),
@@ -218,8 +218,7 @@ def _check_choice(
 ) -> None:
     if kind is None:
         raise UserError(
-            f'{files.where}: {name} has {key} = {value!r:.80}: the tokenizers that are read are '
-            f'those of {", ".join(names)}'
+            f'{files.where}: {name} has {key} = {value!r:.80}: must be one of {", ".join(names)}'
         )
     model_type = ((files.saved or {}).get('model') or {}).get('type')
     if files.saved is None:
@@ -371,7 +370,7 @@ def _set_post_processor(
 
 
 def _check_unknown(files: _Files, fast: tokenizers.Tokenizer) -> None:
-    """Raises ValueError if the model lacks its token for unknown text, a failure when encoding."""
+    """Raises ValueError if the model lacks its token for unknown text, which encoding needs."""
     unknown = getattr(fast.model, 'unk_token', None)
     if unknown is not None and unknown not in files.vocabulary:
         raise ValueError(f'its vocabulary has no unk_token {unknown!r:.80}')

@@ -70,7 +70,7 @@ def read_token_id(label: str, path: str | pathlib.Path, network: ConfigDict, key
 
 
 def read_generation(label: str, path: str | pathlib.Path, network: ConfigDict) -> Generation:
-    """Reads how a network generates text, as transformers does.
+    """Reads the settings of generation, as transformers does.
 
     Transformers reads generation_config.json, or else the same keys of config.json.
 

@@ -1,4 +1,4 @@
-"""Reads how a Hugging Face network generates text: generation_config.json, or keys of config.json."""
+"""Reads the settings of generation of a Hugging Face network: generation_config.json or config.json."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from lightpaff_jax.errors import UserError
 
 
 class Generation(NamedTuple):
-    """How a network generates text."""
+    """The settings with which a network generates text."""
 
     where: str
     """The file, the start of messages."""
@@ -143,7 +143,7 @@ class _Reader(NamedTuple):
         return value
 
     def tokens(self, key: str) -> tuple[int, ...]:
-        """Returns one id or several; those outside of the vocabulary never occur."""
+        """Returns the ids of a key; drops ids outside of the vocabulary, which never occur."""
         value = self.values.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         self.check(key, all(map(_is_integer, ids)), 'must be an id or a list of ids')

@@ -185,14 +185,18 @@ def test_examples_of_a_bart_tokenizer_are_those_of_transformers(tmp_path):
         (
             'bert',
             {'tokenizer_config': {'tokenizer_class': 'XLNetTokenizer'}},
-            "tokenizer_config.json has tokenizer_class = 'XLNetTokenizer': the tokenizers that are",
+            "tokenizer_config.json has tokenizer_class = 'XLNetTokenizer': must be one of",
         ),
         (
             'gpt2',
             {'tokenizer_config': {'tokenizer_class': 'BertTokenizer'}},
             "whose model is a WordPiece: vocab.json has a 'BPE'",
         ),
-        ('bert', {'config': {'model_type': 't5'}}, "config.json has model_type = 't5': the tokeni"),
+        (
+            'bert',
+            {'config': {'model_type': 't5'}},
+            "config.json has model_type = 't5': must be one of",
+        ),
         (
             'bert',
             {'tokenizer_config': {'auto_map': {'AutoTokenizer': ['a.B', None]}}},
