@@ -117,7 +117,20 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize('case', CASES)
+# The others take the same paths with other numbers.
+QUICK = (
+    'beam 5',
+    'beam 5, long texts',
+    'beam 3, edited',
+    'beam 4, three ends',
+    'greedy, no repeated pair',
+)
+
+
+@pytest.mark.parametrize(
+    'case',
+    [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_texts_equal_transformers(network, case):
     reference_network, model, params = network
     eos = ENDS[type(reference_network).__name__]
