@@ -235,7 +235,7 @@ def folders(data_cache, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize('family', ['gpt2', 'mass'])
+@pytest.mark.parametrize('family', ['gpt2', pytest.param('mass', marks=pytest.mark.slow)])
 def test_command_prints_one_line_per_prompt(folders, family, tmp_path, capsys):
     file = tmp_path / 'prompts.txt'
     file.write_text('import jax\n\nclass A:\n', encoding='utf-8')

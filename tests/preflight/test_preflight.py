@@ -46,7 +46,7 @@ def cpu_chips(monkeypatch):
         ('gpt2', 'clm', {}),
         ('bert', 'mlm', {}),
         ('bert', 'classify', {'head': 'classify', 'classes': 3}),
-        ('mass', 'mass', {'decoder_layers': 1}),
+        pytest.param('mass', 'mass', {'decoder_layers': 1}, marks=pytest.mark.slow),
         pytest.param('mass', 'seq2seq', {'decoder_layers': 1}, marks=pytest.mark.slow),
     ],
 )
