@@ -300,8 +300,10 @@ def _read_record(folder: epath.Path) -> tuple[dict[str, dict], dict]:
         damage = 'digests: not what was saved'
     elif record['meta'] != fingerprint.sha256(meta):
         damage = 'meta: not what was saved'
-    elif str(record.get('step')) != folder.name:
-        damage = f'saved as step {record.get("step")}, not {folder.name}'
+    elif 'step' not in record:
+        _raise_on_all(None, f'{folder}: was saved by an earlier version, which can read it')
+    elif str(record['step']) != folder.name:
+        damage = f'saved as step {record["step"]}, not {folder.name}'
     _raise_on_all(damage)
     return record['arrays'], meta
 

@@ -23,6 +23,7 @@ from helpers.checkpoints import (
 
 from lightpaff_jax.checkpoint import Checkpoints, Reader
 from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import fingerprint
 
 
 def test_a_flipped_bit_is_never_restored_silently(tmp_path, caplog):
@@ -110,6 +111,20 @@ def test_a_single_renamed_step_is_an_error(tmp_path, caplog):
     assert 'saved as step 1, not 70' in caplog.text
     with pytest.raises(UserError, match='no intact checkpoint'):
         Checkpoints(tmp_path, keep=9).restore(abstract(make_state(0)))
+
+
+def test_step_of_an_earlier_version_is_refused_and_not_renamed(tmp_path, monkeypatch):
+    def record_without_step(step, arrays, meta):
+        content = {'arrays': fingerprint.entries(arrays), 'meta': fingerprint.sha256(meta)}
+        return content | {'self': fingerprint.sha256(content)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, 'record', record_without_step)
+        save_steps(tmp_path, 1)
+    for read in (Reader, lambda path: Checkpoints(path, 9).restore(abstract(make_state(0)))):
+        with pytest.raises(UserError, match=rf'^{tmp_path}/1: was saved by an earlier version'):
+            read(tmp_path)
+    assert (tmp_path / '1').is_dir()
 
 
 def test_names_that_no_save_writes_are_no_steps(tmp_path):

@@ -144,7 +144,7 @@ def test_checkpoint_of_another_configuration_is_refused(data_cache, run_copy, tm
     c = configured(data_cache, run_copy, updates=6)
     c.student.activation = 'relu'  # the arrays have the same shapes
     (run_copy / 'config.json').write_text(config.to_json(c))
-    message = r"checkpoints: was saved with .*student\.activation: 'gelu' -> 'relu'"
+    message = r"checkpoints: has another configuration than .*student\.activation: 'gelu' -> 'relu'"
     with pytest.raises(UserError, match=message):
         train(c)
     with pytest.raises(UserError, match=message):

@@ -28,7 +28,6 @@ ROWS = {
 }
 # Keys of result.json.
 COSTS = ['updates', 'tokens', 'seconds', 'flops', 'tokens_per_second', 'parameters', 'bytes']
-PROVENANCE = ['versions', 'git_commit', 'hardware', 'seed', 'teacher_hash', 'tokenizer_hash']
 _RESULT = {
     **dict.fromkeys(COSTS, float),
     **dict.fromkeys(('objective', 'protocol', 'hardware', 'tokenizer_hash'), str),

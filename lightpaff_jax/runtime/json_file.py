@@ -83,7 +83,12 @@ def parse(data: bytes, schema: Schema, where: str) -> Any:
         nested too deep, or has another form.
     """
     try:
-        value = json.loads(data.decode(), parse_int=_parse_int)
+        value = json.loads(
+            data.decode(),
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            parse_constant=_parse_float,
+        )
         _check_depth(value)
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode()
@@ -97,6 +102,13 @@ def _parse_int(text: str) -> int:
     if math.isinf(float(text)):
         raise ValueError(f'a number of {len(text)} digits is too large')
     return int(text)
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f'{text} is not a finite number')
+    return value
 
 
 def _check_depth(value: Any) -> None:

@@ -14,6 +14,7 @@ import uuid
 from typing import Any, Self
 
 from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import json_file
 
 RENEW, EXPIRE = 30.0, 120.0  # seconds
 _held: list['Lease'] = []
@@ -71,9 +72,10 @@ class Lease:
     def read(self, number: int) -> dict[str, Any] | None:
         """Returns a record, or None if it does not exist."""
         try:
-            return json.loads(self._bucket.cat_file(self._path(number)))
+            data = self._bucket.cat_file(self._path(number))
         except FileNotFoundError:
             return None
+        return json_file.parse(data, {'id': str, 'expires': float}, self._path(number))
 
     def create(self, number: int) -> bool:
         """Returns whether this process has created the record and holds the lease."""

@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from lightpaff_jax.errors import UserError, one_line
-from lightpaff_jax.runtime import lease, storage
+from lightpaff_jax.runtime import json_file, lease, storage
 
 FILE = '.lock'
 _log = logging.getLogger('lightpaff_jax')
@@ -47,7 +47,7 @@ def hold(folder: Any) -> Iterator[None]:
     Raises:
       UserError: another process holds it, or it cannot be locked.
     """
-    holder = {'host': socket.gethostname(), 'process': os.getpid(), 'since': time.time()}
+    holder = {'host': socket.gethostname(), 'process': os.getpid(), 'since': int(time.time())}
     if storage.is_remote(folder):
         with storage.translate_errors(folder):
             result = lease.acquire(str(folder), holder)
@@ -85,16 +85,16 @@ def _removed(file: pathlib.Path, lock: filelock.BaseFileLock) -> Iterator[None]:
         lock.release()
 
 
-def _read(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):  # released or just taken
-        return {}
+def _read(file: pathlib.Path) -> Any:
+    with contextlib.suppress(UserError):  # released or just taken
+        return json_file.read(file)
+    return None
 
 
-def _in_use(folder: Any, holder: dict[str, Any]) -> str:
+def _in_use(folder: Any, holder: Any) -> str:
     who = 'another process'
-    if holder:
+    with contextlib.suppress(UserError):
+        json_file.check(holder, {'host': str, 'process': int, 'since': range(2**32)}, FILE)
         since = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(holder['since']))
         who = f'process {holder["process"]} on {holder["host"]} since {since}'
     return f'{folder}: is in use by {who}; wait for its end, or choose another folder'

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from typing import Any
 from lightpaff_jax.errors import NotSaved, Unreadable, UserError, one_line
 from lightpaff_jax.runtime import lease
 
-PART = '.part'  # suffix of a temporary file
+PART = '.part'  # suffix of a temporary file or folder
 TIMEOUT = 30.0  # seconds for the first answer of a bucket; without a network it never comes
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _reached: set[str] = set()  # buckets that have answered
@@ -201,7 +202,7 @@ def publish(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
         try:
             commit(part, path)
         except OSError:
-            if not path.exists():
+            if not path.is_dir():  # another process has published the same folder
                 raise
 
 
@@ -216,6 +217,7 @@ def temporary_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
       UserError: the parent folder cannot be written.
     """
     prefix = f'.{path.name}.'
+    name = re.compile(re.escape(prefix) + r'\w{8}' + re.escape(PART))
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,9 +225,9 @@ def temporary_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
                 _lock_folder(path.parent, creation, fcntl.LOCK_EX)
                 for folder in path.parent.iterdir():
                     with contextlib.ExitStack() as removal:
-                        if folder.name.startswith(prefix) and _lock_folder(folder, removal):
+                        if name.fullmatch(folder.name) and _lock_folder(folder, removal):
                             shutil.rmtree(folder, ignore_errors=True)
-                folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+                folder = pathlib.Path(tempfile.mkdtemp(PART, prefix, path.parent))
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
                 _lock_folder(folder, stack)
         except OSError as error:

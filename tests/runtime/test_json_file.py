@@ -60,6 +60,8 @@ def test_value_of_another_form_names_place_and_rule(change, message):
         (b'{"a": 1' + b'0' * 400 + b'}', 'a number of 401 digits is too large'),
         (b'{"a": 1' + b'0' * 9999 + b'}', 'a number of 10000 digits is too large'),
         (rb'{"a": "\ud800"}', 'surrogates not allowed'),
+        (b'{"a": NaN}', 'must be JSON: NaN is not a finite number'),
+        (b'{"a": -1e999}', 'must be JSON: -1e999 is not a finite number'),
         (b'[]', 'must be an object'),
         (None, 'cannot be read: No such file or directory'),
         ('folder', 'must be a file'),

@@ -8,7 +8,7 @@ import pytest
 from helpers import buckets
 
 from lightpaff_jax import checkpoint
-from lightpaff_jax.errors import Unreadable, UserError
+from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import lease, lock, storage
 
 FOLDER = 'gs://bucket/run'
@@ -128,7 +128,9 @@ def test_a_repeated_request_meets_its_own_lease(monkeypatch):
     lease.acquire(FOLDER, HOLDER)
 
 
-def test_a_damaged_record_is_one_line():
-    (storage.to_path(FOLDER) / '.lock/1').write_text('{')
-    with pytest.raises(Unreadable, match=f'^{FOLDER}: '), lock.hold(storage.to_path(FOLDER)):
-        pass
+@pytest.mark.parametrize('text', ['{', '[]', '{"id": "a"}', '{"id": "a", "expires": "b"}'])
+def test_a_damaged_record_is_one_line(text):
+    (storage.to_path(FOLDER) / '.lock/1').write_text(text)
+    with pytest.raises(UserError, match=f'^{FOLDER}/.lock/1: .*must '):
+        with lock.hold(storage.to_path(FOLDER)):
+            pass

@@ -74,6 +74,15 @@ def test_a_folder_without_its_lock_file_can_be_held_and_removed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('text', ['', '[1]', '{"process": 3}', '{"host": 1}', '[' * 9999])
+def test_a_damaged_record_of_the_holder_is_one_line(tmp_path, text):
+    with lock.hold(tmp_path):
+        (tmp_path / lock.FILE).write_text(text)
+        with pytest.raises(UserError, match=rf'^{tmp_path}: is in use by another process'):
+            with lock.hold(tmp_path):
+                pass
+
+
 def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     assert refusal(tmp_path / 'file') == f'{tmp_path}/file: cannot be locked: File exists'

@@ -139,9 +139,11 @@ def test_folders_of_killed_processes_are_removed_and_no_others(tmp_path):
     killed, alive = (pathlib.Path(process.stdout.readline().strip()) for process in processes)
     processes[0].kill()
     processes[0].wait()
-    (tmp_path / '.b.1').mkdir()
+    others = {'.b.12345678.part', '.a.v1', '.a.students', '.a.12345678'}  # users may have such
+    for name in others:
+        (tmp_path / name).mkdir()
     with storage.temporary_folder(tmp_path / 'a') as folder:
-        assert {path.name for path in tmp_path.iterdir()} == {'.b.1', alive.name, folder.name}
+        assert {path.name for path in tmp_path.iterdir()} == others | {alive.name, folder.name}
         assert not killed.exists()
     processes[1].kill()
     processes[1].communicate()
@@ -160,6 +162,19 @@ def test_failed_write_names_the_file_and_not_its_temporary_one(tmp_path):
     with pytest.raises(OSError, match='directory') as error:
         storage.write_text(tmp_path / 'result.json', '{}')
     assert error.value.filename == str(tmp_path / 'result.json')
+
+
+def test_file_that_publish_cannot_replace_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / 'a').write_text('old')
+
+    def fail(part, path):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(storage, 'commit', fail)
+    with pytest.raises(PermissionError):
+        storage.publish(tmp_path / 'a', lambda part: part.write_text('new'))
+    (tmp_path / 'b').mkdir()
+    storage.publish(tmp_path / 'b', lambda part: part.mkdir())  # the first folder stays
 
 
 def test_publish_below_a_file_names_the_folder_in_one_line(tmp_path):

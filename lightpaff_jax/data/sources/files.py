@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax.data.sources.splits import SPLITS, OnError
 from lightpaff_jax.errors import Unreadable, UserError, nearest, one_line
-from lightpaff_jax.runtime import storage
+from lightpaff_jax.runtime import json_file, storage
 
 Path = pathlib.Path  # or an etils.epath of a bucket, which has the same methods
 SplitFiles = dict[str, list[Path]]
@@ -343,9 +343,8 @@ def digests(cache: str, paths: Sequence[Path]) -> list[str]:
             with translate_errors(path):
                 status = os.stat(path)
             name, state = os.path.abspath(path), [status.st_size, status.st_mtime_ns]
-            entry = cached.get(name)
-            if isinstance(entry, list) and entry[:-1] == state:
-                result.append(entry[-1])
+            if name in cached and cached[name][:-1] == state:
+                result.append(cached[name][-1])
                 continue
         with translate_errors(path), _open_stored(path) as stored:
             digest = hashlib.file_digest(stored, 'sha256').hexdigest()[:16]  # type: ignore[arg-type]
@@ -361,8 +360,6 @@ def digests(cache: str, paths: Sequence[Path]) -> list[str]:
 
 
 def _read_digests(store: pathlib.Path) -> dict[str, list]:
-    try:
-        content = json.loads(store.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    with contextlib.suppress(UserError):  # then the files are only read again
+        return json_file.read(store, {str: [int, int, str]})
+    return {}
