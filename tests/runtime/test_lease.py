@@ -131,6 +131,6 @@ def test_a_repeated_request_meets_its_own_lease(monkeypatch):
 @pytest.mark.parametrize('text', ['{', '[]', '{"id": "a"}', '{"id": "a", "expires": "b"}'])
 def test_a_damaged_record_is_one_line(text):
     (storage.to_path(FOLDER) / '.lock/1').write_text(text)
-    with pytest.raises(UserError, match=f'^{FOLDER}/.lock/1: .*must '):
-        with lock.hold(storage.to_path(FOLDER)):
-            pass
+    expected = pytest.raises(UserError, match=f'^{FOLDER}/.lock/1: .*must ')
+    with expected, lock.hold(storage.to_path(FOLDER)):
+        pass
