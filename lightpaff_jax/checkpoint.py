@@ -43,6 +43,10 @@ class _DamagedStep(Exception):
     """A step cannot be read, or differs from what was saved."""
 
 
+class NoStep(UserError):
+    """A folder does not have the wanted step, or only a damaged one."""
+
+
 class Checkpoints:
     """The steps of one run. All processes make every call; process 0 renames and deletes.
 
@@ -211,7 +215,7 @@ class Reader:
       meta: the JSON that the caller saved with the step.
 
     Raises:
-      UserError: the folder has no checkpoint, or no intact one.
+      NoStep: the folder has no checkpoint, or no intact one.
     """
 
     def __init__(self, directory: pathlib.Path, step: int | None = None):
@@ -221,7 +225,7 @@ class Reader:
         if step is not None:
             self._steps = [step] if step in self._steps else []
         if not self._steps:
-            raise UserError(f'{self._directory}: no {self._name} in this folder')
+            raise NoStep(f'{self._directory}: no {self._name} in this folder')
         self._open_newest()
 
     def read_params(self, abstract: PyTree | None = None) -> PyTree:
@@ -233,7 +237,8 @@ class Reader:
             are several processes.
 
         Raises:
-          UserError: no step is intact, or an array differs from `abstract` in name, shape or type.
+          NoStep: no step is intact.
+          UserError: an array differs from `abstract` in name, shape or type.
         """
         while True:
             entries = {name: x for name, x in self._entries.items() if name.startswith('params/')}
@@ -257,7 +262,7 @@ class Reader:
                 return
             except _DamagedStep as problem:
                 self._skip(problem)
-        raise UserError(f'{self._directory}: no intact {self._name} in this folder')
+        raise NoStep(f'{self._directory}: no intact {self._name} in this folder')
 
     def _skip(self, problem: _DamagedStep) -> None:
         step = self._steps.pop()

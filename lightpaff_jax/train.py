@@ -162,7 +162,10 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
             best, name, score = progress.best_update, c.train.keep_best, progress.best_score
             _log.info('%s: update %d is the best by %s = %g', folder, best, name, score)
         if progress.best_update not in (0, progress.updates):
-            outputs, params = None, _read_params(saved, progress.best_update, params)
+            outputs = None
+            del params  # frees memory: only the best parameters are scored
+            abstract = distill_step.abstract_state(c, mesh, student, rule)
+            params = _read_best(c, saved, progress, abstract.params)
         _score_missing(c, folder, evaluation, params, outputs, scores)
     result = _summary(c, student, progress, scores)
     result |= workdir.provenance(mesh.size) | inputs.fingerprints
@@ -319,13 +322,19 @@ def _diverged(c: ConfigDict, update: int, rates: dict[str, Any], reason: str) ->
     )
 
 
-def _read_params(saved: checkpoint.Checkpoints, step: int, params: models.Params) -> models.Params:
-    """Reads the parameters of a step, sharded like `params`."""
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
-    )
+def _read_best(
+    c: ConfigDict, saved: checkpoint.Checkpoints, progress: Progress, abstract: models.Params
+) -> models.Params:
+    """Reads the parameters of the best step; raises UserError, with the remedy, if it is damaged."""
+    best, folder = progress.best_update, saved.directory
     saved.close()  # the step may be the one that is still written
-    return checkpoint.Reader(saved.directory, step).read_params(abstract)
+    try:
+        return checkpoint.Reader(folder, best).read_params(abstract)
+    except checkpoint.NoStep as error:
+        remedy = f'remove {folder / str(best)}, then the next validation counts as the best'
+        if progress.has_ended(c):
+            remedy = f'remove {folder} to train again from the start'
+        raise UserError(f'{error}; it is the best by {c.train.keep_best}: {remedy}') from error
 
 
 def _compile_by_shape(
@@ -402,9 +411,10 @@ def restore(
 
     Raises:
       UserError: the checkpoint has other data, another teacher, tokenizer or start, or more updates
-        than `c.train.updates`.
+        than `c.train.updates`; or the best step is damaged.
     """
-    newest = saved.restore(distill_step.abstract_state(c, mesh, student, rule))
+    abstract = distill_step.abstract_state(c, mesh, student, rule)
+    newest = saved.restore(abstract)
     if newest is None:
         shardings = distill_step.state_shardings(c, mesh, student, rule)
         initialize = jax.jit(
@@ -430,11 +440,14 @@ def restore(
         )
     progress = Progress(**meta['progress'])
     progress.window = metrics.from_json(progress.window)
-    best = 0 if progress.has_ended(c) else progress.best_update
-    if best and not distributed.broadcast_from_primary(lambda: best in saved.steps()):
+    best = progress.best_update
+    is_missing = not distributed.broadcast_from_primary(lambda: best in saved.steps())
+    if best and is_missing and not progress.has_ended(c):
         # It was damaged and set aside, so the next validation counts as the best.
         _log.warning('%s: step %d, the best, is missing', saved.directory, best)
         progress.best_update = 0
+    elif best not in (0, step):  # the end of the run reads it: damage is found before training
+        _read_best(c, saved, progress, abstract.params)
     saved.best = progress.best_update or None
     return state, progress
 

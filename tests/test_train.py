@@ -1,10 +1,12 @@
 """Training runs on 8 fake devices: long, extended, completed and initialised ones."""
 
 import dataclasses
+import gc
 import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from helpers import corpus
@@ -361,13 +363,61 @@ def test_damaged_best_step_is_replaced_only_by_an_equal_one(data_cache, early_ru
     with pytest.raises(UserError, match=message):
         pretrained.load(str(run))
     (run / 'result.json').unlink()
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf'{message}; .* remove {run}/checkpoints to train again'):
         train(until_worse(data_cache, run))
     for step in (run / 'checkpoints').iterdir():
         if int(step.name) > int(best.name):
             shutil.rmtree(step)
     with pytest.raises(UserError, match='only damaged steps'):
         train(until_worse(data_cache, run))
+
+
+def test_damaged_best_step_is_found_before_training(data_cache, early_run, tmp_path):
+    run, result = shutil.copytree(early_run[0], tmp_path / 'run'), early_run[1]
+    c = until_worse(data_cache, run, patience=0, updates=result['updates'] + 1)
+    best, metrics_file = run / f'checkpoints/{result["best_update"]}', run / 'metrics.jsonl'
+    metrics_text = metrics_file.read_bytes()
+    damages = (
+        lambda: flip(largest(best / 'params'), 7),
+        lambda: next((best / 'digests').rglob('*')).unlink(),
+    )
+    for damage in damages:
+        damage()
+        with pytest.raises(UserError) as error:
+            train(c)
+        assert str(error.value) == (
+            f'{best.parent}: no intact step {best.name} in this folder; it is the best by ce: '
+            f'remove {best}, then the next validation counts as the best'
+        )
+        shutil.rmtree(best)
+        shutil.copytree(early_run[0] / f'checkpoints/{best.name}', best)
+    assert metrics_file.read_bytes() == metrics_text
+    shutil.rmtree(best)
+    assert train(c)['best_update'] == c.train.updates
+
+
+def test_best_parameters_are_read_when_the_last_are_freed(
+    data_cache, early_run, tmp_path, monkeypatch
+):
+    run = shutil.copytree(early_run[0], tmp_path / 'run')
+    (run / 'result.json').unlink()
+    read_params, sizes = checkpoint.Reader.read_params, []
+
+    def live_bytes():
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    def read(reader, abstract):
+        sizes.append(live_bytes() - before)
+        params = read_params(reader, abstract)
+        sizes.append(sum(x.nbytes for x in jax.tree.leaves(params)))
+        return params
+
+    monkeypatch.setattr(checkpoint.Reader, 'read_params', read)
+    gc.collect()
+    before = live_bytes()
+    train(until_worse(data_cache, run))
+    at_resume, size, at_end, _ = sizes
+    assert at_end < size < at_resume
 
 
 @pytest.mark.slow
