@@ -34,9 +34,11 @@ _COUNTS = {
 }
 _MANIFEST = {
     'classes': _ID,
+    'class_names?': [str],
     'dtype': ('<u2', '<i4'),
     'kind': tuple(_COUNTS),
     'lengths': [_ID, _ID],
+    'made_from?': {'keys?': {'labels?': [str]}},
     'objective': str,
     'packing': str,
     'source': str,

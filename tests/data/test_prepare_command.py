@@ -1,5 +1,6 @@
 """The command that prepares datasets: its files, its output and its error messages."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -12,6 +13,8 @@ from lightpaff_jax import config
 from lightpaff_jax.config import flags, validate
 from lightpaff_jax.data import prepare, records, sources, tokenizers
 from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.runtime import storage
 
 DATA = os.environ.get('LIGHTPAFF_DATA')
 ROOT = pathlib.Path(config.__file__).parents[2]
@@ -218,6 +221,52 @@ def test_pairs_and_targets_are_prepared(capsys, arguments, tmp_path):
     assert code == 0
     prepared = records.Dataset(f'{tmp_path}/targets', records.read_manifest(tmp_path / 'targets'))
     assert prepared.records('train').lengths().tolist() == [[2, 2], [1, 3], [3, 5]]
+
+
+@pytest.mark.parametrize(
+    ('source', 'flags', 'names'),
+    [
+        ('sst2', (), ('negative', 'positive')),
+        ('table', ('--config.data.columns=sentence,,label', '--config.data.labels=1,0'), ('1', '0')),
+        ('table', ('--config.data.columns=sentence,,label', '--config.data.classes=2'), ()),
+    ],
+)
+def test_dataset_keeps_the_class_names_of_its_source(
+    capsys, arguments, tmp_path, source, flags, names
+):
+    (tmp_path / 'rows').mkdir()
+    for split in ('train', 'dev', 'test'):
+        (tmp_path / f'rows/{split}.tsv').write_text('sentence\tlabel\n' + 40 * 'a b\t0\nc d\t1\n')
+    argv = (f'--source={source}:{tmp_path}/rows', '--config.objective=classify', *flags)
+    assert call(capsys, *arguments[1:], *argv)[0] == 0
+    c, file = config_for(tmp_path / 'set'), tmp_path / 'set/manifest.json'
+    assert sources.class_names(c) == names
+    manifest = json.loads(file.read_text())
+    del manifest['class_names']  # as an earlier version wrote it
+    storage.write_json(file, manifest)
+    assert sources.class_names(c) == names
+
+
+@pytest.mark.parametrize(
+    ('change', 'rule'),
+    [
+        ({'class_names': ['a']}, 'has the classes a: must be 0 different names'),
+        ({'class_names': 'ab'}, 'class_names = "ab": must be a list'),
+        ({'made_from': []}, 'made_from = []: must be an object'),
+        ({'made_from': {'keys': {'labels': 'ab'}}}, 'made_from.keys.labels = "ab": must be a list'),
+        ({'made_from': {'keys': {'labels': ['a', 3]}}}, 'labels[1] = 3: must be text'),
+        ({'made_from': {'keys': {'labels': ['a']}}}, 'has the classes a: must be 0 different names'),
+    ],
+)
+def test_malformed_class_names_of_a_dataset_are_one_line(tmp_path, change, rule):
+    manifest = {'format': 3, 'objective': 'clm', 'source': 'text', 'splits': {}, 'classes': 0}
+    manifest |= {'dtype': '<u2', 'kind': 'blocks', 'lengths': [8, 0], 'packing': 'stream'}
+    manifest |= {'vocabulary': {'hash': 'a', 'size': 9}}
+    storage.write_json(tmp_path / 'manifest.json', manifest | change)
+    with pytest.raises(UserError) as error:
+        sources.class_names(config_for(tmp_path))
+    assert str(error.value).startswith(f'{tmp_path}/manifest.json: ')
+    assert str(error.value).endswith(rule)
 
 
 def test_vocabulary_is_trained_once_and_saved(capsys, arguments, tmp_path, monkeypatch):

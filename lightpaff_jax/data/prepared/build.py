@@ -96,6 +96,7 @@ def build(
         {
             'kind': record_type(c),
             'classes': sources.classes(c),
+            'class_names': list(sources.class_names(c)),
             'dtype': records.id_type(tokenizer.vocab_size).str,
             'splits': {
                 split: saved['counts'] | {'hash': saved['hash'][:16], 'shards': saved['shards']}

@@ -5,6 +5,7 @@ ids instead of text, so it has no functions here; see `lightpaff_jax.data.record
 """
 
 import itertools
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -210,18 +211,32 @@ def classes(c: ConfigDict) -> int:
 
 
 def class_names(c: ConfigDict) -> tuple[str, ...]:
-    """Returns the names of the classes in the order of their labels, or ()."""
+    """Returns the names of the classes in the order of their labels, or ().
+
+    Raises:
+      UserError: files name different classes, or the folder of the source 'prepared' is not a
+        prepared dataset.
+    """
     if config.SOURCES[c.data.source].has_text:
         names = _source(c).class_names(c)
     else:
-        folder = storage.local_folder('config.data.path = ', c.data.path)
-        made_from = records.read_manifest(folder).get('made_from', {})
-        name = made_from.get('source')
-        labels = made_from.get('keys', {}).get('labels', ())
-        names = tuple(labels) or (
-            config.SOURCES[name].class_names if name in config.SOURCES else ()
-        )
+        names = _prepared_class_names(storage.local_folder('config.data.path = ', c.data.path))
     return () if names == tuple(map(str, range(len(names)))) else names
+
+
+def _prepared_class_names(folder: pathlib.Path) -> tuple[str, ...]:
+    manifest = records.read_manifest(folder)
+    names = manifest.get('class_names')
+    if names is None:  # prepared by an earlier version
+        labels = manifest.get('made_from', {}).get('keys', {}).get('labels', ())
+        source = config.SOURCES.get(manifest['source'])
+        names = labels or (source.class_names if source else ())
+    if names and len({*names}) != manifest['classes']:
+        raise UserError(
+            f'{folder / records.MANIFEST}: has the classes {", ".join(names)}: must be '
+            f'{manifest["classes"]} different names'
+        )
+    return tuple(names)
 
 
 def _source(c: ConfigDict) -> Source:
