@@ -233,7 +233,7 @@ def open(key: str, path: str) -> Pretrained:
         c = config.read(folder)
         network = config.network(**{name: c.student[name] for name in config.network()})
         memory.check_network(label, network, distributed.process_count() * memory.host_memory())
-        return _Workdir(label, path, network, _class_names(c))
+        return _Workdir(label, path, network, _class_names(label, folder, c))
     if (folder / 'metrics.jsonl').exists() or not (folder / 'config.json').exists():
         raise UserError(
             f'{label}: must be the workdir of a finished run, or a folder with config.json and '
@@ -250,12 +250,24 @@ def open(key: str, path: str) -> Pretrained:
     return _HuggingFaceFolder(label, path, network, names)
 
 
-def _class_names(c: ConfigDict) -> tuple[str, ...]:
+def _class_names(label: str, folder: pathlib.Path, c: ConfigDict) -> tuple[str, ...]:
     """Returns the names of the classes that a run was trained with."""
-    try:
-        return sources.class_names(c) if c.student.head == 'classify' else ()
-    except UserError:  # the prepared dataset was removed
+    if c.student.head != 'classify':
         return ()
+    names = json_file.read(folder / 'result.json', {'class_names?': [str]}).get('class_names')
+    if names is None:  # trained by an earlier version
+        try:
+            return sources.class_names(c)
+        except UserError as error:
+            raise UserError(
+                f'{label}: its result.json has no class_names, and its data names none: {error}'
+            ) from error
+    if names and len({*names}) != c.student.classes:
+        raise UserError(
+            f'{label}: its result.json has class_names = {names}: must be {c.student.classes} '
+            'different names'
+        )
+    return tuple(names)
 
 
 def load(path: str) -> tuple[models.Model, models.Params]:

@@ -18,6 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
+from lightpaff_jax.data import sources
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import distributed, json_file, lock, storage
 from lightpaff_jax.version import __version__
@@ -136,7 +137,7 @@ def _read_result(path: pathlib.Path) -> dict | None:
 
 def missing_splits(c: ConfigDict, scores: dict) -> list[str]:
     """Returns the splits to score that have no score of the run's metric in `scores`."""
-    return [name for name in splits(c) if task_keys(c)['metric'] not in scores.get(name, ())]
+    return [name for name in splits(c) if _metric(c) not in scores.get(name, ())]
 
 
 def splits(c: ConfigDict) -> tuple[str, ...]:
@@ -144,10 +145,18 @@ def splits(c: ConfigDict) -> tuple[str, ...]:
     return ('validation', 'test') if c.eval.test else ('validation',)
 
 
-def task_keys(c: ConfigDict) -> dict[str, str]:
-    """Returns the task, the objective and the metric of a run, as in result.json."""
-    metric = c.eval.metric or config.OBJECTIVES[c.objective].metrics[0]
-    return {'task': c.task, 'objective': c.objective, 'metric': metric}
+def task_keys(c: ConfigDict) -> dict[str, Any]:
+    """Returns task, objective, metric and a classifier's class names, as in result.json.
+
+    The trained network needs the names when its data is gone; they are [] if classes have none.
+    """
+    keys = {'task': c.task, 'objective': c.objective, 'metric': _metric(c)}
+    has_classes = c.student.head == 'classify'
+    return keys | ({'class_names': list(sources.class_names(c))} if has_classes else {})
+
+
+def _metric(c: ConfigDict) -> str:
+    return c.eval.metric or config.OBJECTIVES[c.objective].metrics[0]
 
 
 def protocol(c: ConfigDict) -> str:
@@ -161,7 +170,7 @@ def protocol(c: ConfigDict) -> str:
     text = config.OBJECTIVES[c.objective].protocol.format(blocks=blocks, **c.data)
     if c.data.detokenize != 'none':
         text += f', text as before the word tokenization of {c.data.detokenize}'
-    if task_keys(c)['metric'] == 'f1' and c.data.labels:
+    if _metric(c) == 'f1' and c.data.labels:
         text += f', F1 of class {c.data.labels[1]}'
     if c.eval.batches:
         text += f', at most {c.eval.batches} batches of {c.eval.batch_size}'
@@ -169,7 +178,7 @@ def protocol(c: ConfigDict) -> str:
 
 
 def _generation_protocol(c: ConfigDict) -> str:
-    metric, g = task_keys(c)['metric'], c.generate
+    metric, g = _metric(c), c.generate
     if metric not in config.GENERATION_METRICS:
         return ''
     search = 'the most probable token each'

@@ -8,13 +8,15 @@ import shutil
 import chex
 import jax
 import numpy as np
+import pyarrow
 import pytest
 from helpers import corpus, folders as folder_helpers
+from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 import lightpaff_jax
-from lightpaff_jax import config, models, pretrained, teacher, train
+from lightpaff_jax import config, models, pretrained, teacher, train, workdir
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.data import batches, prepare, tokenizers
 from lightpaff_jax.data.tokenizers import selection
@@ -184,6 +186,7 @@ def test_missing_head_is_initialized_only_on_request(data_cache, folders, classi
     assert initial['classifier']['table'].shape == (2, 16)
     workdir, result = classifier_run
     assert 0 <= result['scores']['test']['accuracy'] <= 1
+    assert result['class_names'] == []  # those of pydocs are numbers
     # A run with another number of classes needs a new head too.
     c = classifier(data_cache, tmp_path / 'topic')
     c.student.classes, c.data.view = 12, 'topic'
@@ -419,6 +422,34 @@ def test_classes_are_mapped_by_name(data_cache, tmp_path):
     file.write_text(json.dumps(values))
     source = pretrained.open('--model', str(tmp_path / 'm'))
     chex.assert_trees_all_equal(head_of(source, model, ('BAD', 'so so', 'Good')), own)
+
+
+def test_run_keeps_its_class_names_without_its_data(tmp_path):
+    c = config.default()
+    c.data.source, c.data.path, c.objective = 'table', str(tmp_path / 'data'), 'classify'
+    c.data.columns, c.data.classes = ('text', '', 'label'), 2
+    c.student.update({'family': 'bert', 'head': 'classify', 'classes': 2})
+    feature = {'_type': 'ClassLabel', 'names': ['cold', 'warm']}
+    metadata = {'huggingface': json.dumps({'info': {'features': {'label': feature}}})}
+    table = pyarrow.table({'text': ['a', 'b'], 'label': [0, 1]}).replace_schema_metadata(metadata)
+    (tmp_path / 'data').mkdir()
+    for split in ('train', 'validation', 'test'):
+        parquet.write_table(table, tmp_path / f'data/{split}.parquet')
+    run = tmp_path / 'run'
+    (run / 'checkpoints').mkdir(parents=True)
+    workdir.write_config(c, run)
+    keys = workdir.task_keys(c)
+    storage.write_json(run / 'result.json', keys)
+    shutil.rmtree(tmp_path / 'data')
+    assert pretrained.open('--model', str(run)).class_names == ('cold', 'warm')
+    for names, message in (
+        (['cold'], "its result.json has class_names = ['cold']: must be 2 different names"),
+        (None, 'its result.json has no class_names, and its data names none: config.data.path = '),
+    ):
+        storage.write_json(run / 'result.json', {} if names is None else {'class_names': names})
+        with pytest.raises(UserError) as error:
+            pretrained.open('--model', str(run))
+        assert str(error.value).startswith(f'--model={run}: {message}')
 
 
 @pytest.mark.parametrize(
