@@ -227,7 +227,11 @@ def test_pairs_and_targets_are_prepared(capsys, arguments, tmp_path):
     ('source', 'flags', 'names'),
     [
         ('sst2', (), ('negative', 'positive')),
-        ('table', ('--config.data.columns=sentence,,label', '--config.data.labels=1,0'), ('1', '0')),
+        (
+            'table',
+            ('--config.data.columns=sentence,,label', '--config.data.labels=1,0'),
+            ('1', '0'),
+        ),
         ('table', ('--config.data.columns=sentence,,label', '--config.data.classes=2'), ()),
     ],
 )
@@ -255,7 +259,10 @@ def test_dataset_keeps_the_class_names_of_its_source(
         ({'made_from': []}, 'made_from = []: must be an object'),
         ({'made_from': {'keys': {'labels': 'ab'}}}, 'made_from.keys.labels = "ab": must be a list'),
         ({'made_from': {'keys': {'labels': ['a', 3]}}}, 'labels[1] = 3: must be text'),
-        ({'made_from': {'keys': {'labels': ['a']}}}, 'has the classes a: must be 0 different names'),
+        (
+            {'made_from': {'keys': {'labels': ['a']}}},
+            'has the classes a: must be 0 different names',
+        ),
     ],
 )
 def test_malformed_class_names_of_a_dataset_are_one_line(tmp_path, change, rule):
