@@ -141,8 +141,7 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
         state, progress = restore(c, mesh, student, rule, saved, inputs)
         inputs = inputs._replace(initial=None)  # frees memory: the state has a copy
         if not progress.has_ended(c):  # results of fewer updates are out of date
-            for name in ('result.json', 'predictions/validation.jsonl', 'predictions/test.jsonl'):
-                workdir.remove(folder / name)
+            workdir.remove_scores(folder, 'result.json')
         workdir.write_config(c, folder)
         _save_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)
 

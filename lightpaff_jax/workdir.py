@@ -240,8 +240,9 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
     distributed.broadcast_from_primary(lambda: storage.write_json(path, value))
 
 
-def remove(path: pathlib.Path) -> None:
-    """Removes a file on process 0, if it exists."""
+def remove_scores(folder: pathlib.Path, name: str) -> None:
+    """Removes the file of scores on process 0, then the predictions that it was computed from."""
     if distributed.is_primary():
-        with storage.translate_errors(path):
-            path.unlink(missing_ok=True)
+        with storage.translate_errors(folder):
+            for file in (name, 'predictions/validation.jsonl', 'predictions/test.jsonl'):
+                (folder / file).unlink(missing_ok=True)

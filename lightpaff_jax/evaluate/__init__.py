@@ -325,10 +325,12 @@ def _evaluate(c: ConfigDict, source: pretrained.Pretrained, out: Any) -> dict[st
         generates = workdir.task_keys(c)['metric'] in config.GENERATION_METRICS
         generation = source.generation(tokenizer) if generates else None
         evaluation = Evaluation(c, mesh, student, teacher, prepared, tokenizer, generation)
-        split_scores = {
-            split: evaluation.finish(evaluation.score(split, params), params, out / 'predictions')
-            for split in workdir.splits(c)
-        }
+        split_scores: dict[str, Scores] = {}
+        for split in workdir.splits(c):
+            outputs = evaluation.score(split, params)
+            if not split_scores:  # the folder never holds files of two networks
+                workdir.remove_scores(out, 'scores.json')
+            split_scores[split] = evaluation.finish(outputs, params, out / 'predictions')
     return workdir.task_keys(c) | {
         'model': source.path,
         'parameters': student.parameter_count,

@@ -11,7 +11,7 @@ from helpers import corpus
 from helpers.processes import environment
 
 import lightpaff_jax
-from lightpaff_jax import evaluate, models
+from lightpaff_jax import evaluate, models, workdir
 from lightpaff_jax.config import flags
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.data.sources import pydocs
@@ -99,6 +99,24 @@ def test_teacher_is_compared_and_out_is_written(workspace, capsys):
     scores = json.loads((workspace / 'elsewhere/scores.json').read_text())['scores']['test']
     assert scores['agreement'] == 1.0
     assert scores['kl'] == pytest.approx(0, abs=1e-6)
+
+
+def test_stopped_evaluation_leaves_no_scores_of_another(workspace, monkeypatch):
+    finish = evaluate.Evaluation.finish
+    for name in ('scores.json', 'predictions/validation.jsonl', 'predictions/test.jsonl'):
+        workdir.write_json(workspace / 'both' / name, {'of': 'another network'})
+
+    def stop(evaluation, outputs, *args):
+        if outputs.split == 'test':
+            raise KeyboardInterrupt
+        return finish(evaluation, outputs, *args)
+
+    monkeypatch.setattr(evaluate.Evaluation, 'finish', stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(flags.parse(['--config=small.py']), 'hf/summary', 'both')
+    (file,) = (workspace / 'both').rglob('*.json*')
+    assert file.name == 'validation.jsonl'
+    assert 'another' not in file.read_text()
 
 
 MISTAKES = {

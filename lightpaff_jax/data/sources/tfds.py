@@ -76,10 +76,11 @@ def examples(c: ConfigDict, split: str, on_error: OnError) -> Iterator[Example]:
     Args:
       c: the configuration.
       split: one of SPLITS.
-      on_error: unused, as no record is malformed.
+      on_error: unused: a malformed record is an error and never skipped.
 
     Raises:
-      UserError: the dataset is not prepared, or lacks a column or the split.
+      UserError: the dataset is not prepared, or lacks a column or the split; or a record is
+        malformed.
       Unreadable: a file of the dataset is damaged.
     """
     del on_error
