@@ -19,6 +19,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 import jax
@@ -117,16 +118,27 @@ class Writer:
       resume_step: the restored step; later lines and an incomplete last line are removed. If it is
         0, the files start empty.
       tokens: tokens read up to this step, over all devices and micro-batches.
+      lines: the attribute `lines` at this step; {} accepts any number.
+
+    Attributes:
+      lines: the number of lines of each file, {} on other processes.
 
     Raises:
-      UserError: a file has a damaged line before its end, or lines out of order.
+      UserError: a file has a damaged line before its end, lines out of order, or another number of
+        lines up to the restored step.
       NotSaved: the disk is full. Every method raises it.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, total_updates: int, resume_step: int, tokens: int = 0
+        self,
+        workdir: pathlib.Path,
+        total_updates: int,
+        resume_step: int,
+        tokens: int = 0,
+        lines: Mapping[str, int] = MappingProxyType({}),
     ):
         self._active = distributed.is_primary()
+        self.lines: dict[str, int] = {}
         if not self._active:
             return
         self._bucket = workdir if storage.is_remote(workdir) else None
@@ -134,10 +146,10 @@ class Writer:
         self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
         self._folder.mkdir(parents=True, exist_ok=True)
         paths = {name: self._folder / f'{name}.jsonl' for name in ('metrics', 'timing')}
-        for path in paths.values():
+        for name, path in paths.items():
             if self._bucket and resume_step:
                 storage.download(self._bucket / path.name, path)
-            _truncate(path, resume_step)
+            self.lines[name] = _truncate(path, resume_step, lines.get(name))
         self._files = {name: path.open('ab', buffering=0) for name, path in paths.items()}
         self._tensorboard = _TensorBoard(self._folder / 'tensorboard', resume_step)
         self._began = time.monotonic()
@@ -247,6 +259,7 @@ class Writer:
             except OSError:
                 file.truncate(end)
                 raise
+        self.lines[name] += 1
 
 
 class _TensorBoard:
@@ -294,18 +307,29 @@ class _TensorBoard:
             self._writer.close()
 
 
-def _truncate(path: pathlib.Path, resume_step: int) -> None:
+def _truncate(path: pathlib.Path, resume_step: int, expected: int | None) -> int:
     """Cuts a JSON lines file before the first line that is later than the step.
 
     A last line without its newline, which a crash leaves, is cut too.
 
+    Args:
+      path: the file.
+      resume_step: the step; 0 cuts all lines, also damaged ones.
+      expected: the number of lines up to this step; None if it is not known.
+
+    Returns:
+      The number of lines that remain.
+
     Raises:
-      UserError: another line is damaged, or is not later than the line before it; nothing is cut.
+      UserError: another line is damaged, or is not later than the line before it, or a line is
+        missing; nothing is cut.
     """
     if not path.exists():
-        return
-    end, last_step, kinds = 0, 0, set[str]()
-    lines = json_file.read_bytes(path).splitlines(keepends=True)
+        if expected:
+            _log.warning('%s: is missing, its lines up to step %d are lost', path, resume_step)
+        return 0
+    end, count, last_step, kinds = 0, 0, 0, set[str]()
+    lines = json_file.read_bytes(path).splitlines(keepends=True) if resume_step else []
     for number, line in enumerate(lines, 1):
         where = f'{path}: line {number}'
         if not line.endswith(b'\n'):
@@ -320,9 +344,16 @@ def _truncate(path: pathlib.Path, resume_step: int) -> None:
             raise UserError(f'{where}: repeats step {step}; remove the lines of another run')
         kinds = kinds | {kind} if step == last_step else {kind}
         last_step = step
-        if resume_step and step <= resume_step:
-            end += len(line)
+        if step <= resume_step:
+            end, count = end + len(line), count + 1
+    if expected not in (None, count):
+        raise UserError(
+            f'{path}: line {count}: is the last one up to step {resume_step}, must be line '
+            f'{expected}, as when this step was saved; restore the file, or remove it to go on '
+            'without its lines'
+        )
     os.truncate(path, end)
+    return count
 
 
 class _Clock:

@@ -60,6 +60,8 @@ class Progress:
     flops: float = 0.0
     window: dict[str, Any] | None = None
     """Sums since the last line of metrics.jsonl."""
+    lines: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Number of lines of each file of `metrics.Writer`."""
     best_update: int = 0
     """Update of the best validation by `config.train.keep_best`; 0: none yet."""
     best_score: float = 0.0
@@ -202,7 +204,9 @@ def _run_updates(
     folder, outputs, in_flight = workdir.folder(c), None, None
     with (
         distributed.stop_signal() as stop_signal,
-        metrics.Writer(folder, c.train.updates, progress.updates, progress.tokens) as writer,
+        metrics.Writer(
+            folder, c.train.updates, progress.updates, progress.tokens, progress.lines
+        ) as writer,
     ):
         start_time = time.perf_counter()
         for batch in _remaining_batches(c, mesh, inputs, progress):
@@ -235,6 +239,7 @@ def _run_updates(
             if saves:  # after all lines of this update, so that a resumed run repeats none
                 save_time = time.perf_counter()
                 writer.upload()
+                progress.lines = writer.lines
                 saved.save(index, state, _meta(c, progress) | inputs.fingerprints, is_best)
                 writer.exclude(time.perf_counter() - save_time)
             if stop:

@@ -168,6 +168,28 @@ def test_lines_out_of_order_are_an_error_and_are_kept(tmp_path, steps, number):
     assert path.read_text() == text
 
 
+@pytest.mark.parametrize('name', ['metrics', 'timing'])
+@pytest.mark.parametrize('kept', [[0, 1, 3, 4], [1, 2, 3, 4], [0, 1, 2], []])
+def test_missing_lines_are_an_error_that_names_the_line(tmp_path, name, kept):
+    with Writer(tmp_path, 10, resume_step=0) as writer:
+        for step in range(1, 6):
+            writer.log(step, {'ce': 1.0})
+            if step == 4:
+                saved = dict(writer.lines)
+    path = tmp_path / f'{name}.jsonl'
+    lines = path.read_bytes().splitlines(keepends=True)
+    text = b''.join(lines[i] for i in kept)
+    path.write_bytes(text)
+    count = sum(i < 4 for i in kept)
+    with pytest.raises(UserError, match=rf'{name}\.jsonl: line {count}: .*must be line 4, as when'):
+        Writer(tmp_path, 10, resume_step=4, lines=saved)
+    assert path.read_bytes() == text
+    path.unlink()  # the remedy
+    with Writer(tmp_path, 10, resume_step=4, lines=saved) as writer:
+        writer.log(5, {'ce': 1.0})
+        assert writer.lines == {'metrics': 5, 'timing': 5, name: 1}
+
+
 @pytest.mark.parametrize('name', ['metrics', 'timing', 'tensorboard'])
 def test_full_disk_is_one_line_that_names_the_file(tmp_path, name):
     """/dev/full is a file on a full disk."""
@@ -190,6 +212,7 @@ def test_full_disk_is_one_line_that_names_the_file(tmp_path, name):
 
 def test_a_run_from_step_0_starts_with_empty_files(tmp_path):
     for _ in range(2):
+        (tmp_path / 'timing.jsonl').write_bytes(DAMAGES[0] + b'\n{"step": 1}\n')
         write_run(tmp_path, 0, 3, 0)
         lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
         assert [json.loads(line)['step'] for line in lines] == [0, 0, 1, 2, 3]

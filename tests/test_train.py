@@ -72,6 +72,15 @@ def test_completed_run_is_reused_and_a_longer_one_resumes(data_cache, completed_
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+def test_resume_without_earlier_metrics_is_refused(data_cache, run_copy):
+    file = run_copy / 'metrics.jsonl'
+    text = b''.join(file.read_bytes().splitlines(keepends=True)[2:])
+    file.write_bytes(text)
+    with pytest.raises(UserError, match=rf'^{file}: line 3: .* up to step 4, must be line 5, as'):
+        train(configured(data_cache, run_copy, updates=6))
+    assert file.read_bytes() == text
+
+
 def test_longer_run_removes_the_earlier_results(data_cache, run_copy, monkeypatch):
     predictions = run_copy / 'predictions'
     assert (predictions / 'test.jsonl').exists()
