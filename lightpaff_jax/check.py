@@ -53,14 +53,14 @@ def check(
 
     if devices is None:
         devices = jax.devices()
-        memory.check_devices(c, _device_memory())
+        memory.check_devices(c, device_memory())
     if devices:
         processes = len({device.process_index for device in devices})
         validate.check_devices(c, len(devices), processes)
         networks.kernel(c, 'student', c.student, devices[0].platform, c.student.dropout)
 
 
-def _device_memory() -> int:
+def device_memory() -> int:
     """Returns the bytes of memory of all devices of this run."""
     import jax
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lightpaff_jax import models, pretrained
+from lightpaff_jax import check, models, pretrained
 from lightpaff_jax.batch import Batch
-from lightpaff_jax.config import flags
+from lightpaff_jax.config import flags, memory
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.errors import UserError, one_line
 from lightpaff_jax.models.decoding import Generated, Settings, make_generate
@@ -75,8 +75,8 @@ def texts(
       generation: special tokens of a Hugging Face folder; None for those of the tokenizer.
 
     Raises:
-      UserError: the model is an encoder, a setting is out of range, or prompt and new tokens exceed
-        the positions of the network.
+      UserError: the model is an encoder, a setting is out of range, prompt and new tokens exceed the
+        positions of the network, or the search needs more memory than the devices have.
     """
     eos, seq2seq = tokenizer.eos_id, model.network.family == 'mass'
     ends = (eos,) if generation is None else generation.eos_ids
@@ -95,6 +95,8 @@ def texts(
             f'prompt {number} has {length} tokens and max_length is {settings.max_length}: {rule} '
             f"the network's {positions} positions"
         )
+    shape = batch_size, settings.beams, settings.max_length
+    memory.check_generation(model.network, *shape, check.device_memory())
     unused = jnp.zeros((batch_size, 1), jnp.int32)
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
@@ -150,15 +152,15 @@ def _settings(options: Mapping[str, Any], generation: Generation) -> Settings:
             raise UserError(
                 f'{generation.where} has {name} = {total}, which counts the prompt too: give --{flag}'
             )
-    network = dict(generation.settings)
-    if explicit.get('beams') == 1 or 'sample' in explicit:
-        network = {k: v for k, v in network.items() if k not in ('beams', 'early_stop')}
-    if 'beams' in explicit:
-        network = {k: v for k, v in network.items() if k not in _SAMPLING_SETTINGS}
     changes = {name.replace('-', '_'): value for name, value in explicit.items()}
     if changes.pop('no_early_stop', False):
         changes['early_stop'] = False
-    settings = Settings(**{'max_length': _MAX_LENGTH} | network | changes)
+    chosen = {'max_length': _MAX_LENGTH} | generation.settings | changes
+    if not chosen.get('sample'):
+        ignored = [name for name in _SAMPLING_SETTINGS if name not in changes]
+        chosen = {name: value for name, value in chosen.items() if name not in ignored}
+    settings = Settings(**chosen)
+    _check_search(settings, changes, generation)
     if settings.beams == 1:
         for name in ('length-penalty', 'no-early-stop'):
             if name in explicit:
@@ -167,6 +169,25 @@ def _settings(options: Mapping[str, Any], generation: Generation) -> Settings:
     if options['seed'] and not settings.sample:
         raise UserError('--seed: requires --sample')
     return settings
+
+
+def _check_search(s: Settings, changes: Mapping[str, Any], generation: Generation) -> None:
+    """Raises UserError if the network's settings of this search are not supported.
+
+    Args:
+      s: the settings.
+      changes: those that flags decide.
+      generation: those of the network.
+    """
+    if s.sample and s.beams > 1 and not ('sample' in changes and 'beams' in changes):
+        value, rule = f'num_beams = {s.beams}', 'must be 1 to sample, or give --beams=1'
+        if 'beams' in changes:
+            value, rule = 'do_sample = True', f'must be False to search with --beams={s.beams}'
+        raise UserError(f'{generation.where} has {value}: {rule}')
+    name = 'sample' if s.sample else 'beams' if s.beams > 1 else ''
+    if name in generation.refused and 'early_stop' not in changes:
+        key, value, rule = generation.refused[name]
+        raise UserError(f'{generation.where} has {key} = {value!r}: {rule}')
 
 
 def _run(argv: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ class Pretrained(abc.ABC):
         Raises:
           UserError: the folder configures what `generate` does not support.
         """
-        return Generation(self.label, (tokenizer.eos_id,), {}, {})
+        return Generation(self.label, (tokenizer.eos_id,), {}, {}, {})
 
     def tokenizer(self, lowercase: bool = True) -> tokenizers.Tokenizer:
         """Reads the tokenizer of the network; `lowercase` is as in `tokenizers.read`.

@@ -301,6 +301,18 @@ def test_only_line_feeds_separate_prompts(folders, capsys, tmp_path):
             ['--model={}/gpt2', '--prompt=a', '--beams=3', '--length-penalty=1e999'],
             'length_penalty = inf: must be finite',
         ),
+        (
+            ['--model={}/gpt2', '--prompt=a', '--beams=1000000000', '--max-length=8'],
+            'batch_size = 1, beams = 1000000000, max_length = 8: needs at least 10^',
+        ),
+        (
+            ['--model={}/mass', '--prompt=a', '--max-length=9223372036854775807'],
+            'prompt 1 has 2 tokens and max_length is 9223372036854775807: must each be at most',
+        ),
+        (
+            ['--model={}/gpt2', '--prompt=a', '--min-length=1000000000'],
+            'min_length = 1000000000: must be in [0, 64]',
+        ),
         (['--model={}/bert', '--prompt=a'], "a network of the family 'bert' generates no text"),
         (
             ['--model={}/none', '--prompt=a'],
@@ -322,4 +334,29 @@ def test_only_line_feeds_separate_prompts(folders, capsys, tmp_path):
 )
 def test_mistake_of_the_command_is_one_line(folders, arguments, message, capsys):
     assert generate.main([x.format(folders) for x in arguments]) == 2
-    assert capsys.readouterr().err == f'error: {message.format(folders)}\n'
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: {message.format(folders)}')
+    assert error.count('\n') == 1
+
+
+def test_ngrams_longer_than_all_texts_change_nothing():
+    long = generate_ids('gpt2', no_repeat_ngram_size=10**9)
+    assert (long.ids == generate_ids('gpt2').ids).all()
+
+
+def test_huge_batch_is_refused_before_allocation():
+    model, params = build('gpt2')
+    prompts = generate.texts(
+        model, params, _Words(), ['a'], generate.Settings(2), batch_size=10**12
+    )
+    with pytest.raises(
+        UserError, match='batch_size = 1000000000000, beams = 1, max_length = 2: nee'
+    ):
+        next(prompts)
+
+
+class _Words:
+    eos_id, pad_id, around = 2, 0, ((), ())
+
+    def encode(self, texts):
+        return [[3] for _ in texts]

@@ -459,6 +459,23 @@ def test_run_keeps_its_class_names_without_its_data(tmp_path):
         ({'id2label': {'0': 'a', '1': 3}}, 'must name the classes 0, 1, ...'),
         ({'id2label': ['a', 'b']}, 'must name the classes 0, 1, ...'),
         ({'id2label': {'0': 'a', '1': 'a'}}, 'must name no class twice'),
+        ({'num_labels': 3}, 'has num_labels = 3: must be 2, the number of classes in id2label'),
+        (
+            {'label2id': ['a', 'b']},
+            "['a', 'b']: must be the inverse of id2label = {'0': 'a', '1': 'b'}",
+        ),
+        (
+            {'label2id': {'LABEL_0': 1, 'LABEL_1': 0}},
+            "must be the inverse of id2label = {'0': 'a', '1': 'b'}",
+        ),
+        (
+            {'label2id': {'a': 0, 'LABEL_1': 1}},
+            "must be the inverse of id2label = {'0': 'a', '1': 'b'}",
+        ),
+        (
+            {'id2label': None, 'label2id': {'a': 1, 'b': 0}},
+            "must be the inverse of id2label = {'0': 'LABEL_0', '1': 'LABEL_1'}",
+        ),
         ({'label2id': {'a': 1, 'b': 0}}, "must be the inverse of id2label = {'0': 'a', '1': 'b'}"),
         ({'id2label': None, 'num_labels': 10**9}, 'must be at most 1000000'),
     ],

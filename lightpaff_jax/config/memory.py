@@ -54,6 +54,18 @@ def check_network(where: str, network: ConfigDict, available: int) -> None:
         raise UserError(f'{where}: a network of {sizes}: {_rule(_FLOAT * count, available)}')
 
 
+def check_generation(
+    network: ConfigDict, batch_size: int, beams: int, max_length: int, available: int
+) -> None:
+    """Raises UserError if a search for texts needs more memory than available."""
+    size = _generation_size(network, batch_size, beams, max_length)
+    if size > available:
+        raise UserError(
+            f'batch_size = {batch_size}, beams = {beams}, max_length = {max_length}: '
+            f'{_rule(size, available)}'
+        )
+
+
 def parameter_count(network: ConfigDict) -> int:
     """Returns the number of parameters in the matrices of a network."""
     width, layers = network.width, network.layers + network.decoder_layers
@@ -83,8 +95,16 @@ def _device_sizes(c: ConfigDict) -> Iterator[tuple[str, int]]:
     yield 'data.batch_size', features * c.data.batch_size // c.train.grad_accum_steps
     yield 'eval.batch_size', features * c.eval.batch_size
     if c.eval.metric in GENERATION_METRICS:
-        logits = _FLOAT * c.eval.batch_size * c.student.vocab_size
-        yield 'generate.beams', logits * c.generate.beams
+        longest = c.generate.max_length or c.data.target_length
+        sizes = c.eval.batch_size, c.generate.beams, longest
+        yield 'generate.beams', _generation_size(c.student, *sizes)
+
+
+def _generation_size(network: ConfigDict, batch_size: int, beams: int, max_length: int) -> int:
+    """Returns the bytes of scores, attention weights, keys and values of all hypotheses."""
+    layers = network.decoder_layers or network.layers
+    width = network.heads * beams + 2 * layers * network.width
+    return _FLOAT * batch_size * beams * (network.vocab_size + width * max_length)
 
 
 def _check(c: ConfigDict, key: str, size: int, available: int) -> None:

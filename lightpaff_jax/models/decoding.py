@@ -172,7 +172,7 @@ def _edit_scores(s: Settings, scores_BWV, step, past: _Past, ids_BWN, ends: tupl
             p = s.repetition_penalty
             penalised_BWV = jnp.where(scores_BWV < 0, scores_BWV * p, scores_BWV / p)
             scores_BWV = jnp.where(seen_BWV, penalised_BWV, scores_BWV)
-        if s.no_repeat_ngram_size:
+        if 0 < s.no_repeat_ngram_size < tokens_BWL.shape[-1]:  # a longer one cannot occur twice
             repeats_BWL = _ends_repeated_ngram(tokens_BWL, real_BL, size + step, s)
             scores_BWV = jnp.where(_mark(scores_BWV, tokens_BWL, repeats_BWL), -jnp.inf, scores_BWV)
     ids_V = jnp.arange(scores_BWV.shape[-1])

@@ -228,9 +228,9 @@ def _prepared_class_names(folder: pathlib.Path) -> tuple[str, ...]:
     manifest = records.read_manifest(folder)
     names = manifest.get('class_names')
     if names is None:  # prepared by an earlier version
-        labels = manifest.get('made_from', {}).get('keys', {}).get('labels', ())
-        source = config.SOURCES.get(manifest['source'])
-        names = labels or (source.class_names if source else ())
+        names = manifest.get('made_from', {}).get('keys', {}).get('labels', ())
+        if not names and manifest['source'] in config.SOURCES:
+            names = config.SOURCES[manifest['source']].class_names
     if names and len({*names}) != manifest['classes']:
         raise UserError(
             f'{folder / records.MANIFEST}: has the classes {", ".join(names)}: must be '

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
+from lightpaff_jax.models.huggingface.values import check, is_integer, is_number
 
 # Name -> our family and head. The first name of a pair is the one that we write.
 ARCHITECTURES = {
@@ -156,7 +157,7 @@ def read(
     Dropout is that of the hidden states; another rate for attention is dropped.
 
     Args:
-      where: start of the messages.
+      where: the folder, the start of the messages.
       values: config.json.
       tensors: returns the names of the tensors, which decide the head if config.json names no
         architecture.
@@ -164,17 +165,18 @@ def read(
     Raises:
       UserError: an architecture or a setting that our networks do not have.
     """
+    where = f'{where}: config.json'
     family, head = _architecture(where, values, tensors)
     rules = _rules(family, head)
     values = _resolve_aliases(where, values, _ALIASES[family])
     values = _defaults(family) | {key: allowed[0] for key, allowed in rules.items()} | values
     for key, allowed in rules.items():
         rule = f'must be {" or ".join(map(repr, allowed))}'
-        _check(where, values, key, values[key] in allowed, rule)
+        check(where, values, key, values[key] in allowed, rule)
     dropout_key = _DROPOUTS[family][0]
     rate = values[dropout_key]
-    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
-    _check(where, values, dropout_key, is_number and 0 <= rate < 1, 'must be in [0, 1)')
+    is_rate = is_number(rate) and 0 <= rate < 1
+    check(where, values, dropout_key, is_rate, 'must be in [0, 1)')
     network = {'family': family, 'head': head, 'dropout': float(rate)}
     network |= _sizes(where, family, values)
     if head == 'classify':
@@ -194,20 +196,19 @@ def _architecture(
         family = types.get(model_type) if isinstance(model_type, str) else None
         if family is None:
             raise UserError(
-                f'{where}: config.json has neither architectures nor a known model_type: add '
+                f'{where} has neither architectures nor a known model_type: add '
                 f'"architectures": [NAME], where NAME is one of {", ".join(ARCHITECTURES)}'
             )
         return family, _head(where, family, [*tensors()])
     name = names[0] if isinstance(names, list) else None
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise UserError(
-            f'{where}: config.json has architectures = {names!r:.80}: must be one of '
-            f'{", ".join(ARCHITECTURES)}'
+            f'{where} has architectures = {names!r:.80}: must be one of {", ".join(ARCHITECTURES)}'
         )
     family, head = ARCHITECTURES[name]
     rule = f"must be '{_MODEL_TYPES[family]}' with architectures = {names}"
     is_known = model_type in (None, _MODEL_TYPES[family])
-    _check(where, {'model_type': model_type}, 'model_type', is_known, rule)
+    check(where, {'model_type': model_type}, 'model_type', is_known, rule)
     return family, head
 
 
@@ -222,7 +223,7 @@ def _head(where: str, family: str, tensors: Sequence[str]) -> str:
     if has('classifier'):
         if not has('pooler.dense'):
             raise UserError(
-                f'{where}: config.json has no architectures, and its tensors are those of a token '
+                f'{where} has no architectures, and its tensors are those of a token '
                 'classifier: must be one of ' + ', '.join(ARCHITECTURES)
             )
         return 'classify'
@@ -238,7 +239,7 @@ def _resolve_aliases(
     for alias, key in aliases.items():
         if alias in values:
             rule = f'must equal {key} = {resolved.get(key)!r}: both name one setting'
-            _check(
+            check(
                 where, values, alias, resolved.setdefault(key, values[alias]) == values[alias], rule
             )
     return resolved
@@ -250,9 +251,10 @@ def read_class_names(where: str, values: Mapping[str, Any]) -> tuple[str, ...]:
     LABEL_0, LABEL_1, ... are the names that transformers gives to classes without a name.
 
     Raises:
-      UserError: id2label has no name for an id, or one name twice, or contradicts label2id.
+      UserError: id2label has no name for an id, or one name twice, or contradicts num_labels or
+        label2id.
     """
-    names = _class_names(where, {'id2label': None, 'num_labels': 2} | {**values})
+    names = _class_names(f'{where}: config.json', values)
     return () if _is_default(names) else names
 
 
@@ -261,28 +263,28 @@ def _is_default(names: Iterable[str]) -> bool:
 
 
 def _class_names(where: str, values: Mapping[str, Any]) -> tuple[str, ...]:
-    names, count = values['id2label'], values['num_labels']
-    if names is None:
-        _check(where, values, 'num_labels', _is_integer(count, 2), 'must be at least 2')
-        _check(
-            where, values, 'num_labels', count <= _MAX_CLASSES, f'must be at most {_MAX_CLASSES}'
-        )
-        return tuple(f'LABEL_{i}' for i in range(count))
-    ids = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
-    by_id = dict(names) if isinstance(names, dict) else {}
-    valid = bool(ids) and [*sorted(by_id, key=str)] == sorted(ids)
+    by_id, count = values.get('id2label'), values.get('num_labels')
+    if by_id is None:
+        count = 2 if count is None else count
+        check(where, values, 'num_labels', is_integer(count, 2), 'must be at least 2')
+        rule = f'must be at most {_MAX_CLASSES}'
+        check(where, values, 'num_labels', count <= _MAX_CLASSES, rule)
+        by_id = {str(i): f'LABEL_{i}' for i in range(count)}
+    ids = [str(i) for i in range(len(by_id))] if isinstance(by_id, dict) else []
+    valid = bool(ids) and {*by_id} == {*ids}
     valid = valid and all(isinstance(name, str) for name in by_id.values())
-    _check(where, values, 'id2label', valid, 'must name the classes 0, 1, ...')
-    ordered = tuple(by_id[i] for i in ids)
-    is_unique = len({*ordered}) == len(ordered)
-    _check(where, values, 'id2label', is_unique, 'must name no class twice')
-    _check(where, {'num_labels': len(ids)}, 'num_labels', len(ids) >= 2, 'must be at least 2')
+    check(where, values, 'id2label', valid, 'must name the classes 0, 1, ...')
+    names = tuple(by_id[i] for i in ids)
+    inverse = {name: i for i, name in enumerate(names)}
+    check(where, values, 'id2label', len(inverse) == len(names), 'must name no class twice')
+    check(where, {'num_labels': len(ids)}, 'num_labels', len(ids) >= 2, 'must be at least 2')
+    rule = f'must be {len(ids)}, the number of classes in id2label'
+    check(where, values, 'num_labels', count in (None, len(ids)), rule)
     reverse = values.get('label2id')
-    if isinstance(reverse, dict) and {*reverse} != {f'LABEL_{i}' for i in range(len(reverse))}:
-        inverse = {name: i for i, name in enumerate(ordered)}
-        rule = f'must be the inverse of id2label = {names!r}'
-        _check(where, values, 'label2id', reverse == inverse, rule)
-    return ordered
+    default = {f'LABEL_{i}': i for i in range(len(reverse))} if isinstance(reverse, dict) else {}
+    rule = f'must be the inverse of id2label = {by_id!r:.200}'
+    check(where, values, 'label2id', reverse in (None, inverse, default), rule)
+    return names
 
 
 def _rules(family: str, head: str) -> dict[str, tuple]:
@@ -294,34 +296,25 @@ def _defaults(family: str) -> dict[str, Any]:
     """Returns transformers' defaults of the keys without a rule."""
     values: dict[str, Any] = {_DROPOUTS[family][0]: 0.1, **dict(_SIZES[family].values())}
     if family == 'bert':
-        values |= {'id2label': None, 'num_labels': 2}
+        values |= {'id2label': None, 'num_labels': None}
     if family == 'mass':
         values |= {'decoder_attention_heads': 16, 'decoder_ffn_dim': 4096}
         values |= {'tie_word_embeddings': True, 'scale_embedding': False, _SHARED_OUTPUT: False}
     return values
 
 
-def _check(where: str, values: Mapping[str, Any], key: str, holds: bool, rule: str) -> None:
-    if not holds:
-        raise UserError(f'{where}: config.json has {key} = {values[key]!r}: {rule}')
-
-
-def _is_integer(value: Any, minimum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-
-
 def _sizes(where: str, family: str, values: dict[str, Any]) -> dict[str, int]:
     keys = {key: hf_key for key, (hf_key, _) in _SIZES[family].items()}
-    if family == 'gpt2' and not values['n_inner'] and _is_integer(values['n_embd'], 1):
+    if family == 'gpt2' and not values['n_inner'] and is_integer(values['n_embd'], 1):
         values['n_inner'] = 4 * values['n_embd']
     for hf_key in keys.values():
-        is_size = _is_integer(values[hf_key], 1)
-        _check(where, values, hf_key, is_size, 'must be a whole number above 0')
+        is_size = is_integer(values[hf_key], 1)
+        check(where, values, hf_key, is_size, 'must be a whole number above 0')
         maximum = _MAX_LAYERS if 'layer' in hf_key else _MAX_SIZE
-        _check(where, values, hf_key, values[hf_key] <= maximum, f'must be at most {maximum}')
+        check(where, values, hf_key, values[hf_key] <= maximum, f'must be at most {maximum}')
     width, heads = values[keys['width']], values[keys['heads']]
     rule = f'must divide {keys["width"]} = {width}'
-    _check(where, values, keys['heads'], width % heads == 0, rule)
+    check(where, values, keys['heads'], width % heads == 0, rule)
     return {key: values[hf_key] for key, hf_key in keys.items()}
 
 
@@ -330,9 +323,9 @@ def _mass_settings(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     for key in ('attention_heads', 'ffn_dim'):
         encoder, decoder = f'encoder_{key}', f'decoder_{key}'
         equal = values[encoder] == values[decoder]
-        _check(where, values, decoder, equal, f'must equal {encoder} = {values[encoder]}')
+        check(where, values, decoder, equal, f'must equal {encoder} = {values[encoder]}')
     for key in ('tie_word_embeddings', 'scale_embedding', _SHARED_OUTPUT):
-        _check(where, values, key, isinstance(values[key], bool), 'must be true or false')
+        check(where, values, key, isinstance(values[key], bool), 'must be true or false')
     untied = 'decoder' if values[_SHARED_OUTPUT] else 'none'
     return {
         'activation': values['activation_function'],

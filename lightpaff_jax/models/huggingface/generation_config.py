@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.models.huggingface.values import check, is_integer, is_number
 
 
 class Generation(NamedTuple):
@@ -16,9 +16,12 @@ class Generation(NamedTuple):
     eos_ids: tuple[int, ...]
     """The tokens that end a text; () for none."""
     settings: dict[str, Any]
-    """Values of `decoding.Settings`; absent ones are not configured."""
+    """Values of `decoding.Settings`, also those that only sampling or a beam search reads; absent
+    ones are not configured."""
     totals: dict[str, int]
     """max_length and min_length that count the tokens of the prompt too."""
+    refused: dict[str, tuple[str, Any, str]]
+    """'sample' or 'beams' -> key, value and rule of a setting that this search would read."""
     start_id: int | None = None
     """First input of a decoder; None for a network without an encoder."""
 
@@ -47,17 +50,18 @@ _REFUSED: dict[str, tuple] = {
     'constraints': (None,),
     'force_words_ids': (None,),
 }
-# Likewise, if tokens are sampled; transformers ignores them otherwise.
-_REFUSED_SAMPLING: dict[str, tuple] = {
-    'num_beams': (None, 1),
-    'min_p': (None,),
-    'top_h': (None,),
-    'typical_p': (None, 1),
-    'epsilon_cutoff': (None, 0),
-    'eta_cutoff': (None, 0),
+# Likewise, if tokens are sampled or beams are searched; transformers ignores them otherwise.
+_REFUSED_BY: dict[str, dict[str, tuple]] = {
+    'sample': {
+        'min_p': (None,),
+        'top_h': (None,),
+        'typical_p': (None, 1),
+        'epsilon_cutoff': (None, 0),
+        'eta_cutoff': (None, 0),
+    },
+    'beams': {'early_stopping': (None, True, False)},
 }
 _TOP_K = 50  # transformers' default if tokens are sampled
-_SAMPLING_NUMBERS = ('temperature', 'top_p')
 _MAX_COUNT = 2**31 - 1
 
 
@@ -74,9 +78,20 @@ def read(where: str, values: Mapping[str, Any], network: ConfigDict) -> Generati
         `decoding.Settings` does not have.
     """
     r = _Reader(where, values, network.vocab_size)
-    seq2seq, samples = network.family == 'mass', r.switch('do_sample')
-    for key, allowed in (_REFUSED | (_REFUSED_SAMPLING if samples else {})).items():
-        r.check(key, values.get(key) in allowed, f'must be {" or ".join(map(repr, allowed))}')
+    seq2seq, samples, beams = network.family == 'mass', r.switch('do_sample'), r.whole('num_beams')
+    rules = dict(_REFUSED)
+    if samples:
+        rules |= _REFUSED_BY['sample'] | {'num_beams': (None, 1)}
+    if beams and beams > 1:
+        rules |= _REFUSED_BY['beams']
+    for key, allowed in rules.items():
+        r.check(key, values.get(key) in allowed, _one_of(allowed))
+    refused = {
+        name: (key, values[key], _one_of(allowed))
+        for name, others in _REFUSED_BY.items()
+        for key, allowed in others.items()
+        if values.get(key) not in allowed
+    }
     settings: dict[str, Any] = {}
     totals = {}
     for name in ('max_length', 'min_length'):
@@ -86,14 +101,16 @@ def read(where: str, values: Mapping[str, Any], network: ConfigDict) -> Generati
         elif new is None and total:
             totals[name] = total
         settings[name] = new
-    for name in ('repetition_penalty', 'length_penalty', *(_SAMPLING_NUMBERS if samples else ())):
+    for name in ('repetition_penalty', 'length_penalty', 'temperature', 'top_p'):
         settings[name] = r.number(name)
-    settings['no_repeat_ngram_size'] = r.whole('no_repeat_ngram_size')
-    if samples:
-        top_k = r.whole('top_k')
-        settings |= {'sample': True, 'top_k': _TOP_K if top_k is None else top_k}
-    elif (beams := r.whole('num_beams') or 1) > 1:
-        settings |= {'beams': beams, 'early_stop': r.switch('early_stopping')}
+    top_k = r.whole('top_k')
+    settings |= {
+        'no_repeat_ngram_size': r.whole('no_repeat_ngram_size'),
+        'beams': beams or 1,
+        'early_stop': values.get('early_stopping') in (True, 1),
+        'sample': samples,
+        'top_k': _TOP_K if top_k is None else top_k,
+    }
     settings['forced_eos_token_id'] = r.token('forced_eos_token_id')
     start_id = None
     if seq2seq:
@@ -104,7 +121,11 @@ def read(where: str, values: Mapping[str, Any], network: ConfigDict) -> Generati
         key = 'forced_bos_token_id'
         r.check(key, values.get(key) is None, 'must be None without an encoder')
     settings = {name: value for name, value in settings.items() if value is not None}
-    return Generation(where, r.tokens('eos_token_id'), settings, totals, start_id)
+    return Generation(where, r.tokens('eos_token_id'), settings, totals, refused, start_id)
+
+
+def _one_of(allowed: tuple) -> str:
+    return f'must be {" or ".join(map(repr, allowed))}'
 
 
 class _Reader(NamedTuple):
@@ -115,8 +136,7 @@ class _Reader(NamedTuple):
     vocab_size: int
 
     def check(self, key: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise UserError(f'{self.where} has {key} = {self.values.get(key)!r}: {rule}')
+        check(self.where, self.values, key, holds, rule)
 
     def switch(self, key: str) -> bool:
         value = self.values.get(key)
@@ -125,20 +145,19 @@ class _Reader(NamedTuple):
 
     def whole(self, key: str) -> int | None:
         value = self.values.get(key)
-        valid = value is None or (_is_integer(value) and 0 <= value <= _MAX_COUNT)
+        valid = value is None or (is_integer(value, 0) and value <= _MAX_COUNT)
         self.check(key, valid, 'must be a whole number')
         return value
 
     def number(self, key: str) -> float | None:
         value = self.values.get(key)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        valid = value is None or (is_number and abs(value) < _MAX_COUNT)
+        valid = value is None or (is_number(value) and abs(value) < _MAX_COUNT)
         self.check(key, valid, 'must be a number')
         return None if value is None else float(value)
 
     def token(self, key: str) -> int | None:
         value = self.values.get(key)
-        valid = value is None or (_is_integer(value) and 0 <= value < self.vocab_size)
+        valid = value is None or (is_integer(value, 0) and value < self.vocab_size)
         self.check(key, valid, f'must be an id below vocab_size = {self.vocab_size}')
         return value
 
@@ -146,9 +165,5 @@ class _Reader(NamedTuple):
         """Returns the ids of a key; drops ids outside of the vocabulary, which never occur."""
         value = self.values.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        self.check(key, all(map(_is_integer, ids)), 'must be an id or a list of ids')
+        self.check(key, all(map(is_integer, ids)), 'must be an id or a list of ids')
         return tuple(i for i in ids if 0 <= i < self.vocab_size)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

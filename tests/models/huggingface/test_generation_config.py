@@ -1,6 +1,7 @@
 """generation_config.json: settings that are followed, refused or overridden by flags."""
 
 import pytest
+from helpers import transformers_reference
 from helpers.networks import network
 
 from lightpaff_jax import generate
@@ -59,10 +60,26 @@ def test_settings_of_a_summarizer_are_followed():
         ({'num_beams': 3}, ['--beams=1'], {}),
         ({'num_beams': 3, 'length_penalty': 2.0}, ['--length-penalty=0'], {'length_penalty': 0}),
         ({'min_length': 9}, ['--min-length=0'], {'min_length': 0}),
-        ({'num_beams': 3, 'length_penalty': 2}, ['--sample', '--top-k=4'], {'top_k': 4}),
+        (
+            {'num_beams': 3, 'length_penalty': 2},
+            ['--sample', '--beams=1', '--top-k=4'],
+            {'top_k': 4},
+        ),
+        ({}, ['--beams=4'], {'beams': 4, 'early_stop': False}),
+        ({'early_stopping': True, 'length_penalty': 0.5}, ['--beams=4'], {'early_stop': True}),
+        ({'early_stopping': True}, ['--beams=4', '--no-early-stop'], {'early_stop': False}),
+        ({'early_stopping': 'never'}, [], {'beams': 1}),
+        ({'early_stopping': 'never'}, ['--beams=2', '--no-early-stop'], {'early_stop': False}),
+        ({}, ['--sample'], {'top_k': 50, 'top_p': 1.0, 'temperature': 1.0}),
+        ({'temperature': 0.5, 'top_k': 9, 'top_p': 0.8}, ['--sample'], {'top_k': 9, 'top_p': 0.8}),
+        (
+            {'temperature': 0.5, 'top_k': 9},
+            ['--sample', '--top-k=0'],
+            {'top_k': 0, 'temperature': 0.5},
+        ),
         ({'do_sample': True, 'temperature': 0.5}, [], {'top_k': 50, 'temperature': 0.5}),
         ({'do_sample': True, 'top_p': 0.9, 'top_k': 0}, [], {'top_p': 0.9}),
-        ({'do_sample': True, 'top_p': 0.9}, ['--beams=2'], {'beams': 2}),
+        ({'do_sample': True, 'top_p': 0.9}, ['--beams=1'], {'top_p': 0.9}),
         ({'do_sample': False, 'temperature': 0.5, 'top_k': 9, 'min_p': 0.1}, [], {}),
         ({'repetition_penalty': 1.5}, ['--no-repeat-ngram-size=2'], {'repetition_penalty': 1.5}),
         ({'eos_token_id': [3, 4], 'num_return_sequences': 1, 'use_cache': False}, [], {}),
@@ -72,10 +89,65 @@ def test_flags_precede_the_settings_of_a_folder(values, arguments, expected):
     chosen = settings(values, *arguments)
     for name, value in expected.items():
         assert getattr(chosen, name) == value, name
-    samples = '--sample' in arguments or (values.get('do_sample') and '--beams=2' not in arguments)
-    assert chosen.sample == bool(samples)
-    if 'num_beams' not in values and '--beams=2' not in arguments:
+    assert chosen.sample == bool('--sample' in arguments or values.get('do_sample'))
+    if 'num_beams' not in values and not any(word.startswith('--beams') for word in arguments):
         assert chosen.beams == 1
+
+
+@pytest.mark.compare
+@pytest.mark.parametrize(
+    ('values', 'flags', 'arguments'),
+    [
+        ({'early_stopping': True, 'length_penalty': 0.5}, ['--beams=4'], {'num_beams': 4}),
+        ({'temperature': 0.5}, ['--beams=4'], {'num_beams': 4}),
+        ({'temperature': 0.5, 'top_k': 9, 'top_p': 0.8}, ['--sample'], {'do_sample': True}),
+        ({'early_stopping': True}, ['--sample', '--top-p=0.7'], {'do_sample': True, 'top_p': 0.7}),
+        ({'do_sample': True, 'temperature': 2.0}, ['--beams=1'], {'num_beams': 1}),
+        (
+            {'num_beams': 3, 'top_k': 7},
+            ['--sample', '--beams=1'],
+            {'do_sample': True, 'num_beams': 1},
+        ),
+    ],
+)
+def test_flags_act_as_arguments_of_generate(values, flags, arguments):
+    transformers = pytest.importorskip('transformers')
+    reference = transformers_reference.make('GPT2LMHeadModel')
+    reference.generation_config = transformers.GenerationConfig(**values)
+    expected, _ = reference._prepare_generation_config(None, **arguments)
+    chosen = settings(values, *flags, family='gpt2')
+    assert (chosen.sample, chosen.beams) == (expected.do_sample, expected.num_beams)
+    names = {'length_penalty': 'length_penalty', 'early_stop': 'early_stopping'}
+    if chosen.sample:
+        names = {name: name for name in ('temperature', 'top_k', 'top_p')}
+    assert {name: getattr(chosen, name) for name in names} == {
+        name: getattr(expected, key) for name, key in names.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ('values', 'flag', 'message'),
+    [
+        (
+            {'early_stopping': 'never'},
+            '--beams=4',
+            "early_stopping = 'never': must be None or True or",
+        ),
+        ({'min_p': 0.1}, '--sample', 'min_p = 0.1: must be None'),
+        ({'typical_p': 0.9}, '--sample', 'typical_p = 0.9: must be None or 1'),
+        ({'num_beams': 3}, '--sample', 'num_beams = 3: must be 1 to sample, or give --beams=1'),
+        (
+            {'do_sample': True},
+            '--beams=3',
+            'do_sample = True: must be False to search with --beams=3',
+        ),
+    ],
+)
+def test_settings_that_a_flag_makes_effective_are_refused(values, flag, message):
+    settings(values)
+    with pytest.raises(UserError) as error:
+        settings(values, flag)
+    assert str(error.value).startswith(f'here has {message}')
 
 
 @pytest.mark.parametrize(
@@ -84,7 +156,7 @@ def test_flags_precede_the_settings_of_a_folder(values, arguments, expected):
         ('gpt2', {'max_length': 50}, 'max_length = 50, which counts the prompt too: give --max-l'),
         ('gpt2', {'min_length': 5}, 'min_length = 5, which counts the prompt too: give --min-le'),
         ('gpt2', {'forced_bos_token_id': 3}, 'forced_bos_token_id = 3: must be None without an'),
-        ('mass all', {'num_beams': 2, 'early_stopping': 'never'}, 'must be true or false'),
+        ('mass all', {'num_beams': 2, 'early_stopping': 'never'}, 'must be None or True or'),
         ('mass all', {'num_beams': 2.5}, 'num_beams = 2.5: must be a whole number'),
         ('mass all', {'max_new_tokens': True}, 'max_new_tokens = True: must be a whole number'),
         ('mass all', {'length_penalty': '2'}, "length_penalty = '2': must be a number"),
