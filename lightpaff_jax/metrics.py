@@ -344,7 +344,8 @@ def _truncate(path: pathlib.Path, resume_step: int, expected: int | None) -> int
             raise UserError(f'{where}: repeats step {step}; remove the lines of another run')
         kinds = kinds | {kind} if step == last_step else {kind}
         last_step = step
-        if step <= resume_step:
+        # A resumed run writes the validation of the step again if a signal has stopped it.
+        if step < resume_step or (step == resume_step and count != expected):
             end, count = end + len(line), count + 1
     if expected not in (None, count):
         raise UserError(

@@ -66,6 +66,8 @@ class Progress:
     """Update of the best validation by `config.train.keep_best`; 0: none yet."""
     best_score: float = 0.0
     validations_since_best: int = 0
+    unvalidated: dict[str, Any] | None = None
+    """RATES of the present update while its validation has not ended, which a resumed run repeats."""
 
     def add(self, tokens: int, flops: float, sums: dict[str, Any]) -> int:
         """Counts an update with its cost and sums; returns its number."""
@@ -210,32 +212,40 @@ def _run_updates(
     ):
         start_time = time.perf_counter()
         for batch in _remaining_batches(c, mesh, inputs, progress):
-            state, sums, compilation_time = run_step(state, batch, in_flight)
-            start_time += compilation_time
-            # At most one step is in flight: more can deadlock XLA's CPU devices.
-            jax.block_until_ready(in_flight)
-            _check_updates(c, progress.updates, in_flight)
-            in_flight = {name: sums.pop(name) for name in distill_step.RATES}
-            tokens = c.data.batch_size * (batch.shape.tokens + batch.shape.source)
-            index = progress.add(tokens, flops(batch.shape), sums)
-            writer.advance(index, progress.tokens, idle=compilation_time)
-            is_last = index == c.train.updates
-            if is_last or index % c.train.log_every == 0:
-                _log_window(writer, progress, in_flight)
-            evaluates = is_last or (c.train.eval_every and index % c.train.eval_every == 0)
+            if batch is None:  # only the validation of the last update is left
+                in_flight = progress.unvalidated
+            else:
+                state, sums, compilation_time = run_step(state, batch, in_flight)
+                start_time += compilation_time
+                # At most one step is in flight: more can deadlock XLA's CPU devices.
+                jax.block_until_ready(in_flight)
+                _check_updates(c, progress.updates, in_flight)
+                in_flight = {name: sums.pop(name) for name in distill_step.RATES}
+                tokens = c.data.batch_size * (batch.shape.tokens + batch.shape.source)
+                progress.add(tokens, flops(batch.shape), sums)
+                writer.advance(progress.updates, progress.tokens, idle=compilation_time)
+                if _is_due(c, progress.updates, c.train.log_every):
+                    _log_window(writer, progress, in_flight)
+            assert in_flight is not None, 'an update has run'
+            index = progress.updates
+            evaluates = batch is None or _is_due(c, index, c.train.eval_every)
             stop, is_best = stop_signal(), False
-            saves = is_last or stop or index % c.train.save_every == 0
+            saves = bool(stop) or _is_due(c, index, c.train.save_every)
             if evaluates or saves:
                 jax.block_until_ready(state)
                 progress.seconds += time.perf_counter() - start_time
                 _check_updates(c, index, in_flight, state.params)
             if evaluates:
-                outputs = _validate(c, index, in_flight, evaluation, state.params)
+                progress.unvalidated = metrics.to_json(in_flight)
+                outputs = _validate(c, index, in_flight, evaluation, state.params, stop_signal)
+                stop = stop_signal()
+            if evaluates and outputs is not None:
+                progress.unvalidated = None
                 writer.log(index, outputs.scores, kind='validation')
                 is_best = progress.is_best(c.train.keep_best, outputs.scores)
                 if progress.has_ended(c) and progress.window is not None:
                     _log_window(writer, progress, in_flight)
-                saves = saves or is_best or progress.has_ended(c)
+            saves = saves or bool(stop) or is_best or progress.has_ended(c)
             if saves:  # after all lines of this update, so that a resumed run repeats none
                 save_time = time.perf_counter()
                 writer.upload()
@@ -255,13 +265,23 @@ def _run_updates(
 
 def _remaining_batches(
     c: ConfigDict, mesh: Mesh, inputs: Inputs, progress: Progress
-) -> Iterator[Batch]:
-    """Yields the batches from the next update to the last one, on the devices."""
+) -> Iterator[Batch | None]:
+    """Yields the batches from the next update to the last one, on the devices.
+
+    If a signal has stopped the validation of the last update, the first one is None.
+    """
+    if progress.unvalidated is not None:
+        yield None
     start = progress.updates
     rows = sharding.local_rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
     stream = batches.training(c, inputs.prepared, inputs.tokenizer, start, rows)
     remaining = 0 if progress.has_ended(c) else c.train.updates - start
-    return sharding.prefetch(mesh, itertools.islice(stream, remaining))
+    yield from sharding.prefetch(mesh, itertools.islice(stream, remaining))
+
+
+def _is_due(c: ConfigDict, update: int, every: int) -> bool:
+    """Returns whether this is the last update, or the number of updates is a multiple of `every`."""
+    return update == c.train.updates or (every > 0 and update % every == 0)
 
 
 def _log_window(writer: metrics.Writer, progress: Progress, rates: dict[str, Any]) -> None:
@@ -306,10 +326,22 @@ def _validate(
     rates: dict[str, Any],
     evaluation: evaluate.Evaluation,
     params: models.Params,
-) -> evaluate.SplitOutputs:
-    """Scores the validation split; raises Diverged if its perplexity is not finite."""
+    stop_signal: Callable[[], int],
+) -> evaluate.SplitOutputs | None:
+    """Scores the validation split, or returns None if a signal stops the run.
+
+    Raises:
+      Diverged: its perplexity is not finite.
+    """
+
+    def before_batch() -> None:
+        if number := stop_signal():
+            raise interrupts.Stopped(number)
+
     try:
-        outputs = evaluation.score('validation', params)
+        outputs = evaluation.score('validation', params, before_batch)
+    except interrupts.Stopped:
+        return None
     except Diverged as error:
         raise _diverged(c, update, rates, str(error)) from error
     ce = float(outputs.scores['ce'])

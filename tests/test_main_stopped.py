@@ -16,7 +16,7 @@ import pytest
 from helpers.commands import ROOT, UPDATES, call, error_line, student_arguments
 from helpers.processes import QUICK, environment
 
-from lightpaff_jax import checkpoint, evaluate, metrics, workdir as workdir_lib
+from lightpaff_jax import checkpoint, evaluate, metrics, sharding, workdir as workdir_lib
 from lightpaff_jax.runtime import distributed, fingerprint, lock
 
 XLA_FLAGS = ' '.join(f'--{name}={value}'.lower() for name, value in QUICK.items())
@@ -96,6 +96,37 @@ def test_signal_saves_the_update_and_resume_is_bitwise_equal(here, tmp_path, cap
     assert checkpoint.Checkpoints(tmp_path / 'stopped/checkpoints', 9).steps() == [2, 3]
     assert call(capsys, *argv)[0] == 0
     assert_same_run(here / 'runs/small', tmp_path / 'stopped')
+
+
+def test_signal_in_a_validation_stops_it_and_resume_is_bitwise_equal(
+    here, tmp_path, capsys, monkeypatch
+):
+    """The run is stopped in its validation, and killed after it has repeated it."""
+    run, argv = tmp_path / 'stopped', student_arguments(workdir=tmp_path / 'stopped')
+    put = sharding.put_batch
+
+    def stop(mesh, batch, micro):
+        if not micro:
+            signal.raise_signal(signal.SIGTERM)
+        return put(mesh, batch, micro)
+
+    def kill(*args):
+        raise StopError
+
+    monkeypatch.setattr(sharding, 'put_batch', stop)
+    stopped = call(capsys, *argv)
+    assert stopped[0] == 143
+    where = f'after update 6 of {run}, saved; the same command resumes'
+    assert stopped[2].splitlines()[-1] == f'stopped by SIGTERM {where}'
+    assert '"kind": "validation"' not in (run / 'metrics.jsonl').read_text()
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluate.Evaluation, 'finish', kill)
+    with pytest.raises(StopError):
+        call(capsys, *argv)
+    assert '"kind": "validation"' in (run / 'metrics.jsonl').read_text()
+    monkeypatch.undo()
+    assert call(capsys, *argv)[0] == 0
+    assert_same_run(here / 'runs/small', run)
 
 
 @pytest.mark.parametrize(

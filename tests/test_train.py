@@ -1,10 +1,12 @@
 """Training runs on 8 fake devices: long, extended, completed and initialised ones."""
 
+import contextlib
 import dataclasses
 import gc
 import json
 import math
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -16,8 +18,12 @@ from helpers.commands import call, student_arguments
 from lightpaff_jax import checkpoint, config, evaluate, metrics, optimizer, pretrained, workdir
 from lightpaff_jax.data import batches
 from lightpaff_jax.errors import Diverged, UserError
-from lightpaff_jax.runtime import fingerprint
+from lightpaff_jax.runtime import distributed, fingerprint, interrupts
 from lightpaff_jax.train import train
+
+
+class StopError(Exception):
+    pass
 
 
 def configured(cache, workdir, **train_keys):
@@ -360,6 +366,44 @@ def test_kills_around_the_best_step_change_nothing(data_cache, early_run, tmp_pa
     assert [*map(str, lines(tmp_path / 'run'))] == [*map(str, lines(folder))]
     (tmp_path / 'run/result.json').unlink()  # killed between the last save and the result
     assert untimed(train(c)) == untimed(result)
+
+
+@pytest.mark.e2e
+def test_stops_before_validations_change_nothing(data_cache, early_run, tmp_path, monkeypatch):
+    """Each stop comes before a validation; the next run repeats it and is killed after its line."""
+    folder, result = early_run
+    best, last = result['best_update'], result['updates']
+    stops = [best - 1, best, last]
+    kills, log, advance, signals = [*stops], metrics.Writer.log, metrics.Writer.advance, []
+
+    def stop(writer, step, *args, **kwargs):
+        advance(writer, step, *args, **kwargs)
+        if step in stops:
+            stops.remove(step)
+            signals.append(signal.SIGTERM)
+
+    def kill(writer, step, *args, kind='train', **kwargs):
+        log(writer, step, *args, kind=kind, **kwargs)
+        if kind == 'validation' and step in kills:
+            kills.remove(step)
+            raise StopError
+
+    @contextlib.contextmanager
+    def stop_signal():
+        yield lambda: signals[-1] if signals else 0
+
+    monkeypatch.setattr(distributed, 'stop_signal', stop_signal)
+    monkeypatch.setattr(metrics.Writer, 'advance', stop)
+    monkeypatch.setattr(metrics.Writer, 'log', kill)
+    c = until_worse(data_cache, tmp_path / 'run')
+    for step in [*stops]:
+        with pytest.raises(interrupts.Saved, match=f'after update {step} of '):
+            train(c)
+        signals.clear()
+        with pytest.raises(StopError):
+            train(c)
+    assert untimed(train(c)) == untimed(result)
+    assert [*map(str, lines(tmp_path / 'run'))] == [*map(str, lines(folder))]
 
 
 @pytest.mark.e2e

@@ -1,6 +1,6 @@
 """Scores a network on the splits of a run's data; the command `python -m lightpaff_jax.evaluate`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -81,9 +81,18 @@ class Evaluation:
         for split in workdir.splits(c):  # a damaged split is found before the training
             next(self._batches(split))
 
-    def score(self, split: str, params: models.Params) -> SplitOutputs:
-        """Computes the scores of a split that need no generated text."""
-        indices, values = self._run(split, self._evaluate, params, self._teacher_params)
+    def score(
+        self, split: str, params: models.Params, before_batch: Callable[[], None] = lambda: None
+    ) -> SplitOutputs:
+        """Computes the scores of a split that need no generated text.
+
+        Args:
+          split: name of the split.
+          params: parameters of the network.
+          before_batch: called before each batch; may raise an exception to stop.
+        """
+        arguments = params, self._teacher_params
+        indices, values = self._run(split, self._evaluate, *arguments, before_batch=before_batch)
         split_scores = compute_scores(self._c, values, self._prepared.split(split))
         return SplitOutputs(split, indices, values, split_scores)
 
@@ -120,7 +129,13 @@ class Evaluation:
         rows = sharding.local_rows(self._mesh, self._c.eval.batch_size)
         return batches.evaluation(self._c, self._prepared, self._tokenizer, split, rows)
 
-    def _run(self, split: str, call, *arguments) -> tuple[np.ndarray, dict[str, Any]]:
+    def _run(
+        self,
+        split: str,
+        call: Callable[..., dict[str, jax.Array]],
+        *arguments: Any,
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Returns the ascending numbers of the examples, and their outputs: rows, or sums.
 
         The outputs are those of `call(*arguments, batch)` for every batch of the split.
@@ -128,6 +143,7 @@ class Evaluation:
         parts: dict[str, list[np.ndarray]] = {}
         indices_NB = batches.evaluation_indices(self._c, self._prepared, split)
         for indices_B, batch in zip(indices_NB, self._batches(split), strict=True):
+            before_batch()
             outputs = call(*arguments, sharding.put_batch(self._mesh, batch, micro=False))
             for name, x in jax.device_get(outputs).items():
                 parts.setdefault(name, []).append(x[indices_B >= 0] if x.ndim else x)

@@ -203,9 +203,9 @@ def exit_stopped(stop: interrupts.Stopped) -> int:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], int]]:
-    """Yields a function that returns the signal for which all processes stop at this call, or 0.
+    """Yields a function that returns the signal for which all processes stop, or 0.
 
-    All processes must make the calls in the same order. From the first call on, a signal waits for
+    All processes must make the calls in the same order, until one returns a signal. From the first call on, a signal waits for
     a later call; a process that is not in this context stops at once. With several processes jax
     handles SIGTERM and agrees on a call. SIGINT is sent to all processes, which raise it as SIGTERM.
     """
@@ -220,7 +220,9 @@ def stop_signal() -> Iterator[Callable[[], int]]:
         def agreed() -> int:
             global _stopping
             received()
-            _stopping = multihost_utils.reached_preemption_sync_point(next(_stop_calls))
+            _stopping = _stopping or multihost_utils.reached_preemption_sync_point(
+                next(_stop_calls)
+            )
             return _shared_signal() if _stopping else 0
 
         yield agreed
