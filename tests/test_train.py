@@ -119,9 +119,9 @@ def test_completed_run_scores_only_missing_splits(data_cache, tmp_path, monkeypa
     first, splits = train(c), []
     score = evaluate.Evaluation.score
 
-    def record(self, split, params):
+    def record(self, split, params, *args):
         splits.append(split)
-        return score(self, split, params)
+        return score(self, split, params, *args)
 
     monkeypatch.setattr(evaluate.Evaluation, 'score', record)
     c.eval.test = True
