@@ -39,6 +39,18 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f'; did you mean {lower[matches[0]]}?' if matches else ''
 
 
+def whole_number(label: str, text: str, least: int, most: int = 2**31 - 1) -> int:
+    """Converts digits to a number. int() raises ValueError for valid digits too, above 4,300 of them.
+
+    Raises:
+      UserError: `label` and the text, unless it is a whole number in this range.
+    """
+    if text.isdecimal() and len(text.lstrip('0')) <= 10 and least <= int(text) <= most:
+        return int(text)
+    limit = f' and at most {most}' if most < 2**31 - 1 else ''
+    raise UserError(f'{label} = {text:.40}: must be a whole number, at least {least}{limit}')
+
+
 def one_line(error: BaseException) -> str:
     """Returns the message of an error in one line; for the system's errors, only the reason."""
     reason = error.strerror if isinstance(error, OSError) else None

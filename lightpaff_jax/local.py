@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import IO
 
 from lightpaff_jax.config import flags
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import UserError, whole_number
 
 USAGE = """
 ./launch/local.sh N COMMAND [ARGUMENT ...]
 
-Runs a command as N processes on this machine's CPUs; they behave like N hosts of one run. Lines of
-process 0 are unchanged; lines of the others begin with [1], [2] ... If one process fails, all end.
+Runs a command as N processes (at most 1024) on this machine's CPUs; they behave like N hosts of one
+run. Lines of process 0 are unchanged; lines of the others begin with [1], [2] ... If one process fails, all end.
 The exit code is that of the first process that failed. SIGINT (Ctrl-C) and SIGTERM are passed on:
 a run saves its present update and ends. A second signal kills all processes.
 
@@ -31,6 +31,7 @@ a run saves its present update and ends. A second signal kills all processes.
 # Seconds from a failure to SIGTERM, and from SIGTERM to SIGKILL. The other processes end by
 # themselves in about two seconds and print the reason; process 0 in five if one was killed.
 GRACE, END = 9.0, 3.0
+_MOST = 1024  # processes, and devices of each: more would exhaust the machine before an error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,20 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     number, *command = argv
-    devices = os.environ.get('DEVICES', '1')
-    if not number.isdecimal() or int(number) < 1 or not command:
-        raise UserError(f'{" ".join(argv)}: must be N COMMAND [ARGUMENT ...], N at least 1')
-    if not devices.isdecimal() or int(devices) < 1:
-        raise UserError(f'DEVICES = {devices}: must be a whole number, at least 1')
+    if not command:
+        raise UserError(f'{number:.40}: must be N COMMAND [ARGUMENT ...]')
+    count = whole_number('N', number, 1, _MOST)
+    devices = whole_number('DEVICES', os.environ.get('DEVICES', '1'), 1, _MOST)
     # An exception in a signal handler could lose a process that has just started.
     signals: list[int] = []
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda number, _: signals.append(number))
-    environment = _environment(int(number), devices)
+    environment = _environment(count, devices)
     processes: list[subprocess.Popen] = []
     threads: list[threading.Thread] = []
     try:
-        for k in range(int(number)):
+        for k in range(count):
             environment['JAX_PROCESS_ID'] = str(k)
             processes.append(_start(command, environment, k, threads))
         return _wait(processes, signals)
@@ -65,7 +65,7 @@ def _run(argv: Sequence[str]) -> int:
             thread.join()
 
 
-def _environment(processes: int, devices: str) -> dict[str, str]:
+def _environment(processes: int, devices: int) -> dict[str, str]:
     with socket.create_server(('127.0.0.1', 0)) as server:  # finds a free port for process 0
         port = server.getsockname()[1]
     count = '--xla_force_host_platform_device_count'

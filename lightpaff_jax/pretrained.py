@@ -304,17 +304,15 @@ def save(
 
     Raises:
       UserError: the tokenizer has more ids than the model or cannot be written as an exact
-        tokenizer.json, or the path is in a bucket.
+        tokenizer.json; the path is in a bucket, or the folder holds something else, such as a run.
       NotSaved: the disk is full; `load` refuses the incomplete folder.
     """
-    if storage.is_remote(path):
-        raise UserError(f'{path}: must be a local folder')
+    folder = _target(path)
     if tokenizer.vocab_size > model.network.vocab_size:
         raise UserError(
             f'{path}: the tokenizer has {tokenizer.vocab_size} ids, must have at most the '
             f"model's {model.network.vocab_size}"
         )
-    folder = pathlib.Path(path).expanduser()
     with storage.translate_disk_errors(folder), storage.temporary_folder(folder) as temporary:
         tokenizer_dir = temporary / folder.name
         # Before any change of the folder, because it may raise.
@@ -335,6 +333,27 @@ def save(
         checkpoint_dir.write(
             folder, model, jax.device_get(params), ids=special_ids, labels=model.class_names
         )
+
+
+def _target(path: str) -> pathlib.Path:
+    """Returns the absolute path of a folder to save in.
+
+    Raises:
+      UserError: it is in a bucket or no folder, or has the config.json of something else.
+    """
+    if storage.is_remote(path):
+        raise UserError(f'{path}: must be a local folder')
+    if not path or '\0' in path:
+        raise UserError(f'path = {path!r}: must name a folder')
+    folder = pathlib.Path(path).expanduser().resolve()  # `..` has the name of that folder
+    if not folder.name or (folder.exists() and not folder.is_dir()):
+        raise UserError(f'{folder}: must be a folder, and not the root')
+    file = folder / 'config.json'
+    if file.exists() and not {'architectures', 'model_type'} & json_file.read(file).keys():
+        raise UserError(
+            f'{folder}: its config.json is not that of a network, choose another folder'
+        )
+    return folder
 
 
 def select_layers(

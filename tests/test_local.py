@@ -10,6 +10,8 @@ import time
 import pytest
 from helpers.processes import ROOT, environment
 
+from lightpaff_jax import local as local_module
+
 
 def local(*words, **changes):
     """Starts launch/local.sh in a session of its own, so a signal does not reach the tests."""
@@ -112,11 +114,16 @@ def test_local_kills_all_at_the_second_signal():
 @pytest.mark.parametrize(
     ('words', 'changes', 'line'),
     [
-        (('2',), {}, '2: must be N COMMAND [ARGUMENT ...], N at least 1'),
-        (('0', 'true'), {}, '0 true: must be N COMMAND [ARGUMENT ...], N at least 1'),
-        (('two', 'true'), {}, 'two true: must be N COMMAND [ARGUMENT ...], N at least 1'),
+        (('2',), {}, '2: must be N COMMAND [ARGUMENT ...]'),
+        (('0', 'true'), {}, 'N = 0: must be a whole number, at least 1 and at most 1024'),
+        (('two', 'true'), {}, 'N = two: must be a whole number, at least 1 and at most 1024'),
+        (('1025', 'true'), {}, 'N = 1025: must be a whole number, at least 1 and at most 1024'),
         (('2', './none'), {}, './none: No such file or directory'),
-        (('2', 'true'), {'DEVICES': 'x'}, 'DEVICES = x: must be a whole number, at least 1'),
+        (
+            ('2', 'true'),
+            {'DEVICES': 'x'},
+            'DEVICES = x: must be a whole number, at least 1 and at most 1024',
+        ),
     ],
 )
 def test_local_refuses_an_invalid_argument_in_one_line(words, changes, line):
@@ -124,3 +131,13 @@ def test_local_refuses_an_invalid_argument_in_one_line(words, changes, line):
     code, out, err = run('--help')
     assert (code, err) == (0, '')
     assert out.startswith('./launch/local.sh N COMMAND')
+
+
+@pytest.mark.parametrize('number', ['1025', 5000 * '1'])
+def test_too_many_processes_are_refused_in_one_line(number, capsys, monkeypatch):
+    rule = 'must be a whole number, at least 1 and at most 1024'
+    assert local_module.main([number, 'true']) == 2
+    assert capsys.readouterr().err == f'error: N = {number:.40}: {rule}\n'
+    monkeypatch.setenv('DEVICES', number)
+    assert local_module.main(['2', 'true']) == 2
+    assert capsys.readouterr().err == f'error: DEVICES = {number:.40}: {rule}\n'

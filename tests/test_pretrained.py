@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
@@ -86,6 +87,36 @@ def test_save_replaces_its_files_and_keeps_others(data_cache, tmp_path):
     write_folder(data_cache, tmp_path / 'm', width=32)
     assert lightpaff_jax.load(str(tmp_path / 'm'))[0].network.width == 32
     assert (tmp_path / 'm' / 'README.md').read_text() == 'kept'
+
+
+@pytest.mark.parametrize('path', ['.', '..', 'other/..', 'other/../'])
+def test_save_in_a_parent_folder_writes_there(folders, data_cache, tmp_path, monkeypatch, path):
+    here = tmp_path / 'a' / 'b'
+    (here / 'other').mkdir(parents=True)
+    monkeypatch.chdir(here)
+    _, model, params = folders['gpt2']
+    tokenizer = selection.load(make_config(data_cache, ''))
+    lightpaff_jax.save(path, model, params, tokenizer)
+    folder = (here / path).resolve()
+    assert {'config.json', 'model.safetensors', 'tokenizer.json'} <= {*map(str, os.listdir(folder))}
+    assert not list(tmp_path.rglob('.*'))
+    # A run's config.json, or that of a program, is kept.
+    storage.write_json(folder / 'config.json', {'train': {'updates': 1}})
+    with pytest.raises(
+        UserError, match=r'its config.json is not that of a network, choose another'
+    ):
+        lightpaff_jax.save(path, model, params, tokenizer)
+    assert json.loads((folder / 'config.json').read_text()) == {'train': {'updates': 1}}
+
+
+@pytest.mark.parametrize('path', ['', '/', 'a\0b', 'file', 'file/'])
+def test_save_refuses_what_is_no_folder(folders, data_cache, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'file').write_text('kept')
+    _, model, params = folders['gpt2']
+    with pytest.raises(UserError, match=r'must (name|be) a folder'):
+        lightpaff_jax.save(path, model, params, selection.load(make_config(data_cache, '')))
+    assert os.listdir(tmp_path) == ['file']
 
 
 def test_save_rejects_tokenizer_larger_than_model(data_cache, tmp_path):

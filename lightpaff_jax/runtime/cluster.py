@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lightpaff_jax.errors import UserError, one_line
+from lightpaff_jax.errors import UserError, one_line, whole_number
 from lightpaff_jax.runtime import interrupts, storage
 
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
@@ -64,8 +64,8 @@ def detect(environment: Mapping[str, str]) -> Cluster | None:
     address = environment.get('JAX_COORDINATOR_ADDRESS')
     if address:
         host, _, port = address.rpartition(':')
-        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            raise UserError(f'JAX_COORDINATOR_ADDRESS = {address}: must be HOST:PORT')
+        if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 1 << 16:
+            raise UserError(f'JAX_COORDINATOR_ADDRESS = {address:.80}: must be HOST:PORT')
     present = [name for name in VARIABLES if environment.get(name)]
     if not _cluster_variable(environment):
         if not present:
@@ -78,11 +78,7 @@ def detect(environment: Mapping[str, str]) -> Cluster | None:
 
 def _integer(environment: Mapping[str, str], name: str, least: int) -> int | None:
     text = environment.get(name)
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < least:
-        raise UserError(f'{name} = {text}: must be a whole number, at least {least}')
-    return int(text)
+    return whole_number(name, text, least) if text else None
 
 
 def _cluster_variable(environment: Mapping[str, str]) -> str:

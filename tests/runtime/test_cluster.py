@@ -54,6 +54,14 @@ def test_the_environment_determines_the_cluster(variables, expected):
         ),
         ({'JAX_NUM_PROCESSES': '0'}, 'JAX_NUM_PROCESSES = 0: must be a whole number, at least 1'),
         ({'JAX_PROCESS_ID': '-1'}, 'JAX_PROCESS_ID = -1: must be a whole number, at least 0'),
+        *(
+            ({name: 5000 * '1'}, f'{name} = {40 * "1"}: must be a whole number, at least {least}')
+            for name, least in (('JAX_NUM_PROCESSES', 1), ('JAX_PROCESS_ID', 0))
+        ),
+        (
+            {'JAX_COORDINATOR_ADDRESS': 'host:' + 5000 * '1'},
+            f'JAX_COORDINATOR_ADDRESS = host:{75 * "1"}: must be HOST:PORT',
+        ),
         ({'JAX_PROCESS_ID': '4'}, 'JAX_PROCESS_ID = 4: must be below JAX_NUM_PROCESSES = 4'),
         (
             {'JAX_PROCESS_ID': ''},

@@ -171,7 +171,7 @@ def _delimited_rows(schema: Schema, file: Path, on_error: OnError) -> Iterator[_
 
 def _column_index(schema: Schema, name: str, first: list[str], file: Path) -> int:
     """Returns the index of a column, by its number or by the header `first`."""
-    if name.isdecimal() and int(name) < len(first):
+    if name.isdecimal() and len(name.lstrip('0')) < 10 and int(name) < len(first):
         return int(name)
     if first.count(name) > 1 and not name.isdecimal():
         raise UserError(f'{file}:1: column {name!r} of {schema.key}: must not be there twice')

@@ -311,11 +311,25 @@ def test_unclosed_quote_skips_every_line_it_swallows(tmp_path):
     assert len(skipped) == 6
 
 
-def test_column_number_out_of_range_is_an_error(tmp_path):
+@pytest.mark.parametrize('column', ['2', 5000 * '1'])  # int() refuses more than 4,300 digits
+def test_column_number_out_of_range_is_an_error(tmp_path, column):
     write_file(tmp_path / 'train.tsv', 'a\tb\n')
-    line = read_error(table_config(tmp_path, columns=('2',), labels=()))
+    line = read_error(table_config(tmp_path, columns=(column,), labels=()))
     assert line == (
-        f"{tmp_path}/train.tsv:1: no column '2' of config.data.columns: has 2 columns, numbered from 0"
+        f"{tmp_path}/train.tsv:1: no column '{column}' of config.data.columns: has 2 columns, "
+        'numbered from 0'
+    )
+
+
+def test_number_of_5000_digits_is_a_malformed_row(tmp_path):
+    digits = 5000 * '1'
+    write_file(tmp_path / 'train.jsonl', f'{{"text": "a", "mark": {digits}}}\n')
+    line = read_error(table_config(tmp_path, columns=('text', '', 'mark')))
+    assert line.startswith(f'{tmp_path}/train.jsonl:1: must be a JSON object: Exceeds the limit')
+    write_file(tmp_path / 'train.jsonl', f'{{"text": "a", "mark": "{digits}.0"}}\n')
+    line = read_error(table_config(tmp_path, columns=('text', '', 'mark')))
+    assert line.startswith(
+        f"{tmp_path}/train.jsonl:1: 'mark' is '{39 * '1'}, must be one of no, yes"
     )
 
 
