@@ -1,7 +1,9 @@
 """Runs a command as N processes on this machine, which behave like N hosts (launch/local.sh)."""
 
+import collections
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +34,10 @@ a run saves its present update and ends. A second signal kills all processes.
 # themselves in about two seconds and print the reason; process 0 in five if one was killed.
 GRACE, END = 9.0, 3.0
 _MOST = 1024  # processes, and devices of each: more would exhaust the machine before an error
+# What jax logs before it aborts a process because process 0, the coordinator, has ended.
+_ABORT = re.compile(
+    rb'[EF]\d{4} [\d:.]+ +\d+ (preemption_sync_manager|coordination_service_agent|client)\.(cc|h):'
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,8 +107,12 @@ def _start(
 
 def _copy_lines(k: int, source: IO[bytes], target: IO[str]) -> None:
     for line in source:
-        target.write(f'[{k}] {line.decode(errors="replace").rstrip()}\n')
+        aborts = _ABORT.match(line)
+        text = 'error: lost process 0, which has ended' if aborts else line.decode(errors='replace')
+        target.write(f'[{k}] {text.rstrip()}\n')
         target.flush()
+        if aborts:  # jax's stack trace follows
+            collections.deque(source, maxlen=0)
 
 
 def _wait(processes: Sequence[subprocess.Popen], signals: Sequence[int]) -> int:

@@ -46,6 +46,27 @@ def test_local_prefixes_lines_with_the_process_index():
     assert sorted(err.splitlines()) == ['[1] no', '[2] no', 'no']
 
 
+LOST_COORDINATOR = """
+import os, signal, sys, time
+from lightpaff_jax.runtime import distributed
+
+distributed.initialize()
+if distributed.is_primary():
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+
+
+@pytest.mark.e2e
+def test_local_prints_one_line_when_jax_aborts_a_process():
+    code, out, err = run('3', sys.executable, '-c', LOST_COORDINATOR)
+    assert code == 128 + signal.SIGKILL
+    assert out == ''
+    lost = 'error: lost process 0, which has ended'
+    assert sorted(err.splitlines()) == [f'[1] {lost}', f'[2] {lost}']
+
+
 @pytest.mark.e2e
 def test_local_stops_all_when_a_process_fails(tmp_path):
     script = f"""
