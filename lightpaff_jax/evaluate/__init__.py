@@ -76,10 +76,9 @@ class Evaluation:
         generates = workdir.task_keys(c)['metric'] in config.GENERATION_METRICS
         self._generate = None
         if generates:
-            predictions.check_references(c)
             self._generate = _make_generation(c, mesh, student, tokenizer, generation)
-        for split in workdir.splits(c):  # a damaged split is found before the training
-            next(self._batches(split))
+        for split in workdir.splits(c):
+            self._check_split(split)
 
     def score(
         self, split: str, params: models.Params, before_batch: Callable[[], None] = lambda: None
@@ -124,6 +123,25 @@ class Evaluation:
         generation_scores = distributed.broadcast_from_primary(format_and_score)
         workdir.write_text(folder / f'{split}.jsonl', text)
         return outputs.scores | generation_scores
+
+    def _check_split(self, split: str) -> None:
+        """Reads a split once, because a run should not end with an evaluation that is impossible.
+
+        Raises:
+          UserError: a record is damaged, no token is predicted, or the metric cannot score the
+            references.
+        """
+        c, prepared = self._c, self._prepared
+        predicts = [bool(batch.weights.any()) for batch in self._batches(split)]
+        if not any(distributed.all_gather(any(predicts))):
+            raise UserError(f'{prepared.path}: no token of split {split!r} is predicted')
+        if self._generate is None:
+            return
+        indices = batches.evaluation_indices(c, prepared, split)
+        examples = np.sort(indices[indices >= 0]).tolist()
+        distributed.broadcast_from_primary(
+            lambda: predictions.check_references(c, prepared, self._tokenizer, split, examples)
+        )
 
     def _batches(self, split: str) -> Iterator[Batch]:
         rows = sharding.local_rows(self._mesh, self._c.eval.batch_size)

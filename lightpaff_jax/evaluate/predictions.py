@@ -28,7 +28,6 @@ from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.evaluate import scores
 
-_CHECKED_REFERENCES = 1000  # before training; all are checked when they are scored
 Line = dict[str, Any]
 Values = Mapping[str, np.ndarray]
 
@@ -58,9 +57,7 @@ def lines(
     examples = None
     if example_type != 'documents' and config.SOURCES[c.data.source].has_text:
         _check_unchanged(c, prepared)
-        chosen = set(indices)
-        all_examples = itertools.islice(sources.examples(c, split), indices[-1] + 1)
-        examples = [example for index, example in enumerate(all_examples) if index in chosen]
+        examples = _examples(c, split, indices)
     rows = LINES[example_type](tokenizer, values, examples)
     return [{'index': index, **row} for index, row in zip(indices, rows, strict=True)]
 
@@ -75,16 +72,33 @@ def _check_unchanged(c: ConfigDict, prepared: Dataset | Mixture) -> None:
         )
 
 
-def check_references(c: ConfigDict) -> None:
-    """Checks that `config.eval.metric` can score the first references of the validation split.
+def _examples(c: ConfigDict, split: str, indices: Sequence[int]) -> list[Example]:
+    chosen = set(indices)
+    all_examples = itertools.islice(sources.examples(c, split), indices[-1] + 1)
+    return [example for index, example in enumerate(all_examples) if index in chosen]
+
+
+def check_references(
+    c: ConfigDict,
+    prepared: Dataset | Mixture,
+    tokenizer: Tokenizer,
+    split: str,
+    indices: Sequence[int],
+) -> None:
+    """Checks that `config.eval.metric` can score the references of some examples of a split.
 
     Raises:
-      UserError: see `scores.check_script`.
+      UserError: see `scores.check_references`.
     """
     if config.SOURCES[c.data.source].has_text:
-        references = (example.second for example in sources.examples(c, 'validation'))
-        first = itertools.islice(references, _CHECKED_REFERENCES)
-        scores.check_script(c.eval.metric, first, c.eval.tokenize)
+        references = [example.second for example in _examples(c, split, indices)]
+    else:
+        records = prepared.records(split).read(indices)
+        references = _decode_targets(tokenizer, (record.second for record in records))
+    try:
+        scores.check_references(c.eval.metric, references, c.eval.tokenize)
+    except UserError as error:
+        raise UserError(f'{error} (split {split!r} of {prepared.path})') from error
 
 
 def _class_lines(tokenizer: Tokenizer, values: Values, examples: list[Example] | None):
@@ -121,22 +135,25 @@ def _nll_lines(values: Values) -> list[Line]:
 
 
 def _target_lines(tokenizer: Tokenizer, values: Values, examples: list[Example] | None):
-    def decode(rows: Iterable[np.ndarray]) -> list[str]:
-        return [tokenizer.decode_valid(ids[ids != tokenizer.eos_id]) for ids in rows]
-
     if 'lengths' in values:
         generated = (ids[:n] for ids, n in zip(values['ids'], values['lengths'], strict=True))
-        outputs, references = [{'text': text} for text in decode(generated)], values['reference']
+        outputs, references = [{'text': text} for text in _decode_targets(tokenizer, generated)], values['reference']
     else:
         outputs, references = _nll_lines(values), values['ids']
     if examples is None:
-        pairs = list(zip(decode(values['source']), decode(references), strict=True))
+        sides = (_decode_targets(tokenizer, ids) for ids in (values['source'], references))
+        pairs = list(zip(*sides, strict=True))
     else:
         pairs = [(example.first, example.second) for example in examples]
     return [
         {'source': source, 'reference': reference, **output}
         for (source, reference), output in zip(pairs, outputs, strict=True)
     ]
+
+
+def _decode_targets(tokenizer: Tokenizer, rows: Iterable[np.ndarray]) -> list[str]:
+    """Decodes ids without the ends of sequences and without padding."""
+    return [tokenizer.decode_valid(ids[ids != tokenizer.eos_id]) for ids in rows]
 
 
 LINES: dict[str, Callable[..., list[Line]]] = {

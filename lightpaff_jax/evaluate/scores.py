@@ -56,11 +56,9 @@ def bleu(
     from sacrebleu.metrics.bleu import BLEU
 
     _check_lengths(texts, references)
-    check_script('bleu', references, tokenize)
-    metric = BLEU(tokenize='13a' if tokenize == 'default' else tokenize)
+    check_references('bleu', references, tokenize)
+    metric = BLEU(tokenize=_bleu_tokenizer(tokenize))
     corpus_bleu = metric.corpus_score(list(texts), [list(references)])
-    if not corpus_bleu.score and not metric.corpus_score(references, [references]).score:
-        raise UserError('bleu: no reference has 4 words, so that even equal texts would have 0')
     return {'bleu': corpus_bleu.score, 'bleu_signature': str(metric.get_signature())}
 
 
@@ -87,7 +85,7 @@ def rouge(
     from rouge_score import rouge_scorer  # imports nltk, which takes 1.5 s
 
     _check_lengths(texts, references)
-    check_script('rouge', references, tokenize)
+    check_references('rouge', references, tokenize)
     is_default = tokenize == 'default'
     words = None if is_default else _Words(tokenize)
     scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=is_default, tokenizer=words)
@@ -101,22 +99,41 @@ class _Words:
     def __init__(self, tokenize: str):
         from sacrebleu.metrics.bleu import BLEU
 
-        self._tokenize = BLEU(tokenize=tokenize).tokenizer
+        self._tokenize = BLEU(tokenize=_bleu_tokenizer(tokenize)).tokenizer
 
     def tokenize(self, text: str) -> list[str]:
         return self._tokenize(text.lower()).split()
 
 
-def check_script(metric: str, references: Iterable[str], tokenize: str) -> None:
-    """Checks that a metric divides references into words.
+def _bleu_tokenizer(tokenize: str) -> str:
+    return '13a' if tokenize == 'default' else tokenize
 
-    rouge-score reads only Latin letters. The tokenizers of sacrebleu divide at spaces and
-    punctuation, which some scripts lack between words: a long clause would be one word.
+
+def check_references(metric: str, references: Sequence[str], tokenize: str) -> None:
+    """Checks that a metric can score the texts of a network against these references.
 
     Args:
       metric: 'bleu' or the name of a ROUGE.
       references: texts.
       tokenize: one of config.TOKENIZE.
+
+    Raises:
+      UserError: the references are in a script that this tokenizer does not divide into words, or
+        none has the 4 words that BLEU needs.
+    """
+    _check_script(metric, references, tokenize)
+    if metric != 'bleu':
+        return
+    words = _Words(tokenize)
+    if all(len(words.tokenize(text)) < 4 for text in references):
+        raise UserError('bleu: no reference has 4 words, so that even equal texts would have 0')
+
+
+def _check_script(metric: str, references: Iterable[str], tokenize: str) -> None:
+    """Checks that a metric divides references into words.
+
+    rouge-score reads only Latin letters. The tokenizers of sacrebleu divide at spaces and
+    punctuation, which some scripts lack between words: a long clause would be one word.
 
     Raises:
       UserError: more than _OTHER_SCRIPTS of the letters are of scripts that it does not divide.

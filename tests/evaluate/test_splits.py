@@ -1,16 +1,20 @@
 """Scores and predictions at the end of a run, for any mesh, batch size and source."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 from helpers import corpus
+from helpers.checkpoints import flip
+from helpers.sources import make_config, write_file
 
 from lightpaff_jax import config, evaluate, generate, models, sharding
 from lightpaff_jax.batch import Batch
-from lightpaff_jax.data import objectives, prepare, sources
+from lightpaff_jax.data import batches, objectives, prepare, records, sampler, sources
 from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import UserError
 from lightpaff_jax.teacher import Teacher
 from lightpaff_jax.train import train
 
@@ -214,6 +218,75 @@ def test_references_of_a_prepared_dataset_are_decoded_ids(summaries, tmp_path):
         assert line['source'].startswith(other['source'].rstrip('�'))
     uncut = [line for line, other in zip(lines, other_lines, strict=True) if line == other]
     assert uncut
+
+
+# Before the training.
+
+
+@pytest.fixture
+def letters(tmp_path, vocabulary):
+    """A function that configures a task whose targets, of one-letter words, are those of a split."""
+
+    def configure(is_prepared, split, targets):
+        texts = {name: ['a b c d'] * 40 for name in sources.SPLITS} | {split: targets}
+        for name, column in texts.items():
+            rows = ['s\tt', *(f'a\t{target}' for target in column), '']
+            write_file(tmp_path / f'data/{name}.tsv', '\n'.join(rows))
+        c = make_config('table', tmp_path / 'data', columns=('s', 't'))
+        c.student.update(SMALL | {'family': 'mass', 'decoder_layers': 1})
+        c.student.vocab_size = vocabulary.vocab_size
+        c.tokenizer.path = vocabulary.path
+        c.data.update({'cache': str(tmp_path / 'cache'), 'length': 8, 'target_length': 8})
+        c.eval.update({'batch_size': 8, 'metric': 'bleu'})
+        return as_prepared(c) if is_prepared else c
+
+    return configure
+
+
+def make_evaluation(c):
+    tokenizer, mesh = selection.load(c), sharding.make_mesh(c)
+    with jax.set_mesh(mesh):
+        prepared = prepare.prepare(c, tokenizer)
+        evaluate.Evaluation(c, mesh, models.build(c.student), None, prepared, tokenizer)
+
+
+@pytest.mark.parametrize('is_prepared', [False, True])
+@pytest.mark.parametrize('split', ['validation', 'test'])
+def test_references_without_4_words_are_refused(letters, is_prepared, split):
+    c = letters(is_prepared, split, ['a b c', 'd'])
+    with pytest.raises(
+        UserError, match=rf'^bleu: no reference has 4 words, .* \(split {split!r} of'
+    ):
+        make_evaluation(c)
+    c.eval.metric = 'rouge1'
+    make_evaluation(c)
+    c.eval.metric, c.eval.test = 'bleu', False
+    if split == 'test':  # it is not scored
+        make_evaluation(c)
+
+
+def test_one_reference_of_4_words_that_is_scored_is_enough(letters):
+    targets = ['a'] * 40
+    targets[sampler.evaluation_order(40)(39)] = 'a b c d'
+    make_evaluation(letters(False, 'test', targets))
+    c = letters(False, 'test', targets)
+    c.eval.batches = 1
+    with pytest.raises(UserError, match='no reference has 4 words'):
+        make_evaluation(c)
+
+
+@pytest.mark.parametrize('split', ['validation', 'test'])
+def test_record_that_is_damaged_is_found_before_training(letters, split):
+    targets = [f'{letter} b c d' for letter in 'aefghijklmnopqrstuvwxyz']
+    c = letters(True, split, targets)
+    prepared = records.Dataset.open(pathlib.Path(c.data.path))
+    last = batches.evaluation_indices(c, prepared, split)[-1, 0]
+    file = records.shard_path(pathlib.Path(c.data.path), split, 0)
+    content = records.to_bytes(prepared.records(split)[last], 'examples', np.dtype('<u2'))
+    start = file.read_bytes().index(content)
+    flip(file, start)
+    with pytest.raises(UserError, match=f'^{file}: is damaged'):
+        make_evaluation(c)
 
 
 # At the end of a run.
