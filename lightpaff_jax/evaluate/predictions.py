@@ -137,7 +137,10 @@ def _nll_lines(values: Values) -> list[Line]:
 def _target_lines(tokenizer: Tokenizer, values: Values, examples: list[Example] | None):
     if 'lengths' in values:
         generated = (ids[:n] for ids, n in zip(values['ids'], values['lengths'], strict=True))
-        outputs, references = [{'text': text} for text in _decode_targets(tokenizer, generated)], values['reference']
+        outputs, references = (
+            [{'text': text} for text in _decode_targets(tokenizer, generated)],
+            values['reference'],
+        )
     else:
         outputs, references = _nll_lines(values), values['ids']
     if examples is None:
