@@ -14,7 +14,7 @@ from lightpaff_jax.batch import Batch
 from lightpaff_jax.config import flags, memory
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.errors import UserError, one_line
-from lightpaff_jax.models.decoding import Generated, Settings, make_generate
+from lightpaff_jax.models.decoding import SAMPLING, Generated, Settings, make_generate
 from lightpaff_jax.models.huggingface.generation_config import Generation
 
 __all__ = ['Generated', 'Settings', 'make_generate', 'texts']
@@ -45,7 +45,6 @@ _LENGTHS = {'max-length': int, 'min-length': int}
 _SEARCH = {'beams': int, 'length-penalty': float, 'no-early-stop': False}
 _SAMPLING = {'sample': False, 'temperature': float, 'top-k': int, 'top-p': float}
 _REPETITION = {'no-repeat-ngram-size': int, 'repetition-penalty': float}
-_SAMPLING_SETTINGS = ('sample', 'temperature', 'top_k', 'top_p')
 _SETTINGS: flags.Flags = {**_LENGTHS, **_SEARCH, **_SAMPLING, **_REPETITION}
 _INPUT = {'model': '', 'prompt': str, 'file': str}
 FLAGS: flags.Flags = {**_INPUT, **_SETTINGS, 'seed': 0, 'batch-size': 16}
@@ -157,7 +156,7 @@ def _settings(options: Mapping[str, Any], generation: Generation) -> Settings:
         changes['early_stop'] = False
     chosen = {'max_length': _MAX_LENGTH} | generation.settings | changes
     if not chosen.get('sample'):
-        ignored = [name for name in _SAMPLING_SETTINGS if name not in changes]
+        ignored = [name for name in SAMPLING if name not in changes]
         chosen = {name: value for name, value in chosen.items() if name not in ignored}
     settings = Settings(**chosen)
     _check_search(settings, changes, generation)

@@ -10,7 +10,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from lightpaff_jax import config
 from lightpaff_jax.data import sources
 from lightpaff_jax.errors import UserError
+from lightpaff_jax.models import decoding
 from lightpaff_jax.runtime import distributed, json_file, lock, storage
 from lightpaff_jax.version import __version__
 
@@ -159,8 +160,14 @@ def _metric(c: ConfigDict) -> str:
     return c.eval.metric or config.OBJECTIVES[c.objective].metrics[0]
 
 
-def protocol(c: ConfigDict) -> str:
-    """Describes how the scores of a run are measured. Only equal protocols are compared."""
+def protocol(c: ConfigDict, network_settings: Mapping[str, Any] | None = None) -> str:
+    """Describes how the scores of a run are measured. Only equal protocols are compared.
+
+    Args:
+      c: the configuration of the run, or of its evaluation.
+      network_settings: settings of generation that a Hugging Face folder brings; those that
+        `config.generate` has too do not count. None for a network trained here.
+    """
     length = c.data.length
     blocks = f'disjoint blocks of {length} tokens'
     if c.data.packing == 'best_fit':
@@ -174,10 +181,10 @@ def protocol(c: ConfigDict) -> str:
         text += f', F1 of class {c.data.labels[1]}'
     if c.eval.batches:
         text += f', at most {c.eval.batches} batches of {c.eval.batch_size}'
-    return text + _generation_protocol(c)
+    return text + _generation_protocol(c, network_settings or {})
 
 
-def _generation_protocol(c: ConfigDict) -> str:
+def _generation_protocol(c: ConfigDict, network_settings: Mapping[str, Any]) -> str:
     metric, g = _metric(c), c.generate
     if metric not in config.GENERATION_METRICS:
         return ''
@@ -186,14 +193,20 @@ def _generation_protocol(c: ConfigDict) -> str:
         ends = 'ending early' if g.early_stop else 'ending late'
         search = f'beam search of {g.beams}, length penalty {g.length_penalty:g}, {ends}'
     longest = g.max_length or c.data.target_length
+    defaults = decoding.Settings._field_defaults
+    brought = ''.join(
+        f', {name} {value}'
+        for name, value in sorted(network_settings.items())
+        if name not in (*g, *decoding.SAMPLING) and value != defaults[name]
+    )
     is_default = c.eval.tokenize == config.TOKENIZE[0]
     words = '' if is_default else f', words by {c.eval.tokenize} of sacrebleu'
     stemmed = ', words stemmed' if is_default else ''
     scorer = 'BLEU of sacrebleu' if metric == 'bleu' else f'ROUGE F of rouge-score{stemmed}'
     ids = '' if config.SOURCES[c.data.source].has_text else ' that is decoded ids'
     return (
-        f'; texts written: {search}, {g.min_length} to {longest} tokens; {scorer}{words} against '
-        f'the whole target{ids}'
+        f'; texts written: {search}, {g.min_length} to {longest} tokens{brought}; {scorer}{words} '
+        f'against the whole target{ids}'
     )
 
 

@@ -19,6 +19,8 @@ from lightpaff_jax.batch import Batch
 from lightpaff_jax.errors import UserError
 
 _NO_SCORE = -1e9  # of a hypothesis that does not exist; transformers' number, so sums round alike
+SAMPLING = ('sample', 'temperature', 'top_k', 'top_p')
+"""The settings that only sampling reads."""
 _BLOCK = 128  # divides the padded size of the vocabulary
 
 
@@ -140,7 +142,7 @@ def _check(s: Settings) -> None:
         ('no_repeat_ngram_size', s.no_repeat_ngram_size >= 0, 'must be at least 0'),
         ('repetition_penalty', 0 < s.repetition_penalty < math.inf, 'must be above 0'),
     ]
-    for name in ('temperature', 'top_k', 'top_p'):
+    for name in SAMPLING[1:]:
         default = Settings._field_defaults[name]
         is_read = s.sample or getattr(s, name) == default
         rules.append((name, is_read, f'must be {default:g} without sampling'))

@@ -4,7 +4,7 @@ import pytest
 from helpers import transformers_reference
 from helpers.networks import network
 
-from lightpaff_jax import generate
+from lightpaff_jax import config, generate, workdir
 from lightpaff_jax.config import flags
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.models.huggingface import generation_config
@@ -175,3 +175,29 @@ def test_settings_without_our_counterpart_are_refused(family, values, message):
         settings(values, family=family)
     assert str(error.value).startswith('here has ')
     assert message in str(error.value)
+
+
+def test_settings_that_change_scores_are_in_the_protocol():
+    c = config.default()
+    c.objective, c.eval.metric, c.data.target_length = 'seq2seq', 'bleu', 9
+    own = workdir.protocol(c)
+
+    def protocol(**values):
+        return workdir.protocol(c, read(values).settings)
+
+    assert protocol(repetition_penalty=1.0, no_repeat_ngram_size=0, forced_bos_token_id=None) == own
+    # `config.generate` has these too, and evaluation never samples.
+    assert protocol(num_beams=3, length_penalty=2.0, max_length=7, do_sample=False, top_k=4) == own
+    changes = [
+        {'repetition_penalty': 1.2},
+        {'repetition_penalty': 1.2000001},
+        {'no_repeat_ngram_size': 3},
+        {'forced_bos_token_id': 3},
+        {'forced_eos_token_id': 3},
+        {'forced_bos_token_id': 3, 'forced_eos_token_id': 3},
+    ]
+    protocols = [protocol(**values) for values in changes]
+    assert len({own, *protocols}) == 1 + len(changes)
+    assert ', 0 to 9 tokens, no_repeat_ngram_size 3; BLEU of sacrebleu' in protocols[2]
+    c.eval.metric = ''  # scores no generated text
+    assert protocol(**changes[0]) == workdir.protocol(c)
