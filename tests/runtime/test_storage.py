@@ -252,8 +252,8 @@ def test_a_workdir_in_a_bucket_keeps_config_and_result(bucket):
     c.seed = 1
     with pytest.raises(UserError, match=r'config.workdir = gs://bucket/run: .*seed: 0 -> 1'):
         workdir.check_unchanged(c, folder)
-    workdir.remove(folder / 'result.json')
-    workdir.remove(folder / 'result.json')
+    workdir.remove_scores(folder, 'result.json')
+    workdir.remove_scores(folder, 'result.json')
     workdir.check_unchanged(c, folder)
 
 
