@@ -305,7 +305,7 @@ def save(
     Raises:
       UserError: the tokenizer has more ids than the model or cannot be written as an exact
         tokenizer.json; the path is in a bucket, or the folder holds something else, such as a run.
-      NotSaved: the disk is full; `load` refuses the incomplete folder.
+      NotSaved: the disk is full; the folder is as before.
     """
     folder = _target(path)
     if tokenizer.vocab_size > model.network.vocab_size:
@@ -313,25 +313,23 @@ def save(
             f'{path}: the tokenizer has {tokenizer.vocab_size} ids, must have at most the '
             f"model's {model.network.vocab_size}"
         )
-    with storage.translate_disk_errors(folder), storage.temporary_folder(folder) as temporary:
-        tokenizer_dir = temporary / folder.name
-        # Before any change of the folder, because it may raise.
-        tokenizer.save(tokenizer_dir, model.network.family, model.network.positions)
-        folder.mkdir(exist_ok=True)
-        # config.json is written last: `open` rejects a folder without it as incomplete.
-        for name in ('config.json', *tokenizers.FILES):
-            (folder / name).unlink(missing_ok=True)
-        for file in sorted(tokenizer_dir.iterdir()):
-            storage.commit(file, folder / file.name)
     family, eos = model.network.family, tokenizer.eos_id
     special_ids = {'pad_token_id': tokenizer.pad_id}
     if family != 'bert':
         special_ids |= {'bos_token_id': tokenizer.bos_id, 'eos_token_id': eos}
     if family == 'mass':
         special_ids['decoder_start_token_id'] = eos
-    with storage.translate_disk_errors(folder):
+    with storage.translate_disk_errors(folder), storage.temporary_folder(folder) as temporary:
+        tokenizer_dir = temporary / folder.name
+        # Before any change of the folder, because it may raise.
+        tokenizer.save(tokenizer_dir, family, model.network.positions)
         checkpoint_dir.write(
-            folder, model, jax.device_get(params), ids=special_ids, labels=model.class_names
+            folder,
+            model,
+            jax.device_get(params),
+            ids=special_ids,
+            labels=model.class_names,
+            others=dict.fromkeys(tokenizers.FILES) | {x.name: x for x in tokenizer_dir.iterdir()},
         )
 
 

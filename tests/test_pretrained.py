@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow
 import pytest
 from helpers import corpus, folders as folder_helpers
+from helpers.disks import small_files
 from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
@@ -21,7 +22,7 @@ from lightpaff_jax import config, models, pretrained, teacher, train, workdir
 from lightpaff_jax.batch import Batch
 from lightpaff_jax.data import batches, prepare, tokenizers
 from lightpaff_jax.data.tokenizers import selection
-from lightpaff_jax.errors import UserError
+from lightpaff_jax.errors import NotSaved, UserError
 from lightpaff_jax.models.huggingface import checkpoint_dir, config_json
 from lightpaff_jax.runtime import fingerprint, storage
 
@@ -334,11 +335,22 @@ def test_save_removes_old_tokenizer_and_is_never_partial(
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_dir, 'write', interrupted)
+    monkeypatch.setattr(storage, 'commit', interrupted)
     with pytest.raises(KeyboardInterrupt):
         lightpaff_jax.save(str(tmp_path / 'm'), model, params, words)
     with pytest.raises(UserError, match='must be the workdir of a finished run, or a folder'):
         lightpaff_jax.load(str(tmp_path / 'm'))
+
+
+@pytest.mark.parametrize('limit', [1 << 10, 1 << 14])  # less than the tokenizer, than the weights
+def test_save_on_a_full_disk_keeps_the_old_folder(folders, tmp_path, limit):
+    path, model, params = folders['bert']
+    target = shutil.copytree(path, tmp_path / 'm')
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+    words = corpus.wordpiece_tokenizer(tmp_path)
+    with small_files(limit), pytest.raises(NotSaved, match=f'^{target}: cannot be written: File '):
+        lightpaff_jax.save(str(target), model, params, words)
+    assert {file.name: file.read_bytes() for file in target.iterdir()} == before
 
 
 @pytest.mark.parametrize(('family', 'tokens'), [('bert', 'cls a sep'), ('mass', 'a sep')])

@@ -1,6 +1,5 @@
 """The command `preflight`: compiles the step of a run for a TPU slice, without a TPU."""
 
-import json
 import os
 import pathlib
 import sys
@@ -16,7 +15,7 @@ from lightpaff_jax.config import flags
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.preflight import compilation, hlo
 from lightpaff_jax.preflight.compilation import Program
-from lightpaff_jax.runtime import chips, distributed
+from lightpaff_jax.runtime import chips, distributed, storage
 from lightpaff_jax.runtime.chips import GIB
 
 USAGE = """
@@ -56,7 +55,7 @@ def run(c: ConfigDict, topology: str, slices: int, out: str, quick: bool) -> int
     result = preflight(c, topology, slices, largest=not quick)
     distributed.log_primary(summary(result))
     if out:
-        path.write_text(json.dumps(result, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+        storage.write_json(path, result)
     return int(not result['fits'])
 
 

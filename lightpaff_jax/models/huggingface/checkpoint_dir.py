@@ -6,6 +6,7 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -167,11 +168,13 @@ def write(
     shard_bytes: int = 5 * 10**9,
     ids: Mapping[str, int] | None = None,
     labels: Sequence[str] = (),
+    others: Mapping[str, pathlib.Path | None] = MappingProxyType({}),
 ) -> None:
     """Writes config.json and model.safetensors, or shards of it with their index.
 
-    Replaces files of these names and keeps others. The old config.json is removed first and the new
-    one is moved last: an interrupted folder has none, and readers refuse it.
+    Replaces files of these names and keeps others, all at the end: a full disk changes nothing. The
+    old config.json is removed first and the new one is moved last: an interrupted folder has none,
+    and readers refuse it.
 
     Args:
       path: the folder, created if missing.
@@ -180,6 +183,8 @@ def write(
       shard_bytes: maximum size of a file of weights, unless one tensor is larger.
       ids: ids of special tokens by transformers' keys ('pad_token_id', 'eos_token_id', ...).
       labels: names of the classes of a classifier.
+      others: other files to replace, by name: the new file, which is moved from its folder on the
+        same disk, or None.
 
     Raises:
       OSError: no space or no permission.
@@ -196,9 +201,9 @@ def write(
         files = [*sorted(part.iterdir()), part / _CONFIG]
         _write_json(part / _CONFIG, config_json.write(model.network, ids or {}, labels))
         shards = [file for file in folder.glob('model-*') if _SHARD.fullmatch(file.name)]
-        for old in (*(folder / name for name in _REPLACED), *shards):
+        for old in (*(folder / name for name in (*_REPLACED, *others)), *shards):
             old.unlink(missing_ok=True)
-        for file in files:
+        for file in (*filter(None, others.values()), *files):
             storage.commit(file, folder / file.name)
 
 
