@@ -1,5 +1,6 @@
 """Generates text with a trained network: functions, and a command."""
 
+import contextlib
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,10 +111,24 @@ def texts(
         else:
             batch = Batch(ids, unused, unused, segments=segments)
         key = jax.random.fold_in(jax.random.key(seed), start)
-        generated = jax.device_get(generate_batch(params, batch, key))
+        with _translate_memory_errors(
+            'batch_size = {}, beams = {}, max_length = {}'.format(*shape)
+        ):
+            generated = jax.device_get(generate_batch(params, batch, key))
         for i in range(len(chunk)):
             new = generated.ids[i, : generated.lengths[i]]
             yield tokenizer.decode_valid(new[new != eos])
+
+
+@contextlib.contextmanager
+def _translate_memory_errors(label: str) -> Iterator[None]:
+    """Turns the error of a full device into a UserError that `label` begins."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        raise UserError(f'{label}: need more memory: {one_line(error):.200}') from error
 
 
 def _read_prompts(file: str) -> list[str]:

@@ -196,6 +196,16 @@ def test_beam_reordering_moves_no_cache():
         ({'beams': 0}, 'beams = 0: must be at least 1'),
         ({'beams': 2, 'sample': True}, 'sample = True: must be False with 2 beams'),
         ({'temperature': 0.0}, 'temperature = 0.0: must be above 0'),
+        ({'temperature': 1e-40}, 'temperature = 1e-40: must be in [1 / 1e+30, 1e+30]'),
+        ({'top_p': 1e-300}, 'top_p = 1e-300: must be in [1 / 1e+30, 1e+30]'),
+        (
+            {'repetition_penalty': 1e300},
+            'repetition_penalty = 1e+300: must be in [1 / 1e+30, 1e+30]',
+        ),
+        (
+            {'beams': 2, 'length_penalty': -1e9},
+            'length_penalty = -1000000000.0: 7 ** length_penalty must be in [1 / 1e+30, 1e+30]',
+        ),
         ({'top_k': -1}, 'top_k = -1: must be at least 0'),
         ({'top_p': 0.0}, 'top_p = 0.0: must be in (0, 1]'),
     ],

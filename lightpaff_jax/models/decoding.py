@@ -19,6 +19,7 @@ from lightpaff_jax.batch import Batch
 from lightpaff_jax.errors import UserError
 
 _NO_SCORE = -1e9  # of a hypothesis that does not exist; transformers' number, so sums round alike
+_LARGEST = 1e30  # of a factor of scores, so that float32 holds its products and quotients
 SAMPLING = ('sample', 'temperature', 'top_k', 'top_p')
 """The settings that only sampling reads."""
 _BLOCK = 128  # divides the padded size of the vocabulary
@@ -135,6 +136,11 @@ def _check(s: Settings) -> None:
         ('min_length', 0 <= s.min_length <= s.max_length, f'must be in [0, {s.max_length}]'),
         ('beams', s.beams >= 1, 'must be at least 1'),
         ('length_penalty', math.isfinite(s.length_penalty), 'must be finite'),
+        (
+            'length_penalty',
+            abs(s.length_penalty) * math.log(max(s.max_length, 1)) < math.log(_LARGEST),
+            f'{s.max_length} ** length_penalty must be in [1 / {_LARGEST:g}, {_LARGEST:g}]',
+        ),
         ('sample', not s.sample or s.beams == 1, f'must be False with {s.beams} beams'),
         ('temperature', s.temperature > 0, 'must be above 0'),
         ('top_k', s.top_k >= 0, 'must be at least 0'),
@@ -142,6 +148,9 @@ def _check(s: Settings) -> None:
         ('no_repeat_ngram_size', s.no_repeat_ngram_size >= 0, 'must be at least 0'),
         ('repetition_penalty', 0 < s.repetition_penalty < math.inf, 'must be above 0'),
     ]
+    for name in ('temperature', 'top_p', 'repetition_penalty'):
+        in_range = 1 / _LARGEST <= getattr(s, name) <= _LARGEST
+        rules.append((name, in_range, f'must be in [1 / {_LARGEST:g}, {_LARGEST:g}]'))
     for name in SAMPLING[1:]:
         default = Settings._field_defaults[name]
         is_read = s.sample or getattr(s, name) == default
