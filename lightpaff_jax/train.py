@@ -144,7 +144,7 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
         )
         state, progress = restore(c, mesh, student, rule, saved, inputs)
         inputs = inputs._replace(initial=None)  # frees memory: the state has a copy
-        if not progress.has_ended(c):  # results of fewer updates are out of date
+        if result is None:  # files of fewer updates, or of another protocol, are out of date
             workdir.remove_scores(folder, 'result.json')
         workdir.write_config(c, folder)
         _save_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)

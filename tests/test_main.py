@@ -1,6 +1,8 @@
 """Errors of the commands: one line on stderr and exit code 2."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -10,6 +12,7 @@ from lightpaff_jax import config, main, speed
 from lightpaff_jax.config import flags
 from lightpaff_jax.data import tokenizers
 from lightpaff_jax.recipe import __main__ as recipe
+from lightpaff_jax.runtime import storage
 
 INVALID_NETWORK = (
     'must be the workdir of a finished run, or a folder with config.json and model.safetensors'
@@ -345,6 +348,28 @@ def test_fewer_updates_than_a_checkpoint_has_are_refused(here, capsys):
     assert line == (
         'config.train.updates = 3: must be at least 6, the updates of the checkpoint in runs/small'
     )
+
+
+def test_full_disk_at_the_end_of_a_run_is_one_line(here, capsys, tmp_path, monkeypatch):
+    run = shutil.copytree('runs/small', tmp_path / 'run')
+    arguments, commit = student_arguments(workdir=run), storage.commit
+    file = run / 'result.json'
+    scores = json.loads(file.read_text())['scores']
+    file.unlink()
+
+    def sync(part, path):
+        if path == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        commit(part, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, 'commit', sync)
+        line = error_line(capsys, *arguments)
+    assert line == f'{file}: cannot be written: No space left on device'
+    assert not file.exists()
+    assert not list(run.rglob('*.part'))
+    assert call(capsys, *arguments)[0] == 0
+    assert json.loads(file.read_text())['scores'] == scores
 
 
 def test_speed_requires_a_teacher_and_a_completed_run(here, capsys):

@@ -50,6 +50,18 @@ def run_copy(completed_run, tmp_path):
     return shutil.copytree(completed_run[0], tmp_path / 'completed')
 
 
+def interrupt_after(name):
+    """Returns `workdir.write_text` that is interrupted after it has written the file."""
+    write_text = workdir.write_text
+
+    def write(path, text):
+        write_text(path, text)
+        if path.name == name:
+            raise KeyboardInterrupt
+
+    return write
+
+
 def lines(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
@@ -135,9 +147,15 @@ def test_completed_run_scores_only_missing_splits(data_cache, tmp_path, monkeypa
     assert longer['scores']['validation'] != first['scores']['validation']
 
 
-def test_changed_eval_settings_rescore_without_training(data_cache, run_copy):
+def test_changed_eval_settings_rescore_without_training(data_cache, run_copy, monkeypatch):
     c = configured(data_cache, run_copy)
     c.eval.batches = 2
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir, 'write_text', interrupt_after('validation.jsonl'))
+        with pytest.raises(KeyboardInterrupt):
+            train(c)
+    assert [path.name for path in (run_copy / 'predictions').iterdir()] == ['validation.jsonl']
+    assert not (run_copy / 'result.json').exists(), 'it has scores of another protocol'
     result = train(c)
     assert result['scores']['test']['tokens'] > 8 * 32
     assert checkpoint.Checkpoints(run_copy / 'checkpoints', 1).steps() == [2, 4]
