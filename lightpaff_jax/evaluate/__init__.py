@@ -369,7 +369,7 @@ def _evaluate(c: ConfigDict, source: pretrained.Pretrained, out: Any) -> dict[st
         'model': source.path,
         'parameters': student.parameter_count,
         'scores': split_scores,
-        'protocol': workdir.protocol(c),
+        'protocol': workdir.protocol(c, generation and generation.settings),
         'tokenizer_hash': tokenizer.fingerprint,
         'data_hash': prepared.hash,
         'teacher_hash': None if teacher is None else teacher.hash,

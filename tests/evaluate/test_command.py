@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -89,6 +90,18 @@ def test_scores_equal_those_at_the_end_of_the_run(workspace, capsys, path):
         predictions = workspace / path / f'evaluation/predictions/{split}.jsonl'
         assert predictions.read_bytes() == expected.read_bytes()
         assert f'{split}: ce ' in out
+
+
+def test_settings_of_a_folder_are_in_the_protocol(workspace, capsys):
+    shutil.copytree(workspace / 'hf/summary', workspace / 'hf/edited')
+    file = workspace / 'hf/edited/generation_config.json'
+    eos = json.loads((workspace / 'hf/edited/config.json').read_text())['eos_token_id']
+    values = {'eos_token_id': eos, 'decoder_start_token_id': eos, 'repetition_penalty': 1.5}
+    file.write_text(json.dumps(values))
+    code, _, err = call(capsys, '--model=hf/edited', '--config=small.py')
+    assert code == 0, err
+    scores = json.loads((workspace / 'hf/edited/evaluation/scores.json').read_text())
+    assert '12 tokens, repetition_penalty 1.5; BLEU' in scores['protocol']
 
 
 def test_teacher_is_compared_and_out_is_written(workspace, capsys):

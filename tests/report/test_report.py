@@ -258,10 +258,10 @@ def test_diverged_run_is_omitted_and_named(tmp_path):
     workdir = make_workdir(tmp_path)
     path = workdir / 'seed2/no_teacher/result.json'
     result = json.loads(path.read_text())
-    result['scores']['test']['perplexity'] = math.inf
+    result['scores']['test']['perplexity'] = None
     path.write_text(json.dumps(result))
     report.write(workdir)
-    assert 'seed2/no_teacher (test perplexity inf)' in (workdir / 'report.md').read_text('utf-8')
+    assert 'seed2/no_teacher (test perplexity nan)' in (workdir / 'report.md').read_text('utf-8')
 
 
 @without_plots
@@ -269,7 +269,7 @@ def test_diverged_classifier_with_finite_accuracy_is_omitted(tmp_path):
     workdir = make_classifier(tmp_path)
     path = workdir / 'seed2/no_teacher/result.json'
     result = json.loads(path.read_text())
-    result['scores']['test']['ce'] = math.nan
+    result['scores']['test']['ce'] = None
     path.write_text(json.dumps(result))
     report.write(workdir)
     text = (workdir / 'report.md').read_text('utf-8')
