@@ -7,6 +7,7 @@
 After the first signal both have the system's default action, so a second one ends the process.
 """
 
+import atexit
 import contextlib
 import gc
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _handler: '_Handler | None' = None
+_stopped: 'Stopped | None' = None
 
 
 class Stopped(KeyboardInterrupt):
@@ -36,6 +38,7 @@ def exit_on_signals() -> None:
     """Makes a signal end this process in its handler, which also works while modules are imported."""
     for number in _with_default_handler():
         signal.signal(number, _exit)
+    atexit.register(_end)  # the first one that is registered is called last
 
 
 def _exit(number: int, _: Any) -> None:
@@ -43,6 +46,14 @@ def _exit(number: int, _: Any) -> None:
         sys.stdout.flush()
     os.write(2, f'{Stopped(number)}\n'.encode())
     os._exit(128 + number)
+
+
+def _end() -> None:
+    """Ends a stopped command: to finalize Python under a busy native thread can crash."""
+    if _stopped is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_stopped.code)
 
 
 def _with_default_handler() -> list[int]:
@@ -60,7 +71,7 @@ def raise_on_signals() -> Iterator[None]:
     Python drops an exception that is raised inside a callback of the garbage collector. A signal
     that arrives there is sent again once the collection has ended.
     """
-    global _handler
+    global _handler, _stopped
     numbers = _with_default_handler()
     _handler = handler = _Handler(numbers)
     gc.callbacks.append(handler.watch)
@@ -68,6 +79,9 @@ def raise_on_signals() -> Iterator[None]:
     try:
         yield
         handler.raise_waiting()
+    except Stopped as stop:
+        _stopped = stop
+        raise
     finally:
         try:
             for number in previous:

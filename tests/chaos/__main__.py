@@ -1,6 +1,7 @@
 """The command of the campaign; see USAGE."""
 
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a job in the background; the processes that it starts would ignore SIGINT too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     name, *rest = argv
     options = flags.arguments(rest, _FLAGS, config=False).options
     folder = pathlib.Path(options['folder']).expanduser().absolute()

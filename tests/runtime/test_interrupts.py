@@ -2,10 +2,13 @@
 
 import gc
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
+from helpers.processes import environment
 
 from lightpaff_jax.runtime import interrupts
 
@@ -152,3 +155,30 @@ def test_another_thread_handles_no_signal(number):
     thread.start()
     thread.join()
     assert handlers == [signal.default_int_handler, signal.SIG_DFL]
+
+
+STOPPED = """
+import atexit, contextlib, signal, sys
+from lightpaff_jax.runtime import interrupts
+
+class Final:
+    def __del__(self):
+        print('finalized')
+
+final = Final()
+interrupts.exit_on_signals()
+atexit.register(print, 'exit function')
+with contextlib.suppress(interrupts.Stopped), interrupts.raise_on_signals():
+    if 'stop' in sys.argv:
+        signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize(
+    ('word', 'code', 'out'), [('stop', 143, 'exit function\n'), ('', 0, 'exit function\nfinalized\n')]
+)
+def test_stopped_command_is_not_finalized(word, code, out):
+    """A native thread that still runs could crash; the exit functions are called all the same."""
+    command = [sys.executable, '-c', STOPPED, word]
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout, process.stderr) == (code, out, '')
