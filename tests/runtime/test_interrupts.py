@@ -175,7 +175,8 @@ with contextlib.suppress(interrupts.Stopped), interrupts.raise_on_signals():
 
 
 @pytest.mark.parametrize(
-    ('word', 'code', 'out'), [('stop', 143, 'exit function\n'), ('', 0, 'exit function\nfinalized\n')]
+    ('word', 'code', 'out'),
+    [('stop', 143, 'exit function\n'), ('', 0, 'exit function\nfinalized\n')],
 )
 def test_stopped_command_is_not_finalized(word, code, out):
     """A native thread that still runs could crash; the exit functions are called all the same."""
