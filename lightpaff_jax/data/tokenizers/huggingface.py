@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tokenizers import models, normalizers, pre_tokenizers
 
 from lightpaff_jax.data.tokenizers import transformers_classes
 from lightpaff_jax.errors import UserError
@@ -286,28 +286,21 @@ def save(
       settings: further keys of tokenizer_config.json.
 
     Raises:
-      UserError: the family is bert and there is no [CLS].
+      UserError: the family is bert and there is no [CLS], or a special token is not allowed.
     """
-    tokens = dict(tokens)
+    tokens, ids = dict(tokens), fast.get_vocab(with_added_tokens=True)
     inputs = ['input_ids', 'attention_mask']
     if family == 'mass':
-        eos = tokens['eos']
-        fast.post_processor = processors.TemplateProcessing(
-            single=f'$A {eos}',
-            pair=f'$A {eos} $B {eos}',
-            special_tokens=[(eos, fast.token_to_id(eos))],
+        fast.post_processor = transformers_classes.template(
+            folder.name, {'eos': tokens['eos']}, ids, '$A {eos}', '$A {eos} $B {eos}'
         )
     if family == 'bert':
         if 'cls' not in tokens:
             raise UserError(f'{folder.name}: a BERT needs a tokenizer with [CLS] and [SEP]')
-        cls, sep = tokens['cls'], tokens['sep']
-        fast.post_processor = processors.TemplateProcessing(
-            single=f'{cls}:0 $A:0 {sep}:0',
-            pair=f'{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1',
-            special_tokens=[(token, fast.token_to_id(token)) for token in (cls, sep)],
-        )
+        around = {role: tokens[role] for role in ('cls', 'sep')}
+        fast.post_processor = transformers_classes.bert_template(folder.name, around, ids)
         inputs.insert(1, 'token_type_ids')
-        if tokens['eos'] == sep:
+        if tokens['eos'] == tokens['sep']:
             del tokens['eos']
     folder.mkdir(parents=True, exist_ok=True)
     fast.save(str(folder / 'tokenizer.json'))

@@ -6,6 +6,7 @@ its added tokens and perhaps its post-processor, and take the rest from tokenize
 """
 
 import pathlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -344,11 +345,8 @@ def _set_post_processor(
     """Sets the special tokens around a text."""
     ids = fast.get_vocab(with_added_tokens=True)
     if kind == _BERT and is_declared:
-        cls, sep = declared['cls'], declared['sep']
-        fast.post_processor = processors.TemplateProcessing(
-            single=f'{cls}:0 $A:0 {sep}:0',
-            pair=f'{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1',
-            special_tokens=[(token, ids[token]) for token in (cls, sep)],
+        fast.post_processor = bert_template(
+            files.where, {role: declared[role] for role in ('cls', 'sep')}, ids
         )
     elif kind == _ROBERTA and {'cls', 'sep'} <= declared.keys():
         cls, sep = declared['cls'], declared['sep']
@@ -356,17 +354,54 @@ def _set_post_processor(
     elif kind == _GPT2 and files.saved is not None:
         fast.post_processor = tokenizers.Tokenizer.from_file(str(files.file)).post_processor
     elif kind == _GPT2:
-        around = []
-        for role, text in (('bos', '{} {}'), ('eos', '{1} {0}')):
-            if files.settings.values.get(f'add_{role}_token') and role in declared:
-                around.append((declared[role], text))
-        template = '$A'
-        for token, text in around:
-            template = text.format(token, template)
-        if around:
-            fast.post_processor = processors.TemplateProcessing(
-                single=template, special_tokens=[(token, ids[token]) for token, _ in around]
+        added = {
+            role: declared[role]
+            for role in ('bos', 'eos')
+            if files.settings.values.get(f'add_{role}_token') and role in declared
+        }
+        pieces = ['{bos}'] * ('bos' in added) + ['$A'] + ['{eos}'] * ('eos' in added)
+        if added:
+            fast.post_processor = template(files.where, added, ids, ' '.join(pieces))
+
+
+def bert_template(
+    where: str, tokens: Mapping[str, str], ids: Mapping[str, int]
+) -> processors.TemplateProcessing:
+    """Returns the post-processor for [CLS] a [SEP] b [SEP] with types 0 and 1; see `template`."""
+    pair = '{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1'
+    return template(where, tokens, ids, '{cls}:0 $A:0 {sep}:0', pair)
+
+
+def template(
+    where: str,
+    tokens: Mapping[str, str],
+    ids: Mapping[str, int],
+    single: str,
+    pair: str | None = None,
+) -> processors.TemplateProcessing:
+    """Returns a post-processor that adds special tokens around a text.
+
+    Args:
+      where: start of a message.
+      tokens: role -> spelling of the special tokens.
+      ids: spelling -> id.
+      single: the template of one text, with {role} for a special token.
+      pair: that of two texts; None for the default.
+
+    Raises:
+      UserError: a template would read a token as several pieces; transformers has no such tokens.
+    """
+    for role, token in tokens.items():
+        if not re.fullmatch(r'[^\s:$][^\s:]*', token):
+            raise UserError(
+                f'{where}: {role}_token = {token!r:.80}: must have no space and no colon, and not '
+                'begin with $'
             )
+    return processors.TemplateProcessing(
+        single=single.format(**tokens),
+        pair=None if pair is None else pair.format(**tokens),
+        special_tokens=[(token, ids[token]) for token in tokens.values()],
+    )
 
 
 def _check_unknown(files: _Files, fast: tokenizers.Tokenizer) -> None:

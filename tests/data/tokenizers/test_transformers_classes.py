@@ -212,6 +212,14 @@ def test_examples_of_a_bart_tokenizer_are_those_of_transformers(tmp_path):
             {'tokenizer_config': {'cls_token': None}},
             'cls_token = null: a BertTokenizer must',
         ),
+        ('bert', {'tokenizer_config': {'cls_token': ' '}}, "cls_token = ' ': must have no space"),
+        ('bert', {'tokenizer_config': {'sep_token': 'a:1'}}, "sep_token = 'a:1': must have no"),
+        ('bert', {'tokenizer_config': {'cls_token': '$A'}}, "cls_token = '$A': must have no"),
+        (
+            'gpt2',
+            {'tokenizer_config': {'bos_token': 'a b', 'add_bos_token': True}},
+            "bos_token = 'a b': must have no space",
+        ),
         ('bert', {'tokenizer_config': {'pad_token': 3}}, 'must name added tokens: '),
         ('bert', {'tokenizer_config': {'added_tokens_decoder': []}}, 'must name added tokens: '),
         (
@@ -225,7 +233,7 @@ def test_examples_of_a_bart_tokenizer_are_those_of_transformers(tmp_path):
             'vocab.txt: must be a vocab.txt: ',
         ),
         ('bert', {'added_tokens': {'<x>': -3}}, "added token '<x>' of "),
-        ('bert', {'added_tokens': {'<x>': float('-inf')}}, 'must name added tokens: '),
+        ('bert', {'added_tokens': {'<x>': float('-inf')}}, 'must be JSON: '),
         ('gpt2', {'vocab': {'<|endoftext|>': 0, 'a': 4_000_000_000}}, 'a = 4000000000: must be a'),
         (
             'gpt2',
@@ -247,6 +255,16 @@ def test_unreadable_setting_is_one_line(family, files, message, tmp_path):
         tokenizers.read(str(tmp_path / 'folder'))
     assert message in str(error.value)
     assert '\n' not in str(error.value)
+
+
+def test_special_token_with_a_space_is_not_saved_for_bert(tmp_path):
+    files = fast(
+        'bert', tokenizer_class='PreTrainedTokenizerFast', cls_token=' ', sep_token='[SEP]'
+    )
+    write(tmp_path / 'folder', 'bert', files)
+    tokenizer = tokenizers.read(str(tmp_path / 'folder'))
+    with pytest.raises(UserError, match="saved: cls_token = ' ': must have no space"):
+        tokenizer.save(tmp_path / 'saved', 'bert')
 
 
 def test_wordpiece_without_its_unknown_token_is_refused(tmp_path):
