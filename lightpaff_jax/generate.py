@@ -33,6 +33,7 @@ Without a flag, the setting of a Hugging Face folder applies, as in transformers
 --beams=1           hypotheses of a beam search; 1 is greedy
 --length-penalty=1  a beam search ranks hypotheses by log p / length**penalty
 --no-early-stop     search until no open hypothesis can become better
+--no-sample         take the most probable token, though the network's folder says to sample
 --sample            sample each token, with --temperature=1 (divides the logits), --top-k=0 (only
                     the k most probable tokens; 0 is all), --top-p=1 (only the most probable tokens
                     of this total probability) and --seed=0
@@ -44,7 +45,13 @@ Without a flag, the setting of a Hugging Face folder applies, as in transformers
 _MAX_LENGTH = 64
 _LENGTHS = {'max-length': int, 'min-length': int}
 _SEARCH = {'beams': int, 'length-penalty': float, 'no-early-stop': False}
-_SAMPLING = {'sample': False, 'temperature': float, 'top-k': int, 'top-p': float}
+_SAMPLING = {
+    'sample': False,
+    'no-sample': False,
+    'temperature': float,
+    'top-k': int,
+    'top-p': float,
+}
 _REPETITION = {'no-repeat-ngram-size': int, 'repetition-penalty': float}
 _SETTINGS: flags.Flags = {**_LENGTHS, **_SEARCH, **_SAMPLING, **_REPETITION}
 _INPUT = {'model': '', 'prompt': str, 'file': str}
@@ -169,6 +176,10 @@ def _settings(options: Mapping[str, Any], generation: Generation) -> Settings:
     changes = {name.replace('-', '_'): value for name, value in explicit.items()}
     if changes.pop('no_early_stop', False):
         changes['early_stop'] = False
+    if changes.pop('no_sample', False):
+        if 'sample' in changes:
+            raise UserError('one of --sample and --no-sample must be given')
+        changes['sample'] = False
     chosen = {'max_length': _MAX_LENGTH} | generation.settings | changes
     if not chosen.get('sample'):
         ignored = [name for name in SAMPLING if name not in changes]
@@ -194,9 +205,12 @@ def _check_search(s: Settings, changes: Mapping[str, Any], generation: Generatio
       generation: those of the network.
     """
     if s.sample and s.beams > 1 and not ('sample' in changes and 'beams' in changes):
-        value, rule = f'num_beams = {s.beams}', 'must be 1 to sample, or give --beams=1'
+        value, rule = (
+            f'num_beams = {s.beams}',
+            'must be 1 to sample, or give --beams=1 or --no-sample',
+        )
         if 'beams' in changes:
-            value, rule = 'do_sample = True', f'must be False to search with --beams={s.beams}'
+            value, rule = 'do_sample = True', f'--beams={s.beams} needs --no-sample'
         raise UserError(f'{generation.where} has {value}: {rule}')
     name = 'sample' if s.sample else 'beams' if s.beams > 1 else ''
     if name in generation.refused and 'early_stop' not in changes:

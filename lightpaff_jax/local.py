@@ -20,7 +20,8 @@ USAGE = """
 ./launch/local.sh N COMMAND [ARGUMENT ...]
 
 Runs a command as N processes (at most 1024) on this machine's CPUs; they behave like N hosts of one
-run. Lines of process 0 are unchanged; lines of the others begin with [1], [2] ... If one process fails, all end.
+run. Lines of process 0 are unchanged; lines of the others begin with [1], [2] ... If one process
+fails, all end.
 The exit code is that of the first process that failed. SIGINT (Ctrl-C) and SIGTERM are passed on:
 a run saves its present update and ends. A second signal kills all processes.
 
@@ -34,10 +35,11 @@ a run saves its present update and ends. A second signal kills all processes.
 # themselves in about two seconds and print the reason; process 0 in five if one was killed.
 GRACE, END = 9.0, 3.0
 _MOST = 1024  # processes, and devices of each: more would exhaust the machine before an error
-# What jax logs before it aborts a process because process 0, the coordinator, has ended.
-_ABORT = re.compile(
-    rb'[EF]\d{4} [\d:.]+ +\d+ (preemption_sync_manager|coordination_service_agent|client)\.(cc|h):'
+# What jax logs when process 0, which has the coordinator, is lost: errors, then how it aborts.
+_ERROR = re.compile(
+    rb'E\d{4} [\d:.]+ +\d+ (preemption_sync_manager|coordination_service_agent)\.cc:'
 )
+_ABORT = re.compile(rb'F\d{4} [\d:.]+ +\d+ client\.h:\d+\] Terminating process because the JAX')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +109,8 @@ def _start(
 
 def _copy_lines(k: int, source: IO[bytes], target: IO[str]) -> None:
     for line in source:
+        if _ERROR.match(line):
+            continue
         aborts = _ABORT.match(line)
         text = 'error: lost process 0, which has ended' if aborts else line.decode(errors='replace')
         target.write(f'[{k}] {text.rstrip()}\n')

@@ -307,7 +307,7 @@ class _TensorBoard:
             self._writer.close()
 
 
-def _truncate(path: pathlib.Path, resume_step: int, expected: int | None) -> int:
+def _truncate(path: pathlib.Path, resume_step: int, expected: int | None = None) -> int:
     """Cuts a JSON lines file before the first line that is later than the step.
 
     A last line without its newline, which a crash leaves, is cut too.
@@ -321,12 +321,11 @@ def _truncate(path: pathlib.Path, resume_step: int, expected: int | None) -> int
       The number of lines that remain.
 
     Raises:
-      UserError: another line is damaged, or is not later than the line before it, or a line is
-        missing; nothing is cut.
+      UserError: another line is damaged, or is not later than the line before it, or the number of
+        lines is not the expected one; nothing is cut.
     """
     if not path.exists():
-        if expected:
-            _log.warning('%s: is missing, its lines up to step %d are lost', path, resume_step)
+        _warn_of_no_line(path, resume_step, expected)
         return 0
     end, count, last_step, kinds = 0, 0, 0, set[str]()
     lines = json_file.read_bytes(path).splitlines(keepends=True) if resume_step else []
@@ -347,14 +346,20 @@ def _truncate(path: pathlib.Path, resume_step: int, expected: int | None) -> int
         # A resumed run writes the validation of the step again if a signal has stopped it.
         if step < resume_step or (step == resume_step and count != expected):
             end, count = end + len(line), count + 1
-    if expected not in (None, count):
+    if not count:  # also after a crash of a run that went on without the file
+        _warn_of_no_line(path, resume_step, expected)
+    elif expected not in (None, count):
         raise UserError(
-            f'{path}: line {count}: is the last one up to step {resume_step}, must be line '
-            f'{expected}, as when this step was saved; restore the file, or remove it to go on '
-            'without its lines'
+            f'{path}: line {count}: is the last one up to step {resume_step}, whose checkpoint was '
+            f'saved after line {expected}; restore the file, or remove it to go on without its lines'
         )
     os.truncate(path, end)
     return count
+
+
+def _warn_of_no_line(path: pathlib.Path, resume_step: int, expected: int | None) -> None:
+    if expected:
+        _log.warning('%s: has none of its lines up to step %d, they are lost', path, resume_step)
 
 
 class _Clock:

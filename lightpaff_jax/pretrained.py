@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from lightpaff_jax import checkpoint, config, models, sharding, workdir
 from lightpaff_jax.config import memory
 from lightpaff_jax.data import sources, tokenizers
-from lightpaff_jax.errors import UserError, setting
+from lightpaff_jax.errors import UserError, one_line, setting
 from lightpaff_jax.models.huggingface import checkpoint_dir
 from lightpaff_jax.models.huggingface.generation_config import Generation
 from lightpaff_jax.runtime import distributed, fingerprint, json_file, storage
@@ -260,7 +260,8 @@ def _class_names(label: str, folder: pathlib.Path, c: ConfigDict) -> tuple[str, 
             return sources.class_names(c)
         except UserError as error:
             raise UserError(
-                f'{label}: its result.json has no class_names, and its data names none: {error}'
+                f'{label}: its result.json has no class_names, and its data cannot be read ({error}): '
+                'restore the data, or add the list class_names to result.json'
             ) from error
     if names and len({*names}) != c.student.classes:
         raise UserError(
@@ -307,7 +308,7 @@ def save(
         tokenizer.json; the path is in a bucket, or the folder holds something else, such as a run.
       NotSaved: the disk is full; the folder is as before.
     """
-    folder = _target(path)
+    folder = _target(str(path))
     if tokenizer.vocab_size > model.network.vocab_size:
         raise UserError(
             f'{path}: the tokenizer has {tokenizer.vocab_size} ids, must have at most the '
@@ -343,7 +344,11 @@ def _target(path: str) -> pathlib.Path:
         raise UserError(f'{path}: must be a local folder')
     if not path or '\0' in path:
         raise UserError(f'path = {path!r}: must name a folder')
-    folder = pathlib.Path(path).expanduser().resolve()  # `..` has the name of that folder
+    try:
+        folder = pathlib.Path(path).expanduser().resolve()  # `..` has the name of that folder
+        folder.exists()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
+        raise UserError(f'{path}: {one_line(error)}') from error
     if not folder.name or (folder.exists() and not folder.is_dir()):
         raise UserError(f'{folder}: must be a folder, and not the root')
     file = folder / 'config.json'

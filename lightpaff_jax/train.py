@@ -67,7 +67,7 @@ class Progress:
     best_score: float = 0.0
     validations_since_best: int = 0
     unvalidated: dict[str, Any] | None = None
-    """RATES of the present update while its validation has not ended, which a resumed run repeats."""
+    """RATES of the update whose validation a signal has stopped; a resumed run validates first."""
 
     def add(self, tokens: int, flops: float, sums: dict[str, Any]) -> int:
         """Counts an update with its cost and sums; returns its number."""

@@ -111,10 +111,15 @@ def completed_result(c: ConfigDict, folder: pathlib.Path, fingerprints: dict) ->
     Raises:
       UserError: the file is not a JSON object, or the processes have different fingerprints.
     """
-    distributed.assert_equal(fingerprints, 'all processes must read the same')
+    wanted = {**task_keys(c), **fingerprints}
+    distributed.assert_equal(wanted, 'all processes must read the same')
     result = distributed.broadcast_from_primary(lambda: _read_result(folder / 'result.json'))
-    wanted = {'protocol': protocol(c), **task_keys(c), **fingerprints}
-    if result is None or any(result.get(key, '') != value for key, value in wanted.items()):
+    if result is None:
+        return None
+    if 'class_names' not in result:  # of an earlier version
+        wanted.pop('class_names', None)
+    wanted['protocol'] = protocol(c)
+    if any(result.get(key, '') != value for key, value in wanted.items()):
         return None
     stale = result.get('validations_since_best', 0)
     return result if has_ended(c, result['updates'], stale) else None
@@ -138,7 +143,7 @@ def _read_result(path: pathlib.Path) -> dict | None:
 
 def missing_splits(c: ConfigDict, scores: dict) -> list[str]:
     """Returns the splits to score that have no score of the run's metric in `scores`."""
-    return [name for name in splits(c) if _metric(c) not in scores.get(name, ())]
+    return [name for name in splits(c) if metric(c) not in scores.get(name, ())]
 
 
 def splits(c: ConfigDict) -> tuple[str, ...]:
@@ -151,12 +156,13 @@ def task_keys(c: ConfigDict) -> dict[str, Any]:
 
     The trained network needs the names when its data is gone; they are [] if classes have none.
     """
-    keys = {'task': c.task, 'objective': c.objective, 'metric': _metric(c)}
+    keys = {'task': c.task, 'objective': c.objective, 'metric': metric(c)}
     has_classes = c.student.head == 'classify'
     return keys | ({'class_names': list(sources.class_names(c))} if has_classes else {})
 
 
-def _metric(c: ConfigDict) -> str:
+def metric(c: ConfigDict) -> str:
+    """Returns the metric of a run: `config.eval.metric`, or the first one of its objective."""
     return c.eval.metric or config.OBJECTIVES[c.objective].metrics[0]
 
 
@@ -177,7 +183,7 @@ def protocol(c: ConfigDict, network_settings: Mapping[str, Any] | None = None) -
     text = config.OBJECTIVES[c.objective].protocol.format(blocks=blocks, **c.data)
     if c.data.detokenize != 'none':
         text += f', text as before the word tokenization of {c.data.detokenize}'
-    if _metric(c) == 'f1' and c.data.labels:
+    if metric(c) == 'f1' and c.data.labels:
         text += f', F1 of class {c.data.labels[1]}'
     if c.eval.batches:
         text += f', at most {c.eval.batches} batches of {c.eval.batch_size}'
@@ -185,8 +191,8 @@ def protocol(c: ConfigDict, network_settings: Mapping[str, Any] | None = None) -
 
 
 def _generation_protocol(c: ConfigDict, network_settings: Mapping[str, Any]) -> str:
-    metric, g = _metric(c), c.generate
-    if metric not in config.GENERATION_METRICS:
+    name, g = metric(c), c.generate
+    if name not in config.GENERATION_METRICS:
         return ''
     search = 'the most probable token each'
     if g.beams > 1:
@@ -202,7 +208,7 @@ def _generation_protocol(c: ConfigDict, network_settings: Mapping[str, Any]) -> 
     is_default = c.eval.tokenize == config.TOKENIZE[0]
     words = '' if is_default else f', words by {c.eval.tokenize} of sacrebleu'
     stemmed = ', words stemmed' if is_default else ''
-    scorer = 'BLEU of sacrebleu' if metric == 'bleu' else f'ROUGE F of rouge-score{stemmed}'
+    scorer = 'BLEU of sacrebleu' if name == 'bleu' else f'ROUGE F of rouge-score{stemmed}'
     ids = '' if config.SOURCES[c.data.source].has_text else ' that is decoded ids'
     return (
         f'; texts written: {search}, {g.min_length} to {longest} tokens{brought}; {scorer}{words} '

@@ -169,7 +169,7 @@ def test_lines_out_of_order_are_an_error_and_are_kept(tmp_path, steps, number):
 
 
 @pytest.mark.parametrize('name', ['metrics', 'timing'])
-@pytest.mark.parametrize('kept', [[0, 1, 3, 4], [1, 2, 3, 4], [0, 1, 2], []])
+@pytest.mark.parametrize('kept', [[0, 1, 3, 4], [1, 2, 3, 4], [0, 1, 2]])
 def test_missing_lines_are_an_error_that_names_the_line(tmp_path, name, kept):
     with Writer(tmp_path, 10, resume_step=0) as writer:
         for step in range(1, 6):
@@ -181,13 +181,14 @@ def test_missing_lines_are_an_error_that_names_the_line(tmp_path, name, kept):
     text = b''.join(lines[i] for i in kept)
     path.write_bytes(text)
     count = sum(i < 4 for i in kept)
-    with pytest.raises(UserError, match=rf'{name}\.jsonl: line {count}: .*must be line 4, as when'):
+    with pytest.raises(UserError, match=rf'{name}\.jsonl: line {count}: .* saved after line 4;'):
         Writer(tmp_path, 10, resume_step=4, lines=saved)
     assert path.read_bytes() == text
     path.unlink()  # the remedy
-    with Writer(tmp_path, 10, resume_step=4, lines=saved) as writer:
-        writer.log(5, {'ce': 1.0})
-        assert writer.lines == {'metrics': 5, 'timing': 5, name: 1}
+    for _ in range(2):  # it was killed before it has saved the new number
+        with Writer(tmp_path, 10, resume_step=4, lines=saved) as writer:
+            writer.log(5, {'ce': 1.0})
+            assert writer.lines == {'metrics': 5, 'timing': 5, name: 1}
 
 
 @pytest.mark.parametrize('name', ['metrics', 'timing', 'tensorboard'])

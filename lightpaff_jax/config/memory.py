@@ -101,10 +101,10 @@ def _device_sizes(c: ConfigDict) -> Iterator[tuple[str, int]]:
 
 
 def _generation_size(network: ConfigDict, batch_size: int, beams: int, max_length: int) -> int:
-    """Returns the bytes of scores, attention weights, keys and values of all hypotheses."""
+    """Returns the bytes of scores, and of keys and values in bfloat16, of all hypotheses."""
     layers = network.decoder_layers or network.layers
-    width = network.heads * beams + 2 * layers * network.width
-    return _FLOAT * batch_size * beams * (network.vocab_size + width * max_length)
+    cached = 2 * 2 * layers * network.width * max_length
+    return batch_size * beams * (_FLOAT * network.vocab_size + cached)
 
 
 def _check(c: ConfigDict, key: str, size: int, available: int) -> None:

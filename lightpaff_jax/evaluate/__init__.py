@@ -31,11 +31,11 @@ from lightpaff_jax.data.tokenizers import Tokenizer, selection
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.evaluate import predictions, scores
 from lightpaff_jax.losses import BATCH_AXES
+from lightpaff_jax.models import decoding
 from lightpaff_jax.models.huggingface.generation_config import Generation
 from lightpaff_jax.runtime import distributed, storage
 
 Scores = dict[str, float | str]
-_SAMPLING = ('sample', 'temperature', 'top_k', 'top_p')
 
 
 class SplitOutputs(NamedTuple):
@@ -73,7 +73,7 @@ class Evaluation:
         self._teacher_params = None if teacher is None else teacher.params
         teacher_model = None if teacher is None else teacher.model
         self._evaluate = distill_step.make_evaluation(c, mesh, student, teacher_model)
-        generates = workdir.task_keys(c)['metric'] in config.GENERATION_METRICS
+        generates = workdir.metric(c) in config.GENERATION_METRICS
         self._generate = None
         if generates:
             self._generate = _make_generation(c, mesh, student, tokenizer, generation)
@@ -235,7 +235,7 @@ def _make_generation(
     if generation is not None:  # `config.generate` has no repetition and no forced tokens
         ends = generation.eos_ids
         configured = {
-            k: v for k, v in generation.settings.items() if k not in _SAMPLING
+            k: v for k, v in generation.settings.items() if k not in decoding.SAMPLING
         } | configured
     settings = generate.Settings(**configured)
     rows: Any = P(BATCH_AXES)
@@ -356,7 +356,7 @@ def _evaluate(c: ConfigDict, source: pretrained.Pretrained, out: Any) -> dict[st
         student = networks.student(c)
         names = sources.class_names(c) if c.student.head == 'classify' else ()
         params = source.read_params(student, mesh, class_names=names)
-        generates = workdir.task_keys(c)['metric'] in config.GENERATION_METRICS
+        generates = workdir.metric(c) in config.GENERATION_METRICS
         generation = source.generation(tokenizer) if generates else None
         evaluation = Evaluation(c, mesh, student, teacher, prepared, tokenizer, generation)
         split_scores: dict[str, Scores] = {}

@@ -205,9 +205,10 @@ def exit_stopped(stop: interrupts.Stopped) -> int:
 def stop_signal() -> Iterator[Callable[[], int]]:
     """Yields a function that returns the signal for which all processes stop, or 0.
 
-    All processes must make the calls in the same order, until one returns a signal. From the first call on, a signal waits for
-    a later call; a process that is not in this context stops at once. With several processes jax
-    handles SIGTERM and agrees on a call. SIGINT is sent to all processes, which raise it as SIGTERM.
+    All processes must make the calls in the same order, until one returns a signal. From the first
+    call on, a signal waits for a later call; a process that is not in this context stops at once.
+    With several processes jax handles SIGTERM and agrees on a call. SIGINT is sent to all
+    processes, which raise it as SIGTERM.
     """
     if _watch is None:
         with interrupts.deferred() as received:

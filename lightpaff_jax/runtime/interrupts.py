@@ -51,8 +51,9 @@ def _exit(number: int, _: Any) -> None:
 def _end() -> None:
     """Ends a stopped command: to finalize Python under a busy native thread can crash."""
     if _stopped is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # a closed pipe
+                stream.flush()
         os._exit(_stopped.code)
 
 

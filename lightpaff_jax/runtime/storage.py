@@ -277,9 +277,14 @@ def commit(part: pathlib.Path, path: pathlib.Path) -> None:
     """Renames a complete file or folder to `path` after its content has reached the disk."""
     for file in [part, *pathlib.Path(part).rglob('*')]:
         if file.is_file():
-            with file.open('rb') as opened:
-                os.fsync(opened.fileno())
+            sync(file)
     part.replace(path)
+
+
+def sync(file: pathlib.Path) -> None:
+    """Waits until the content of a file has reached the disk."""
+    with file.open('rb') as opened:
+        os.fsync(opened.fileno())
 
 
 def member(folder: Any, name: str, where: str) -> Any:

@@ -200,10 +200,13 @@ def write(
         _write_tensors(part, tensors, shard_bytes)
         files = [*sorted(part.iterdir()), part / _CONFIG]
         _write_json(part / _CONFIG, config_json.write(model.network, ids or {}, labels))
+        files = [*filter(None, others.values()), *files]
+        for file in files:  # a full disk is found before an old file is removed
+            storage.sync(file)
         shards = [file for file in folder.glob('model-*') if _SHARD.fullmatch(file.name)]
         for old in (*(folder / name for name in (*_REPLACED, *others)), *shards):
             old.unlink(missing_ok=True)
-        for file in (*filter(None, others.values()), *files):
+        for file in files:
             storage.commit(file, folder / file.name)
 
 

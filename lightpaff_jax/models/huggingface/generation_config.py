@@ -50,7 +50,7 @@ _REFUSED: dict[str, tuple] = {
     'constraints': (None,),
     'force_words_ids': (None,),
 }
-# Likewise, if tokens are sampled or beams are searched; transformers ignores them otherwise.
+# Likewise, if tokens are sampled or beams are searched, which flags decide; otherwise ignored.
 _REFUSED_BY: dict[str, dict[str, tuple]] = {
     'sample': {
         'min_p': (None,),
@@ -79,12 +79,7 @@ def read(where: str, values: Mapping[str, Any], network: ConfigDict) -> Generati
     """
     r = _Reader(where, values, network.vocab_size)
     seq2seq, samples, beams = network.family == 'mass', r.switch('do_sample'), r.whole('num_beams')
-    rules = dict(_REFUSED)
-    if samples:
-        rules |= _REFUSED_BY['sample'] | {'num_beams': (None, 1)}
-    if beams and beams > 1:
-        rules |= _REFUSED_BY['beams']
-    for key, allowed in rules.items():
+    for key, allowed in _REFUSED.items():
         r.check(key, values.get(key) in allowed, _one_of(allowed))
     refused = {
         name: (key, values[key], _one_of(allowed))

@@ -8,6 +8,8 @@ import pytest
 from helpers.networks import network
 
 import lightpaff_jax
+from lightpaff_jax import generate
+from lightpaff_jax.config import flags
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.models.huggingface import config_json, generation_config
 
@@ -81,10 +83,12 @@ def test_every_field_of_generation_config_is_decided():
 
 
 def test_refused_fields_of_generation_config_are_refused():
+    options = flags.arguments([], generate.FLAGS, config=False).options
     for field, kinds in decisions('generation_config.json').items():
         if kinds == {'refused'}:
+            values = {'do_sample': True, field: 'odd'}
             with pytest.raises(UserError, match=rf'here has {field} = '):
-                generation_config.read('here', {'do_sample': True, field: 'odd'}, network('gpt2'))
+                generate._settings(options, generation_config.read('here', values, network('gpt2')))
 
 
 def test_every_argument_of_a_tokenizer_class_is_decided():

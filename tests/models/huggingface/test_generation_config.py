@@ -103,6 +103,12 @@ def test_flags_precede_the_settings_of_a_folder(values, arguments, expected):
         ({'temperature': 0.5, 'top_k': 9, 'top_p': 0.8}, ['--sample'], {'do_sample': True}),
         ({'early_stopping': True}, ['--sample', '--top-p=0.7'], {'do_sample': True, 'top_p': 0.7}),
         ({'do_sample': True, 'temperature': 2.0}, ['--beams=1'], {'num_beams': 1}),
+        ({'do_sample': True, 'min_p': 0.1}, ['--no-sample'], {'do_sample': False}),
+        (
+            {'do_sample': True, 'num_beams': 2, 'top_k': 3},
+            ['--no-sample', '--beams=4'],
+            {'do_sample': False, 'num_beams': 4},
+        ),
         (
             {'num_beams': 3, 'top_k': 7},
             ['--sample', '--beams=1'],
@@ -139,7 +145,7 @@ def test_flags_act_as_arguments_of_generate(values, flags, arguments):
         (
             {'do_sample': True},
             '--beams=3',
-            'do_sample = True: must be False to search with --beams=3',
+            'do_sample = True: --beams=3 needs --no-sample',
         ),
     ],
 )
@@ -166,7 +172,7 @@ def test_settings_that_a_flag_makes_effective_are_refused(values, flag, message)
         ('mass all', {'bad_words_ids': [[3]]}, 'bad_words_ids = [[3]]: must be None'),
         ('mass all', {'suppress_tokens': [3]}, 'suppress_tokens = [3]: must be None or []'),
         ('mass all', {'num_beam_groups': 2}, 'num_beam_groups = 2: must be None or 1'),
-        ('mass all', {'do_sample': True, 'num_beams': 2}, 'num_beams = 2: must be None or 1'),
+        ('mass all', {'do_sample': True, 'num_beams': 2}, 'num_beams = 2: must be 1 to sample'),
         ('mass all', {'do_sample': True, 'min_p': 0.1}, 'min_p = 0.1: must be None'),
     ],
 )
