@@ -11,7 +11,7 @@ from chaos.campaign import Context, Outcome
 EVERY = '--config.train.log_every=1'  # so that metrics.jsonl shows each update
 PROMPT = 20.0  # seconds in which a signal ends a process that does not save, on a busy machine
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Case -> the kind of run, and the moments of its signals; ten are SIGTERM of gpt2 at an update.
+# Case -> the kind of run, and the moments of its signals; further cases begin again.
 CASES = (
     ('gpt2', ('SIGTERM at an update',) * 5),
     ('bert', ('an update',) * 4 + ('two signals',)),
