@@ -19,7 +19,7 @@ from typing import Any
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _handler: '_Handler | None' = None
-_stopped: 'Stopped | None' = None
+_exit_code = 0  # of a stopped command; the exception would keep its frames alive
 
 
 class Stopped(KeyboardInterrupt):
@@ -50,11 +50,11 @@ def _exit(number: int, _: Any) -> None:
 
 def _end() -> None:
     """Ends a stopped command: to finalize Python under a busy native thread can crash."""
-    if _stopped is not None:
+    if _exit_code:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # a closed pipe
                 stream.flush()
-        os._exit(_stopped.code)
+        os._exit(_exit_code)
 
 
 def _with_default_handler() -> list[int]:
@@ -72,7 +72,7 @@ def raise_on_signals() -> Iterator[None]:
     Python drops an exception that is raised inside a callback of the garbage collector. A signal
     that arrives there is sent again once the collection has ended.
     """
-    global _handler, _stopped
+    global _handler, _exit_code
     numbers = _with_default_handler()
     _handler = handler = _Handler(numbers)
     gc.callbacks.append(handler.watch)
@@ -81,7 +81,7 @@ def raise_on_signals() -> Iterator[None]:
         yield
         handler.raise_waiting()
     except Stopped as stop:
-        _stopped = stop
+        _exit_code = stop.code
         raise
     finally:
         try:
