@@ -93,15 +93,8 @@ def texts(
     before, after = tokenizer.around
     after = (eos,) if seq2seq else after
     rows = [[*before, *ids, *after] or [eos] for ids in tokenizer.encode(prompts)]
-    length, positions = max(map(len, rows)), model.network.positions
-    needed = max(length, settings.max_length) if seq2seq else length + settings.max_length
-    if needed > positions:
-        number = 1 + max(range(len(rows)), key=lambda i: len(rows[i]))
-        rule = 'must each be at most' if seq2seq else 'must together be at most'
-        raise UserError(
-            f'prompt {number} has {length} tokens and max_length is {settings.max_length}: {rule} '
-            f"the network's {positions} positions"
-        )
+    length = max(map(len, rows))
+    _check_positions(model, rows, settings.max_length)
     shape = batch_size, settings.beams, settings.max_length
     memory.check_generation(model.network, *shape, check.device_memory())
     unused = jnp.zeros((batch_size, 1), jnp.int32)
@@ -125,6 +118,19 @@ def texts(
         for i in range(len(chunk)):
             new = generated.ids[i, : generated.lengths[i]]
             yield tokenizer.decode_valid(new[new != eos])
+
+
+def _check_positions(model: models.Model, rows: Sequence[list[int]], max_length: int) -> None:
+    """Raises UserError if the longest prompt and the new tokens exceed the network's positions."""
+    number, length = max(enumerate(map(len, rows), 1), key=lambda pair: pair[1])
+    needed, rule = length + max_length, 'must together be at most'
+    if model.network.family == 'mass':
+        needed, rule = max(length, max_length), 'must each be at most'
+    if needed > model.network.positions:
+        raise UserError(
+            f'prompt {number} has {length} tokens and max_length is {max_length}: {rule} '
+            f"the network's {model.network.positions} positions"
+        )
 
 
 @contextlib.contextmanager
@@ -178,7 +184,7 @@ def _settings(options: Mapping[str, Any], generation: Generation) -> Settings:
         changes['early_stop'] = False
     if changes.pop('no_sample', False):
         if 'sample' in changes:
-            raise UserError('one of --sample and --no-sample must be given')
+            raise UserError('--no-sample: must not be given with --sample')
         changes['sample'] = False
     chosen = {'max_length': _MAX_LENGTH} | generation.settings | changes
     if not chosen.get('sample'):

@@ -240,18 +240,10 @@ def _run_updates(
                 outputs = _validate(c, index, in_flight, evaluation, state.params, stop_signal)
                 stop = stop_signal()
             if evaluates and outputs is not None:
-                progress.unvalidated = None
-                writer.log(index, outputs.scores, kind='validation')
-                is_best = progress.is_best(c.train.keep_best, outputs.scores)
-                if progress.has_ended(c) and progress.window is not None:
-                    _log_window(writer, progress, in_flight)
+                is_best = _log_validation(c, writer, progress, in_flight, outputs.scores)
             saves = saves or bool(stop) or is_best or progress.has_ended(c)
             if saves:  # after all lines of this update, so that a resumed run repeats none
-                save_time = time.perf_counter()
-                writer.upload()
-                progress.lines = writer.lines
-                saved.save(index, state, _meta(c, progress) | inputs.fingerprints, is_best)
-                writer.exclude(time.perf_counter() - save_time)
+                _save(c, saved, state, progress, writer, inputs.fingerprints, is_best)
             if stop:
                 saved.close()
                 where = f' after update {index} of {folder}, saved; the same command resumes'
@@ -289,6 +281,38 @@ def _log_window(writer: metrics.Writer, progress: Progress, rates: dict[str, Any
     rates = {name: rates[name] for name in ('grad_norm', 'learning_rate')}
     writer.log(progress.updates, metrics.means(progress.window, rates))
     progress.window = None
+
+
+def _log_validation(
+    c: ConfigDict,
+    writer: metrics.Writer,
+    progress: Progress,
+    rates: dict[str, Any],
+    scores: evaluate.Scores,
+) -> bool:
+    """Logs the validation of the present update; returns whether it is the best so far."""
+    progress.unvalidated = None
+    writer.log(progress.updates, scores, kind='validation')
+    is_best = progress.is_best(c.train.keep_best, scores)
+    if progress.has_ended(c) and progress.window is not None:
+        _log_window(writer, progress, rates)
+    return is_best
+
+
+def _save(
+    c: ConfigDict,
+    saved: checkpoint.Checkpoints,
+    state: TrainState,
+    progress: Progress,
+    writer: metrics.Writer,
+    fingerprints: dict[str, str | None],
+    is_best: bool,
+) -> None:
+    start_time = time.perf_counter()
+    writer.upload()
+    progress.lines = writer.lines
+    saved.save(progress.updates, state, _meta(c, progress) | fingerprints, is_best)
+    writer.exclude(time.perf_counter() - start_time)
 
 
 def _meta(c: ConfigDict, progress: Progress) -> dict[str, Any]:

@@ -42,9 +42,7 @@ class Settings(NamedTuple):
     top_k: int = 0  # then, only the top_k most probable tokens remain; 0 is all
     top_p: float = 1.0  # then, only the fewest most probable tokens with this total probability
     no_repeat_ngram_size: int = 0  # no sequence of n tokens occurs twice, prompt included
-    repetition_penalty: float = (
-        1.0  # divides positive scores of earlier tokens, multiplies negative
-    )
+    repetition_penalty: float = 1.0  # divides scores of earlier tokens, multiplies negative ones
     forced_bos_token_id: int | None = None  # the first new token
     forced_eos_token_id: int | None = None  # the last of max_length new tokens
 
