@@ -129,7 +129,7 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
     use_compilation_cache(c.train.compilation_cache)
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder / 'checkpoints', c.train.keep) as saved:
-        inputs = _load_inputs(c, mesh)
+        inputs = load_inputs(c, mesh)
         result = workdir.completed_result(c, folder, inputs.fingerprints)
         scores = {} if result is None else result['scores']
         if result is not None and not workdir.missing_splits(c, scores):
@@ -153,7 +153,7 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
             teacher_flops = 0 if teacher_model is None else teacher_model.flops(shape)
             return c.data.batch_size * (3 * student.flops(shape) + teacher_flops)
 
-        run_step = _compile_by_shape(step, teacher_params, optimizer.hyperparameters(c))
+        run_step = compile_by_shape(step, teacher_params, optimizer.hyperparameters(c))
         state, outputs = _run_updates(
             c, mesh, inputs, run_step, flops, evaluation, state, progress, saved
         )
@@ -397,7 +397,7 @@ def _read_best(
         raise UserError(f'{error}; it is the best by {c.train.keep_best}: {remedy}') from error
 
 
-def _compile_by_shape(
+def compile_by_shape(
     step: jax.stages.Wrapped,
     teacher_params: models.Params | None,
     hyperparameters: optimizer.Hyperparameters,
@@ -422,7 +422,8 @@ def _compile_by_shape(
     return run_step
 
 
-def _load_inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
+def load_inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
+    """Reads everything that a run starts from."""
     tokenizer = selection.load(c)
     teacher = teacher_lib.load(c, mesh, tokenizer)
     initial = teacher_lib.load_initial(c, mesh, tokenizer, teacher)
@@ -457,6 +458,25 @@ def use_compilation_cache(folder: str) -> None:
         jax.config.update('jax_compilation_cache_dir', path)
 
 
+def initial_state(
+    c: ConfigDict,
+    mesh: Mesh,
+    student: models.Model,
+    rule: optax.GradientTransformation,
+    inputs: Inputs,
+) -> TrainState:
+    """Returns the state before the first update."""
+    shardings = distill_step.state_shardings(c, mesh, student, rule)
+    initialize = jax.jit(
+        lambda seed: distill_step.init_state(student, rule, seed), out_shardings=shardings
+    )
+    state = initialize(optimizer.hyperparameters(c).seed)
+    if inputs.initial is None:
+        return state
+    params = jax.device_put(inputs.initial, shardings.params)
+    return dataclasses.replace(state, params=params)
+
+
 def restore(
     c: ConfigDict,
     mesh: Mesh,
@@ -476,15 +496,7 @@ def restore(
     abstract = distill_step.abstract_state(c, mesh, student, rule)
     newest = saved.restore(abstract)
     if newest is None:
-        shardings = distill_step.state_shardings(c, mesh, student, rule)
-        initialize = jax.jit(
-            lambda seed: distill_step.init_state(student, rule, seed), out_shardings=shardings
-        )
-        state = initialize(optimizer.hyperparameters(c).seed)
-        if inputs.initial is not None:
-            params = jax.device_put(inputs.initial, shardings.params)
-            state = dataclasses.replace(state, params=params)
-        return state, Progress()
+        return initial_state(c, mesh, student, rule, inputs), Progress()
     step, state, meta = newest
     workdir.check_saved_config(c, meta, saved.directory)
     for name, value in inputs.fingerprints.items():

@@ -161,6 +161,10 @@ _RECIPE = {
     'scale': '',  # size of a family's table: paper, small, tiny or ci
     'notes': (),  # sentences of the report: conditions of its figures
     'equal_flops': (),  # tasks with a baseline at equal FLOPs; () is all
+    'equal_time': (),  # tasks with a baseline at equal time, from a measured ratio; () is none
+    'validations': 0,  # of each run, which keeps the checkpoint of its best score; 0: as in train
+    'sweep_share': 1.0,  # share of the updates that sweeps take; the chosen setting is run in full
+    'sweep_all': False,  # whether baselines at equal cost and unlabelled text have sweeps of their own
 }
 
 _OPTIM = {

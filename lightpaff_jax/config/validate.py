@@ -31,7 +31,7 @@ _LEAST = {
     0: (
         *('data.target_length', 'eval.batches', 'generate.min_length', 'generate.max_length'),
         *('loss.chunk', 'optim.warmup', 'teacher.microbatch_size', 'train.eval_every'),
-        'train.patience',
+        *('train.patience', 'recipe.validations'),
     ),
     1: (
         *('data.batch_size', 'data.prefetch', 'data.workers', 'eval.batch_size', 'generate.beams'),
@@ -285,6 +285,8 @@ def _check_recipe(recipe: ConfigDict) -> None:
     _check_seeds('recipe.seeds', recipe.seeds)
     unique = len({*recipe.tasks}) == len(recipe.tasks)
     _rule('recipe.tasks', ','.join(recipe.tasks), unique, 'must name no task twice')
+    share = recipe.sweep_share
+    _rule('recipe.sweep_share', share, 0 < share <= 1, 'must be above 0 and at most 1')
     for name in config.PHASES:
         phase, prefix = recipe[name], f'recipe.{name}'
         _check_loss(prefix, phase)

@@ -87,6 +87,11 @@ def _check_settings(c: ConfigDict) -> None:
         if key in SET_BY_RECIPE and value != defaults[key]:
             rule = 'is set by the recipe for each of its runs, from config.recipe'
             raise UserError(f'config.{key} = {value}: {rule}')
+    for key in ('train.keep_best', 'train.eval_every'):
+        section, leaf = config.locate(c, key)
+        if c.recipe.validations and section[leaf] != defaults[key]:
+            rule = 'is not read with config.recipe.validations, which sets it for each run'
+            raise UserError(f'config.{key} = {section[leaf]}: {rule}')
     if c.requires:
         raise UserError(f'config.requires = {",".join(c.requires)}: is not read by a recipe')
     for name in ('teacher_finetune', 'student_finetune'):
@@ -129,6 +134,10 @@ def _execute(c: ConfigDict, folder: Any, total: int) -> dict[str, Any]:
         'notes': list(c.recipe.notes),
         'command': f'python -m lightpaff_jax.recipe {shlex.join(sys.argv[1:])}',
     }
+    if c.recipe.equal_time:
+        record['step_time_ratios'] = distributed.broadcast_from_primary(
+            lambda: _read_ratios(folder / 'recipe.json')
+        )
     finished = 0
 
     def write() -> None:
@@ -142,16 +151,34 @@ def _execute(c: ConfigDict, folder: Any, total: int) -> dict[str, Any]:
         finished += len(sweep.runs)
         return name
 
-    plan.Plan(c, plan.load_tasks(c), choose, record).execute()
+    plan.Plan(c, plan.load_tasks(c), choose, _measure_ratio, record).execute()
     write()
     return record
+
+
+def _read_ratios(path: Any) -> dict[str, float]:
+    """Returns the ratios of step times that recipe.json has, which a restart uses again."""
+    schema = {'step_time_ratios?': {str: float}}
+    return json_file.read(path, schema).get('step_time_ratios', {}) if path.exists() else {}
+
+
+def _measure_ratio(distilled: ConfigDict, plain: ConfigDict) -> float:
+    from lightpaff_jax.recipe import step_time
+
+    ratio = step_time.ratio(distilled, plain)
+    distributed.log_primary(
+        f'an update of {distilled.workdir} takes {ratio:.2f} times as long as one of '
+        f'{plain.workdir}'
+    )
+    return ratio
 
 
 def _run_sweep(sweep: plan.Sweep, finished: int, total: int, records: list[dict]) -> str:
     """Trains the runs of a sweep and returns the name of the best one on validation.
 
-    Only the best run is scored on the test split. If there are several runs, appends the scores
-    and the choice to `records`; a run that diverged has the score None and is never chosen.
+    Only the best run is scored on the test split, and only if it is the result of the sweep. If
+    there are several runs, appends the scores and the choice to `records`; a run that diverged has
+    the score None and is never chosen.
 
     Raises:
       Diverged: all runs have diverged.
@@ -181,7 +208,8 @@ def _run_sweep(sweep: plan.Sweep, finished: int, total: int, records: list[dict]
     best = max if METRICS[metric].higher_is_better else min
     # Process 0 decides, so that all processes train the same run next.
     chosen = distributed.broadcast_from_primary(lambda: best(scores, key=scores.__getitem__))
-    train.train(sweep.runs[chosen])  # is trained already: adds the test scores
+    if sweep.share == 1:
+        train.train(sweep.runs[chosen])  # is trained already: adds the test scores
     candidates = [
         {
             'run': name,
@@ -200,6 +228,7 @@ def _run_sweep(sweep: plan.Sweep, finished: int, total: int, records: list[dict]
             'candidates': candidates,
             'chosen': chosen,
         }
+        | ({'share': sweep.share} if sweep.share < 1 else {})
     )
     return chosen
 

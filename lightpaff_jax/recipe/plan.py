@@ -8,7 +8,8 @@
 
 The student `two_stage` distills in both stages. The ablations distill in one stage only, the
 baselines in neither: `no_teacher` has the same number of updates, `no_teacher_equal_flops` the same
-training FLOPs. `two_stage_unlabelled` adds unlabelled text to stage 2.
+training FLOPs, `no_teacher_equal_time` the same training time. `two_stage_unlabelled` adds unlabelled
+text to stage 2.
 """
 
 import dataclasses
@@ -29,7 +30,8 @@ class Student(NamedTuple):
 
     pretrain: str  # name of its pre-training run
     with_teacher: bool  # whether its fine-tuning distills from the fine-tuned teacher
-    shares_sweep: str = ''  # the student whose hyperparameters it uses; '' if it has its own sweep
+    shares_sweep: str = ''  # the student whose sweep serves it too, unless `recipe.sweep_all`
+    equal: str = 'updates'  # the cost that it shares with two_stage: 'updates', 'FLOPs' or 'time'
 
 
 STUDENTS = {
@@ -37,7 +39,8 @@ STUDENTS = {
     'stage1_only': Student('stage1', False),
     'stage2_only': Student('pretrain', True),
     'no_teacher': Student('pretrain', False),
-    'no_teacher_equal_flops': Student('pretrain_equal_flops', False, shares_sweep='no_teacher'),
+    'no_teacher_equal_flops': Student('pretrain_equal_flops', False, 'no_teacher', 'FLOPs'),
+    'no_teacher_equal_time': Student('pretrain_equal_time', False, 'no_teacher', 'time'),
     'two_stage_unlabelled': Student('stage1', True, shares_sweep='two_stage'),
 }
 
@@ -47,8 +50,9 @@ class Sweep(NamedTuple):
 
     phase: str
     task: str  # '' in pre-training
-    student: str  # key of STUDENTS, 'teacher', or the pre-training run 'stage1' or 'pretrain'
+    student: str  # key of STUDENTS, 'teacher', or the name of a pre-training run
     runs: dict[str, ConfigDict]  # by the run's folder inside the recipe's workdir
+    share: float = 1.0  # share of the updates that the runs take; 1: the best one is the result
 
 
 @dataclasses.dataclass
@@ -61,11 +65,16 @@ class Plan:
     c: ConfigDict
     tasks: dict[str, ConfigDict]  # task name -> configuration of its fine-tuning
     choose: Callable[[Sweep], str]  # may train the runs; returns the name of the best
-    record: dict[str, Any]  # content of recipe.json; `execute` adds 'tasks' and 'sweeps'
+    # Returns the time of an update of the first run, which distills, divided by that of the second.
+    measure: Callable[[ConfigDict, ConfigDict], float]
+    # Content of recipe.json; `execute` adds 'tasks' and 'sweeps', and the ratios that `measure`
+    # returned as 'step_time_ratios', by task, '' for pre-training. It measures only absent ones.
+    record: dict[str, Any]
     # (phase, task, student) -> chosen peak learning rate and lambda.
     chosen: dict[tuple[str, str, str], tuple[float, float]] = dataclasses.field(
         default_factory=dict
     )
+    runs: dict[str, ConfigDict] = dataclasses.field(default_factory=dict)  # the chosen ones
 
     def execute(self) -> None:
         """Calls `choose` on every sweep, in an order in which each run follows its dependencies.
@@ -98,36 +107,65 @@ class Plan:
         c, student = self.c, STUDENTS[name]
         task_record = self.record['tasks'][task]
         if student.pretrain not in pretrained:
-            equal_flops = student.pretrain == 'pretrain_equal_flops'
-            run = self._pretraining('student_pretrain', c.student, seed, equal_flops)
-            teacher = teacher_path if student.pretrain == 'stage1' else ''
+            run = self._pretraining('student_pretrain', c.student, seed)
+            pair = (pretrained.get('stage1', ''), pretrained.get('pretrain', ''))
+            _extend(run, self._relative_cost(student.equal, '', run, pair))
+            # A longer baseline uses the choice of 'pretrain'.
+            shared = student.pretrain if c.recipe.sweep_all else student.pretrain.split('_')[0]
             pretrained[student.pretrain] = self._sweep(
                 f'seed{seed}/{student.pretrain}',
                 'student_pretrain',
                 '',
-                'stage1' if teacher else 'pretrain',  # equal FLOPs uses the choice of 'pretrain'
+                shared,
                 run,
-                teacher,
+                teacher_path if student.pretrain == 'stage1' else '',
             )
-        equal_flops = name == 'no_teacher_equal_flops'
-        run = self._finetuning(task, 'student_finetune', c.student, seed, equal_flops)
+        run = self._finetuning(task, 'student_finetune', c.student, seed)
         _initialize_from(run, f'{c.workdir}/{pretrained[student.pretrain]}')
         if name == 'two_stage_unlabelled':
             run.data.unlabelled = _relocate(c, self.tasks[task].data.unlabelled)
-        finetuned = self._sweep(
+        finetuned = {
+            s['student']: s['runs'][-1] for s in task_record['students'] if s['seed'] == seed
+        }
+        pair = (finetuned.get('two_stage', ''), finetuned.get('no_teacher', ''))
+        _extend(run, self._relative_cost(student.equal, task, run, pair))
+        last = self._sweep(
             f'{self._task_folder(task)}seed{seed}/{name}',
             'student_finetune',
             task,
-            student.shares_sweep or name,
+            (not c.recipe.sweep_all and student.shares_sweep) or name,
             run,
             f'{c.workdir}/{task_record["teacher"][-1]}' if student.with_teacher else '',
         )
-        runs = [pretrained[student.pretrain], finetuned]
+        runs = [pretrained[student.pretrain], last]
         task_record['students'].append({'student': name, 'seed': seed, 'runs': runs})
 
+    def _relative_cost(
+        self, equal: str, task: str, run: ConfigDict, pair: tuple[str, str]
+    ) -> float:
+        """Returns the cost of an update with a teacher divided by that of one without.
+
+        Args:
+          equal: the cost, see `Student`; 1 is returned for 'updates'.
+          task: name of the task, '' in pre-training.
+          run: a run without a teacher.
+          pair: the names of a finished run with a teacher and of one without, to measure times.
+        """
+        if equal == 'FLOPs':
+            return _relative_flops(self.c.teacher, run)
+        if equal == 'time':
+            ratios = self.record.setdefault('step_time_ratios', {})
+            if task not in ratios:
+                ratios[task] = self.measure(*(self.runs[name] for name in pair))
+            return ratios[task]
+        return 1.0
+
     def _students(self, task: str) -> list[str]:
-        equal_flops = self.c.recipe.equal_flops
-        absent = [] if not equal_flops or task in equal_flops else ['no_teacher_equal_flops']
+        recipe, absent = self.c.recipe, []
+        if recipe.equal_flops and task not in recipe.equal_flops:
+            absent.append('no_teacher_equal_flops')
+        if task not in recipe.equal_time:
+            absent.append('no_teacher_equal_time')
         if not self.tasks[task].data.unlabelled:
             absent.append('two_stage_unlabelled')
         return [student for student in STUDENTS if student not in absent]
@@ -145,38 +183,59 @@ class Plan:
         settings = [*itertools.product(rates, lambdas)]
         if key in self.chosen:
             settings = [self.chosen[key]]
+        share = self.c.recipe.sweep_share if len(settings) > 1 else 1.0
+        temperature = p.temperature if teacher else 1.0
         runs = {}
-        for peak_lr, lambda_ in settings:
-            candidate = config.copy(run)
-            candidate.optim.peak_lr = peak_lr
-            candidate.teacher.path = teacher
-            candidate.loss.lambda_ = lambda_
-            candidate.loss.temperature = p.temperature if teacher else 1.0
-            name = folder
+        for setting in settings:
+            name = folder if share == 1 else f'sweep/{folder}'
             if len(settings) > 1:
-                name += f'/lr{_format_number(peak_lr)}'
-                name += f'_lambda{_format_number(lambda_)}' if len(lambdas) > 1 else ''
-            candidate.workdir = f'{self.c.workdir}/{name}'
-            runs[name] = candidate
-        best = self.choose(Sweep(phase, task, student, runs))
+                name += f'/lr{_format_number(setting[0])}'
+                name += f'_lambda{_format_number(setting[1])}' if len(lambdas) > 1 else ''
+            runs[name] = self._complete(run, name, teacher, setting, temperature, share)
+        best = self.choose(Sweep(phase, task, student, runs, share))
         self.chosen[key] = settings[[*runs].index(best)]
+        if share < 1:
+            full = self._complete(run, folder, teacher, self.chosen[key], temperature)
+            best = self.choose(Sweep(phase, task, student, {folder: full}))
+            runs = {best: full}
+        self.runs[best] = runs[best]
         return best
+
+    def _complete(
+        self,
+        run: ConfigDict,
+        name: str,
+        teacher: str,
+        setting: tuple[float, float],
+        temperature: float,
+        share: float = 1.0,
+    ) -> ConfigDict:
+        """Returns a copy of a run with its folder, hyperparameters, share of updates and validations."""
+        candidate = config.copy(run)
+        candidate.workdir = f'{self.c.workdir}/{name}'
+        candidate.teacher.path = teacher
+        candidate.optim.peak_lr, candidate.loss.lambda_ = setting
+        candidate.loss.temperature = temperature
+        _extend(candidate, share)
+        if validations := self.c.recipe.validations:
+            scores = config.OBJECTIVES[run.objective].validation_scores
+            metric = run.eval.metric or config.OBJECTIVES[run.objective].metrics[0]
+            candidate.train.eval_every = -(-candidate.train.updates // validations)
+            # A score of generated text is none of a validation.
+            candidate.train.keep_best = metric if metric in scores else scores[0]
+        return candidate
 
     def _phase(self, phase: str, task: str) -> ConfigDict:
         settings = self.c.recipe[phase]
         return settings if settings.updates or not task else self.tasks[task].recipe[phase]
 
-    def _pretraining(
-        self, phase: str, network: ConfigDict, seed: int, equal_flops: bool = False
-    ) -> ConfigDict:
+    def _pretraining(self, phase: str, network: ConfigDict, seed: int) -> ConfigDict:
         run = config.copy(self.c)
         for key in ('path', 'mixture', 'decontaminate'):
             run.data[key] = _relocate(run, run.data[key])
-        return self._configure(run, run.recipe[phase], network, seed, equal_flops)
+        return self._configure(run, run.recipe[phase], network, seed)
 
-    def _finetuning(
-        self, task: str, phase: str, network: ConfigDict, seed: int, equal_flops: bool = False
-    ) -> ConfigDict:
+    def _finetuning(self, task: str, phase: str, network: ConfigDict, seed: int) -> ConfigDict:
         """Returns a fine-tuning run, which combines the task's and the recipe's settings.
 
         The task defines the data, the objective and the scores. The recipe defines the keys that
@@ -196,27 +255,21 @@ class Plan:
         run.data.path = _relocate(run, t.data.path)
         run.data.decontaminate = _relocate(run, t.data.decontaminate)
         run.data.unlabelled = ()
-        run = self._configure(run, self._phase(phase, task), network, seed, equal_flops)
+        run = self._configure(run, self._phase(phase, task), network, seed)
         if phase == 'student_finetune':
             run.student.dropout = t.student.dropout or run.student.dropout
         return run
 
     def _configure(
-        self, run: ConfigDict, p: ConfigDict, network: ConfigDict, seed: int, equal_flops: bool
+        self, run: ConfigDict, p: ConfigDict, network: ConfigDict, seed: int
     ) -> ConfigDict:
-        """Sets the network and the phase `p` of a run without a teacher.
-
-        With `equal_flops` the run has more updates, so that it costs as much as distillation.
-        """
+        """Sets the network and the phase `p` of a run without a teacher."""
         for key in config.network():
             if key not in ('head', 'classes'):
                 run.student[key] = network[key]
         run.student.init, run.seed = 'scratch', seed
-        cost = _relative_cost(self.c.teacher, run) if equal_flops else 1.0
         run.teacher.update(config.network(layers=0).to_dict())
-        config.use_phase(run, p)
-        run.train.updates, run.optim.warmup = round(p.updates * cost), round(p.warmup * cost)
-        return run
+        return config.use_phase(run, p)
 
 
 def _format_number(number: float) -> str:
@@ -243,7 +296,13 @@ def _initialize_from(run: ConfigDict, path: str) -> None:
     run.student.init_new_head = run.student.head == 'classify'
 
 
-def _relative_cost(teacher: ConfigDict, run: ConfigDict) -> float:
+def _extend(run: ConfigDict, factor: float) -> None:
+    """Multiplies the updates of a run, and its warm-up, by a factor."""
+    run.train.updates = max(1, round(run.train.updates * factor))
+    run.optim.warmup = round(run.optim.warmup * factor)
+
+
+def _relative_flops(teacher: ConfigDict, run: ConfigDict) -> float:
     """Returns the FLOPs of a distilled update divided by those of an update without a teacher.
 
     A training update of the student costs three forward passes, distillation adds one forward pass
@@ -267,7 +326,7 @@ def load_tasks(c: ConfigDict) -> dict[str, ConfigDict]:
 
     Raises:
       UserError: no task, a task of another family or without a unique name, or an unknown task in
-        `config.recipe.equal_flops`.
+        `config.recipe.equal_flops` or `config.recipe.equal_time`.
     """
     if not c.recipe.tasks:
         raise UserError('config.recipe.tasks = (): must name at least one FILE[:PRESET]')
@@ -282,18 +341,19 @@ def load_tasks(c: ConfigDict) -> dict[str, ConfigDict]:
         if not slug(t.task) or slug(t.task) in map(slug, tasks):
             raise UserError(f'{where}: config.task = {t.task!r}: must be a unique name')
         tasks[t.task] = t
-    for name in c.recipe.equal_flops:
-        if name not in tasks:
-            near = nearest(name, list(tasks))
-            rule = f'must be one of {", ".join(tasks)}{near}'
-            raise UserError(f'config.recipe.equal_flops = {name!r}: {rule}')
+    for key in ('equal_flops', 'equal_time'):
+        for name in c.recipe[key]:
+            if name not in tasks:
+                near = nearest(name, list(tasks))
+                rule = f'must be one of {", ".join(tasks)}{near}'
+                raise UserError(f'config.recipe.{key} = {name!r}: {rule}')
     return tasks
 
 
 def expand(c: ConfigDict) -> tuple[dict[str, ConfigDict], dict[str, Any]]:
     """Returns every run a recipe may train, in order, and recipe.json if each first run is chosen.
 
-    Nothing is trained.
+    Nothing is trained or measured: the updates of baselines at equal time are those of ratio 1.
     """
     runs: dict[str, ConfigDict] = {}
 
@@ -302,5 +362,5 @@ def expand(c: ConfigDict) -> tuple[dict[str, ConfigDict], dict[str, Any]]:
         return next(iter(sweep.runs))
 
     record: dict[str, Any] = {}
-    Plan(c, load_tasks(c), choose_first, record).execute()
+    Plan(c, load_tasks(c), choose_first, lambda distilled, plain: 1.0, record).execute()
     return runs, record

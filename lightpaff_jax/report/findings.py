@@ -42,7 +42,13 @@ def headlines(rows: dict[str, Row], speed: dict | None) -> list[str]:
             f'Its test {two_stage.metric.name} is {_show(two_stage)}, '
             f"the teacher's is {_show(teacher)}{without}."
         )
-    return sentences + _equal_updates(rows) + _equal_flops(rows) + _headroom(teacher, baseline)
+    return [
+        *sentences,
+        *_equal_updates(rows),
+        *_equal_cost(rows, 'no_teacher_equal_flops', 'FLOPs'),
+        *_equal_cost(rows, 'no_teacher_equal_time', 'time'),
+        *_headroom(teacher, baseline),
+    ]
 
 
 def family_headlines(recipe: dict, tasks: dict[str, dict[str, Row]]) -> list[str]:
@@ -162,19 +168,19 @@ def _equal_updates(rows: dict[str, Row]) -> list[str]:
     return sentences
 
 
-def _equal_flops(rows: dict[str, Row]) -> list[str]:
-    """Compares two-stage with the baseline of equal training FLOPs."""
-    if not {'two_stage', 'no_teacher_equal_flops'} <= set(rows):
+def _equal_cost(rows: dict[str, Row], key: str, cost: str) -> list[str]:
+    """Compares two-stage with the baseline of equal training FLOPs or time."""
+    if not {'two_stage', key} <= set(rows):
         return []
-    two_stage, baseline = rows['two_stage'], rows['no_teacher_equal_flops']
+    two_stage, baseline = rows['two_stage'], rows[key]
     ahead = lead(baseline, two_stage)
     result = 'better' if ahead > 0 else 'worse' if ahead < 0 else 'equally well'
     flops = mean(baseline, total('flops')) / mean(two_stage, total('flops'))
     sentences = [
-        f'With this budget the baseline with equal FLOPs does {result}: {_show(baseline)} '
+        f'With this budget the baseline with equal {cost} does {result}: {_show(baseline)} '
         f'against {_show(two_stage)} for two-stage. {_significance(baseline, two_stage)}'
     ]
-    if abs(flops - 1) > FLOPS_TOLERANCE:
+    if cost == 'FLOPs' and abs(flops - 1) > FLOPS_TOLERANCE:
         sentences.append(
             f'Warning: the FLOPs are not equal: the baseline used {flops:.2f}x as many.'
         )

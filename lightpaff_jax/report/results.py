@@ -25,6 +25,7 @@ ROWS = {
     'stage2_only': ('stage 2 only', '#a26be0'),
     'no_teacher': ('no teacher', '#d9480f'),
     'no_teacher_equal_flops': ('no teacher, equal FLOPs', '#b07d05'),
+    'no_teacher_equal_time': ('no teacher, equal time', '#7d8b12'),
 }
 # Keys of result.json.
 COSTS = ['updates', 'tokens', 'seconds', 'flops', 'tokens_per_second', 'parameters', 'bytes']
@@ -43,7 +44,8 @@ RECIPE = {
     'name': str,
     'tasks': {str: {'teacher': [str], 'students': [{'student': str, 'seed': int, 'runs': [str]}]}},
     'notes?': [str],
-    'sweeps?': [_SWEEP | {'candidates': [_CANDIDATE]}],
+    'sweeps?': [_SWEEP | {'candidates': [_CANDIDATE], 'share?': float}],
+    'step_time_ratios?': {str: float},
     **dict.fromkeys(('family?', 'scale?', 'command?'), str),
 }
 """The form of recipe.json."""

@@ -6,7 +6,12 @@ from lightpaff_jax.report.findings import EQUAL_UPDATES
 from lightpaff_jax.report.results import METRICS, ROWS, check_choice
 from lightpaff_jax.report.tables import Table
 
-PRETRAINING = {'stage1': 'stage 1', 'pretrain': 'no teacher'}
+PRETRAINING = {
+    'stage1': 'stage 1',
+    'pretrain': 'no teacher',
+    'pretrain_equal_flops': 'no teacher, equal FLOPs',
+    'pretrain_equal_time': 'no teacher, equal time',
+}
 
 
 def check(where: str, recipe: dict) -> None:
@@ -45,15 +50,26 @@ def table(recipe: dict) -> Table:
             label = METRICS[sweep['metric']].label
             lines.append([title(sweep), f'{lambda_:g}', *scores, label])
     header = ('', 'λ', *(f'{peak_lr:g}' for peak_lr in rates), 'score')
-    note = (
+    return Table('Hyperparameter sweeps', header, lines, _note(recipe['sweeps']), (), best)
+
+
+def _note(sweeps: list[dict]) -> str:
+    shared, share = '', ''
+    if not any('_equal_' in sweep['student'] for sweep in sweeps):
+        shared = (
+            'Baselines with equal FLOPs or time use the choice of no teacher, and unlabelled text '
+            'that of two-stage. '
+        )
+    if shares := sorted({100 * sweep['share'] for sweep in sweeps if 'share' in sweep}):
+        percent = ' or '.join(f'{share:.0f} %' for share in shares)
+        share = f'Sweeps take {percent} of the updates; the choice was then trained in full. '
+    return (
         'Scores on the validation split, with a column for each peak learning rate; λ is the '
         'weight of the teacher; an empty cell was not tried. Bold: the chosen hyperparameters. '
-        'The first seed sweeps, and the other seeds use its choice. The baseline with equal FLOPs '
-        'uses the choice of no teacher, and unlabelled text that of two-stage. Pre-training '
+        f'{share}The first seed sweeps, and the other seeds use its choice. {shared}Pre-training '
         'without a sweep has one learning rate for all students. No other table includes the '
         'costs of sweeps.'
     )
-    return Table('Hyperparameter sweeps', header, lines, note, (), best)
 
 
 def _tried(sweep: dict, key: str) -> tuple[float, ...]:

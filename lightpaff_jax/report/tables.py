@@ -168,6 +168,9 @@ def provenance(
     students = [row for task in tasks.values() for key, row in task.items() if key != 'teacher']
     seeds = sorted({seed for row in students for seed in row.seeds})
     lines.append(('seeds', ', '.join(map(str, seeds)) or '-'))
+    if ratios := recipe.get('step_time_ratios'):
+        listed = (f'{task or "pre-training"} {ratio:.3f}' for task, ratio in ratios.items())
+        lines.append(('time of a distilled update / a plain one', '; '.join(listed)))
     if 'command' in recipe:
         lines.append(('recipe', recipe['command']))
     lines.append(('this report', f'python -m lightpaff_jax.report {workdir}'))

@@ -200,6 +200,8 @@ INVALID = [
     ('recipe.student_finetune.warmup', -1, '-1: must be at least 0'),
     ('recipe.student_finetune.batch_size', 0, '0: must be at least 1'),
     ('recipe.tasks', ('a.py', 'a.py'), 'a.py,a.py: must name no task twice'),
+    ('recipe.sweep_share', 0.0, '0.0: must be above 0 and at most 1'),
+    ('recipe.validations', -1, '-1: must be at least 0'),
     ('recipe.student_finetune.sweep_peak_lr', (1e-3, 0.0), '0.0: must be above 0 and finite'),
     ('recipe.student_finetune.sweep_peak_lr', (1e-3, 1e-3), '0.001,0.001: must not repeat a value'),
     ('recipe.student_finetune.sweep_lambda', (0.5, 1.5), '1.5: must be in [0, 1]'),

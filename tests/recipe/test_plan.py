@@ -165,7 +165,7 @@ def test_finetuning_runs_of_several_tasks_have_task_folders():
             f'seed{seed}/{student}'
             for seed in (0, 1)
             for student in plan.STUDENTS
-            if student != 'two_stage_unlabelled'
+            if student not in ('two_stage_unlabelled', 'no_teacher_equal_time')
         }
 
 
@@ -232,10 +232,11 @@ def test_recipe_rejects_missing_unnamed_and_unknown_tasks():
     c.recipe.tasks = (f'{QUICKSTART}:text', f'{QUICKSTART.parent}/gpt2_stage1.py:tiny')
     with pytest.raises(UserError, match=r"config\.task = '': must be a unique name"):
         plan.expand(c)
-    c = load('full', ('text',), (0,))
-    c.recipe.equal_flops = ('texts',)
-    with pytest.raises(UserError, match='must be one of text; did you mean text'):
-        plan.expand(c)
+    for key in ('equal_flops', 'equal_time'):
+        c = load('full', ('text',), (0,))
+        c.recipe[key] = ('texts',)
+        with pytest.raises(UserError, match=f'recipe.{key}.*must be one of text; did you mean'):
+            plan.expand(c)
 
 
 FAMILIES = {
@@ -263,18 +264,24 @@ def test_small_recipe_has_three_tasks_and_every_student(family):
         assert bool(run.data.unlabelled) == ('two_stage_unlabelled' in name)
 
 
-def test_first_seed_sweeps_and_later_seeds_use_its_choice():
-    c = load('bert', ('topic',), (0, 1))
-    c.recipe.student_finetune.sweep_peak_lr = (1e-3, 3e-3)
-    c.recipe.student_finetune.sweep_lambda = (0.5, 0.9)
-    c.recipe.equal_flops = ()
-    sweeps = []
+def execute(c, ratios=None, measure=None):
+    """Executes a plan that trains nothing; returns its sweeps and its record."""
+    sweeps, record = [], {} if ratios is None else {'step_time_ratios': ratios}
 
     def choose_last(sweep):
         sweeps.append(sweep)
         return list(sweep.runs)[-1]
 
-    plan.Plan(c, plan.load_tasks(c), choose_last, {}).execute()
+    plan.Plan(c, plan.load_tasks(c), choose_last, measure or (lambda *_: 1.0), record).execute()
+    return sweeps, record
+
+
+def test_first_seed_sweeps_and_later_seeds_use_its_choice():
+    c = load('bert', ('topic',), (0, 1))
+    c.recipe.student_finetune.sweep_peak_lr = (1e-3, 3e-3)
+    c.recipe.student_finetune.sweep_lambda = (0.5, 0.9)
+    c.recipe.equal_flops = ()
+    sweeps, _ = execute(c)
     for sweep in sweeps:
         for run in sweep.runs.values():
             assert bool(run.loss.lambda_) == bool(run.teacher.path)
@@ -291,6 +298,88 @@ def test_first_seed_sweeps_and_later_seeds_use_its_choice():
         'seed0/two_stage/lr0.003_lambda0.9',
     ] in runs
     assert ['seed0/no_teacher/lr0.001', 'seed0/no_teacher/lr0.003'] in runs
+
+
+def test_equal_time_baseline_multiplies_updates_by_the_ratio_measured_once():
+    c, pairs = load('bert', ('topic', 'pairs'), (0, 1)), []
+    c.recipe.equal_time = ('topic',)
+
+    def measure(distilled, plain):
+        pairs.append((distilled.workdir, plain.workdir))
+        return 1.5 if len(pairs) == 1 else 2.0
+
+    sweeps, record = execute(c, measure=measure)
+    assert pairs == [
+        ('work/seed0/stage1', 'work/seed0/pretrain'),
+        ('work/topic/seed0/two_stage', 'work/topic/seed0/no_teacher'),
+    ]
+    assert record['step_time_ratios'] == {'': 1.5, 'topic': 2.0}
+    runs = {name: run for sweep in sweeps for name, run in sweep.runs.items()}
+    for seed in (0, 1):
+        pretrain = runs[f'seed{seed}/pretrain_equal_time']
+        assert pretrain.train.updates == 1.5 * c.recipe.student_pretrain.updates
+        finetune = runs[f'topic/seed{seed}/no_teacher_equal_time']
+        assert finetune.train.updates == 2 * c.recipe.student_finetune.updates
+        assert finetune.optim.warmup == 2 * c.recipe.student_finetune.warmup
+        assert f'pairs/seed{seed}/no_teacher_equal_time' not in runs
+
+
+def test_stored_step_time_ratios_are_not_measured_again():
+    c = load('bert', ('topic',), (0,))
+    c.recipe.equal_time = ('topic',)
+
+    def measure(*_):
+        raise AssertionError('must not be measured')
+
+    sweeps, record = execute(c, {'': 1.25, 'topic': 3.0}, measure)
+    runs = {name: run for sweep in sweeps for name, run in sweep.runs.items()}
+    updates = runs['seed0/no_teacher_equal_time'].train.updates
+    assert updates == 3 * c.recipe.student_finetune.updates
+    assert record['step_time_ratios'] == {'': 1.25, 'topic': 3.0}
+
+
+def test_sweeps_on_a_share_of_updates_run_their_choice_in_full():
+    c = load('bert', ('topic',), (0, 1))
+    budget = c.recipe.student_finetune
+    budget.sweep_peak_lr, c.recipe.sweep_share = (1e-3, 3e-3), 1 / 3
+    sweeps, _ = execute(c)
+    swept = {name: s.share for s in sweeps for name in s.runs if 'two_stage' in name}
+    assert swept == {
+        'sweep/seed0/two_stage/lr0.001': 1 / 3,
+        'sweep/seed0/two_stage/lr0.003': 1 / 3,
+        'seed0/two_stage': 1.0,
+        'seed1/two_stage': 1.0,
+    }
+    runs = {name: run for sweep in sweeps for name, run in sweep.runs.items()}
+    for name in swept:
+        share = 1 / 3 if name.startswith('sweep/') else 1
+        assert runs[name].train.updates == round(share * budget.updates)
+        assert runs[name].optim.warmup == round(share * budget.warmup)
+    assert runs['seed0/two_stage'].optim.peak_lr == runs['seed1/two_stage'].optim.peak_lr == 3e-3
+
+
+@pytest.mark.parametrize('every', [False, True])
+def test_sweep_all_gives_baselines_at_equal_cost_their_own_sweeps(every):
+    c = load('bert', ('topic',), (0,))
+    c.recipe.equal_time, c.recipe.sweep_all = ('topic',), every
+    c.recipe.student_pretrain.sweep_peak_lr = (1e-3, 3e-3)
+    c.recipe.student_finetune.sweep_peak_lr = (1e-3, 3e-3)
+    sizes = {next(iter(s.runs)).split('/lr')[0]: len(s.runs) for s in execute(c)[0]}
+    for name in ('pretrain_equal_flops', 'pretrain_equal_time'):
+        assert sizes[f'seed0/{name}'] == 1 + every
+    for name in ('no_teacher_equal_flops', 'no_teacher_equal_time'):
+        assert sizes[f'seed0/{name}'] == 1 + every
+    assert sizes['seed0/no_teacher'] == sizes['seed0/two_stage'] == 2
+
+
+def test_every_run_has_equally_many_validations_and_keeps_its_best():
+    c = load('bert', ('topic',), (0,))
+    c.recipe.validations, c.recipe.sweep_share = 7, 0.3
+    c.recipe.student_finetune.sweep_peak_lr = (1e-3, 3e-3)
+    for name, run in plan.expand(c)[0].items():
+        validations = -(-run.train.updates // run.train.eval_every)
+        assert validations == 7, name
+        assert run.train.keep_best == ('perplexity' if run.objective == 'mlm' else 'accuracy')
 
 
 @pytest.mark.parametrize('preset', ['', ':small', ':tiny', ':ci'])

@@ -131,6 +131,13 @@ def test_settings_of_a_phase_without_updates_are_rejected(micro):
         recipe.run(micro)
 
 
+def test_validations_of_a_recipe_exclude_those_of_train(micro):
+    micro.recipe.validations, micro.train.eval_every = 2, 1
+    rule = r'^config.train.eval_every = 1: is not read with config.recipe.validations'
+    with pytest.raises(UserError, match=rule):
+        recipe.run(micro)
+
+
 def test_recipe_rejects_the_key_requires(micro):
     micro.requires = ('configs/bert.py',)
     with pytest.raises(
@@ -139,10 +146,12 @@ def test_recipe_rejects_the_key_requires(micro):
         recipe.run(micro)
 
 
-def run_sweep(monkeypatch, scores):
+def run_sweep(monkeypatch, scores, share=1.0, tested=None):
     """Runs a sweep whose runs have these accuracies; those with None diverge."""
 
     def train_run(r):
+        if tested is not None and r.eval.test:
+            tested.append(r.task)
         if scores[r.task] is None:
             raise Diverged(f'{r.task} has diverged')
         return {'metric': 'accuracy', 'scores': {'validation': {'accuracy': scores[r.task]}}}
@@ -152,7 +161,7 @@ def run_sweep(monkeypatch, scores):
     for name, c in runs.items():
         c.task = name
     records = []
-    sweep = plan.Sweep('student_finetune', '', 'two_stage', runs)
+    sweep = plan.Sweep('student_finetune', '', 'two_stage', runs, share)
     return recipe._run_sweep(sweep, 0, len(runs), records), records
 
 
@@ -162,6 +171,14 @@ def test_diverged_run_is_never_the_best_of_a_sweep(monkeypatch):
     assert chosen == 'mid'
     recorded = {candidate['run']: candidate['score'] for candidate in records[0]['candidates']}
     assert recorded == scores
+
+
+@pytest.mark.parametrize(('share', 'expected'), [(1.0, ['high']), (0.5, [])])
+def test_only_the_result_of_a_sweep_is_tested(monkeypatch, share, expected):
+    tested = []
+    chosen, records = run_sweep(monkeypatch, {'low': 0.5, 'high': 0.6}, share, tested)
+    assert (chosen, tested) == ('high', expected)
+    assert records[0].get('share', 1.0) == share
 
 
 @pytest.mark.parametrize('scores', [{'one': None}, {'one': None, 'two': None}])
@@ -191,6 +208,29 @@ def test_speed_is_measured_again_for_other_networks(undisturbed, shared, monkeyp
     current = path.read_text()
     recipe._measure_speed(shared, undisturbed, record, runs)
     assert path.read_text() == current, 'a file about the same networks is kept'
+
+
+@pytest.mark.e2e
+def test_restart_keeps_the_measured_ratio_of_step_times(micro, monkeypatch, capsys):
+    train_only(monkeypatch, 'two_stage', 'no_teacher', 'no_teacher_equal_time')
+    monkeypatch.setattr(speed, '_SECONDS', 0.01)
+    micro.recipe.equal_time, micro.recipe.validations = ('chex',), 2
+    micro.recipe.sweep_share = 0.4
+    recipe.run(micro)
+    workdir = pathlib.Path(micro.workdir)
+    record, results = outputs_of(workdir)
+    ratios = record['step_time_ratios']
+    assert ratios.keys() == {'', 'chex'}
+    for run, ratio in (('pretrain_equal_time', ''), ('no_teacher_equal_time', 'chex')):
+        assert results[f'seed0/{run}']['updates'] == round(3 * ratios[ratio])
+        assert results[f'seed0/{run}']['keep_best'] == 'perplexity'
+    assert [run for run in results if run.startswith('sweep/')]
+    for name, result in results.items():
+        assert ('test' in result['scores']) != name.startswith('sweep/')
+    assert 'no teacher, equal time' in capsys.readouterr().out
+    monkeypatch.setattr(recipe, '_measure_ratio', None)
+    recipe.run(micro)
+    assert outputs_of(workdir) == (record, results)
 
 
 @pytest.mark.slow

@@ -24,10 +24,12 @@ def line_of(text, start):
 @pytest.mark.parametrize(
     ('long', 'word'), [(30.0, 'better'), (32.5, 'worse'), (31.0, 'equally well')]
 )
-def test_equal_flops_sentence_ranks_by_perplexity(tmp_path, long, word):
-    text = findings_of(make_workdir(tmp_path, no_teacher_equal_flops=long))
+def test_equal_cost_sentences_rank_by_perplexity(tmp_path, long, word):
+    changes = {'no_teacher_equal_flops': long, 'no_teacher_equal_time': long}
+    text = findings_of(make_workdir(tmp_path, **changes))
     scores = f'{long + 0.05:.2f} against 31.05'
-    assert f'the baseline with equal FLOPs does {word}: {scores}' in text
+    for cost in ('FLOPs', 'time'):
+        assert f'the baseline with equal {cost} does {word}: {scores}' in text
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_accuracies_of_zero_have_no_binomial_error(tmp_path):
 
 def test_one_seed_makes_no_claim_of_significance(tmp_path):
     text = findings_of(make_workdir(tmp_path, seeds=1))
-    assert text.count('One seed cannot tell') == 2
+    assert text.count('One seed cannot tell') == 3
     assert 'standard error' not in text
 
 

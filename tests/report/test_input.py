@@ -1,7 +1,14 @@
 """Error messages about invalid files. All figures are invented inputs."""
 
 import pytest
-from helpers.reports import make_family, make_run, make_workdir, scores_of, write_predictions
+from helpers.reports import (
+    STUDENTS,
+    make_family,
+    make_run,
+    make_workdir,
+    scores_of,
+    write_predictions,
+)
 
 from lightpaff_jax import report
 
@@ -98,7 +105,7 @@ def break_metric(workdir):
 def mix_metrics_in_a_task(workdir):
     for folder in workdir.rglob('teacher_finetune'):
         make_run(folder, 34.0, 0, objective='seq2seq', metric='perplexity')
-    for run in ('two_stage', 'stage1_only', 'stage2_only', 'no_teacher', 'no_teacher_long'):
+    for _, run, _ in STUDENTS.values():
         for folder in workdir.rglob(f'*/{run}'):
             scores = {'test': scores_of('seq2seq', 30.0) | {'bleu': 20.0}}
             make_run(folder, 34.0, 0, objective='seq2seq', metric='bleu', scores=scores)

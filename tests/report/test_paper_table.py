@@ -52,6 +52,7 @@ def test_table_has_a_line_per_model_and_a_column_per_task(folders):
         'stage 2 only',
         'no teacher',
         'no teacher, equal FLOPs',
+        'no teacher, equal time',
     ]
     two = lines['two-stage']
     assert list(two)[1:] == [

@@ -151,12 +151,13 @@ def test_shared_pretraining_is_drawn_once(tmp_path):
     page = (tmp_path / 'report.html').read_text('utf-8')
     *_, shared = re.findall(r'<figure>.*?</figure>', page, flags=re.S)
     texts = re.findall(r'<text[^>]*>([^<]*)</text>', shared)
-    # The legend has four runs: the teacher's, stage 1, the baseline's, and the longer baseline's.
+    # The legend has five runs: the teacher's, stage 1, the baseline's, and the longer baselines'.
     assert [t for t in texts if 'teacher' in t or 'stage' in t] == [
         'teacher',
         'two-stage and stage 1 only',
         'stage 2 only and no teacher',
         'no teacher, equal FLOPs',
+        'no teacher, equal time',
     ]
     assert 'cross-entropy, nats per token' in texts
 
