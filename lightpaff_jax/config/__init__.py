@@ -132,6 +132,7 @@ _DATA = {
     'classes': 0,  # table: number of classes if labels is ()
     'suffixes': (),  # parallel: suffixes of source and target files, such as en,de
     'held_out': 0.0,  # share of train that replaces a missing split, by a hash; 0: an error
+    'held_out_whole': False,  # holds out whole rows only, and drops rows of train inside them
     'detokenize': 'none',  # removes spaces around punctuation, one of DETOKENIZERS
     'replace': (),  # OLD=NEW: replaces words, such as UNK=<unk>
     'decontaminate': (),  # datasets to drop from train, SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT]

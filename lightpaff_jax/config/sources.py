@@ -37,6 +37,7 @@ class Source:
 
 
 _FILES = ('path', 'files', 'held_out', 'on_error')
+_EXAMPLES = (*_FILES, 'held_out_whole')
 _GLUE = 'a folder with train.tsv and dev.tsv of GLUE'
 SOURCES = {
     'pydocs': Source(keys=('packages', 'view')),
@@ -49,14 +50,14 @@ SOURCES = {
         max_columns=1,
     ),
     'sst2': Source(
-        keys=_FILES,
+        keys=_EXAMPLES,
         example_type='classes',
         layout=_GLUE,
         classes=2,
         class_names=('negative', 'positive'),
     ),
     'qqp': Source(
-        keys=_FILES,
+        keys=_EXAMPLES,
         example_type='classes',
         layout=_GLUE,
         has_pairs=True,
@@ -64,7 +65,7 @@ SOURCES = {
         class_names=('not_duplicate', 'duplicate'),
     ),
     'mrpc': Source(
-        keys=_FILES,
+        keys=_EXAMPLES,
         example_type='classes',
         layout='a folder with msr_paraphrase_train.txt and msr_paraphrase_test.txt',
         has_pairs=True,
@@ -72,14 +73,14 @@ SOURCES = {
         class_names=('not_equivalent', 'equivalent'),
     ),
     'mr': Source(
-        keys=_FILES,
+        keys=_EXAMPLES,
         example_type='classes',
         layout='a folder with rt-polarity.neg and rt-polarity.pos',
         classes=2,
         class_names=('negative', 'positive'),
     ),
     'table': Source(
-        keys=(*_FILES, 'columns', 'quoting', 'labels', 'classes'),
+        keys=(*_EXAMPLES, 'columns', 'quoting', 'labels', 'classes'),
         required='columns',
         layout=(
             'a folder with .tsv, .csv, .jsonl or .parquet files that have train, and, unless '
@@ -95,7 +96,7 @@ SOURCES = {
         ),
     ),
     'tfds': Source(
-        keys=('path', 'tfds_dir', 'columns', 'labels', 'held_out'),
+        keys=('path', 'tfds_dir', 'columns', 'labels', 'held_out', 'held_out_whole'),
         path='the name of a TFDS data set',
     ),
     'mixture': Source(

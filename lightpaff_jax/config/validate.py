@@ -320,6 +320,9 @@ def _check_unread(c: ConfigDict) -> None:
     for key in ('replace', 'decontaminate', 'unlabelled'):
         rule = f'is not read for source {name!r}'
         _rule(f'data.{key}', _text(c.data[key]), source.has_text or not c.data[key], rule)
+    is_read = c.data.held_out > 0 or not c.data.held_out_whole
+    rule = 'is only read if config.data.held_out > 0'
+    _rule('data.held_out_whole', c.data.held_out_whole, is_read, rule)
     is_read = not c.tokenizer.text or (name == 'text' and not c.tokenizer.path)
     rule = "is only read for data.source 'text' without tokenizer.path"
     _rule('tokenizer.text', c.tokenizer.text, is_read, rule)

@@ -77,6 +77,7 @@ INVALID = [
     ('data.files', ('train=a',), "('train=a',): is not read for source 'pydocs'"),
     ('data.held_out', 0.1, "0.1: is not read for source 'pydocs'"),
     ('data.held_out', 0.5, '0.5: must be at least 0 and below 0.5'),
+    ('data.held_out_whole', True, "True: is not read for source 'pydocs'"),
     ('data.documents', 'lines', "'lines': must be one of blank, line, file; did you mean line?"),
     (
         'data.detokenize',

@@ -45,11 +45,11 @@ class OverlapIndex:
             and, if the index matches parts, its parts.
         """
         if not is_document:
-            self._add_words(_words(text))
+            self._add_words(normalize(text))
         if self._suffixes is not None:
-            self._suffixes.add(_words(text))
+            self._suffixes.add(normalize(text))
         for sentence in _SENTENCE_BREAK.split(text):
-            words = _words(sentence)
+            words = normalize(sentence)
             if len(words) >= MIN_SENTENCE_WORDS:
                 self._add_words(words)
 
@@ -73,7 +73,7 @@ class OverlapIndex:
         """
         if not (self._texts or self._suffixes):
             return False
-        words = _words(text)
+        words = normalize(text)
         letters, start = ''.join(words), 0
         if letters in self._texts:
             return True
@@ -136,7 +136,7 @@ class _Suffixes:
         )
 
 
-def _words(text: str) -> tuple[str, ...]:
+def normalize(text: str) -> tuple[str, ...]:
     """Splits a text into words of lower-case letters and digits without accents."""
     if not text.isascii():
         decomposed = unicodedata.normalize('NFKD', text)

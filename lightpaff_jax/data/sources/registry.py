@@ -11,6 +11,7 @@ from lightpaff_jax import config
 from lightpaff_jax.data.sources import (
     files,
     glue,
+    holdout,
     movie_reviews,
     parallel,
     pydocs,
@@ -92,8 +93,8 @@ def _read_files(
     split_files = module.find(c)
     source = _require(module, c, split_files, split)
     on_error = on_skip if c.data.on_error == 'skip' else _stop
-    rows = module.read(c, split_files[source.split], on_error)
-    for example in splits.select(rows, source, c.data.held_out):
+    read = functools.partial(module.read, c, split_files[source.split])
+    for example in holdout.select(c, source, read, on_error):
         yield postprocess(c, example)
 
 
@@ -105,12 +106,17 @@ def _file_identity(module: FileFormat, c: ConfigDict, wanted: Sequence[str]) -> 
         extensions = [files.extension(path.name) for path in split_files[split]]
         digests = files.digests(c.data.cache, split_files[split])
         file_digests[split] = [list(pair) for pair in zip(extensions, digests, strict=True)]
-    keys = [key for key in config.SOURCES[c.data.source].keys if key not in ('path', 'files')]
+    keys = [
+        key
+        for key in config.SOURCES[c.data.source].keys
+        if key not in ('path', 'files', 'held_out_whole')
+    ]
     return {
         'version': files.VERSION,
         'keys': {key: list(v) if isinstance(v := c.data[key], tuple) else v for key in keys},
         'parts': {split: [source.split, list(source.shares)] for split, source in sources.items()},
         'files': file_digests,
+        **holdout.identity(c),
     }
 
 

@@ -85,7 +85,7 @@ def select(examples: Iterable[Example], source: SplitSource, held_out: float) ->
     text can be: in a dialogue, a reply is the first text of the next pair.
     """
     for example in examples:
-        if source.shares == SPLITS or _share(example.first, held_out) in source.shares:
+        if source.shares == SPLITS or share(example.first, held_out) in source.shares:
             yield example
 
 
@@ -99,7 +99,8 @@ def require_any(items: Iterable[T], message: str) -> Iterator[T]:
         raise UserError(message)
 
 
-def _share(text: str, held_out: float) -> str:
+def share(text: str, held_out: float) -> str:
+    """Returns the split that a hash of a text chooses."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     position = int.from_bytes(digest) / 2**64
     return 'test' if position < held_out else 'validation' if position < 2 * held_out else 'train'

@@ -4,6 +4,7 @@ They are read without TensorFlow and without the network.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.resources
 import pathlib
@@ -15,7 +16,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from lightpaff_jax.data import records
-from lightpaff_jax.data.sources import files, splits
+from lightpaff_jax.data.sources import files, holdout, splits
 from lightpaff_jax.data.sources.splits import SPLITS, Example, OnError
 from lightpaff_jax.errors import Unreadable, UserError, nearest, one_line
 from lightpaff_jax.runtime import storage
@@ -83,10 +84,10 @@ def examples(c: ConfigDict, split: str, on_error: OnError) -> Iterator[Example]:
         malformed.
       Unreadable: a file of the dataset is damaged.
     """
-    del on_error
     dataset = _open(c)
     source = _require(c, dataset, split)
-    yield from splits.select(_read_split(dataset, source.split), source, c.data.held_out)
+    read = functools.partial(_read_split, dataset, source.split)
+    yield from holdout.select(c, source, lambda on_error: read(), on_error)
 
 
 def identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
@@ -105,6 +106,7 @@ def identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
         'held_out': c.data.held_out,
         'parts': {split: [source.split, list(source.shares)] for split, source in sources.items()},
         'files': {split: files.digests(c.data.cache, paths[split]) for split in paths},
+        **holdout.identity(c),
     }
 
 
