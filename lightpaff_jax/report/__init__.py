@@ -13,12 +13,25 @@ from collections.abc import Sequence
 
 from lightpaff_jax.config import flags
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.report import disagreements, paper_table, sweeps
-from lightpaff_jax.report.findings import family_headlines, headlines, speed_sentence
+from lightpaff_jax.report import bootstrap, disagreements, paper_table, sweeps, terminal
+from lightpaff_jax.report.findings import (
+    bootstrap_note,
+    family_headlines,
+    headline,
+    headlines,
+    pooled_leads,
+    speed_sentence,
+)
 from lightpaff_jax.report.html_page import Part, render
 from lightpaff_jax.report.plots import learning_curves, overview, sweep_curves, task_plots
 from lightpaff_jax.report.results import Row, read, read_speed, unstable_timings
-from lightpaff_jax.report.tables import Table, main_table, provenance, speed_table
+from lightpaff_jax.report.tables import (
+    Table,
+    main_table,
+    provenance,
+    short_table,
+    speed_table,
+)
 from lightpaff_jax.runtime import storage
 
 
@@ -49,7 +62,7 @@ def write(workdir: pathlib.Path) -> str:
     """Writes report.md and report.html into the workdir of a recipe.
 
     Returns:
-      The tables of results in Markdown, with a heading each if there are several tasks.
+      The headline and the table of results, for a terminal.
 
     Raises:
       UserError: the folder does not exist, no run is finished, or a file is invalid.
@@ -59,23 +72,26 @@ def write(workdir: pathlib.Path) -> str:
     sweeps.check(f'{workdir}/recipe.json', recipe)
     speed = read_speed(workdir)
     several = len(recipe['tasks']) > 1 or bool(recipe.get('scale'))
+    leads = {task: bootstrap.leads(workdir, rows) for task, rows in tasks.items()}
     parts = [
-        _task_part(workdir, rows, task if several else '', None if several else speed)
+        _task_part(workdir, rows, task if several else '', leads[task])
         for task, rows in tasks.items()
     ]
+    findings = [first] if (first := headline(tasks, speed)) else []
     shared_plots = ''
     if several:
-        findings = family_headlines(recipe, tasks)
-        parts.insert(0, Part((), paper_table.table(recipe, tasks), overview(tasks)))
+        findings += family_headlines(recipe, tasks, leads)
+        printed = paper_table.table(recipe, tasks, bootstrap_note(pooled_leads(leads, tasks)))
+        parts.insert(0, Part((), printed, overview(tasks)))
         all_rows = [row for rows in tasks.values() for row in rows.values()]
         shared_plots = learning_curves(workdir, all_rows, 0)
     else:  # the findings of the only task are those of the page
-        findings = [*parts[0].findings]
+        findings += parts[0].findings
+        printed = short_table(next(iter(tasks.values())))
         parts = [dataclasses.replace(parts[0], findings=())]
-    results = [part.table for part in parts]
     if recipe.get('sweeps'):
         parts.append(_sweep_part(workdir, recipe))
-    if several and speed:
+    if speed:
         findings.append(speed_sentence(speed))
     facts, warnings = provenance(workdir, recipe, tasks)
     findings += [*recipe.get('notes', ()), *warnings, *_warnings(missing, speed)]
@@ -86,24 +102,26 @@ def write(workdir: pathlib.Path) -> str:
     storage.write_text(workdir / 'report.md', text)
     page = render(title, findings, parts, shared_plots, tables)
     storage.write_text(workdir / 'report.html', page)
-    return '\n\n'.join(
-        (f'## {_escape(table.title)}\n\n' if several else '') + markdown(table) for table in results
-    )
+    blocks = [terminal.wrap(first), *([printed.title] if several else [])]
+    return '\n\n'.join(filter(None, (*blocks, terminal.format_table(printed))))
 
 
-def _task_part(workdir: pathlib.Path, rows: dict[str, Row], task: str, speed: dict | None) -> Part:
+def _task_part(
+    workdir: pathlib.Path, rows: dict[str, Row], task: str, leads: bootstrap.Leads
+) -> Part:
     """Returns the part of a task.
 
     Args:
       workdir: workdir of the recipe.
       rows: finished rows of the task.
       task: name of the task; '' if the recipe has one task, whose part includes pre-training.
-      speed: content of speed.json if it is about the networks of this task, else None.
+      leads: leads of its two-stage student.
     """
     examples = disagreements.compare(workdir, rows)
-    findings = headlines(rows, speed) + ([examples.summary] if examples else [])
+    findings = headlines(rows, leads) + ([examples.summary] if examples else [])
     plots = task_plots(workdir, rows, (1,) if task else (0, 1), task)
-    return Part(findings, main_table(rows, task), plots, '', examples)
+    table = main_table(rows, task, bootstrap_note(leads))
+    return Part(findings, table, plots, '', examples)
 
 
 def _sweep_part(workdir: pathlib.Path, recipe: dict) -> Part:

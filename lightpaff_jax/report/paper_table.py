@@ -104,7 +104,7 @@ def check(where: str, recipe: dict) -> None:
         raise UserError(f'{where}: must have family, since scale = {recipe["scale"]!r}')
 
 
-def table(recipe: dict, tasks: Tasks) -> Table:
+def table(recipe: dict, tasks: Tasks, note: str = '') -> Table:
     """Returns a table with a line for each model and a column for each task.
 
     If the recipe has a scale, the table also has lines with the figures of the paper.
@@ -112,6 +112,7 @@ def table(recipe: dict, tasks: Tasks) -> Table:
     Args:
       recipe: content of recipe.json.
       tasks: task name -> its finished rows; a task of the recipe without rows is an empty column.
+      note: sentences that the note of the table begins with.
     """
     family = recipe['family'] if recipe.get('scale') else ''
     lines: list[Sequence[str]] = []
@@ -129,7 +130,7 @@ def table(recipe: dict, tasks: Tasks) -> Table:
     title = NAMES[recipe['family']] if 'family' in recipe else 'All tasks'
     title += f', {recipe["scale"]} scale' if family else ''
     header = ('', *columns, 'parameters', 'ratio')
-    return Table(title, header, lines, _note(family, recipe, tasks), quoted, best)
+    return Table(title, header, lines, note + _note(family, recipe, tasks), quoted, best)
 
 
 def _metrics(row: Row) -> list[Metric]:

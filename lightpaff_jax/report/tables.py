@@ -82,29 +82,52 @@ COST_COLUMNS: tuple[Column, ...] = (
 )
 
 
-def main_table(rows: dict[str, Row], task: str = '') -> Table:
-    """Returns the scores and costs of a task's finished rows; `task` is named in the title."""
-    first = next(iter(rows.values()))
+def _metric_columns(rows: dict[str, Row]) -> list[Column]:
+    """Returns the columns of the metric and of the share of the teacher's score."""
+    metric = next(iter(rows.values())).metric
 
     def share(row: Row) -> str:
         shares = teacher_share(row, rows['teacher']) if 'teacher' in rows else None
         return format_mean(shares, 1) if shares else '-'
 
+    column = _score_column(metric.label, metric.key, 2, metric.factor)
+    return [column, ('share of teacher score, %', share)]
+
+
+def _table(title: str, rows: dict[str, Row], columns: Sequence[Column], note: str) -> Table:
+    header = ('', *(label for label, _ in columns))
+    lines = [[row.label, *(cell(row) for _, cell in columns)] for row in rows.values()]
+    return Table(title, header, lines, note)
+
+
+def short_table(rows: dict[str, Row]) -> Table:
+    """Returns the metric and the main costs of a task's finished rows."""
+    costs = dict(COST_COLUMNS)
+    shown = ('seeds', 'updates', 'train FLOPs', 'train seconds', 'parameters')
+    columns = _metric_columns(rows) + [(label, costs[label]) for label in shown]
+    return _table('Results', rows, columns, '')
+
+
+def main_table(rows: dict[str, Row], task: str = '', note: str = '') -> Table:
+    """Returns the scores and costs of a task's finished rows.
+
+    Args:
+      rows: the rows.
+      task: the name in the title; '' if the recipe has one task.
+      note: sentences that the note of the table begins with.
+    """
+    first = next(iter(rows.values()))
     companions = [METRICS[key] for key in first.metric.companions]
-    columns = [
-        _score_column(first.metric.label, first.metric.key, 2, first.metric.factor),
-        ('share of teacher score, %', share),
-        *(_score_column(m.label, m.key, 2, m.factor) for m in companions),
-    ]
+    columns = _metric_columns(rows)
+    columns += [_score_column(m.label, m.key, 2, m.factor) for m in companions]
     if first.metric.key in config.GENERATION_METRICS:
         columns.append(_score_column('perplexity per token', 'perplexity', 2))
     columns += SCORE_COLUMNS[first.objective.outputs]
     if any(has_score(row, 'agreement') for row in rows.values()):
         columns += AGREEMENT_COLUMNS
     columns += COST_COLUMNS
-    header = ('', *(label for label, _ in columns))
-    lines = [[row.label, *(cell(row) for _, cell in columns)] for row in rows.values()]
-    return Table(f'Results: {task}' if task else 'Results', header, lines, _main_note(rows))
+    title = f'Results: {task}' if task else 'Results'
+    return _table(title, rows, columns, note + _main_note(rows))
 
 
 def _main_note(rows: dict[str, Row]) -> str:

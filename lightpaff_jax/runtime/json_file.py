@@ -115,8 +115,9 @@ def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [item for node in level for item in _items(node)]
-    if level:
-        raise ValueError(f'is nested deeper than {MAX_DEPTH} levels')
+        if not level:
+            return
+    raise ValueError(f'is nested deeper than {MAX_DEPTH} levels')
 
 
 def _items(node: Any) -> Iterator[Any]:

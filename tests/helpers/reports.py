@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-from lightpaff_jax.report import findings, results
+from lightpaff_jax import report
+from lightpaff_jax.report import bootstrap, findings, results
 
 # Student -> its two runs, and the test perplexity of seed 0.
 STUDENTS = {
@@ -158,11 +159,16 @@ def _make_speed(workdir, task):
 def findings_of(workdir):
     """Returns the sentences about a recipe's first task."""
     _, tasks, _ = results.read(workdir)
-    return '\n'.join(findings.headlines(next(iter(tasks.values())), results.read_speed(workdir)))
+    rows = next(iter(tasks.values()))
+    return '\n'.join(findings.headlines(rows, bootstrap.leads(workdir, rows)))
 
 
-def cells(table):
-    """Returns the cells of a table in Markdown: line -> column -> text."""
+def cells(workdir, title='Results'):
+    """Writes the report; returns the cells of a table of report.md: line -> column -> text."""
+    report.write(workdir)
+    parts = (workdir / 'report.md').read_text('utf-8').split('\n## ')
+    part = next(part for part in parts if part.startswith(f'{title}\n'))
+    table = next(block for block in part.split('\n\n') if block.startswith('|'))
     lines = [
         [cell.strip() for cell in line.strip('|').split('|')] for line in table.strip().splitlines()
     ]

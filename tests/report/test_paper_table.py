@@ -37,7 +37,7 @@ def lines_of(workdir, **changes):
 
 def sentences_of(workdir):
     recipe, tasks, _ = results.read(workdir)
-    return findings.family_headlines(recipe, tasks)
+    return findings.family_headlines(recipe, tasks, {task: {} for task in tasks})
 
 
 def test_table_has_a_line_per_model_and_a_column_per_task(folders):
@@ -270,13 +270,20 @@ def test_recipe_without_sweeps_has_no_sentences_on_them():
     assert sweeps.sentences({'tasks': {}}) == []
 
 
-def test_report_prints_the_family_table_and_each_task(written):
+def test_report_prints_the_family_table_and_writes_each_task(written, folders):
     text, _ = written
-    first, *tasks = text.split('## Results: ')
-    assert first.startswith('## MASS, small scale\n')
-    lines = cells(first.split('\n\n')[1])
+    assert '\n\nMASS, small scale\n\n' in text
+    lines = cells(folders['mass'], 'MASS, small scale')
     assert lines['two-stage']['Gigaword: ROUGE-1 / ROUGE-2 / ROUGE-L'].startswith('**32.')
-    assert len(tasks) == 3
+    page = (folders['mass'] / 'report.md').read_text('utf-8')
+    assert page.count('## Results: ') == 3
+
+
+def test_printed_table_fits_100_columns(written):
+    text, _ = written
+    assert max(map(len, text.splitlines())) <= 100
+    assert 'Gigaword:' in text
+    assert text.count('\ntwo-stage  ') == 2  # the columns that do not fit are a second table
 
 
 def test_page_has_the_sweeps_with_their_curves(written):
