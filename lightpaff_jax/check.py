@@ -79,6 +79,11 @@ def _check_data(c: ConfigDict) -> None:
             f'config.data.unlabelled = {",".join(c.data.unlabelled)}: requires a teacher, whose '
             'predictions are its only targets'
         )
+    if c.data.augment and not (c.data.augment_keep_labels or c.teacher.path):
+        raise UserError(
+            f'config.data.augment = {c.data.augment}: requires a teacher, which labels the changed '
+            'rows, or config.data.augment_keep_labels'
+        )
     has_classes = config.OBJECTIVES[c.objective].example_type == 'classes'
     classes = sources.classes(c) if has_classes else c.student.classes
     if classes != c.student.classes:

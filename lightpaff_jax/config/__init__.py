@@ -12,6 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lightpaff_jax.config.objectives import (
+    AUGMENT_CHANGES as AUGMENT_CHANGES,
+    AUGMENTATION as AUGMENTATION,
     GENERATION_METRICS as GENERATION_METRICS,
     OBJECTIVES as OBJECTIVES,
     TOKENIZE as TOKENIZE,
@@ -20,6 +22,7 @@ from lightpaff_jax.config.objectives import (
 )
 from lightpaff_jax.config.recipes import (
     PHASES as PHASES,
+    augmentation as augmentation,
     family_table as family_table,
     paper_budget as paper_budget,
     paper_scale as paper_scale,
@@ -137,6 +140,13 @@ _DATA = {
     'replace': (),  # OLD=NEW: replaces words, such as UNK=<unk>
     'decontaminate': (),  # datasets to drop from train, SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT]
     'unlabelled': (),  # classify: datasets whose texts train reads too, without labels
+    'unlabelled_share': 0.0,  # share of the train rows without labels; 0: each row once an epoch
+    'augment': 0.0,  # classify: share of the train rows that each epoch changes; they lose their labels
+    'augment_mask': 0.0,  # probability of each word of such a row to become [MASK]
+    'augment_replace': 0.0,  # ... to become a word of another row of train
+    'augment_span': 0.0,  # probability of each text of such a row to be cut to 1 to 5 words
+    'augment_pairs': 0.0,  # probability of such a pair to get the second text of another row
+    'augment_keep_labels': False,  # whether such rows keep their labels
     'on_error': 'stop',  # how to handle a malformed row, one of ON_ERROR
     'tfds_dir': '',  # tfds: folder of the datasets; '' is ~/tensorflow_datasets
     'mixture': (),  # SOURCE:PATH=WEIGHT of each part; its share of rows is its share of the weights

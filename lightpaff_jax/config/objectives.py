@@ -12,6 +12,10 @@ GENERATION_METRICS = ('bleu', 'rouge1', 'rouge2', 'rougeL')  # scores of generat
 # rouge-score's words of a to z and 0 to 9); others: by this tokenizer of sacrebleu.
 TOKENIZE = ('default', 'intl', 'zh', 'char')
 
+# Keys of `config.data` that change training rows: probabilities of changes first, then how.
+AUGMENT_CHANGES = ('augment_mask', 'augment_replace', 'augment_span', 'augment_pairs')
+AUGMENTATION = ('augment', *AUGMENT_CHANGES, 'augment_keep_labels')
+
 # Scores of a validation, which generates no text -> whether higher is better.
 VALIDATION_SCORES = {
     **dict.fromkeys(('ce', 'perplexity', 'word_perplexity', 'kl'), False),
@@ -96,7 +100,10 @@ OBJECTIVES = {
         outputs='logits',
         metrics=('accuracy', 'f1'),
         unit='example',
-        keys=('data.buckets', 'data.unlabelled'),
+        keys=(
+            *('data.buckets', 'data.unlabelled', 'data.unlabelled_share'),
+            *(f'data.{key}' for key in AUGMENTATION),
+        ),
         protocol='every example once, at most {length} tokens of it',
         note=(
             'Binomial error: √(p (1 - p) / n), the standard error of accuracy p over n test examples, '

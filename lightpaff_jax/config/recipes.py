@@ -10,6 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lightpaff_jax.config.objectives import AUGMENT_CHANGES, AUGMENTATION
+
 PHASES = ('teacher_pretrain', 'teacher_finetune', 'student_pretrain', 'student_finetune')
 
 
@@ -73,6 +75,19 @@ def use_phase(c: ConfigDict, phase: ConfigDict, with_teacher: bool = False) -> C
     loss = (phase.lambda_, phase.temperature) if with_teacher else (0.0, 1.0)
     c.loss.lambda_, c.loss.temperature = loss
     return c
+
+
+def augmentation(data: ConfigDict, with_teacher: bool) -> dict[str, Any]:
+    """Returns the augmentation of `data` for a run.
+
+    Without a teacher the changed rows keep their labels, and pairs keep their second text.
+    """
+    keys = {key: data[key] for key in AUGMENTATION}
+    if not with_teacher and data.augment:
+        keys |= {'augment_pairs': 0.0, 'augment_keep_labels': True}
+        if not any(keys[key] for key in AUGMENT_CHANGES):
+            keys |= {'augment': 0.0, 'augment_keep_labels': False}
+    return keys
 
 
 def paper_scale(c: ConfigDict, eval_every: int, save_every: int, remat: str = 'block') -> None:

@@ -148,6 +148,11 @@ def _check_data(c: ConfigDict) -> None:
     _rule('data.buckets', text, is_last, f'must end with data.length = {c.data.length}')
     pairs, types = source.has_pairs or c.data.view == 'pairs', c.student.type_vocab_size
     _rule('student.type_vocab_size', types, types >= 2 or not pairs, 'must be at least 2 for pairs')
+    share = c.data.unlabelled_share
+    _rule('data.unlabelled_share', share, 0 <= share < 1, 'must be at least 0 and below 1')
+    is_read, rule = not share or c.data.unlabelled, 'is only read with data.unlabelled'
+    _rule('data.unlabelled_share', share, is_read, rule)
+    _check_augmentation(c.data)
     for key in ('mask_rate', 'span_rate'):
         _rule(f'data.{key}', c.data[key], 0 < c.data[key] < 1, 'must be above 0 and below 1')
     lengths = {'length': objective.min_length, 'target_length': objective.min_target_length}
@@ -156,6 +161,23 @@ def _check_data(c: ConfigDict) -> None:
             fits = least <= c.data[key] <= network.positions
             rule = f'must be at least {least} and at most {name}.positions = {network.positions}'
             _rule(f'data.{key}', c.data[key], fits, rule)
+
+
+def _check_augmentation(data: ConfigDict) -> None:
+    for key in ('augment', *config.AUGMENT_CHANGES):
+        _rule(f'data.{key}', data[key], 0 <= data[key] <= 1, 'must be in [0, 1]')
+    for key in config.AUGMENTATION[1:]:
+        is_read = data.augment > 0 or not data[key]
+        _rule(f'data.{key}', data[key], is_read, 'is only read if data.augment > 0')
+    fits = not data.augment or any(data[key] > 0 for key in config.AUGMENT_CHANGES)
+    rule = f'requires one of {", ".join(f"data.{key}" for key in config.AUGMENT_CHANGES)}'
+    _rule('data.augment', data.augment, fits, rule)
+    rule = f'must be at most 1 together with data.augment_mask = {data.augment_mask}'
+    fits = data.augment_mask + data.augment_replace <= 1
+    _rule('data.augment_replace', data.augment_replace, fits, rule)
+    fits = not (data.augment_pairs and data.augment_keep_labels)
+    rule = 'must be False if data.augment_pairs > 0: the label is not that of the new pair'
+    _rule('data.augment_keep_labels', data.augment_keep_labels, fits, rule)
 
 
 def _check_source(c: ConfigDict) -> None:

@@ -1,5 +1,6 @@
 """Batches of records. A global batch depends only on (seed, index), not on the processes."""
 
+import bisect
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -169,11 +170,12 @@ def batch_function(
     records = prepared.records('train')
     rows_MR = np.arange(size).reshape(micro_batches, size // micro_batches)
     rows_MR = rows_MR if rows is None else rows_MR[:, rows]
-    arrays, buckets = objectives.OBJECTIVES[c.objective].arrays, objectives.buckets(c)
-    if c.data.buckets:
-        assert isinstance(records, Records), 'validation refuses buckets of a mixture'
+    objective, buckets = objectives.OBJECTIVES[c.objective], objectives.buckets(c)
+    limits = [bucket.data.length for bucket in buckets]
+    if c.data.buckets or c.data.unlabelled_share:
+        assert isinstance(records, Records), 'validation refuses these keys for a mixture'
         smallest_n = objectives.smallest_bucket(c, buckets, records.lengths())
-        sample = sampler.make_bucketed(smallest_n, c.seed, size)
+        sample = sampler.make_bucketed(smallest_n, c.seed, size, _unlabelled(c, records))
     else:
         sample = sampler.make(prepared, c.seed, size)
 
@@ -182,9 +184,22 @@ def batch_function(
         slots = rows_MR.ravel().tolist()
         keys = [(c.seed, epochs[slot], indices[slot]) for slot in slots]
         batch_records = records.read([indices[slot] for slot in slots])
-        return _to_batch(arrays(buckets[bucket], tokenizer, batch_records, keys), rows_MR.shape)
+        if c.data.augment:
+            assert objective.augment is not None, 'validation refuses other objectives'
+            batch_records = objective.augment(c, tokenizer, batch_records, keys, limits, records)
+        arrays = objective.arrays(buckets[bucket], tokenizer, batch_records, keys)
+        return _to_batch(arrays, rows_MR.shape)
 
     return read_batch
+
+
+def _unlabelled(c: ConfigDict, records: Records) -> sampler.Unlabelled | None:
+    """Returns the share of unlabelled records, which `prepare` stores after the labelled ones."""
+    if not c.data.unlabelled_share:
+        return None
+    indices = range(len(records))
+    labelled = bisect.bisect_left(indices, True, key=lambda index: records[index].label < 0)
+    return sampler.Unlabelled(labelled, c.data.unlabelled_share)
 
 
 def abstract_batches(c: ConfigDict) -> list[batch_lib.Batch]:

@@ -3,7 +3,8 @@
 Training reads an endless stream of rows; batch i of B rows holds rows i*B, ..., i*B + B - 1.
 Each epoch of the stream has every record once, in an order drawn from (seed, epoch). In a mixture,
 every part has such a stream of its own, and the rows come from the parts in proportion to their
-weights. Data-parallel processes read disjoint rows of the same batch, so the stream does not depend
+weights. If `config.data.unlabelled_share` is set, an epoch has every labelled record once, and
+unlabelled ones in proportion. Data-parallel processes read disjoint rows of the same batch, so the stream does not depend
 on the number of processes, and resuming needs only the batch index.
 """
 
@@ -88,8 +89,20 @@ def _philox(seed: int, epoch: int) -> np.random.Philox:
     return np.random.Philox(key=seed, counter=np.array([0, 0, 0, epoch], np.uint64))
 
 
+class Unlabelled(NamedTuple):
+    """The share of the rows that are unlabelled records, which follow the labelled ones."""
+
+    labelled: int
+    """The number of labelled records."""
+    share: float
+    """The share of the rows of an epoch, above 0 and below 1."""
+
+
 def make_bucketed(
-    buckets: Int[np.ndarray, ' n'], seed: int, batch_size: int
+    buckets: Int[np.ndarray, ' n'],
+    seed: int,
+    batch_size: int,
+    unlabelled: Unlabelled | None = None,
 ) -> Callable[[int], Rows]:
     """Returns a function from a batch index to its rows, which groups records of similar length.
 
@@ -97,27 +110,58 @@ def make_bucketed(
     at the border of two buckets or two epochs. The order of the batches is drawn from
     (seed, epoch) too.
 
+    With `unlabelled`, each epoch has every labelled record once, and as many unlabelled records as
+    make up their share. Those come from a stream with epochs of its own, so all of them are read
+    equally often.
+
     Args:
       buckets: index of the smallest bucket that each record fits in.
       seed: seed of the order.
       batch_size: B.
+      unlabelled: the share of unlabelled records; None reads all records alike.
     """
-    n = len(buckets)
-    order = _cache_epochs(lambda epoch: _bucketed_epoch(buckets, seed, epoch, batch_size))
+    n, more = len(buckets), 0
+    if unlabelled is not None:
+        n, share = unlabelled
+        more = round(n * share / (1 - share))
+
+    def permute(epoch: int) -> Int[np.ndarray, 'n 2']:
+        records_n2 = np.stack([np.arange(n), np.full(n, epoch)], axis=1)
+        if more:
+            stream = range(epoch * more, (epoch + 1) * more)
+            rest_n2 = _consecutive_rows(len(buckets) - n, f'{seed} unlabelled', stream)
+            rest_n2[:, 0] += n
+            records_n2 = np.concatenate([records_n2, rest_n2])
+        order = _bucketed_epoch(buckets[records_n2[:, 0]], seed, epoch, batch_size)
+        return records_n2[order]
+
+    order = _cache_epochs(permute)
 
     def rows(index: int) -> Rows:
         first = index * batch_size
-        positions = [divmod(position, n) for position in range(first, first + batch_size)]
-        records = [int(order(epoch)[offset]) for epoch, offset in positions]
-        return Rows(records, [epoch for epoch, _ in positions], int(buckets[records].max()))
+        positions = [divmod(p, n + more) for p in range(first, first + batch_size)]
+        pairs = [order(epoch)[offset].tolist() for epoch, offset in positions]
+        records = [record for record, _ in pairs]
+        return Rows(records, [epoch for _, epoch in pairs], int(buckets[records].max()))
 
     return rows
+
+
+def _consecutive_rows(n: int, seed: str, stream: range) -> Int[np.ndarray, 'rows 2']:
+    """Returns (index of the record, epoch) for some positions of a stream of n shuffled records."""
+    parts = []
+    for epoch in range(stream.start // n, -(-stream.stop // n)):
+        records = np.argsort(_philox(_hash_seed(seed), epoch).random_raw(n), kind='stable')
+        first, last = (min(max(p - epoch * n, 0), n) for p in (stream.start, stream.stop))
+        part = records[first:last]
+        parts.append(np.stack([part, np.full(len(part), epoch)], axis=1))
+    return np.concatenate(parts)
 
 
 def _bucketed_epoch(
     buckets: np.ndarray, seed: int, epoch: int, batch_size: int
 ) -> Int[np.ndarray, ' n']:
-    """Returns the records of one epoch in the order of the stream."""
+    """Returns the order of the records of one epoch, given the bucket of each."""
     n = len(buckets)
     philox = _philox(_hash_seed(seed), epoch)
     records = np.argsort(philox.random_raw(n), kind='stable')

@@ -342,7 +342,9 @@ def _adopt(c: ConfigDict, source: pretrained.Pretrained) -> None:
         raise UserError(f'{source.label}: must hold the tokenizer of the network')
     if not c.teacher.path:
         c.teacher.update(config.network(layers=0).to_dict())
-    c.train.grad_accum_steps, c.data.unlabelled, c.teacher.microbatch_size = 1, (), 0
+    c.train.grad_accum_steps, c.teacher.microbatch_size = 1, 0
+    for key in ('unlabelled', 'unlabelled_share', *config.AUGMENTATION):
+        c.data[key] = config.default().data[key]
     c.data.batch_size = validate.batch_shards(c, jax.device_count())
 
 

@@ -122,8 +122,11 @@ class Plan:
             )
         run = self._finetuning(task, 'student_finetune', c.student, seed)
         _initialize_from(run, f'{c.workdir}/{pretrained[student.pretrain]}')
+        data = self.tasks[task].data
+        run.data.update(config.augmentation(data, student.with_teacher))
         if name == 'two_stage_unlabelled':
-            run.data.unlabelled = _relocate(c, self.tasks[task].data.unlabelled)
+            run.data.unlabelled = _relocate(c, data.unlabelled)
+            run.data.unlabelled_share = data.unlabelled_share
         finetuned = {
             s['student']: s['runs'][-1] for s in task_record['students'] if s['seed'] == seed
         }
@@ -254,7 +257,9 @@ class Plan:
         run.eval.batches = min(t.eval.batches, batches or t.eval.batches)
         run.data.path = _relocate(run, t.data.path)
         run.data.decontaminate = _relocate(run, t.data.decontaminate)
-        run.data.unlabelled = ()
+        # The teacher reads the labelled rows as they are.
+        for key in ('unlabelled', 'unlabelled_share', *config.AUGMENTATION):
+            run.data[key] = config.default().data[key]
         run = self._configure(run, self._phase(phase, task), network, seed)
         if phase == 'student_finetune':
             run.student.dropout = t.student.dropout or run.student.dropout

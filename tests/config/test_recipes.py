@@ -39,3 +39,15 @@ def test_use_phase_without_a_teacher_trains_on_labels_only():
     assert (c.train.updates, c.loss.lambda_, c.loss.temperature) == (7, 0.0, 1.0)
     c = config.use_phase(c, config.phase(lambda_=0.9, temperature=2.0), with_teacher=True)
     assert (c.loss.lambda_, c.loss.temperature) == (0.9, 2.0)
+
+
+def test_augmentation_without_a_teacher_keeps_labels_and_pairs():
+    data = config.default().data
+    assert config.augmentation(data, with_teacher=False)['augment'] == 0
+    data.update({'augment': 0.5, 'augment_pairs': 0.2})
+    assert config.augmentation(data, with_teacher=True)['augment_pairs'] == 0.2
+    keys = config.augmentation(data, with_teacher=False)
+    assert (keys['augment'], keys['augment_pairs'], keys['augment_keep_labels']) == (0, 0, False)
+    data.augment_mask = 0.1
+    keys = config.augmentation(data, with_teacher=False)
+    assert (keys['augment'], keys['augment_pairs'], keys['augment_keep_labels']) == (0.5, 0, True)

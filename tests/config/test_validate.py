@@ -211,6 +211,8 @@ INVALID = [
     ('generate.max_length', 4000, '4000: must be at most student.positions = 128'),
     ('generate.length_penalty', NAN, 'nan: must be finite'),
     ('data.unlabelled', ('text:x',), "text:x: is only read for objective 'classify'"),
+    ('data.unlabelled_share', 0.5, '0.5: is only read with data.unlabelled'),
+    ('data.unlabelled_share', 1.0, '1.0: must be at least 0 and below 1'),
 ]
 
 

@@ -104,6 +104,26 @@ def test_bucket_batches_differ_between_epochs():
     assert len({*batches[:8]} & {*batches[8:]}) == 0
 
 
+@pytest.mark.parametrize('share', [0.25, 0.5, 0.9])
+def test_share_of_unlabelled_rows_is_exact_in_every_epoch(share):
+    unlabelled = sampler.Unlabelled(60, share)  # of 101 records
+    rows_of = sampler.make_bucketed(FITS, 0, 8, unlabelled)
+    more = round(60 * share / (1 - share))
+    rows, seen = stream(rows_of, 4 * (60 + more)), collections.Counter()
+    for epoch in range(4):
+        part = rows[epoch * (60 + more) : (epoch + 1) * (60 + more)]
+        assert sorted(row for row in part if row[0] < 60) == [(n, epoch) for n in range(60)]
+        seen.update(row for row in part if row[0] >= 60)
+    epochs, rest = divmod(4 * more, 41)
+    full = {(n, epoch) for n in range(60, 101) for epoch in range(epochs)}
+    assert full <= {*seen}
+    assert max(seen.values()) == 1  # every unlabelled record is in each of its own epochs once
+    assert len({*seen} - full) == rest
+    for i in range(30):
+        assert rows_of(i).bucket == max(FITS[rows_of(i).indices])
+        assert rows_of(i) == sampler.make_bucketed(FITS, 0, 8, unlabelled)(i)
+
+
 def test_mixture_rows_are_in_proportion_to_weights():
     parts = (prepared(50, 'a'), prepared(20, 'b'), prepared(7, 'c'))
     rows = stream(sampler.make(Mixture(parts, (0.5, 0.3, 0.2)), 0, 10), 1000)

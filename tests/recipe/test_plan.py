@@ -401,3 +401,25 @@ def test_pretraining_and_finetuning_read_different_packages():
     assert finetuning
     assert c.data.packages
     assert not set(c.data.packages) & finetuning
+
+
+def test_only_students_read_augmented_rows_and_baselines_keep_labels():
+    c, runs = load(*CASES['bert']), {}
+    tasks = plan.load_tasks(c)
+    for task in tasks.values():
+        task.data.update({'augment': 0.5, 'augment_mask': 0.1, 'augment_pairs': 0.2})
+
+    def choose_last(sweep):
+        runs.update(sweep.runs)
+        return list(sweep.runs)[-1]
+
+    plan.Plan(c, tasks, choose_last, lambda *_: 1.0, {}).execute()
+    finetuned = [run for run in runs.values() if run.objective == 'classify']
+    teachers = [run for run in finetuned if run.student.layers == c.teacher.layers]
+    students = [run for run in finetuned if run.student.layers == c.student.layers]
+    assert {run.data.augment for run in teachers} == {0}
+    assert {run.data.augment for run in students} == {0.5}
+    for run in students:
+        has_teacher = bool(run.teacher.path)
+        assert run.data.augment_keep_labels != has_teacher
+        assert run.data.augment_pairs == (0.2 if has_teacher else 0)

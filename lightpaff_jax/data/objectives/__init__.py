@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.batch import Shape
-from lightpaff_jax.data.objectives import collate, masking
+from lightpaff_jax.data.objectives import augmentation, collate, masking
 from lightpaff_jax.data.objectives.collate import Arrays, Key
 from lightpaff_jax.data.records import Record, is_padding
 from lightpaff_jax.data.tokenizers import Tokenizer, truncated_lengths
@@ -75,6 +75,8 @@ class Objective(NamedTuple):
     row_lengths: Callable[[np.ndarray], np.ndarray] | None = None
     """Maps the numbers of ids of both texts [n, 2] to the `length` and `target_length` [n, 2] that
     a row needs for them."""
+    augment: Callable[..., list[Record]] | None = None
+    """Changes some rows of a training batch; see `augmentation.augment`."""
 
 
 def clm(
@@ -254,7 +256,7 @@ def classify(
       tokens, segments, type_ids [B, T]: segments are 1, type_ids 1 in `b` and its [SEP]; both are 0
         on padding.
       positions, labels, weights [B, 1]: positions are 0, the position of [CLS]; labels are -1 for
-        a text of `config.data.unlabelled`.
+        a text of `config.data.unlabelled` and for an augmented row.
     """
     del keys
     length, cls, sep = c.data.length, [tokenizer.cls_id], [tokenizer.sep_id]
@@ -350,6 +352,7 @@ OBJECTIVES = {
         arrays=classify,
         truncate=truncate_pair,
         row_lengths=_pair_row_lengths,
+        augment=augmentation.augment,
     ),
     'seq2seq': Objective(
         required_ids=('eos_id',),

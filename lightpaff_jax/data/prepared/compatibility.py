@@ -23,6 +23,11 @@ def check_tokenizer(c: ConfigDict, tokenizer: Tokenizer) -> None:
                 f'config.objective = {c.objective!r}: needs a tokenizer with a {token} token, '
                 f'{tokenizer.path} has none'
             )
+    if c.data.augment_mask and tokenizer.mask_id is None:
+        raise UserError(
+            f'config.data.augment_mask = {c.data.augment_mask}: needs a tokenizer with a [MASK] '
+            f'token, {tokenizer.path} has none'
+        )
 
 
 def check_settings(c: ConfigDict, tokenizer: Tokenizer, prepared: Dataset) -> None:
@@ -56,6 +61,7 @@ def check_examples(c: ConfigDict, prepared: Dataset) -> None:
       UserError: the network cannot read an example, or `config.data.long_text` forbids its length.
     """
     if prepared.record_type == 'examples':
+        _check_pairs(c, prepared)
         for split in sources.SPLITS:
             if config.OBJECTIVES[c.objective].example_type == 'classes':
                 _check_classes(c, prepared, split)
@@ -81,6 +87,14 @@ def _check_classes(c: ConfigDict, prepared: Dataset, split: str) -> None:
         f'config.student.classes = {c.student.classes}: example {example} of split {split!r} has '
         f'label {label}, must be at least 0 and below {c.student.classes}'
     )
+
+
+def _check_pairs(c: ConfigDict, prepared: Dataset) -> None:
+    if c.data.augment_pairs and not prepared.split('train')['pairs']:
+        raise UserError(
+            f'config.data.augment_pairs = {c.data.augment_pairs}: requires pairs, the examples of '
+            f'{c.data.path} have one text'
+        )
 
 
 def _check_lengths(c: ConfigDict, prepared: Dataset, split: str) -> None:

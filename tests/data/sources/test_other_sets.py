@@ -290,6 +290,12 @@ def test_unlabelled_text_has_no_class(mr, sst2, tmp_path, data_cache):
     batch = corpus.batch_at(c, prepared, tokenizer, 0)
     assert {-1, 0, 1} >= set(batch.labels.ravel().tolist()) > {-1}
     assert batch.weights.all()
+    labelled = len(examples) - len(added)
+    for share, more in ((0.25, round(labelled / 3)), (0.75, 3 * labelled)):
+        c.data.unlabelled_share, c.data.batch_size = share, labelled + more  # a batch is an epoch
+        for index in range(2):
+            labels = corpus.batch_at(c, prepared, tokenizer, index).labels
+            assert (labels < 0).sum() == more
 
 
 def _sst2(path):
