@@ -1,4 +1,4 @@
-"""The report of a recipe: report.md and report.html, from the files of its runs.
+"""The report of a recipe or of a single run: report.md and report.html, from the files of its runs.
 
     python -m lightpaff_jax.report WORKDIR
 
@@ -13,7 +13,14 @@ from collections.abc import Sequence
 
 from lightpaff_jax.config import flags
 from lightpaff_jax.errors import UserError
-from lightpaff_jax.report import bootstrap, disagreements, paper_table, sweeps, terminal
+from lightpaff_jax.report import (
+    bootstrap,
+    disagreements,
+    paper_table,
+    run_page,
+    sweeps,
+    terminal,
+)
 from lightpaff_jax.report.findings import (
     bootstrap_note,
     family_headlines,
@@ -59,7 +66,7 @@ def _bullets(findings: Sequence[str]) -> str:
 
 
 def write(workdir: pathlib.Path) -> str:
-    """Writes report.md and report.html into the workdir of a recipe.
+    """Writes report.md and report.html into the workdir of a recipe, or of a single run.
 
     Returns:
       The headline and the table of results, for a terminal.
@@ -67,6 +74,8 @@ def write(workdir: pathlib.Path) -> str:
     Raises:
       UserError: the folder does not exist, no run is finished, or a file is invalid.
     """
+    if (workdir / 'result.json').exists() and not (workdir / 'recipe.json').exists():
+        return _write_run(workdir)
     recipe, tasks, missing = read(workdir)
     paper_table.check(f'{workdir}/recipe.json', recipe)
     sweeps.check(f'{workdir}/recipe.json', recipe)
@@ -98,12 +107,29 @@ def write(workdir: pathlib.Path) -> str:
     speed_task = next(iter(recipe['tasks'])) if len(recipe['tasks']) > 1 else ''
     tables = [*([speed_table(speed, speed_task)] if speed else []), facts]
     title = f'Distillation report: {recipe["name"]}'
+    _write_pages(workdir, title, findings, parts, shared_plots, tables)
+    blocks = [terminal.wrap(first), *([printed.title] if several else [])]
+    return '\n\n'.join(filter(None, (*blocks, terminal.format_table(printed))))
+
+
+def _write_run(workdir: pathlib.Path) -> str:
+    title, findings, parts, tables = run_page.build(workdir)
+    _write_pages(workdir, title, findings, parts, '', tables)
+    return f'{terminal.wrap(findings[0])}\n\n{terminal.format_table(parts[0].table)}'
+
+
+def _write_pages(
+    workdir: pathlib.Path,
+    title: str,
+    findings: Sequence[str],
+    parts: Sequence[Part],
+    shared_plots: str,
+    tables: Sequence[Table],
+) -> None:
     text = _markdown_page(title, findings, parts, tables)
     storage.write_text(workdir / 'report.md', text)
     page = render(title, findings, parts, shared_plots, tables)
     storage.write_text(workdir / 'report.html', page)
-    blocks = [terminal.wrap(first), *([printed.title] if several else [])]
-    return '\n\n'.join(filter(None, (*blocks, terminal.format_table(printed))))
 
 
 def _task_part(
@@ -162,7 +188,8 @@ def _markdown_page(
 USAGE = """
 python -m lightpaff_jax.report WORKDIR
 
-Writes report.md and report.html into the workdir of a recipe, and prints the table of results.
+Writes report.md and report.html into the workdir of a recipe or of a single run, and prints the
+table of results.
 """
 
 
@@ -173,6 +200,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     if len(argv) != 1 or argv[0].startswith('-'):
-        raise UserError(f'{" ".join(argv)}: must be WORKDIR, the workdir of a recipe')
+        raise UserError(f'{" ".join(argv)}: must be WORKDIR, the workdir of a recipe or a run')
     print(write(pathlib.Path(argv[0])))
     print(f'wrote {argv[0]}/report.md and report.html')

@@ -1,43 +1,26 @@
 """The test examples on which student and teacher disagree: counts, and ten of the examples."""
 
-import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 
-from sacrebleu.metrics.chrf import CHRF
-
-from lightpaff_jax import config
 from lightpaff_jax.errors import UserError
+from lightpaff_jax.report.examples import (
+    EXAMPLES,
+    Examples,
+    chrf,
+    content_of,
+    format_class,
+    read_lines,
+    shorten,
+)
 from lightpaff_jax.report.results import Row
-from lightpaff_jax.runtime import json_file
 
-EXAMPLES = 10
-MAX_CHARACTERS = 500  # longer texts are cut
-# Example type -> form of a line of predictions/test.jsonl; 'generated': targets scored by their text.
-_LINE = {'index': int, 'text': str}
-_TARGET = {'index': int, 'source': str, 'reference': str}
-_NLL = {'nll': float, 'tokens': int}
-LINES = {
-    'documents': _LINE | _NLL,
-    'classes': _LINE | {'label': int, 'predicted': int, 'probabilities': [float]},
-    'targets': _TARGET | _NLL,
-    'generated': _TARGET | {'text': str},
-}
-
+HEADING = 'Student against teacher'
 Pairs = Sequence[tuple[dict, dict]]  # predictions of teacher and student for the same example
 
 
-@dataclasses.dataclass(frozen=True)
-class Disagreements:
-    """A sentence of counts, the order of the examples, and the examples as names and texts."""
-
-    summary: str
-    order: str
-    examples: Sequence[Sequence[tuple[str, str]]]
-
-
-def compare(workdir: pathlib.Path, rows: dict[str, Row]) -> Disagreements | None:
+def compare(workdir: pathlib.Path, rows: dict[str, Row]) -> Examples | None:
     """Compares the two-stage student of the first seed with the teacher on the test split.
 
     Returns:
@@ -49,33 +32,21 @@ def compare(workdir: pathlib.Path, rows: dict[str, Row]) -> Disagreements | None
     student = rows.get('two_stage')
     if student is None or 'teacher' not in rows or student.objective.outputs == 'sums':
         return None
-    generated = student.metric.key in config.GENERATION_METRICS
-    content = 'generated' if generated else student.objective.example_type
+    content = content_of(student.objective, student.metric.key)
     paths = [
         workdir / row.runs[0][-1] / 'predictions' / 'test.jsonl'
         for row in (rows['teacher'], student)
     ]
     if not all(path.is_file() for path in paths):
         return None
-    of_teacher, of_student = (_read(path, LINES[content]) for path in paths)
+    of_teacher, of_student = (read_lines(path, content) for path in paths)
     if of_teacher.keys() != of_student.keys():
         raise UserError(f'{paths[1]}: must have the same examples as {paths[0]}')
     pairs = [(of_teacher[index], of_student[index]) for index in sorted(of_teacher)]
-    compare_pairs = {'classes': _compare_classes, 'generated': _compare_texts}
     name = f'the two-stage student of seed {student.seeds[0]}'
-    return compare_pairs.get(content, _compare_likelihoods)(pairs, name)
-
-
-def _read(path: pathlib.Path, form: json_file.Schema) -> dict[int, dict]:
-    lines = json_file.read_lines(path, form)
-    if not lines:
-        raise UserError(f'{path}: must have at least one line')
-    return {line['index']: {key: line[key] for key in form} for line in lines}
-
-
-def _shorten(text: str) -> str:
-    text = ' '.join(text.split())
-    return text if len(text) <= MAX_CHARACTERS else f'{text[:MAX_CHARACTERS].rstrip()} …'
+    if content == 'classes':
+        return _compare_classes(pairs, name, student.results[0][-1].get('class_names', []))
+    return (_compare_texts if content == 'generated' else _compare_likelihoods)(pairs, name)
 
 
 def _examples(
@@ -83,7 +54,7 @@ def _examples(
 ) -> list[list[tuple[str, str]]]:
     return [
         [
-            *((key, _shorten(str(teacher[key]))) for key in keys),
+            *((key, shorten(str(teacher[key]))) for key in keys),
             ('teacher', answer(teacher)),
             ('student', answer(student)),
         ]
@@ -91,8 +62,14 @@ def _examples(
     ]
 
 
-def _compare_classes(pairs: Pairs, name: str) -> Disagreements:
-    """Orders the examples by the confidence of both models in different classes."""
+def _compare_classes(pairs: Pairs, name: str, names: Sequence[str]) -> Examples:
+    """Orders the examples by the confidence of both models in different classes.
+
+    Args:
+      pairs: the predictions.
+      name: how the sentence names the student.
+      names: names of the classes; [] if they have none.
+    """
 
     def confidence(line: dict) -> float:
         return max(line['probabilities'], default=0.0)
@@ -107,23 +84,21 @@ def _compare_classes(pairs: Pairs, name: str) -> Disagreements:
         f'examples ({100 * equal / len(pairs):.1f} %). If they differ, the teacher is correct on '
         f'{teacher:,}, the student on {student:,}{f", neither on {neither:,}" if neither else ""}.'
     )
+    for line, _ in different:
+        line['label'] = format_class(line['label'], names)
     examples = _examples(
         different,
         ('text', 'label'),
-        lambda line: f'{line["predicted"]} (probability {confidence(line):.2f})',
+        lambda line: format_class(line['predicted'], names, line['probabilities']),
     )
-    return Disagreements(summary, 'with different classes, most confident first', examples)
+    return Examples(summary, HEADING, 'with different classes, most confident first', examples)
 
 
-def _compare_texts(pairs: Pairs, name: str) -> Disagreements:
-    """Orders the examples by the difference in chrF.
-
-    Unlike BLEU, chrF is meaningful for a single sentence.
-    """
-    metric = CHRF()
+def _compare_texts(pairs: Pairs, name: str) -> Examples:
+    """Orders the examples by the difference in chrF."""
     different = [(a, b) for a, b in pairs if a['text'] != b['text']]
     for line in itertools.chain.from_iterable(different):
-        line['chrf'] = metric.sentence_score(line['text'], [line['reference']]).score
+        line['chrf'] = chrf(line)
     different.sort(key=lambda pair: -abs(pair[0]['chrf'] - pair[1]['chrf']))
     teacher = sum(a['chrf'] > b['chrf'] for a, b in different)
     student = sum(a['chrf'] < b['chrf'] for a, b in different)
@@ -135,12 +110,12 @@ def _compare_texts(pairs: Pairs, name: str) -> Disagreements:
     examples = _examples(
         different,
         ('source', 'reference'),
-        lambda line: f'{_shorten(line["text"])} (chrF {line["chrf"]:.0f})',
+        lambda line: f'{shorten(line["text"])} (chrF {line["chrf"]:.0f})',
     )
-    return Disagreements(summary, 'with the largest differences in quality', examples)
+    return Examples(summary, HEADING, 'with the largest differences in quality', examples)
 
 
-def _compare_likelihoods(pairs: Pairs, name: str) -> Disagreements:
+def _compare_likelihoods(pairs: Pairs, name: str) -> Examples:
     """Orders the examples by the student's excess negative log-likelihood per token."""
     scored = [(a, b) for a, b in pairs if a['tokens']]
     scored.sort(key=lambda pair: -(pair[1]['nll'] - pair[0]['nll']) / pair[0]['tokens'])
@@ -156,4 +131,4 @@ def _compare_likelihoods(pairs: Pairs, name: str) -> Disagreements:
     examples = _examples(
         scored, keys, lambda line: f'{line["nll"] / line["tokens"]:.2f} nats per token'
     )
-    return Disagreements(summary, 'with the largest excess loss of the student', examples)
+    return Examples(summary, HEADING, 'with the largest excess loss of the student', examples)

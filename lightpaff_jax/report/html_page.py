@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jinja2
 
-from lightpaff_jax.report.disagreements import Disagreements
+from lightpaff_jax.report.examples import Examples
 from lightpaff_jax.report.tables import Table
 
 TEMPLATE = pathlib.Path(__file__).with_name('page.html')
@@ -21,7 +21,7 @@ class Part:
     plots: str = ''
     collapsed: str = ''
     """Title of the collapsed section with the plots; '' shows them directly."""
-    disagreements: Disagreements | None = None
+    examples: Examples | None = None
 
 
 def render(

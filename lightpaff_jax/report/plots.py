@@ -200,6 +200,21 @@ def learning_curves(workdir: pathlib.Path, rows: Sequence[Row], phase: int, task
     return _svg(draw, title, task) if curves else ''
 
 
+def run_curve(workdir: pathlib.Path, unit: str) -> str:
+    """Returns a plot of the losses of a single run, or '' without metrics.jsonl.
+
+    Args:
+      workdir: workdir of the run.
+      unit: what the loss is divided by.
+    """
+    if not (workdir / 'metrics.jsonl').exists():
+        return ''
+    curves = [('', 'training', CANDIDATE_COLOURS[0], 1.0)]
+    ylabel = f'cross-entropy, nats per {unit}'
+    draw = functools.partial(_draw_curves, workdir=workdir, curves=curves, ylabel=ylabel)
+    return _svg(draw, 'Loss: the line is training, dots are validation', '')
+
+
 def sweep_curves(workdir: pathlib.Path, title: str, candidates: dict[str, tuple[str, bool]]) -> str:
     """Returns a plot of the runs of a sweep, or '' if the runs were deleted.
 

@@ -33,7 +33,9 @@ _RESULT = {
     **dict.fromkeys(COSTS, float),
     **dict.fromkeys(('objective', 'protocol', 'hardware', 'tokenizer_hash'), str),
     **dict.fromkeys(('git_commit', 'teacher_hash'), str | None),
-    'metric?': str,
+    **dict.fromkeys(('metric?', 'task?', 'keep_best?'), str),
+    'class_names?': [str],
+    'best_update?': int,
     'scores': {str: {str: float | str | None}},
     'seed': int,
     'versions': {str: str},
@@ -233,7 +235,12 @@ def check_choice(where: str, value: object, choices: Iterable[str]) -> None:
         raise UserError(f'{where} = {value!r}: must be one of {listed}{near}')
 
 
-def _read_result(folder: pathlib.Path) -> dict | None:
+def read_result(folder: pathlib.Path) -> dict | None:
+    """Returns the checked result.json of a run, or None if the file does not exist.
+
+    Raises:
+      UserError: the file is invalid.
+    """
     path = folder / 'result.json'
     if not path.exists():
         return None
@@ -287,7 +294,7 @@ def read(workdir: pathlib.Path) -> tuple[dict, dict[str, dict[str, Row]], list[s
     entries = {task: _entries(places[task], entry) for task, entry in recipe['tasks'].items()}
     runs = dict.fromkeys(run for task in entries.values() for _, _, runs in task for run in runs)
     place = f'{workdir}/recipe.json: a run'
-    results = {run: _read_result(storage.member(workdir, run, place)) for run in runs}
+    results = {run: read_result(storage.member(workdir, run, place)) for run in runs}
     missing = [run for run, result in results.items() if result is None]
     rows = {task: _rows(places[task], entries[task], results, missing) for task in entries}
     tasks = {task: rows[task] for task in rows if rows[task]}

@@ -6,7 +6,7 @@ import pytest
 from helpers.reports import make_family, make_workdir, write_predictions
 
 from lightpaff_jax import report
-from lightpaff_jax.report import disagreements, results
+from lightpaff_jax.report import disagreements, examples, results
 
 
 def answer(text, label, predicted, sure):
@@ -136,7 +136,7 @@ def test_examples_are_limited_to_ten_and_long_texts_are_cut(task):
     teacher, student = answer(text, 0, 0, 0.9), answer(text, 0, 1, 0.9)
     comparison = task('bert', 'SST-2', [teacher] * 30, [student] * 30)
     assert len(comparison.examples) == 10
-    assert len(dict(comparison.examples[0])['text']) <= disagreements.MAX_CHARACTERS + 2
+    assert len(dict(comparison.examples[0])['text']) <= examples.MAX_CHARACTERS + 2
     assert dict(comparison.examples[0])['text'].endswith('word …')
 
 
