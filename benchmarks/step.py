@@ -94,7 +94,7 @@ def make_parts(c: ConfigDict) -> dict[str, tuple[Callable, float]]:
 
     body_flops, head_flops = {}, {}
     for name, network in (('student', c.student), ('teacher', c.teacher)):
-        head_flops[name] = 2.0 * c.data.length * network.width * models.head_rows(network)
+        head_flops[name] = models.head_flops(network, shape)
         body_flops[name] = models.build(network).flops(shape) - head_flops[name]
     n = c.data.batch_size
     outputs = predict(student, state.params), predict(teacher, teacher_params)

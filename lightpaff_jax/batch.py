@@ -4,7 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, BFloat16, Float, Int
 
 
 class Shape(NamedTuple):
@@ -42,6 +42,8 @@ class Batch:
       source_segments: segments of the source. A target position attends to its own segment of the
         source, or to all of the source but 0 if `segments` is None. None has no padding.
       source_position_ids: rows of the encoder's position table; None is 0 ... S-1.
+      teacher: arrays of the teacher for these sequences, read from a cache: `features` [B, P, D] at
+        the predicted positions. None: the step computes them.
     """
 
     tokens: Int[Array, '*m B T']
@@ -54,6 +56,7 @@ class Batch:
     source: Int[Array, '*m B S'] | None = None
     source_segments: Int[Array, '*m B S'] | None = None
     source_position_ids: Int[Array, '*m B S'] | None = None
+    teacher: dict[str, BFloat16[Array, '*m B _ _']] | None = None
 
     @property
     def shape(self) -> Shape:

@@ -163,10 +163,14 @@ def make_gradient(
         )
 
         def on_microbatch(microbatch: Batch, index: int | Array) -> tuple[Sums, Params]:
-            target = None
+            target, cached = None, microbatch.teacher
+            microbatch = dataclasses.replace(microbatch, teacher=None)
             if teacher is not None:
                 with jax.named_scope('teacher'):
-                    features = _teacher_features(c, mesh, teacher, teacher_params, microbatch)
+                    if cached is None:
+                        features = _teacher_features(c, mesh, teacher, teacher_params, microbatch)
+                    else:
+                        features = cached['features'].astype(teacher_head.weight.dtype)
                 target = Predictor(features, teacher_head)
             target_spec = None if target is None else _PREDICTOR
             in_specs = _REPLICATED, target_spec, _ROWS, _REPLICATED
@@ -230,6 +234,19 @@ def _teacher_features(
     )
     join = _on_devices(mesh, lambda x: x.reshape(-1, *x.shape[2:]), rows_of_parts, _ROWS)
     return join(jax.lax.map(functools.partial(teacher.features, params), split(batch)))
+
+
+def make_teacher_arrays(c: ConfigDict, mesh: Mesh, teacher: Model) -> jax.stages.Wrapped:
+    """Builds the jitted `(teacher_params, batch) -> arrays` over one batch [B, ...].
+
+    The arrays are those of `Batch.teacher`, in bfloat16; every device and process gets all of them.
+    """
+
+    def compute(params: Params, batch: Batch) -> dict[str, Array]:
+        features = _teacher_features(c, mesh, teacher, params, batch)
+        return {'features': features.astype(jnp.bfloat16)}
+
+    return jax.jit(compute, out_shardings=sharding.replicated(mesh))
 
 
 def _microbatch_size(rows: int, shape: Shape, ffn: int) -> int:

@@ -41,6 +41,7 @@ from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.distill_step import TrainState
 from lightpaff_jax.errors import Diverged, UserError
 from lightpaff_jax.runtime import distributed, fingerprint, interrupts, storage
+from lightpaff_jax.teacher import cache as teacher_cache
 
 _log = logging.getLogger('lightpaff_jax')
 
@@ -58,6 +59,8 @@ class Progress:
     tokens: int = 0
     """Tokens that the student has read, padding included."""
     flops: float = 0.0
+    flops_saved: float = 0.0
+    """FLOPs of the teacher that a cache has saved, without those that built it."""
     window: dict[str, Any] | None = None
     """Sums since the last line of metrics.jsonl."""
     lines: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -69,11 +72,12 @@ class Progress:
     unvalidated: dict[str, Any] | None = None
     """RATES of the update whose validation a signal has stopped; a resumed run validates first."""
 
-    def add(self, tokens: int, flops: float, sums: dict[str, Any]) -> int:
+    def add(self, tokens: int, flops: 'Flops', sums: dict[str, Any]) -> int:
         """Counts an update with its cost and sums; returns its number."""
         self.updates += 1
         self.tokens += tokens
-        self.flops += flops
+        self.flops += flops.computed
+        self.flops_saved += flops.saved
         self.window = sums if self.window is None else metrics.add(self.window, sums)
         return self.updates
 
@@ -92,6 +96,13 @@ class Progress:
         else:
             self.validations_since_best += 1
         return is_best
+
+
+class Flops(NamedTuple):
+    """The FLOPs of an update: computed, and saved by reading the teacher's features."""
+
+    computed: float
+    saved: float
 
 
 class Inputs(NamedTuple):
@@ -144,18 +155,23 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
         )
         state, progress = restore(c, mesh, student, rule, saved, inputs)
         inputs = inputs._replace(initial=None)  # frees memory: the state has a copy
+        cache = _open_cache(c, mesh, inputs, progress)
         if result is None:  # files of fewer updates, or of another protocol, are out of date
             workdir.remove_scores(folder, 'result.json')
         workdir.write_config(c, folder)
         _save_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)
 
-        def flops(shape: Shape) -> float:
-            teacher_flops = 0 if teacher_model is None else teacher_model.flops(shape)
-            return c.data.batch_size * (3 * student.flops(shape) + teacher_flops)
+        def flops(shape: Shape) -> Flops:
+            teacher_flops = 0.0 if teacher_model is None else teacher_model.flops(shape)
+            saved = 0.0
+            if teacher_model is not None and cache is not None:
+                saved = teacher_flops - models.head_flops(teacher_model.network, shape)
+            computed = 3 * student.flops(shape) + teacher_flops - saved
+            return Flops(c.data.batch_size * computed, c.data.batch_size * saved)
 
         run_step = compile_by_shape(step, teacher_params, optimizer.hyperparameters(c))
         state, outputs = _run_updates(
-            c, mesh, inputs, run_step, flops, evaluation, state, progress, saved
+            c, mesh, inputs, cache, run_step, flops, evaluation, state, progress, saved
         )
         # Without a new update, the existing scores are those of the present parameters.
         scores = {} if outputs is not None else scores
@@ -195,8 +211,9 @@ def _run_updates(
     c: ConfigDict,
     mesh: Mesh,
     inputs: Inputs,
+    cache: teacher_cache.Cache | None,
     run_step: Step,
-    flops: Callable[[Shape], float],
+    flops: Callable[[Shape], Flops],
     evaluation: evaluate.Evaluation,
     state: TrainState,
     progress: Progress,
@@ -211,7 +228,7 @@ def _run_updates(
         ) as writer,
     ):
         start_time = time.perf_counter()
-        for batch in _remaining_batches(c, mesh, inputs, progress):
+        for batch in _remaining_batches(c, mesh, inputs, cache, progress):
             if batch is None:  # only the validation of the last update is left
                 in_flight = progress.unvalidated
             else:
@@ -256,7 +273,11 @@ def _run_updates(
 
 
 def _remaining_batches(
-    c: ConfigDict, mesh: Mesh, inputs: Inputs, progress: Progress
+    c: ConfigDict,
+    mesh: Mesh,
+    inputs: Inputs,
+    cache: teacher_cache.Cache | None,
+    progress: Progress,
 ) -> Iterator[Batch | None]:
     """Yields the batches from the next update to the last one, on the devices.
 
@@ -266,7 +287,8 @@ def _remaining_batches(
         yield None
     start = progress.updates
     rows = sharding.local_rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
-    stream = batches.training(c, inputs.prepared, inputs.tokenizer, start, rows)
+    read_teacher = None if cache is None else cache.read
+    stream = batches.training(c, inputs.prepared, inputs.tokenizer, start, rows, read_teacher)
     remaining = 0 if progress.has_ended(c) else c.train.updates - start
     yield from sharding.prefetch(mesh, itertools.islice(stream, remaining))
 
@@ -437,6 +459,23 @@ def load_inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
     return Inputs(tokenizer, teacher, initial, prepared, fingerprints)
 
 
+def _open_cache(
+    c: ConfigDict, mesh: Mesh, inputs: Inputs, progress: Progress
+) -> teacher_cache.Cache | None:
+    """Opens or builds the cache of the teacher; None without one, or if no update remains.
+
+    Before the first update, counts the FLOPs of building it, whether or not it was interrupted.
+    """
+    if not c.teacher.cache or inputs.teacher is None or progress.has_ended(c):
+        return None
+    arguments = inputs.teacher, inputs.prepared, inputs.tokenizer
+    cache = teacher_cache.open_or_build(c, mesh, *arguments)
+    if not progress.updates:
+        flops = teacher_cache.building_flops(c, cache, inputs.teacher.model)
+        progress.flops, progress.flops_saved = flops, -flops
+    return cache
+
+
 def _save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, family: str) -> None:
     if not distributed.is_primary():
         return
@@ -540,6 +579,7 @@ def _summary(
             'tokens': progress.tokens,
             'seconds': progress.seconds,
             'flops': progress.flops,
+            **({'flops_saved': progress.flops_saved} if c.teacher.cache else {}),
             'tokens_per_second': progress.tokens / progress.seconds,
             'parameters': student.parameter_count,
             'bytes': 4 * student.parameter_count,

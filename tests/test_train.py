@@ -205,8 +205,9 @@ def bad_updates(monkeypatch):
     """A set of numbers of updates, whose batches have a NaN."""
     numbers, training = set(), batches.training
 
-    def spoil(c, prepared, tokenizer, start, rows):
-        for update, batch in enumerate(training(c, prepared, tokenizer, start, rows), start + 1):
+    def spoil(c, prepared, tokenizer, start, *arguments):
+        stream = training(c, prepared, tokenizer, start, *arguments)
+        for update, batch in enumerate(stream, start + 1):
             weights = np.where(update in numbers, np.float32(math.nan), batch.weights)
             yield dataclasses.replace(batch, weights=weights)
 

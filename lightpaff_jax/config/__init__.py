@@ -65,6 +65,7 @@ ATTENTION = ('auto', 'xla', 'cudnn', 'splash')
 # Keys that may change before a run is resumed; a change of another key is an error.
 MAY_CHANGE = (
     *('workdir', 'requires', 'task', 'recipe', 'eval', 'generate', 'teacher.path', 'student.init'),
+    'teacher.cache',
     *('tokenizer.path', 'tokenizer.text', 'data.cache', 'data.path', 'data.files', 'data.mixture'),
     *('data.prefetch', 'data.tfds_dir', 'data.workers', 'data.decontaminate', 'data.unlabelled'),
     *('train.updates', 'train.compilation_cache', 'train.log_every', 'train.eval_every'),
@@ -228,6 +229,8 @@ def default() -> ConfigDict:
         'path': '',  # frozen teacher: a workdir or Hugging Face folder; '' trains without teacher
         'dtype': 'auto',  # of its parameters; auto: bfloat16, on CPU float32
         'microbatch_size': 0,  # sequences per forward pass on a device; 0 chooses
+        'cache': '',  # folder: computes its features once, for all runs that share them; '': each step
+        'cache_epochs': 1,  # mlm, mass: maskings in the cache, which then repeat epoch by epoch
     }
     keys = {
         'seed': 0,  # of initialisation, data order and dropout

@@ -79,7 +79,7 @@ OBJECTIVES = {
         example_type='documents',
         outputs='sums',
         perplexity_unit='predicted token',
-        keys=('data.packing', 'data.mask_rate', 'data.whole_words'),
+        keys=('data.packing', 'data.mask_rate', 'data.whole_words', 'teacher.cache_epochs'),
         protocol='{mask_rate:.3g} of the tokens of {blocks}',
         note='Perplexity and accuracy count the masked tokens. ',
     ),
@@ -89,7 +89,7 @@ OBJECTIVES = {
         outputs='sums',
         perplexity_unit='predicted token',
         # It does not read target_length, but a recipe's fine-tuning runs, which share `data`, do.
-        keys=('data.packing', 'data.span_rate', 'data.target_length'),
+        keys=('data.packing', 'data.span_rate', 'data.target_length', 'teacher.cache_epochs'),
         protocol='a fragment of {span_rate:.3g} of {blocks}',
         note='Perplexity and accuracy count the tokens of the masked span. ',
     ),

@@ -35,6 +35,7 @@ _LEAST = {
     ),
     1: (
         *('data.batch_size', 'data.prefetch', 'data.workers', 'eval.batch_size', 'generate.beams'),
+        'teacher.cache_epochs',
         *('mesh.fsdp', 'mesh.tensor', 'train.updates', 'train.grad_accum_steps'),
         *('train.log_every', 'train.save_every', 'train.keep', 'train.max_bad_steps'),
     ),
@@ -56,6 +57,7 @@ def validate(c: ConfigDict) -> None:
         for key in keys:
             _rule(key, values[key], values[key] >= least, f'must be at least {least}')
     _check_loss('loss', c.loss)
+    _check_teacher_cache(c)
     _check_optim(c)
     _check_eval(c)
     _check_keep_best(c)
@@ -237,6 +239,19 @@ def _check_loss(prefix: str, section: ConfigDict) -> None:
     _rule(f'{prefix}.lambda_', section.lambda_, 0 <= section.lambda_ <= 1, 'must be in [0, 1]')
     _check_positive(f'{prefix}.temperature', section.temperature)
     _check_float32(f'{prefix}.temperature', section.temperature, section.temperature)
+
+
+def _check_teacher_cache(c: ConfigDict) -> None:
+    folder, epochs = c.teacher.cache, c.teacher.cache_epochs
+    has_teacher = c.teacher.path or c.teacher.layers
+    for holds, rule in (
+        (has_teacher, 'requires a teacher, config.teacher.path'),
+        ('://' not in folder, 'must be a local folder; mount the bucket and name that path'),
+        (not c.data.augment, 'requires data.augment = 0: each epoch would have other texts'),
+    ):
+        _rule('teacher.cache', folder, holds or not folder, rule)
+    is_read = folder or epochs == 1
+    _rule('teacher.cache_epochs', epochs, is_read, 'requires config.teacher.cache')
 
 
 def _check_optim(c: ConfigDict) -> None:

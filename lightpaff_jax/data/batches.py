@@ -15,15 +15,20 @@ from ml_collections import ConfigDict
 from lightpaff_jax import batch as batch_lib
 from lightpaff_jax.data import objectives, sampler
 from lightpaff_jax.data.mixture import MixedRecords, Mixture
-from lightpaff_jax.data.objectives.collate import Arrays
+from lightpaff_jax.data.objectives.collate import Arrays, Key
 from lightpaff_jax.data.records import PADDING, Dataset, Record, Records
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import UserError
 
 # Seed of the masks in evaluation; fixed, so that runs of all seeds predict the same ids.
 _EVALUATION_SEED = 0
+# Seed of the masks of runs that read a cache of the teacher, so that runs of all seeds share it.
+_CACHE_SEED = 0
 
 Rows = Int[np.ndarray, ' R']
+# Reads `Batch.teacher` of a row by index of the record and number of the masking, in the shape of a
+# bucket.
+ReadTeacher = Callable[[list[int], list[int], int], Arrays]
 
 
 def training(
@@ -32,6 +37,7 @@ def training(
     tokenizer: Tokenizer,
     start: int = 0,
     rows: Rows | None = None,
+    read_teacher: ReadTeacher | None = None,
 ) -> Iterator[batch_lib.Batch]:
     """Yields global batches start, start + 1, ... without end, with arrays [M, R, ...].
 
@@ -44,11 +50,12 @@ def training(
       tokenizer: the tokenizer of the dataset.
       start: index of the first batch.
       rows: the rows of every micro-batch that this process reads; None reads all.
+      read_teacher: reads the teacher's arrays of a batch; None leaves them to the step.
 
     Raises:
       UserError: the split train is missing.
     """
-    read_batch = batch_function(c, prepared, tokenizer, rows)
+    read_batch = batch_function(c, prepared, tokenizer, rows, read_teacher)
     return _prefetch(read_batch, start, sys.maxsize, c.data.prefetch)
 
 
@@ -163,7 +170,11 @@ class _Windows:
 
 
 def batch_function(
-    c: ConfigDict, prepared: Dataset | Mixture, tokenizer: Tokenizer, rows: Rows | None
+    c: ConfigDict,
+    prepared: Dataset | Mixture,
+    tokenizer: Tokenizer,
+    rows: Rows | None,
+    read_teacher: ReadTeacher | None = None,
 ) -> Callable[[int], batch_lib.Batch]:
     """Returns a function from a batch index to the `rows` of each micro-batch of that batch."""
     size, micro_batches = c.data.batch_size, c.train.grad_accum_steps
@@ -174,20 +185,23 @@ def batch_function(
     limits = [bucket.data.length for bucket in buckets]
     if c.data.buckets or c.data.unlabelled_share:
         assert isinstance(records, Records), 'validation refuses these keys for a mixture'
-        smallest_n = objectives.smallest_bucket(c, buckets, records.lengths())
-        sample = sampler.make_bucketed(smallest_n, c.seed, size, _unlabelled(c, records))
+        unlabelled = _unlabelled(c, records)
+        sample = sampler.make_bucketed(record_buckets(c, prepared), c.seed, size, unlabelled)
     else:
         sample = sampler.make(prepared, c.seed, size)
 
     def read_batch(index: int) -> batch_lib.Batch:
         indices, epochs, bucket = sample(index)
         slots = rows_MR.ravel().tolist()
-        keys = [(c.seed, epochs[slot], indices[slot]) for slot in slots]
-        batch_records = records.read([indices[slot] for slot in slots])
+        batch_indices = [indices[slot] for slot in slots]
+        keys = [mask_key(c, epochs[slot], indices[slot]) for slot in slots]
+        batch_records = records.read(batch_indices)
         if c.data.augment:
             assert objective.augment is not None, 'validation refuses other objectives'
             batch_records = objective.augment(c, tokenizer, batch_records, keys, limits, records)
         arrays = objective.arrays(buckets[bucket], tokenizer, batch_records, keys)
+        if read_teacher is not None:
+            arrays['teacher'] = read_teacher(batch_indices, [key[1] for key in keys], bucket)
         return _to_batch(arrays, rows_MR.shape)
 
     return read_batch
@@ -200,6 +214,57 @@ def _unlabelled(c: ConfigDict, records: Records) -> sampler.Unlabelled | None:
     indices = range(len(records))
     labelled = bisect.bisect_left(indices, True, key=lambda index: records[index].label < 0)
     return sampler.Unlabelled(labelled, c.data.unlabelled_share)
+
+
+def mask_key(c: ConfigDict, epoch: int, record: int) -> Key:
+    """Returns the key of the random inputs of a train record in an epoch.
+
+    With `config.teacher.cache` it does not depend on `config.seed`, and repeats after
+    `config.teacher.cache_epochs` epochs.
+    """
+    if c.teacher.cache:
+        return _CACHE_SEED, epoch % c.teacher.cache_epochs, record
+    return c.seed, epoch, record
+
+
+def record_buckets(c: ConfigDict, prepared: Dataset | Mixture) -> Int[np.ndarray, ' n']:
+    """Returns the index of the smallest bucket that each train record fits in."""
+    records = prepared.records('train')
+    if not c.data.buckets:
+        return np.zeros(len(records), np.int64)
+    assert isinstance(records, Records), 'validation refuses buckets of a mixture'
+    return objectives.smallest_bucket(c, objectives.buckets(c), records.lengths())
+
+
+def of_records(
+    c: ConfigDict,
+    prepared: Dataset | Mixture,
+    tokenizer: Tokenizer,
+    indices_nB: Int[np.ndarray, 'n B'],
+    epoch: int,
+    rows: Rows,
+) -> Iterator[batch_lib.Batch]:
+    """Yields the inputs of train records in an epoch, as training reads them, with arrays [R, ...].
+
+    Args:
+      c: the configuration, one of `objectives.buckets`.
+      prepared: the dataset.
+      tokenizer: the tokenizer of the dataset.
+      indices_nB: the index of the record in each row of each batch; -1 in the last rows, which only
+        fill a batch.
+      epoch: the epoch.
+      rows: the rows of every batch that this process reads.
+    """
+    records, arrays = prepared.records('train'), objectives.OBJECTIVES[c.objective].arrays
+
+    def read_batch(index: int) -> batch_lib.Batch:
+        indices = indices_nB[index, rows].tolist()
+        batch_records = records.read([i for i in indices if i >= 0])
+        batch_records += [PADDING] * (len(rows) - len(batch_records))
+        keys = [mask_key(c, epoch, max(i, 0)) for i in indices]
+        return _to_batch(arrays(c, tokenizer, batch_records, keys), rows.shape)
+
+    return _prefetch(read_batch, 0, len(indices_nB), c.data.prefetch)
 
 
 def abstract_batches(c: ConfigDict) -> list[batch_lib.Batch]:
@@ -223,7 +288,7 @@ def abstract_batches(c: ConfigDict) -> list[batch_lib.Batch]:
 
 def _to_batch(arrays: Arrays, shape: tuple[int, ...]) -> batch_lib.Batch:
     """Reshapes arrays [rows, ...] to [*shape, ...]; they stay on the host until the step."""
-    return batch_lib.Batch(**{k: v.reshape(*shape, *v.shape[1:]) for k, v in arrays.items()})
+    return batch_lib.Batch(**jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), arrays))
 
 
 def _prefetch(

@@ -117,6 +117,11 @@ def head_rows(c: ConfigDict) -> int:
     return c.classes if c.head == 'classify' else pad_vocab(c.vocab_size)
 
 
+def head_flops(c: ConfigDict, shape: Shape) -> float:
+    """Computes the FLOPs of the logits of one example."""
+    return 2.0 * shape.predicted * c.width * head_rows(c)
+
+
 def build(
     c: ConfigDict, *, compute_dtype: str = 'float32', remat: str = 'none', attention: str = 'xla'
 ) -> Model:
@@ -159,7 +164,7 @@ def _build(c: FrozenConfigDict, compute: Compute) -> Model:
         return Head(weight.astype(dtype), jnp.where(jnp.arange(rows) < used, bias, _PADDING_BIAS))
 
     def flops(shape):
-        return module.flops(c, shape) + 2.0 * shape.predicted * c.width * rows
+        return module.flops(c, shape) + head_flops(c, shape)
 
     def method(name):
         return lambda params, *args, **options: getattr(bind(params), name)(

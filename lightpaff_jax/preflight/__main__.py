@@ -120,17 +120,19 @@ def flops(c: ConfigDict, network: Any) -> dict[str, float]:
 
     Args:
       c: configuration of the run.
-      network: optional shape of the teacher.
+      network: optional shape of the teacher, whose features a cache may hold.
     """
     shape, size = networks.shapes(c)[-1], c.data.batch_size
 
     def forward(network: Any) -> tuple[float, float]:
         model = models.build(network)
-        head = 2.0 * shape.predicted * network.width * models.head_rows(network)
+        head = models.head_flops(network, shape)
         return size * (model.flops(shape) - head), size * head
 
     body, head = forward(c.student)
     teacher_body, teacher_head = (0.0, 0.0) if network is None else forward(network)
+    if c.teacher.cache:
+        teacher_body = 0.0
     return {'student': 3 * body, 'teacher': teacher_body, 'loss': 3 * head + teacher_head}
 
 

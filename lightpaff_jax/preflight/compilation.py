@@ -1,5 +1,6 @@
 """Compiles the training step of a run for TPU chips that are not attached, and sizes its memory."""
 
+import dataclasses
 import re
 import time
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from lightpaff_jax import config, distill_step, models, networks, optimizer, sha
 from lightpaff_jax.data import batches
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import chips, storage
+from lightpaff_jax.teacher import cache
 
 _USED = re.compile(r'Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm')
 _TEMPORARY = re.compile(r'required for HLO temporaries \(([\d.]+)([KMGT])\)')
@@ -48,6 +50,8 @@ def compile_step(c: ConfigDict, mesh: Mesh, network: Any) -> Program:
     rule = optimizer.make(c.optim)
     state = distill_step.abstract_state(c, mesh, student, rule)
     batch = batches.abstract_batches(c)[-1]
+    if c.teacher.cache and network is not None:
+        batch = dataclasses.replace(batch, teacher=cache.abstract_arrays(network, batch))
     place = sharding.batch_sharding(mesh, micro=True)
     batch = sharding.abstract_arrays(batch, jax.tree.map(lambda _: place, batch))
     step = distill_step.make_step(c, mesh, student, teacher_model, rule)

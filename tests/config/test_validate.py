@@ -45,6 +45,9 @@ INVALID = [
         'float16',
         "'float16': must be one of auto, float32, bfloat16; did you mean bfloat16?",
     ),
+    ('teacher.cache', 'x', 'x: requires a teacher, config.teacher.path'),
+    ('teacher.cache_epochs', 0, '0: must be at least 1'),
+    ('teacher.cache_epochs', 2, '2: requires config.teacher.cache'),
     (
         'student.family',
         'bert',

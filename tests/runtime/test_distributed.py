@@ -58,13 +58,24 @@ from lightpaff_jax.data import batches
 
 training = batches.training
 
-def record(c, prepared, tokenizer, start, rows):
-    for update, batch in enumerate(training(c, prepared, tokenizer, start, rows), start):
+def record(c, prepared, tokenizer, start, *arguments):
+    stream = training(c, prepared, tokenizer, start, *arguments)
+    for update, batch in enumerate(stream, start):
         name = f'{distributed.process_index()}-of-{distributed.process_count()}-{update}'
         numpy.savez(pathlib.Path('batches') / name, *jax.tree.leaves(batch))
         yield batch
 
 batches.training = record
+sys.exit(flags.main(main.run, '', sys.argv[1:]))
+"""
+
+# Trains with a home folder of its own for each process of DISKS, else with one for all.
+TRAINER_WITH_HOME = """
+import os, sys
+disk = os.environ['JAX_PROCESS_ID'] if os.environ['DISKS'] == 'own' else 'shared'
+os.environ['HOME'] = f'{os.getcwd()}/disk-{disk}'
+from lightpaff_jax import main
+from lightpaff_jax.config import flags
 sys.exit(flags.main(main.run, '', sys.argv[1:]))
 """
 
@@ -284,6 +295,22 @@ def test_2_processes_equal_1_process_with_as_many_devices(place):
 def test_4_processes_resume_a_run_of_2_with_equal_results(resumed):
     assert_same_metrics(read_metrics(resumed, 2), read_metrics(resumed, 4))
     assert_same_parameters(resumed, 2, 4)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize('disks', ['shared', 'own'])
+def test_each_disk_has_a_cache_of_the_teacher(place, disks):
+    options = ['--config.teacher.path=runs/1', '--config.teacher.cache=~/teacher']
+    arguments = ['--config=small.py', f'--config.workdir=runs/{disks}', *options]
+    with start(2, ['-c', TRAINER_WITH_HOME, *arguments], place, 2, DISKS=disks) as processes:
+        (code, _, err), other = wait(processes, 240)
+    assert code == 0, err
+    assert other == (0, '', '')
+    folders = [*place.glob('disk-[01]' if disks == 'own' else 'disk-shared')]
+    contents = [corpus.file_digests(folder) for folder in folders]
+    assert len(contents) == (2 if disks == 'own' else 1)
+    assert contents[0] == contents[-1]
+    assert [name.rpartition('.')[2] for name in contents[0]] == ['rows', 'json']
 
 
 @pytest.mark.slow
