@@ -60,6 +60,7 @@ DTYPES = ('float32', 'bfloat16')
 SPLIT = ('fsdp', 'tensor')  # mesh axes that can shard parameters
 # Values that the backward pass recomputes: nothing costly, all but matrix products, whole blocks.
 REMAT = ('none', 'dots', 'block')
+UNLABELLED = ('student', 'stage2')  # readers of a task's unlabelled text: one more student, or all
 ATTENTION = ('auto', 'xla', 'cudnn', 'splash')
 
 # Keys that may change before a run is resumed; a change of another key is an error.
@@ -173,6 +174,7 @@ _RECIPE = {
     'scale': '',  # size of a family's table: paper, small, tiny or ci
     'notes': (),  # sentences of the report: conditions of its figures
     'equal_flops': (),  # tasks with a baseline at equal FLOPs; () is all
+    'unlabelled': 'student',  # who reads the tasks' data.unlabelled, one of UNLABELLED
     'equal_time': (),  # tasks with a baseline at equal time, from a measured ratio; () is none
     'validations': 0,  # of each run, which keeps the checkpoint of its best score; 0: as in train
     'sweep_share': 1.0,  # share of the updates that sweeps take; the chosen setting is run in full

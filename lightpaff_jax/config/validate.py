@@ -22,6 +22,7 @@ _CHOICES = {
     'train.compute_dtype': config.DTYPES,
     'train.remat': config.REMAT,
     'train.attention': config.ATTENTION,
+    'recipe.unlabelled': config.UNLABELLED,
 }
 
 _LEAST_FLOAT32 = 2.0**-126  # the least normal number

@@ -124,7 +124,8 @@ class Plan:
         _initialize_from(run, f'{c.workdir}/{pretrained[student.pretrain]}')
         data = self.tasks[task].data
         run.data.update(config.augmentation(data, student.with_teacher))
-        if name == 'two_stage_unlabelled':
+        reads_unlabelled = student.with_teacher and c.recipe.unlabelled == 'stage2'
+        if reads_unlabelled or name == 'two_stage_unlabelled':
             run.data.unlabelled = _relocate(c, data.unlabelled)
             run.data.unlabelled_share = data.unlabelled_share
         finetuned = {
@@ -169,7 +170,7 @@ class Plan:
             absent.append('no_teacher_equal_flops')
         if task not in recipe.equal_time:
             absent.append('no_teacher_equal_time')
-        if not self.tasks[task].data.unlabelled:
+        if recipe.unlabelled == 'stage2' or not self.tasks[task].data.unlabelled:
             absent.append('two_stage_unlabelled')
         return [student for student in STUDENTS if student not in absent]
 

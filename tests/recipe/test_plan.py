@@ -382,6 +382,20 @@ def test_every_run_has_equally_many_validations_and_keeps_its_best():
         assert run.train.keep_best == ('perplexity' if run.objective == 'mlm' else 'accuracy')
 
 
+def test_unlabelled_text_is_read_in_every_stage_2_with_a_teacher(monkeypatch):
+    c = load('bert', ('topic',), (0,))
+    c.recipe.unlabelled = 'stage2'
+    tasks = plan.load_tasks(c)
+    tasks['topic'].data.unlabelled = ('pydocs?view=topic#train',)
+    tasks['topic'].data.unlabelled_share = 0.5
+    monkeypatch.setattr(plan, 'load_tasks', lambda _: tasks)
+    runs, record = plan.expand(c)
+    students = [student['student'] for student in students_of(record)]
+    assert 'two_stage_unlabelled' not in students
+    readers = {name: run.data.unlabelled_share for name, run in runs.items() if run.data.unlabelled}
+    assert readers == {'seed0/two_stage': 0.5, 'seed0/stage2_only': 0.5}
+
+
 @pytest.mark.parametrize('preset', ['', ':small', ':tiny', ':ci'])
 @pytest.mark.parametrize('name', FAMILIES)
 def test_report_accepts_the_scale_of_every_recipe(name, preset):
