@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
+from lightpaff_jax import config
 from lightpaff_jax.data.sources import decontaminate, splits
 from lightpaff_jax.data.sources.splits import SPLITS, Example, OnError, SplitSource
 
@@ -32,7 +33,7 @@ _LOG = logging.getLogger('lightpaff_jax')
 
 def identity(c: ConfigDict) -> dict[str, Any]:
     """Returns the values that a source adds to its identity; {} without whole rows."""
-    return {'held_out_whole': _VERSION} if c.data.held_out_whole else {}
+    return {'held_out_whole': _VERSION} if _is_whole(c) else {}
 
 
 def select(
@@ -52,7 +53,7 @@ def select(
       read: reads the examples of `source.split`; its argument is called for malformed rows.
       on_error: called once for each malformed row.
     """
-    if source.shares == SPLITS or not c.data.held_out_whole:
+    if source.shares == SPLITS or not _is_whole(c):
         yield from splits.select(read(on_error), source, c.data.held_out)
         return
     is_train = 'train' in source.shares
@@ -79,6 +80,11 @@ def select(
         f'{c.data.path}: {held_out:,} whole rows of train held out, {dropped:,} other rows of '
         'train dropped, which are equal to one or a part of one'
     )
+
+
+def _is_whole(c: ConfigDict) -> bool:
+    # A listed dataset inherits the key, although its source may not read it.
+    return c.data.held_out_whole and 'held_out_whole' in config.SOURCES[c.data.source].keys
 
 
 def _key(example: Example) -> Key:

@@ -9,7 +9,7 @@ from helpers.sources import make_config, read_texts, write_files
 
 from lightpaff_jax.config import validate
 from lightpaff_jax.data import sources
-from lightpaff_jax.data.sources import holdout
+from lightpaff_jax.data.sources import holdout, specs
 from lightpaff_jax.errors import UserError
 
 WORDS = ('The', 'film', 'is', 'a', 'slow,', 'warm', 'and', 'funny', 'tale', 'of', 'sisters.')
@@ -82,6 +82,19 @@ def test_whole_rows_change_only_the_identity_that_asks_for_them(tmp_path):
     assert 'held_out_whole' not in str(before)
     c.data.held_out_whole = True
     assert sources.identity(c) != before
+
+
+def test_listed_text_files_hold_out_all_rows_alike(tmp_path):
+    lines = phrases(20)
+    write_files(tmp_path / 'more', train_txt='\n'.join(lines))
+    entry = f'text:{tmp_path}/more?documents=line#train'
+    c = table(tmp_path / 'own', [('an unrelated row', '')] * 9, held_out_whole=True)
+    part = specs.part(c, 'unlabelled', entry, ('text',)).c
+    assert part.data.held_out_whole  # inherited, but no key of its source
+    expected = read_texts(make_config('text', tmp_path / 'more', documents='line', held_out=0.2))
+    part.objective = 'clm'
+    assert read_texts(part) == expected
+    assert 'held_out_whole' not in sources.identity(part)
 
 
 def test_malformed_rows_are_counted_once(tmp_path):

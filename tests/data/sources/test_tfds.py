@@ -87,6 +87,10 @@ def test_dataset_of_classes_has_its_listed_columns(folder):
     assert sorted(train + cut) == sorted(expected)
     assert train == [example for example in expected if example not in cut]
     assert list(sources.examples(c, 'test')) == [Example('a dev text', '', 1)]
+    c.data.held_out_whole = True
+    whole = list(sources.examples(c, 'validation'))
+    assert {*whole} <= {*cut}
+    assert {*whole}.isdisjoint(sources.examples(c, 'train'))
 
 
 def test_classes_are_found_by_their_names(folder):
