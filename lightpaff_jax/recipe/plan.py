@@ -220,6 +220,8 @@ class Plan:
         candidate.teacher.path = teacher
         candidate.optim.peak_lr, candidate.loss.lambda_ = setting
         candidate.loss.temperature = temperature
+        if not teacher or run.data.augment:  # an augmented text is another one in every epoch
+            candidate.teacher.update({'cache': '', 'cache_epochs': 1})
         _extend(candidate, share)
         if validations := self.c.recipe.validations:
             scores = config.OBJECTIVES[run.objective].validation_scores
@@ -246,8 +248,7 @@ class Plan:
         belong to the machine, such as the cache and the number of workers.
         """
         run, t = config.copy(self.c), self.tasks[task]
-        run.task, run.objective = t.task, t.objective
-        run.student.head, run.student.classes = t.student.head, t.student.classes
+        run.task, run.student.classes = t.task, t.student.classes
         machine = {key: run.data[key] for key in ('cache', 'workers', 'prefetch', 'tfds_dir')}
         batch_size, batches = run.eval.batch_size, run.eval.batches
         for section in ('data', 'eval', 'generate', 'optim'):
@@ -258,6 +259,7 @@ class Plan:
         run.eval.batches = min(t.eval.batches, batches or t.eval.batches)
         run.data.path = _relocate(run, t.data.path)
         run.data.decontaminate = _relocate(run, t.data.decontaminate)
+        _set_objective(run, t.objective)
         # The teacher reads the labelled rows as they are.
         for key in ('unlabelled', 'unlabelled_share', *config.AUGMENTATION):
             run.data[key] = config.default().data[key]
@@ -300,6 +302,16 @@ def _relocate(c: ConfigDict, paths: Any) -> Any:
 def _initialize_from(run: ConfigDict, path: str) -> None:
     run.student.init = path
     run.student.init_new_head = run.student.head == 'classify'
+
+
+def _set_objective(run: ConfigDict, name: str) -> None:
+    """Sets the objective of a run and its head; keys that it does not read get their defaults."""
+    objective, defaults = config.OBJECTIVES[name], config.default()
+    run.objective, run.student.head = name, objective.head
+    for key in {key for other in config.OBJECTIVES.values() for key in other.keys}:
+        if key not in objective.keys:
+            section, leaf = config.locate(run, key)
+            section[leaf] = config.locate(defaults, key)[0][leaf]
 
 
 def _extend(run: ConfigDict, factor: float) -> None:

@@ -10,6 +10,7 @@ from lightpaff_jax.report.results import (
     Row,
     binomial_error,
     error_digits,
+    live_flops,
     mean,
     mean_error,
     score,
@@ -284,7 +285,7 @@ def _equal_cost(rows: dict[str, Row], leads: Leads, key: str, cost: str) -> list
     two_stage, baseline = rows['two_stage'], rows[key]
     ahead = lead(baseline, two_stage)
     result = 'better' if ahead > 0 else 'worse' if ahead < 0 else 'equally well'
-    flops = mean(baseline, total('flops')) / mean(two_stage, total('flops'))
+    flops = mean(baseline, live_flops) / mean(two_stage, live_flops)
     sentences = [
         f'With this budget the baseline with equal {cost} does {result}: {_show(baseline)} '
         f'against {_show(two_stage)} for two-stage. {_chance(two_stage, baseline, leads.get(key))}'

@@ -35,6 +35,7 @@ _RESULT = {
     **dict.fromkeys(('git_commit', 'teacher_hash'), str | None),
     **dict.fromkeys(('metric?', 'task?', 'keep_best?'), str),
     'class_names?': [str],
+    'flops_saved?': float,
     'best_update?': int,
     'scores': {str: {str: float | str | None}},
     'seed': int,
@@ -160,6 +161,14 @@ def has_score(row: Row, name: str) -> bool:
 def total(name: str) -> Callable[[Results], float]:
     """Returns a function that adds up a cost over one seed's runs."""
     return lambda results: sum(result[name] for result in results)
+
+
+def live_flops(results: Results) -> float:
+    """Returns training FLOPs over one seed's runs, with the teacher counted in every update.
+
+    A run with a cache of the teacher computes less, and its `flops_saved` is the rest.
+    """
+    return sum(result['flops'] + result.get('flops_saved', 0.0) for result in results)
 
 
 def throughput(results: Results) -> float:

@@ -18,6 +18,7 @@ _COSTS = {
     'best_update': ('best update', 1, ',.0f'),
     'seconds': ('train seconds', 1, ',.0f'),
     'flops': ('train FLOPs', 1, '.2e'),
+    'flops_saved': ('FLOPs saved by the cache of the teacher', 1, '.2e'),
     'tokens_per_second': ('train tokens/s', 1, ',.0f'),
     'parameters': ('parameters', 1, ',.0f'),
     'bytes': ('size, MB', 1e-6, ',.1f'),

@@ -13,6 +13,7 @@ from lightpaff_jax.report.results import (
     binomial_error,
     format_mean,
     has_score,
+    live_flops,
     mean,
     score,
     teacher_share,
@@ -53,7 +54,7 @@ def _mean_column(label: str, measure: Callable[[Results], float], spec: str) -> 
 
 
 def _format_flops(row: Row) -> str:
-    return f'{mean(row, total("flops")):.2e}'.replace('e+0', 'e').replace('e+', 'e')
+    return f'{mean(row, live_flops):.2e}'.replace('e+0', 'e').replace('e+', 'e')
 
 
 _ACCURACY = _score_column('accuracy', 'accuracy', 3)
@@ -144,8 +145,8 @@ def _main_note(rows: dict[str, Row]) -> str:
         'Scores on the test split; ± is the standard error of the mean over seeds (sd / √n). '
         f'Share of teacher score: {share}. {bleu}{first.objective.note}Costs are totals over all '
         'runs of a row, including runs that other rows share, and means over seeds. A distilled '
-        'run includes the forward pass of the teacher; no student includes the training of the '
-        'teacher.'
+        'run includes the forward pass of the teacher in every update, also if a cache replaced it; no '
+        'student includes the training of the teacher.'
     )
 
 
@@ -191,6 +192,14 @@ def provenance(
     students = [row for task in tasks.values() for key, row in task.items() if key != 'teacher']
     seeds = sorted({seed for row in students for seed in row.seeds})
     lines.append(('seeds', ', '.join(map(str, seeds)) or '-'))
+    by_name = {
+        name: run
+        for row in rows
+        for names, results in zip(row.runs, row.results, strict=True)
+        for name, run in zip(names, results, strict=True)
+    }
+    if saved := sum(run.get('flops_saved', 0.0) for run in by_name.values()):
+        lines.append(('FLOPs saved by the cache of the teacher', f'{saved:.2e}'.replace('e+', 'e')))
     if ratios := recipe.get('step_time_ratios'):
         listed = (f'{task or "pre-training"} {ratio:.3f}' for task, ratio in ratios.items())
         lines.append(('time of a distilled update / a plain one', '; '.join(listed)))

@@ -382,6 +382,19 @@ def test_every_run_has_equally_many_validations_and_keeps_its_best():
         assert run.train.keep_best == ('perplexity' if run.objective == 'mlm' else 'accuracy')
 
 
+def test_runs_with_a_teacher_share_its_cache_but_not_those_with_augmentation(monkeypatch):
+    c = load('bert', ('topic', 'pairs'), (0,))
+    c.teacher.cache, c.teacher.cache_epochs = 'cache', 4
+    tasks = plan.load_tasks(c)
+    tasks['pairs'].data.update({'augment': 0.5, 'augment_mask': 0.1})
+    monkeypatch.setattr(plan, 'load_tasks', lambda _: tasks)
+    runs, _ = plan.expand(c)
+    caches = {name: run.teacher.cache_epochs for name, run in runs.items() if run.teacher.cache}
+    assert caches == {'seed0/stage1': 4, 'topic/seed0/two_stage': 1, 'topic/seed0/stage2_only': 1}
+    for run in runs.values():
+        assert run.teacher.cache_epochs == 1 or run.objective == 'mlm'
+
+
 def test_unlabelled_text_is_read_in_every_stage_2_with_a_teacher(monkeypatch):
     c = load('bert', ('topic',), (0,))
     c.recipe.unlabelled = 'stage2'

@@ -1,5 +1,6 @@
 """Sentences of a report. All figures are invented inputs."""
 
+import json
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from helpers.reports import (
     ACCURACY,
     EXAMPLES,
     SPREAD,
+    cells,
     findings_of,
     make_classifier,
     make_recipe,
@@ -50,6 +52,20 @@ def test_unequal_flops_or_updates_give_a_warning(tmp_path):
     text = findings_of(workdir)
     assert 'Warning: the FLOPs are not equal' in text
     assert 'Warning: the updates are not equal: two-stage 800' in text
+
+
+def test_flops_saved_by_a_cache_count_as_those_of_a_live_teacher(tmp_path):
+    workdir = make_workdir(tmp_path)
+    for path in workdir.glob('seed*/stage1/result.json'):
+        result = json.loads(path.read_text())
+        saved = 0.2 * result['flops']
+        path.write_text(
+            json.dumps(result | {'flops': result['flops'] - saved, 'flops_saved': saved})
+        )
+    assert 'Warning' not in findings_of(workdir)
+    assert cells(workdir)['two-stage']['train FLOPs'] == '6.88e12'
+    facts = cells(workdir, 'Provenance')
+    assert facts['FLOPs saved by the cache of the teacher'] == {'': '2.06e12'}
 
 
 @pytest.mark.parametrize(
