@@ -72,8 +72,10 @@ def device_memory() -> int:
 
 def _check_data(c: ConfigDict) -> None:
     from lightpaff_jax.data import sources
+    from lightpaff_jax.data.tokenizers import selection
 
     sources.check(c)
+    selection.check(c)
     if c.data.unlabelled and not c.teacher.path:
         raise UserError(
             f'config.data.unlabelled = {",".join(c.data.unlabelled)}: requires a teacher, whose '

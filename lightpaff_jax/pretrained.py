@@ -8,13 +8,16 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from lightpaff_jax import checkpoint, config, models, sharding, workdir
 from lightpaff_jax.config import memory
 from lightpaff_jax.data import sources, tokenizers
+from lightpaff_jax.data.tokenizers import reduction
 from lightpaff_jax.errors import UserError, one_line, setting
 from lightpaff_jax.models.huggingface import checkpoint_dir
 from lightpaff_jax.models.huggingface.generation_config import Generation
@@ -65,18 +68,50 @@ class Pretrained(abc.ABC):
     def check_tokenizer(self, tokenizer: tokenizers.Tokenizer, lowercase: bool) -> None:
         """Raises UserError unless the network was trained with the tokenizer of the data."""
         trained_with = self.tokenizer_fingerprint(lowercase)
-        if trained_with == tokenizer.fingerprint and self.network.family == 'mass':
-            before = self.tokenizer(lowercase).around[0]
-            if before != tokenizer.around[0]:
-                raise UserError(
-                    f'{self.label}: its texts begin with the ids {[*before]}, those of the '
-                    f'tokenizer {tokenizer.path} with {[*tokenizer.around[0]]}'
-                )
         if trained_with != tokenizer.fingerprint:
             raise UserError(
                 f'{self.label}: its tokenizer has hash {trained_with}, the data here '
                 f'{tokenizer.fingerprint} ({tokenizer.path})'
             )
+        self._check_start(tokenizer, tokenizer.around[0], lowercase)
+
+    def _check_start(
+        self, tokenizer: tokenizers.Tokenizer, start: tuple[int, ...], lowercase: bool
+    ) -> None:
+        """Checks that texts of an encoder-decoder begin with the ids that it was trained with."""
+        own = self.tokenizer(lowercase).around[0] if self.network.family == 'mass' else start
+        if own != start:
+            raise UserError(
+                f'{self.label}: its texts begin with the ids {[*own]}, those of the tokenizer '
+                f'{tokenizer.path} with {[*start]}'
+            )
+
+    def whole_ids(
+        self, tokenizer: tokenizers.Tokenizer, lowercase: bool
+    ) -> Int[np.ndarray, ' V'] | None:
+        """Returns the network's id of each id of a reduced tokenizer; None if it is not reduced.
+
+        Raises:
+          UserError: the network was trained neither with this tokenizer nor with one that it is a
+            reduction of.
+        """
+        trained_with = self.tokenizer_fingerprint(lowercase)
+        whole = None
+        if trained_with != tokenizer.fingerprint and tokenizers.find(self.path):
+            whole = self.tokenizer(lowercase)
+        if whole is None or whole.fingerprint != trained_with:
+            self.check_tokenizer(tokenizer, lowercase)
+            return None
+        try:
+            ids_V = reduction.whole_ids(whole, tokenizer)
+        except UserError as error:
+            raise UserError(
+                f'{self.label}: its tokenizer has hash {trained_with}, the data here '
+                f'{tokenizer.fingerprint} ({tokenizer.path}), which is no reduction of it: {error}'
+            ) from error
+        start = tuple(int(ids_V[i]) for i in tokenizer.around[0])
+        self._check_start(tokenizer, start, lowercase)
+        return ids_V
 
     def read_params(
         self,
@@ -387,6 +422,22 @@ def select_layers(
     arrays = fingerprint.flatten(params)
     for path in {row.path for row in student.table if '{layer}' in row.name}:
         arrays[path] = arrays[path][decoder_layers if path.startswith('decoder/') else layers]
+    return fingerprint.unflatten(arrays)
+
+
+def select_ids(
+    model: models.Model, params: models.Params, ids_V: Int[np.ndarray, ' V']
+) -> models.Params:
+    """Keeps the rows of some ids in every parameter with a row per id, for a network of V ids.
+
+    Row i becomes the row of `ids_V[i]`. The network that has these parameters computes from id i what
+    `model` computes from `ids_V[i]`; its logits are those of `ids_V`.
+    """
+    rows = models.pad_vocab(len(ids_V))
+    arrays = fingerprint.flatten(params)
+    for path in {row.path for row in model.table if row.vocab}:
+        padding = [(0, rows - len(ids_V)), *[(0, 0)] * (arrays[path].ndim - 1)]
+        arrays[path] = jnp.pad(arrays[path][ids_V], padding)
     return fingerprint.unflatten(arrays)
 
 

@@ -1,5 +1,6 @@
 """Compares teacher and student: size, FLOPs, latency and throughput, timed in one process."""
 
+import dataclasses
 import json
 import os
 import statistics
@@ -10,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from lightpaff_jax import check, config, models, pretrained, sharding, workdir
@@ -62,12 +65,13 @@ def compare(c: ConfigDict) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         for name, source in (('teacher', teacher), ('student', student)):
             model = models.build(source.network)
-            source.check_tokenizer(tokenizer, c.tokenizer.lowercase)
+            ids_V = source.whole_ids(tokenizer, c.tokenizer.lowercase)
             params = source.read_params(model, mesh)
             count = model.parameter_count
             report[name] = {'parameters': count, 'bytes': 4 * count, 'flops': model.flops(shape)}
             if distributed.is_primary():
-                calls[name] = [_compile_score(model, params, batch, rows) for rows in (1, size)]
+                texts = batch if ids_V is None else _map_ids(batch, ids_V)
+                calls[name] = [_compile_score(model, params, texts, rows) for rows in (1, size)]
         if not calls:
             return {}
         latency, batch_seconds = map(_time_pairs, calls['teacher'], calls['student'])
@@ -89,6 +93,12 @@ def compare(c: ConfigDict) -> dict[str, Any]:
         'ratios': ratios,
         'hardware': f'1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores',
     }
+
+
+def _map_ids(batch: Batch, ids_V: Int[np.ndarray, ' V']) -> Batch:
+    """Returns the batch of a reduced tokenizer in the ids of the whole one."""
+    source = None if batch.source is None else ids_V[batch.source]
+    return dataclasses.replace(batch, tokens=ids_V[batch.tokens], source=source)
 
 
 def _compile_score(model: models.Model, params, batch: Batch, rows: int) -> Callable[[], None]:

@@ -67,7 +67,8 @@ ATTENTION = ('auto', 'xla', 'cudnn', 'splash')
 MAY_CHANGE = (
     *('workdir', 'requires', 'task', 'recipe', 'eval', 'generate', 'teacher.path', 'student.init'),
     'teacher.cache',
-    *('tokenizer.path', 'tokenizer.text', 'data.cache', 'data.path', 'data.files', 'data.mixture'),
+    *('tokenizer.path', 'tokenizer.text', 'tokenizer.reduce'),
+    *('data.cache', 'data.path', 'data.files', 'data.mixture'),
     *('data.prefetch', 'data.tfds_dir', 'data.workers', 'data.decontaminate', 'data.unlabelled'),
     *('train.updates', 'train.compilation_cache', 'train.log_every', 'train.eval_every'),
     *('train.save_every', 'train.keep', 'train.max_bad_steps', 'train.patience'),
@@ -253,6 +254,10 @@ def default() -> ConfigDict:
             'path': '',  # file or folder; '': that of the teacher or of student.init, or trains one
             'lowercase': True,  # default of a vocab.txt without tokenizer_config.json
             'text': '',  # folder whose train.txt trains the tokenizer; '' is data.path
+            # Datasets, as in data.decontaminate, whose train texts choose the student.vocab_size
+            # pieces of this WordPiece tokenizer that the student has. Their keys have the defaults
+            # of this file, so that all runs of a recipe choose the same. () keeps all pieces.
+            'reduce': (),
         },
         'train': _TRAIN,
         'eval': {

@@ -93,11 +93,14 @@ def _networks(c: ConfigDict) -> dict[str, ConfigDict]:
 def _check_networks(c: ConfigDict) -> None:
     for name, network in _networks(c).items():
         _check_network(name, network)
-        for key in ('family', 'vocab_size', 'classes'):
+        for key in ('family', 'classes', *(() if c.tokenizer.reduce else ('vocab_size',))):
             equal = network[key] == c.student[key]
             _rule(
                 f'{name}.{key}', network[key], equal, f'must equal student.{key} = {c.student[key]}'
             )
+    rule = f'must be at least student.vocab_size = {c.student.vocab_size}'
+    least = min(network.vocab_size for network in _networks(c).values())
+    _rule('teacher.vocab_size', c.teacher.vocab_size, least == c.student.vocab_size, rule)
     is_path = c.student.init not in STARTS
     is_read, rule = is_path or not c.student.init_new_head, 'is only read if student.init is a path'
     _rule('student.init_new_head', c.student.init_new_head, is_read, rule)
@@ -361,9 +364,13 @@ def _check_unread(c: ConfigDict) -> None:
     is_read = c.data.held_out > 0 or not c.data.held_out_whole
     rule = 'is only read if config.data.held_out > 0'
     _rule('data.held_out_whole', c.data.held_out_whole, is_read, rule)
-    is_read = not c.tokenizer.text or (name == 'text' and not c.tokenizer.path)
-    rule = "is only read for data.source 'text' without tokenizer.path"
+    named = c.tokenizer.path or c.tokenizer.reduce
+    is_read = not c.tokenizer.text or (name == 'text' and not named)
+    rule = "is only read for data.source 'text' without tokenizer.path and tokenizer.reduce"
     _rule('tokenizer.text', c.tokenizer.text, is_read, rule)
+    rule = 'requires the tokenizer to reduce: tokenizer.path or teacher.path'
+    fits = not c.tokenizer.reduce or c.tokenizer.path or c.teacher.path
+    _rule('tokenizer.reduce', _text(c.tokenizer.reduce), fits, rule)
 
 
 def _is_missing(path: str) -> bool:

@@ -159,13 +159,16 @@ def _configure(words: flags.Arguments) -> tuple[ConfigDict, Tokenizer | None]:
             f'{", ".join(config.SOURCES)}{nearest(source, list(config.SOURCES))}'
         )
     c = flags.configuration(words, config.default())
+    if any(key == 'tokenizer.reduce' for key, _ in words.changes):
+        rule = 'is not read here; --tokenizer must be the reduced tokenizer, such as that of a run'
+        raise UserError(f'config.tokenizer.reduce = {",".join(c.tokenizer.reduce)}: {rule}')
     c.data.source, c.data.path = source, path
     _check_tokenizer_path(c, options, has_recipe)
     is_set = any(key == 'data.workers' for key, _ in words.changes)
     default = c.data.workers == config.default().data.workers and not is_set
     c.data.workers = options['workers'] or (_cores() if default else c.data.workers)
     c.data.on_error = options['on_error'] or c.data.on_error
-    c.tokenizer.path = options['tokenizer']
+    c.tokenizer.path, c.tokenizer.reduce = options['tokenizer'], ()
     record = config.SOURCES[source]
     if record.has_parts or not record.has_text:
         rule = "must have text; of a mixture, prepare each part and mix 'prepared:DIR=WEIGHT'"
@@ -188,7 +191,8 @@ def _configure(words: flags.Arguments) -> tuple[ConfigDict, Tokenizer | None]:
 def _check_tokenizer_path(c: ConfigDict, options: Mapping[str, Any], has_recipe: bool) -> None:
     """Raises UserError if a key names another tokenizer than the flags: it would be ignored.
 
-    With --tokenizer, the tokenizer of a recipe file is only the default of its runs.
+    With --tokenizer, the tokenizer of a recipe file is only the default of its runs, and it is not
+    reduced.
     """
     path, flag = c.tokenizer.path, 'tokenizer' if options['tokenizer'] else 'train-tokenizer'
     if path and path != options['tokenizer'] and not (has_recipe and options['tokenizer']):

@@ -337,7 +337,8 @@ def _adopt(c: ConfigDict, source: pretrained.Pretrained) -> None:
     default = config.default().student
     for key in ('init', 'init_new_head', 'init_layers', 'init_decoder_layers'):
         c.student[key] = default[key]
-    c.tokenizer.path = c.tokenizer.path or tokenizers.find(source.path) or ''
+    if c.tokenizer.reduce or not c.tokenizer.path:  # the network has its own reduced tokenizer
+        c.tokenizer.path, c.tokenizer.reduce = tokenizers.find(source.path) or '', ()
     if not (c.tokenizer.path or c.teacher.path):
         raise UserError(f'{source.label}: must hold the tokenizer of the network')
     if not c.teacher.path:

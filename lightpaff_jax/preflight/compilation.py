@@ -94,14 +94,18 @@ def teacher_network(c: ConfigDict) -> ConfigDict | None:
     if c.teacher.path:
         storage.check_reachable(c.teacher.path)
         if storage.to_path(c.teacher.path).is_dir():
-            return teacher.open(c).network
+            network = teacher.open(c).network
+            network.vocab_size = c.student.vocab_size  # the run reduces its vocabulary
+            return network
     if c.teacher.layers:
         if c.teacher.head != c.student.head:
             raise UserError(
                 f'config.teacher.head = {c.teacher.head!r}: must equal student.head = '
                 f'{c.student.head!r}'
             )
-        return config.network(**{key: c.teacher[key] for key in config.network()})
+        network = config.network(**{key: c.teacher[key] for key in config.network()})
+        network.vocab_size = c.student.vocab_size  # the run reduces its vocabulary
+        return network
     if c.teacher.path:
         raise UserError(
             f'config.teacher.path = {c.teacher.path}: does not exist, and config.teacher.layers = 0: '

@@ -276,6 +276,8 @@ class Plan:
             if key not in ('head', 'classes'):
                 run.student[key] = network[key]
         run.student.init, run.seed = 'scratch', seed
+        is_student = network is self.c.student
+        run.tokenizer.reduce = _relocate(run, run.tokenizer.reduce) if is_student else ()
         run.teacher.update(config.network(layers=0).to_dict())
         return config.use_phase(run, p)
 
@@ -331,7 +333,9 @@ def _relative_flops(teacher: ConfigDict, run: ConfigDict) -> float:
 
     shape = objectives.OBJECTIVES[run.objective].shape(run)
     network = config.network(**{key: teacher[key] for key in config.network()})
-    network.update({'head': run.student.head, 'classes': run.student.classes})
+    # The teacher predicts the ids of the student only.
+    for key in ('head', 'classes', 'vocab_size'):
+        network[key] = run.student[key]
     student = 3 * models.build(run.student).flops(shape)
     return 1 + models.build(network).flops(shape) / student
 

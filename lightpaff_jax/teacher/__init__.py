@@ -1,13 +1,16 @@
 """Loads the frozen teacher of a run, and the parameters that its student starts from."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from lightpaff_jax import models, networks, pretrained, sharding
+from lightpaff_jax import config, models, networks, pretrained, sharding
 from lightpaff_jax.data import sources
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import UserError
@@ -26,25 +29,64 @@ class Teacher(NamedTuple):
 def load(c: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> Teacher | None:
     """Loads the teacher in `config.teacher.path` onto the mesh; None if the path is ''.
 
+    If the tokenizer is a reduction of the teacher's, the teacher keeps the rows of its ids only: the
+    embeddings that it reads, and the outputs that it predicts. Nothing else sees the difference.
+
     Args:
       c: the configuration of the run.
       mesh: the devices of the run.
       tokenizer: the tokenizer of the data.
 
     Raises:
-      UserError: as `open`; or the tokenizer is another one, or parameters are missing.
+      UserError: as `open`; or the tokenizer is neither the teacher's nor a reduction of it, or
+        parameters are missing.
     """
     if not c.teacher.path:
         return None
     source = open(c)
-    source.check_tokenizer(tokenizer, c.tokenizer.lowercase)
-    model = networks.teacher(c, source.network)
-    params = source.read_params(model, mesh, class_names=_class_names(c))
+    ids_V = _whole_ids(c, source, tokenizer)
+    network = config.network(**{**source.network, 'vocab_size': c.student.vocab_size})
+    model = networks.teacher(c, network)
+    params = source.read_params(models.build(source.network), mesh, class_names=_class_names(c))
     params_fingerprint = fingerprint.fingerprint(params)
+    params = _select_ids(source, mesh, params, ids_V)
     dtype = networks.teacher_dtype(c)
     params = jax.tree.map(lambda x: _cast(x, dtype), params)
     shardings = sharding.param_shardings(mesh, model.abstract_params, c.mesh.teacher)
     return Teacher(model, jax.device_put(params, shardings), params_fingerprint)
+
+
+def _whole_ids(
+    c: ConfigDict, source: pretrained.Pretrained, tokenizer: Tokenizer
+) -> Int[np.ndarray, ' V'] | None:
+    """Returns the teacher's id of each id of the data; None if they are the same.
+
+    Raises:
+      UserError: the teacher cannot read the ids, or `config.student.vocab_size` is not their number.
+    """
+    ids_V = source.whole_ids(tokenizer, c.tokenizer.lowercase)
+    size = source.network.vocab_size if ids_V is None else len(ids_V)
+    if c.student.vocab_size != size:
+        owner = f'the teacher in {source.path}' if ids_V is None else tokenizer.path
+        raise UserError(
+            f'config.student.vocab_size = {c.student.vocab_size}: must equal that of {owner} = {size}'
+        )
+    return ids_V
+
+
+def _select_ids(
+    source: pretrained.Pretrained,
+    mesh: Mesh,
+    params: models.Params,
+    ids_V: Int[np.ndarray, ' V'] | None,
+) -> models.Params:
+    """Returns the teacher's parameters with rows for `ids_V` only; None keeps all rows."""
+    if ids_V is None:
+        return params
+    model = models.build(source.network)
+    select = functools.partial(pretrained.select_ids, model, ids_V=ids_V)
+    shardings = sharding.param_shardings(mesh, jax.eval_shape(select, params))
+    return jax.jit(select, out_shardings=shardings)(params)
 
 
 def _class_names(c: ConfigDict) -> tuple[str, ...]:
@@ -78,8 +120,11 @@ def open(c: ConfigDict) -> pretrained.Pretrained:
         network.head, network.classes = c.student.head, c.student.classes
     if c.teacher.layers:
         _check_same_shape('teacher', c.teacher, source, but=('head',))
+    # Another tokenizer than the teacher's may be a reduction of it: `load` checks it.
+    may_reduce = bool(c.tokenizer.reduce or c.tokenizer.path)
     for key in ('family', 'head', 'classes', 'vocab_size'):
-        if network[key] != c.student[key]:
+        reduces = key == 'vocab_size' and may_reduce and network[key] > c.student[key]
+        if network[key] != c.student[key] and not reduces:
             raise UserError(
                 f'config.student.{key} = {c.student[key]}: must equal that of the teacher '
                 f'in {source.path} = {network[key]}'
@@ -110,10 +155,11 @@ def load_initial(
     if c.student.init == 'teacher_layers':
         assert teacher is not None, 'validation checks it'
         # Read again, since the teacher's own parameters may be in bfloat16.
-        source = pretrained.open('config.teacher.path', c.teacher.path)
-        model = models.build(teacher.model.network)
+        source = open(c)
+        model = models.build(source.network)
         params = source.read_params(model, mesh, class_names=_class_names(c))
-        return pretrained.select_layers(c.student, model, params, student)
+        params = _select_ids(source, mesh, params, _whole_ids(c, source, tokenizer))
+        return pretrained.select_layers(c.student, teacher.model, params, student)
     source = pretrained.open('config.student.init', c.student.init)
     _check_same_shape('student', c.student, source, but=('head', 'classes'))
     source.check_tokenizer(tokenizer, c.tokenizer.lowercase)

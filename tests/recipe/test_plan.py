@@ -450,3 +450,15 @@ def test_only_students_read_augmented_rows_and_baselines_keep_labels():
         has_teacher = bool(run.teacher.path)
         assert run.data.augment_keep_labels != has_teacher
         assert run.data.augment_pairs == (0.2 if has_teacher else 0)
+
+
+def test_students_reduce_the_vocabulary_of_a_whole_teacher():
+    c = load('bert', ('topic',), (0,))
+    c.tokenizer.path, c.tokenizer.reduce = 'data/vocab', ('text:data/text',)
+    c.teacher.vocab_size, c.recipe.data = 2 * c.student.vocab_size, '/sets'
+    runs, _ = plan.expand(c)
+    for name, run in runs.items():
+        is_teacher = 'teacher_pretrain' in name or 'teacher_finetune' in name
+        assert run.tokenizer.reduce == (() if is_teacher else ('text:/sets/text',)), name
+        assert run.student.vocab_size == (c.teacher if is_teacher else c.student).vocab_size, name
+        assert run.tokenizer.path == 'data/vocab', name

@@ -25,7 +25,7 @@ from lightpaff_jax.runtime import storage
 SPLITS = splits.SPLITS
 Example = splits.Example
 Repair = Callable[[Example], Example]
-_TEXT_SOURCES = tuple(registry.READERS)  # may be listed in `decontaminate` and `unlabelled`
+_TEXT_SOURCES = tuple(registry.READERS)  # may be listed in keys other than `mixture`
 
 
 def _ignore(message: str) -> None:
@@ -76,7 +76,7 @@ def _unlabelled_examples(c: ConfigDict, repair: Repair, on_skip: OnError) -> Ite
     _index_parts(c, index, repair)
     for split in ('validation', 'test'):
         _add_texts(index, _read(c, split, _ignore), False, repair)
-    for part, entry in zip(_parts(c, 'unlabelled'), c.data.unlabelled, strict=True):
+    for part, entry in zip(_parts(c, 'data.unlabelled'), c.data.unlabelled, strict=True):
         source = _source(part.c)
         has_pairs = source.example_type(part.c) == 'classes'
         streams = (source.examples(part.c, split, on_skip) for split in part.splits)
@@ -116,7 +116,7 @@ def _add_texts(
 
 def _index_parts(c: ConfigDict, index: OverlapIndex, repair: Repair) -> None:
     """Adds the texts of `config.data.decontaminate` to an index."""
-    for part in _parts(c, 'decontaminate'):
+    for part in _parts(c, 'data.decontaminate'):
         source = _source(part.c)
         is_document = source.example_type(part.c) == 'documents'
         for split in part.splits:
@@ -156,8 +156,41 @@ def _repair(c: ConfigDict) -> Repair:
 
 
 def _parts(c: ConfigDict, key: str) -> list[specs.Part]:
-    """Returns the datasets of `config.data.decontaminate` or `config.data.unlabelled`."""
-    return [specs.part(c, key, entry, _TEXT_SOURCES) for entry in c.data[key]]
+    """Returns the datasets that a dotted key of the configuration lists."""
+    return [specs.part(c, key, entry, _TEXT_SOURCES) for entry in c[key]]
+
+
+def _vocabulary_parts(c: ConfigDict) -> list[specs.Part]:
+    """Returns the datasets of `config.tokenizer.reduce`, which inherit no setting of `config.data`.
+
+    The runs of a recipe read other data, and must choose the same vocabulary.
+    """
+    base = config.default()
+    base.tokenizer.reduce = c.tokenizer.reduce
+    base.data.update({key: c.data[key] for key in ('cache', 'tfds_dir')})
+    return [
+        part if '#' in entry else part._replace(splits=('train',))
+        for part, entry in zip(_parts(base, 'tokenizer.reduce'), c.tokenizer.reduce, strict=True)
+    ]
+
+
+def vocabulary_texts(c: ConfigDict) -> Iterator[str]:
+    """Yields the texts that choose the vocabulary, those of `config.tokenizer.reduce`.
+
+    Raises:
+      UserError: a dataset has no text, or its source raises an error.
+    """
+    for part, entry in zip(_vocabulary_parts(c), c.tokenizer.reduce, strict=True):
+        source = _source(part.c)
+        streams = (source.examples(part.c, split, _ignore) for split in part.splits)
+        message = f'config.tokenizer.reduce = {entry!r}: must have texts'
+        for example in splits.require_any(itertools.chain.from_iterable(streams), message):
+            yield from filter(None, example[:2])
+
+
+def vocabulary_identity(c: ConfigDict) -> list[Any]:
+    """Returns the values on which `vocabulary_texts` depends, as JSON values."""
+    return _identities(_vocabulary_parts(c))
 
 
 def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict[str, Any]:
@@ -176,26 +209,35 @@ def identity(c: ConfigDict, wanted: Sequence[str] = SPLITS) -> dict[str, Any]:
     for key in ('decontaminate', 'unlabelled'):
         if c.data[key] and 'train' in wanted:
             values['overlap'] = decontaminate.VERSION
-            values[key] = [
-                [part.data.source, list(names), _source(part).identity(part, names)]
-                for part, names, _ in _parts(c, key)
-            ]
+            values[key] = _identities(_parts(c, f'data.{key}'))
     return values
+
+
+def _identities(listed: Sequence[specs.Part]) -> list[Any]:
+    return [
+        [part.data.source, list(names), _source(part).identity(part, names)]
+        for part, names, _ in listed
+    ]
 
 
 def check(c: ConfigDict) -> None:
     """Raises UserError if a package, a file, a dataset or a column is missing."""
     if config.SOURCES[c.data.source].has_text:
         source = _source(c)
-        source.check(c)
+        source.check(c, SPLITS)
         if 'classes' in _example_types(c, source):
             source.class_names(c)
     _repair(c)
-    for key in ('decontaminate', 'unlabelled'):
-        for part, entry in zip(_parts(c, key), c.data[key], strict=True):
-            with specs.name_entry(key, entry):
-                validate.check_data_path(part.c)
-                _source(part.c).check(part.c)
+    for key in ('data.decontaminate', 'data.unlabelled'):
+        _check_parts(c, key, _parts(c, key))
+    _check_parts(c, 'tokenizer.reduce', _vocabulary_parts(c))
+
+
+def _check_parts(c: ConfigDict, key: str, listed: Sequence[specs.Part]) -> None:
+    for part, entry in zip(listed, c[key], strict=True):
+        with specs.name_entry(key, entry):
+            validate.check_data_path(part.c)
+            _source(part.c).check(part.c, part.splits)
 
 
 def classes(c: ConfigDict) -> int:
@@ -274,12 +316,12 @@ def parts(c: ConfigDict) -> list[tuple[ConfigDict, float]]:
     names = [name for name, source in config.SOURCES.items() if not source.has_parts]
     pairs = []
     for entry in c.data.mixture:
-        part, split_names, weight = specs.weighted_part(c, 'mixture', entry, names)
+        part, split_names, weight = specs.weighted_part(c, 'data.mixture', entry, names)
         if split_names != SPLITS:
             raise UserError(f'config.data.mixture = {entry!r}: must not choose splits')
         part.data.replace = c.data.replace
         part.data.decontaminate = tuple(
-            specs.rebase(c, 'decontaminate', other, _TEXT_SOURCES, part)
+            specs.rebase(c, 'data.decontaminate', other, _TEXT_SOURCES, part)
             for other in c.data.decontaminate
         )
         pairs.append((part, weight))
@@ -295,9 +337,10 @@ def _mixture_identity(c: ConfigDict, wanted: Sequence[str]) -> dict[str, Any]:
     return {'parts': [[part.data.source, identity(part, wanted)] for part, _ in parts(c)]}
 
 
-def _check_mixture(c: ConfigDict) -> None:
+def _check_mixture(c: ConfigDict, wanted: Sequence[str]) -> None:
+    del wanted  # `check` needs all splits of the parts
     for (part, _), entry in zip(parts(c), c.data.mixture, strict=True):
-        with specs.name_entry('mixture', entry):
+        with specs.name_entry('data.mixture', entry):
             validate.check_data_path(part)
             check(part)
 

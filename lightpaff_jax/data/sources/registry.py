@@ -21,7 +21,7 @@ from lightpaff_jax.data.sources import (
     tfds,
 )
 from lightpaff_jax.data.sources.files import Path, SplitFiles
-from lightpaff_jax.data.sources.splits import SPLITS, Example, OnError
+from lightpaff_jax.data.sources.splits import Example, OnError
 from lightpaff_jax.errors import UserError
 
 
@@ -33,8 +33,8 @@ class Source(NamedTuple):
     is 'skip', the last argument is called with a message for each skipped row."""
     identity: Callable[[ConfigDict, Sequence[str]], dict[str, Any]]
     """Returns the values on which the examples of some splits depend, as JSON values."""
-    check: Callable[[ConfigDict], None]
-    """Raises UserError for mistakes that can be found without reading whole files."""
+    check: Callable[[ConfigDict, Sequence[str]], None]
+    """Raises UserError for mistakes in some splits that can be found without reading whole files."""
     classes: Callable[[ConfigDict], int] = lambda c: config.SOURCES[c.data.source].classes
     """Returns the number of classes; 0 if examples have none."""
     class_names: Callable[[ConfigDict], tuple[str, ...]] = lambda c: (
@@ -120,11 +120,12 @@ def _file_identity(module: FileFormat, c: ConfigDict, wanted: Sequence[str]) -> 
     }
 
 
-def _check_files(module: FileFormat, check: CheckFile, c: ConfigDict) -> None:
+def _check_files(
+    module: FileFormat, check: CheckFile, c: ConfigDict, wanted: Sequence[str]
+) -> None:
     split_files = module.find(c)
-    for split in SPLITS:
-        _require(module, c, split_files, split)
-    for path in itertools.chain(*split_files.values()):
+    used = [_require(module, c, split_files, split).split for split in wanted]
+    for path in itertools.chain.from_iterable(split_files[split] for split in dict.fromkeys(used)):
         check(c, path, None if c.data.on_error == 'skip' else _stop)
 
 

@@ -33,15 +33,15 @@ class Part(NamedTuple):
 
 @contextlib.contextmanager
 def name_entry(key: str, entry: str) -> Iterator[None]:
-    """Adds an entry of `config.data.<key>` to the message of each UserError."""
+    """Adds an entry of `config.<key>` to the message of each UserError."""
     try:
         yield
     except UserError as error:
-        raise type(error)(f'config.data.{key} = {entry!r}: {error}') from error
+        raise type(error)(f'config.{key} = {entry!r}: {error}') from error
 
 
 def part(c: ConfigDict, key: str, entry: str, sources: Sequence[str]) -> Part:
-    """Reads an entry of `config.data.<key>`, which may name one of `sources`.
+    """Reads an entry of `config.<key>`, which may name one of `sources`.
 
     Raises:
       UserError: the source, a key, a value or a split is not allowed.

@@ -110,10 +110,10 @@ def identity(c: ConfigDict, wanted: Sequence[str]) -> dict:
     }
 
 
-def check(c: ConfigDict) -> None:
+def check(c: ConfigDict, wanted: Sequence[str]) -> None:
     """Raises UserError if the dataset or a split is missing; reads one record of each split."""
     dataset = _open(c)
-    for split in SPLITS:
+    for split in wanted:
         _require(c, dataset, split)
 
 

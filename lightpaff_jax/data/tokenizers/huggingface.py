@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import operator
 import os
 import pathlib
 import re
@@ -130,6 +131,52 @@ class HuggingFace:
         added = [_normalize({key: t[key] for key in keys}) for t in content['added_tokens']]
         return json.dumps({**parts, 'added_tokens': added}, sort_keys=True).encode()
 
+    @property
+    def pieces(self) -> Mapping[str, int]:
+        """The id of each piece, special tokens included."""
+        return self._vocabulary
+
+    @property
+    def prefix(self) -> str | None:
+        """The prefix of a WordPiece that continues a word, such as ##; None for other models."""
+        model = self._fast.model
+        return model.continuing_subword_prefix if isinstance(model, models.WordPiece) else None
+
+    @property
+    def required_ids(self) -> frozenset[int]:
+        """The ids that `select` needs: added tokens, special tokens that are no [unused0] and so on."""
+        unknown = self._vocabulary[self._fast.model.unk_token]
+        around = itertools.chain(*self.around)
+        added = self._fast.get_added_tokens_decoder()
+        return frozenset({unknown, *around, *added, *self.ids.values()})
+
+    def select(self, ids: Sequence[int]) -> 'HuggingFace':
+        """Returns a WordPiece tokenizer of some pieces, the `required_ids` among them.
+
+        The piece of `ids[i]` has the id i there.
+        """
+        spellings = {i: piece for piece, i in self._vocabulary.items()}
+        new_ids = {spellings[i]: new for new, i in enumerate(ids)}
+        content = json.loads(self._fast.to_str())
+        vocabulary = content['model']['vocab']
+        content['model']['vocab'] = {
+            piece: i for piece, i in new_ids.items() if piece in vocabulary
+        }
+        for token in content['added_tokens']:
+            token['id'] = new_ids[token['content']]
+        content['added_tokens'].sort(key=operator.itemgetter('id'))
+        processor = json.dumps(content['post_processor'])
+        renumber = functools.partial(_renumber, new_ids)
+        content['post_processor'] = json.loads(processor, object_hook=renumber)
+        return HuggingFace(
+            tokenizers.Tokenizer.from_str(json.dumps(content)),
+            {role: spellings[i] for role, i in self.ids.items()},
+            '',
+            clean_up=self._clean_up,
+            has_types=self._has_types,
+            split_special=self._split_special,
+        )
+
     @functools.cached_property
     def word_starts(self) -> np.ndarray:
         """Tokens without a continuation prefix or, if the model has none, those with a word mark."""
@@ -246,6 +293,15 @@ def _encodes_words_independently(fast: tokenizers.Tokenizer) -> bool:
         splits = local and isinstance(pre_tokenizer, pre_tokenizers.BertPreTokenizer)
     added = fast.get_added_tokens_decoder().values()
     return splits and not any(' ' in token.content or token.rstrip for token in added)
+
+
+def _renumber(ids: Mapping[str, int], entry: dict[str, Any]) -> dict[str, Any]:
+    """Changes the ids in an object of a post-processor: a token of a template, or two pairs."""
+    if entry.keys() >= {'ids', 'tokens'}:
+        entry['ids'] = [ids[token] for token in entry['tokens']]
+    if entry.get('type') in ('BertProcessing', 'RobertaProcessing'):
+        entry |= {role: (entry[role][0], ids[entry[role][0]]) for role in ('cls', 'sep')}
+    return entry
 
 
 def _normalize(part: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Chooses the tokenizer of a run, or trains one on the run's text."""
+"""Chooses the tokenizer of a run, reduces that of its teacher, or trains one on the run's text."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from lightpaff_jax import config
 from lightpaff_jax.data import records, sources, tokenizers
-from lightpaff_jax.data.tokenizers import Tokenizer
+from lightpaff_jax.data.tokenizers import Tokenizer, reduction
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.runtime import storage
 
@@ -16,7 +16,9 @@ from lightpaff_jax.runtime import storage
 def load(c: ConfigDict) -> Tokenizer:
     """Opens the tokenizer of a run, and trains it if the run names none.
 
-    The first of these is used:
+    With `config.tokenizer.reduce`, it is the tokenizer of `config.tokenizer.path` or of the teacher,
+    reduced to `config.student.vocab_size` pieces and kept in `config.data.cache`. Otherwise the
+    first of these is used:
 
     1. `config.tokenizer.path`;
     2. the tokenizer of the teacher's folder;
@@ -29,8 +31,10 @@ def load(c: ConfigDict) -> Tokenizer:
 
     Raises:
       UserError: the file is missing or malformed, it has more ids than `config.student.vocab_size`
-        (fewer are allowed), or such a vocabulary cannot be trained.
+        (fewer are allowed), or such a vocabulary cannot be chosen or trained.
     """
+    if c.tokenizer.reduce:
+        return _reduce(c)
     tokenizer = _configured(c) or _train(c)
     if tokenizer.vocab_size > c.student.vocab_size:
         raise UserError(
@@ -73,6 +77,64 @@ def _prepared(c: ConfigDict) -> tuple[str, str] | None:
         key, parts = 'data.path', [c]
     folders = (part.data.path for part in parts if not config.SOURCES[part.data.source].has_text)
     return next(((key, path) for path in folders), None)
+
+
+def check(c: ConfigDict) -> None:
+    """Checks that the tokenizer that `config.tokenizer.reduce` reduces, if it exists already, can be.
+
+    Raises:
+      UserError: it is not a WordPiece tokenizer, or `config.student.vocab_size` does not fit it.
+    """
+    path = c.tokenizer.path or c.teacher.path
+    if c.tokenizer.reduce and storage.to_path(path).exists():
+        _check_whole(c, _whole(c))
+
+
+def _whole(c: ConfigDict) -> Tokenizer:
+    """Opens the tokenizer to reduce."""
+    if c.tokenizer.path:
+        return tokenizers.read(c.tokenizer.path, c.tokenizer.lowercase)
+    label = f'config.teacher.path = {c.teacher.path}'
+    path = tokenizers.find(c.teacher.path)
+    if path is None:
+        raise UserError(f'{label}: must hold the tokenizer that config.tokenizer.reduce reduces')
+    return tokenizers.read(path, c.tokenizer.lowercase, label)
+
+
+def _check_whole(c: ConfigDict, whole: Tokenizer) -> frozenset[int]:
+    """Checks the tokenizer to reduce; returns the ids of all its reductions."""
+    label, size = f'config.tokenizer.reduce = {",".join(c.tokenizer.reduce)}', c.student.vocab_size
+    required = reduction.required_ids(whole, label)
+    if not len(required) <= size <= whole.vocab_size:
+        raise UserError(
+            f'config.student.vocab_size = {size}: must be at least {len(required)}, the special '
+            f'tokens and characters of the tokenizer {whole.path}, and at most its '
+            f'{whole.vocab_size} ids'
+        )
+    return required
+
+
+def _reduce(c: ConfigDict) -> Tokenizer:
+    """Opens the reduced tokenizer, and chooses its pieces if the cache does not have it."""
+    whole, size = _whole(c), c.student.vocab_size
+    required = _check_whole(c, whole)
+    identity = {
+        'version': reduction.VERSION,
+        'tokenizer': whole.fingerprint,
+        'family': c.student.family,
+        'texts': sources.vocabulary_identity(c),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = storage.local_folder('config.data.cache = ', c.data.cache) / 'tokenizers'
+    path = folder / f'reduced-{size}-{digest}'
+
+    def write(temporary: pathlib.Path) -> None:
+        texts = sources.vocabulary_texts(c)
+        reduction.reduce(whole, required, texts, size).save(temporary, c.student.family, None)
+
+    if not path.is_dir():
+        storage.publish(path, write)
+    return tokenizers.read(str(path))
 
 
 def _train(c: ConfigDict) -> Tokenizer:

@@ -60,12 +60,12 @@ def test_entry_has_keys_splits_and_weight():
     c.data.held_out = 0.2
     names = list(config.SOURCES)
     part = specs.part(
-        c, 'decontaminate', 'table:data/x?columns=0,1&held_out=0.05#test,train', names
+        c, 'data.decontaminate', 'table:data/x?columns=0,1&held_out=0.05#test,train', names
     )
     assert (part.c.data.source, part.c.data.path) == ('table', 'data/x')
     assert (part.c.data.columns, part.c.data.held_out) == (('0', '1'), 0.05)
     assert part.splits == ('test', 'train')
-    plain = specs.weighted_part(c, 'mixture', 'text:data/y=0.5', names)
+    plain = specs.weighted_part(c, 'data.mixture', 'text:data/y=0.5', names)
     assert (plain.c.data.held_out, plain.splits, plain.weight) == (0.2, sources.SPLITS, 0.5)
 
 
@@ -82,7 +82,7 @@ def test_entry_has_keys_splits_and_weight():
 )
 def test_malformed_entry_is_one_line(entry, rule):
     with pytest.raises(UserError, match=rule) as error:
-        specs.part(config.default(), 'decontaminate', entry, list(config.SOURCES))
+        specs.part(config.default(), 'data.decontaminate', entry, list(config.SOURCES))
     assert str(error.value).startswith(f'config.data.decontaminate = {entry!r}: ')
     assert '\n' not in str(error.value)
 
@@ -92,7 +92,7 @@ def test_malformed_entry_is_one_line(entry, rule):
 )
 def test_part_of_a_mixture_needs_a_weight(entry):
     with pytest.raises(UserError, match='WEIGHT a number above 0'):
-        specs.weighted_part(config.default(), 'mixture', entry, list(config.SOURCES))
+        specs.weighted_part(config.default(), 'data.mixture', entry, list(config.SOURCES))
 
 
 def test_rows_of_another_dataset_are_dropped_from_train(mr, sst2):
@@ -206,7 +206,7 @@ def test_value_of_an_entry_is_checked(key, query, message):
     entry = f'text:data/x?{query}' + ('=1' if key == 'mixture' else '')
     make = specs.weighted_part if key == 'mixture' else specs.part
     with pytest.raises(UserError) as error:
-        make(config.default(), key, entry, list(config.SOURCES))
+        make(config.default(), f'data.{key}', entry, list(config.SOURCES))
     assert str(error.value).startswith(f'config.data.{key} = {entry!r}: {message}')
 
 
@@ -221,7 +221,7 @@ def test_value_of_an_entry_is_checked(key, query, message):
 )
 def test_error_names_a_value_its_source_cannot_have(entry, message):
     with pytest.raises(UserError) as error:
-        specs.part(config.default(), 'decontaminate', entry, list(config.SOURCES))
+        specs.part(config.default(), 'data.decontaminate', entry, list(config.SOURCES))
     assert message in str(error.value)
 
 
@@ -238,10 +238,10 @@ def test_decontaminate_ignores_settings_of_a_part(tmp_path):
     assert len([*sources.examples(c, 'test')]) == 2 + 1
     c.data.decontaminate = (f'table:{task}#test',)
     second = sources.parts(c)[1][0]
-    (read,) = sources._parts(second, 'decontaminate')
+    (read,) = sources._parts(second, 'data.decontaminate')
     assert read.c.data.columns == names
     c.data.decontaminate = (f'text:{other}#test',)
-    (read,) = sources._parts(sources.parts(c)[1][0], 'decontaminate')
+    (read,) = sources._parts(sources.parts(c)[1][0], 'data.decontaminate')
     assert read.splits == ('test',)
 
 
