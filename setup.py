@@ -69,6 +69,7 @@ setup(
         'filelock>=4.3.1',
         'sentencepiece>=0.2.3',
         'tokenizers>=0.23.3',
+        'huggingface-hub>=2.4',
         'ml-collections>=1.1.0',
         'chex>=0.1.92',
         'jaxtyping>=0.3.11',
