@@ -245,6 +245,18 @@ def test_decontaminate_ignores_settings_of_a_part(tmp_path):
     assert read.splits == ('test',)
 
 
+def test_listed_dataset_needs_only_the_splits_it_names(mr, tmp_path):
+    more = write(tmp_path / 'more', {'train.txt': f'{LONG}\na new text\n'})
+    entry = f'text:{more}?documents=line&held_out=0.0'
+    c = polarity(mr, unlabelled=(f'{entry}#train',))
+    sources.check(c)
+    added = [example.first for example in sources.examples(c, 'train') if example.label < 0]
+    assert added == [LONG, 'a new text']  # no share is held out
+    c.data.unlabelled = (entry,)
+    with pytest.raises(UserError, match=r"data\.unlabelled = .*: has no split 'validation'"):
+        sources.check(c)
+
+
 def test_error_names_unlabelled_text_that_is_all_dropped(mr, sst2):
     entry = f'sst2:{sst2}?held_out=0.05#train'
     c = polarity(mr, decontaminate=(f'sst2:{sst2}?held_out=0.05',), unlabelled=(entry,))
