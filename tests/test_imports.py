@@ -24,7 +24,8 @@ def test_imports_follow_the_layers_of_pyproject():
 def test_commands_start_without_jax():
     """So a mistake on the command line is reported at once."""
     code = (
-        'import sys, lightpaff_jax, lightpaff_jax.main, lightpaff_jax.recipe.__main__\n'
+        'import sys, lightpaff_jax, lightpaff_jax.main, lightpaff_jax.fetch\n'
+        'import lightpaff_jax.recipe.__main__\n'
         "heavy = {'jax', 'flax', 'orbax', 'optax', 'numpy', 'grain', 'tensorflow_datasets'}\n"
         'print(*sorted(heavy & set(sys.modules)))'
     )
