@@ -368,9 +368,6 @@ def _check_unread(c: ConfigDict) -> None:
     is_read = not c.tokenizer.text or (name == 'text' and not named)
     rule = "is only read for data.source 'text' without tokenizer.path and tokenizer.reduce"
     _rule('tokenizer.text', c.tokenizer.text, is_read, rule)
-    rule = 'requires the tokenizer to reduce: tokenizer.path or teacher.path'
-    fits = not c.tokenizer.reduce or c.tokenizer.path or c.teacher.path
-    _rule('tokenizer.reduce', _text(c.tokenizer.reduce), fits, rule)
 
 
 def _is_missing(path: str) -> bool:
@@ -398,6 +395,9 @@ def check_paths(c: ConfigDict, runs: bool = True) -> None:
     source = SOURCES[c.data.source]
     if not c.data.path and 'path' in source.keys:
         _rule('data.path', "''", False, f'must be {source.path} for source {c.data.source!r}')
+    fits = not c.tokenizer.reduce or c.tokenizer.path or c.teacher.path
+    rule = 'requires the tokenizer to reduce: tokenizer.path or teacher.path'
+    _rule('tokenizer.reduce', _text(c.tokenizer.reduce), fits, rule)
     run = 'the workdir of a finished run, or a folder with config.json and model.safetensors'
     paths = [
         ('teacher.path', c.teacher.path, run if runs else ''),

@@ -176,8 +176,9 @@ def provenance(
     """
     rows = [row for task in tasks.values() for row in task.values()]
     runs = [run for row in rows for results in row.results for run in results]
-    keys = {'git commit': 'git_commit', 'hardware': 'hardware', 'tokenizer': 'tokenizer_hash'}
+    keys = {'git commit': 'git_commit', 'hardware': 'hardware'}
     facts = {name: [run[key] for run in runs] for name, key in keys.items()}
+    facts |= _tokenizers(tasks)
     facts |= _protocols(recipe, tasks)
     for package in sorted({name for run in runs for name in run['versions']}):
         facts[f'version of {package}'] = [run['versions'].get(package) for run in runs]
@@ -207,6 +208,17 @@ def provenance(
         lines.append(('recipe', recipe['command']))
     lines.append(('this report', f'python -m lightpaff_jax.report {workdir}'))
     return Table('Provenance', ('', ''), lines, ''), warnings
+
+
+def _tokenizers(tasks: dict[str, dict[str, Row]]) -> dict[str, list]:
+    """Returns the tokenizers of the students, and those of teachers with a larger vocabulary."""
+    names = {'tokenizer': set[str](), 'tokenizer of the teacher': set[str]()}
+    for key, row in (item for task in tasks.values() for item in task.items()):
+        name = 'tokenizer of the teacher' if key == 'teacher' else 'tokenizer'
+        names[name] |= {run['tokenizer_hash'] for results in row.results for run in results}
+    if names['tokenizer of the teacher'] <= names['tokenizer'] or not names['tokenizer']:
+        names = {'tokenizer': set[str]().union(*names.values())}
+    return {name: [*hashes] for name, hashes in names.items()}
 
 
 def _protocols(recipe: dict, tasks: dict[str, dict[str, Row]]) -> dict[str, list]:

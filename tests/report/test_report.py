@@ -285,6 +285,19 @@ def test_runs_with_different_tokenizers_give_a_warning(tmp_path):
     assert 'Warning: the runs differ in tokenizer: beef; f00d.' in text
 
 
+@without_plots
+def test_students_of_a_reduced_vocabulary_give_no_warning(tmp_path):
+    workdir = make_workdir(tmp_path)
+    for path in workdir.rglob('result.json'):
+        if not path.parent.name.startswith('teacher'):
+            result = json.loads(path.read_text())
+            path.write_text(json.dumps(result | {'tokenizer_hash': 'beef'}))
+    report.write(workdir)
+    text = (workdir / 'report.md').read_text('utf-8')
+    assert 'the runs differ in tokenizer' not in text
+    assert 'tokenizer of the teacher' in text
+
+
 @pytest.mark.parametrize(('tasks', 'plots'), [(1, 4), (2, 8)])
 def test_page_is_self_contained_with_unique_ids(tmp_path, tasks, plots):
     same = dict.fromkeys(

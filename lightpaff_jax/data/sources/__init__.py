@@ -174,17 +174,21 @@ def _vocabulary_parts(c: ConfigDict) -> list[specs.Part]:
     ]
 
 
-def vocabulary_texts(c: ConfigDict) -> Iterator[str]:
-    """Yields the texts that choose the vocabulary, those of `config.tokenizer.reduce`.
+def vocabulary_texts(c: ConfigDict) -> Iterator[Iterator[str]]:
+    """Yields the texts of each dataset of `config.tokenizer.reduce`, which choose the vocabulary.
 
     Raises:
       UserError: a dataset has no text, or its source raises an error.
     """
     for part, entry in zip(_vocabulary_parts(c), c.tokenizer.reduce, strict=True):
-        source = _source(part.c)
-        streams = (source.examples(part.c, split, _ignore) for split in part.splits)
         message = f'config.tokenizer.reduce = {entry!r}: must have texts'
-        for example in splits.require_any(itertools.chain.from_iterable(streams), message):
+        yield splits.require_any(_texts(part), message)
+
+
+def _texts(part: specs.Part) -> Iterator[str]:
+    source = _source(part.c)
+    for split in part.splits:
+        for example in source.examples(part.c, split, _ignore):
             yield from filter(None, example[:2])
 
 

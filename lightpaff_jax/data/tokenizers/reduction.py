@@ -64,28 +64,32 @@ def _characters(piece: str, prefix: str) -> list[str]:
 
 
 def reduce(
-    whole: Tokenizer, required: frozenset[int], texts: Iterable[str], size: int
+    whole: Tokenizer, required: frozenset[int], texts: Iterable[Iterable[str]], size: int
 ) -> HuggingFace:
     """Chooses the pieces of a reduced tokenizer, which keep their order.
 
-    They are the required ones, then those that occur most often in the texts, which the whole
-    tokenizer cuts. Of equally frequent pieces, those with lower ids are chosen first.
+    They are the required ones, then the most frequent ones: those with the greatest shares of the
+    tokens of each dataset, as the whole tokenizer cuts it, averaged over the datasets. Of equally
+    frequent pieces, those with lower ids are chosen first.
 
     Args:
       whole: the tokenizer to reduce.
       required: its `required_ids`.
-      texts: the texts.
+      texts: the texts of each dataset.
       size: number of pieces, at least that of the required ones.
     """
     model = _wordpiece(whole)
     assert model is not None, '`required_ids` checks it'
-    stream, counts = iter(texts), np.zeros(whole.vocab_size, int)
-    while chunk := [*itertools.islice(stream, _TEXTS)]:
-        ids = np.fromiter(itertools.chain.from_iterable(whole.encode(chunk)), int)
-        counts += np.bincount(ids, minlength=len(counts))
+    shares = np.zeros(whole.vocab_size)
+    for dataset in texts:
+        stream, counts = iter(dataset), np.zeros(len(shares), int)
+        while chunk := [*itertools.islice(stream, _TEXTS)]:
+            ids = np.fromiter(itertools.chain.from_iterable(whole.encode(chunk)), int)
+            counts += np.bincount(ids, minlength=len(counts))
+        shares += counts / max(1, counts.sum())
     others = {*model.pieces.values()} - required
     # [unused0] and the like come last.
-    order = sorted(others, key=lambda i: (i in whole.special_ids, -counts[i], i))
+    order = sorted(others, key=lambda i: (i in whole.special_ids, -shares[i], i))
     return model.select(sorted([*required, *order[: size - len(required)]]))
 
 

@@ -98,6 +98,16 @@ def test_reduction_is_deterministic_and_cached(folder, both, monkeypatch, tmp_pa
     assert again.fingerprint == both[1].fingerprint
 
 
+def test_datasets_count_equally(folder):
+    c = reductions.make_config(folder)
+    (folder / 'text' / 'short.txt').write_text('The fox, the fox, the cat.')
+    c.tokenizer.reduce = (*c.tokenizer.reduce, f'text:{folder / "text"}?files=train=short.txt')
+    chosen = selection.load(c).model.pieces
+    # They are the two least frequent ones of both datasets together.
+    assert {'fox', 'cat'} <= chosen.keys()
+    assert not {'##ning', 'quick'} & chosen.keys()
+
+
 def test_other_texts_choose_another_vocabulary(folder, both):
     c = reductions.make_config(folder)
     c.tokenizer.reduce = (*c.tokenizer.reduce, f'{c.tokenizer.reduce[0]}#validation,test')
@@ -158,7 +168,7 @@ def test_unknown_part_or_missing_source_is_an_error(folder):
         sources.check(c)
     c.tokenizer.path = ''
     with pytest.raises(UserError, match=r'reduce = tekst:x: requires the tokenizer to reduce'):
-        validate.validate(c)
+        validate.check_paths(c)
 
 
 @pytest.mark.parametrize('change', ['piece', 'lowercase', 'special'])
