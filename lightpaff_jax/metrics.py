@@ -57,7 +57,8 @@ def means(sums: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> d
     """Computes the MEANS of the given sums as Python floats, with one transfer from the device.
 
     Adds perplexity = exp(ce) if there is a ce. A denominator is at least 1, so a batch of padding
-    has mean 0. If updates were skipped, adds their number `skipped`; if all were, the means are NaN.
+    has mean 0. Means over labels are NaN if no row has one. If updates were skipped, adds their
+    number `skipped`; if all were, the means are NaN.
 
     Args:
       sums: device scalars or numbers, over any number of steps and devices.
@@ -76,6 +77,8 @@ def means(sums: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> d
         for name, (total, count) in MEANS.items()
         if total in host
     }
+    if host.get('count') and not host.get('labelled', 1):  # all rows are unlabelled
+        result |= {name: math.nan for name in result if MEANS[name][1] == 'labelled'}
     if skipped:
         result = result if host['count'] else dict.fromkeys(result, math.nan)
         result['skipped'] = skipped

@@ -53,6 +53,14 @@ def test_a_batch_of_padding_has_means_of_zero():
     }
 
 
+def test_means_over_labels_are_nan_if_no_row_has_one():
+    unlabelled = SUMS | TEACHER | dict.fromkeys(('ce', 'labelled', 'correct', 'teacher_ce'), 0.0)
+    result = means(unlabelled)
+    missing = {name for name, value in result.items() if math.isnan(value)}
+    assert missing == {'ce', 'accuracy', 'teacher_ce', 'perplexity'}
+    assert result['kl'] == 0.5
+
+
 def test_perplexity_of_a_large_ce_is_inf_and_of_nan_is_nan():
     assert means(SUMS | {'ce': 1e6})['perplexity'] == math.inf
     assert math.isnan(means(SUMS | {'ce': math.nan})['perplexity'])
