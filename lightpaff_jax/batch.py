@@ -43,7 +43,8 @@ class Batch:
         source, or to all of the source but 0 if `segments` is None. None has no padding.
       source_position_ids: rows of the encoder's position table; None is 0 ... S-1.
       teacher: arrays of the teacher for these sequences, read from a cache: `features` [B, P, D] at
-        the predicted positions. None: the step computes them.
+        the predicted positions, and activations [B, T, D] by the name of their tap. None: the step
+        computes them.
     """
 
     tokens: Int[Array, '*m B T']

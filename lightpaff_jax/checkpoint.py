@@ -1,11 +1,12 @@
 """Saves and restores checkpoints: atomic, asynchronous, and verified by a digest of every array.
 
-A step is the folder `<directory>/<step>` with four Orbax checkpointables:
+A step is the folder `<directory>/<step>` with these Orbax checkpointables:
 
-    params     the parameters; separate, so that they are read without the optimizer
-    training   the rest of the state: step and optimizer
-    meta       JSON of the caller: data position, configuration, fingerprints
-    digests    step; shape, type and digest of each array; sha256 of meta; sha256 of all of these
+    params       the parameters; separate, so that they are read without the optimizer
+    projections  parameters of matching losses, if there are any: they belong to no network
+    training     the rest of the state: step and optimizer
+    meta         JSON of the caller: data position, configuration, fingerprints
+    digests      step; shape, type and digest of each array; sha256 of meta; sha256 of all of these
 
 Orbax does not verify the data it reads, so reading compares the digests. A folder that was renamed
 to another step, or mixed from two steps, is damaged too. `Checkpoints.restore` renames a damaged
@@ -30,12 +31,14 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 from lightpaff_jax.errors import NotSaved, UserError
+from lightpaff_jax.matching import PROJECTIONS
 from lightpaff_jax.runtime import distributed, fingerprint, lease, orbax_errors, storage
 from lightpaff_jax.runtime.fingerprint import Arrays, PyTree
 
 _log = logging.getLogger(__name__)
 _PATTERN = '*?[]\\'
 _LAST_FILE = 'commit_success.txt'  # Orbax writes it last, and only in a bucket
+_PROJECTIONS = f'params/{PROJECTIONS}/'
 _STEP = re.compile('0|[1-9][0-9]*')
 
 
@@ -242,6 +245,9 @@ class Reader:
         """
         while True:
             entries = {name: x for name, x in self._entries.items() if name.startswith('params/')}
+            if abstract is not None and PROJECTIONS not in abstract:  # they belong to no network
+                names = [name for name in entries if not name.startswith(_PROJECTIONS)]
+                entries = {name: entries[name] for name in names}
             stored = {
                 name: jax.ShapeDtypeStruct(x['shape'], jnp.dtype(x['dtype']))
                 for name, x in entries.items()
@@ -292,7 +298,8 @@ def _complete(folder: epath.Path) -> bool:
 def _split(arrays: Arrays) -> dict[str, Arrays]:
     parts: dict[str, Arrays] = collections.defaultdict(dict)
     for name, value in arrays.items():
-        parts['params' if name.startswith('params/') else 'training'][name] = value
+        part = 'params' if name.startswith('params/') else 'training'
+        parts[PROJECTIONS if name.startswith(_PROJECTIONS) else part][name] = value
     return dict(parts)
 
 

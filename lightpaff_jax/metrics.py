@@ -41,6 +41,9 @@ MEANS = {
     'kl': ('kl', 'count'),
     'teacher_ce': ('teacher_ce', 'labelled'),
     'agreement': ('agree', 'count'),
+    'relations': ('relations', 'relations_count'),
+    'hidden': ('hidden', 'hidden_count'),
+    'pooled': ('pooled', 'pooled_count'),
 }
 
 

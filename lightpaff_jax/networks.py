@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lightpaff_jax import models
+from lightpaff_jax import config, matching, models
 from lightpaff_jax.batch import Shape
+from lightpaff_jax.config import matching as config_matching
 from lightpaff_jax.data import objectives
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.models import attention
@@ -41,6 +42,44 @@ def teacher(c: ConfigDict, network: ConfigDict, platform: str | None = None) -> 
         compute_dtype=c.train.compute_dtype,
         attention=kernel(c, 'teacher', network, platform),
     )
+
+
+def matching_losses(c: ConfigDict, teacher_network: ConfigDict) -> matching.Matching | None:
+    """Builds the matching losses of `config.matching`; None without any.
+
+    Raises:
+      UserError: a layer that the teacher does not have, or relation heads that do not divide its
+        width.
+    """
+    settings, stacks = c.matching, config.STACKS[c.student.family]
+    terms = {name: term for name, term in config_matching.terms(c).items() if term.weight > 0}
+    if not terms:
+        return None
+    pairs = {}
+    for name, (_, layers, key) in terms.items():
+        named = config_matching.parse_pairs(key, layers, c.student.family)
+        for stack, _, layer in named:
+            count = config_matching.layers_of(teacher_network, stack)
+            if layer >= count:
+                raise UserError(
+                    f'config.matching.{key} = {",".join(layers)}: must name layers of the '
+                    f"teacher's {stack}, 0 to {count - 1}"
+                )
+        for stack in () if named else (stacks[:1] if name == 'pooled' else stacks):
+            student, teacher = (
+                config_matching.layers_of(network, stack) - 1
+                for network in (c.student, teacher_network)
+            )
+            named.append((stack, student, teacher))
+        pairs[name] = tuple(matching.Pair(*pair) for pair in named)
+    if settings.relations and teacher_network.width % settings.relation_heads:
+        raise UserError(
+            f'config.matching.relation_heads = {settings.relation_heads}: must divide the width of '
+            f'the teacher = {teacher_network.width}'
+        )
+    widths = c.student.width, teacher_network.width
+    weights = {name: term.weight for name, term in terms.items()}
+    return matching.Matching(weights, pairs, settings.relation_heads, settings.pooling, widths)
 
 
 def teacher_dtype(c: ConfigDict, platform: str | None = None) -> jnp.dtype:

@@ -134,6 +134,8 @@ def run(c: ConfigDict) -> None:
     """Compares the networks in `c.teacher.path` and `c.workdir`; writes and prints speed.json."""
     if not c.teacher.path:
         raise UserError("config.teacher.path = '': must be a workdir or a Hugging Face folder")
+    if config.OBJECTIVES[c.objective].outputs == 'matching':
+        raise UserError(f'config.objective = {c.objective!r}: has no outputs to time')
     check.check(c, runs=False, devices=())
     folder = workdir.folder(c)
     with workdir.held(folder):

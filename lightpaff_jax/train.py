@@ -25,6 +25,7 @@ from lightpaff_jax import (
     config,
     distill_step,
     evaluate,
+    matching,
     metrics,
     models,
     networks,
@@ -110,6 +111,7 @@ class Inputs(NamedTuple):
 
     tokenizer: tokenizers.Tokenizer
     teacher: teacher_lib.Teacher | None
+    matching: matching.Matching | None
     initial: models.Params | None
     """Parameters to start from; None: the network is initialized."""
     prepared: Dataset | Mixture
@@ -149,7 +151,8 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
         student, teacher = networks.student(c), inputs.teacher
         teacher_model, teacher_params = (teacher.model, teacher.params) if teacher else (None, None)
         rule = optimizer.make(c.optim)
-        step = distill_step.make_step(c, mesh, student, teacher_model, rule)
+        losses = inputs.matching
+        step = distill_step.make_step(c, mesh, student, teacher_model, rule, losses)
         evaluation = evaluate.Evaluation(
             c, mesh, student, teacher, inputs.prepared, inputs.tokenizer
         )
@@ -183,7 +186,7 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
         if progress.best_update not in (0, progress.updates):
             outputs = None
             del params  # frees memory: only the best parameters are scored
-            abstract = distill_step.abstract_state(c, mesh, student, rule)
+            abstract = distill_step.abstract_state(c, mesh, student, rule, losses)
             params = _read_best(c, saved, progress, abstract.params)
         _score_missing(c, folder, evaluation, params, outputs, scores)
     result = _summary(c, student, progress, scores)
@@ -390,9 +393,9 @@ def _validate(
         return None
     except Diverged as error:
         raise _diverged(c, update, rates, str(error)) from error
-    ce = float(outputs.scores['ce'])
-    if not math.isfinite(metrics.exp(ce)):
-        raise _diverged(c, update, rates, f'its validation loss is {ce:g}')
+    loss = float(outputs.scores[config.OBJECTIVES[c.objective].validation_scores[0]])
+    if not math.isfinite(metrics.exp(loss)):
+        raise _diverged(c, update, rates, f'its validation loss is {loss:g}')
     return outputs
 
 
@@ -456,7 +459,8 @@ def load_inputs(c: ConfigDict, mesh: Mesh) -> Inputs:
         'teacher_hash': None if teacher is None else teacher.hash,
         'init_hash': None if initial is None else fingerprint.fingerprint(initial),
     }
-    return Inputs(tokenizer, teacher, initial, prepared, fingerprints)
+    losses = teacher and networks.matching_losses(c, teacher.model.network)
+    return Inputs(tokenizer, teacher, losses, initial, prepared, fingerprints)
 
 
 def _open_cache(
@@ -505,14 +509,15 @@ def initial_state(
     inputs: Inputs,
 ) -> TrainState:
     """Returns the state before the first update."""
-    shardings = distill_step.state_shardings(c, mesh, student, rule)
+    shardings = distill_step.state_shardings(c, mesh, student, rule, inputs.matching)
     initialize = jax.jit(
-        lambda seed: distill_step.init_state(student, rule, seed), out_shardings=shardings
+        lambda seed: distill_step.init_state(student, rule, seed, inputs.matching),
+        out_shardings=shardings,
     )
     state = initialize(optimizer.hyperparameters(c).seed)
     if inputs.initial is None:
         return state
-    params = jax.device_put(inputs.initial, shardings.params)
+    params = jax.device_put(state.params | inputs.initial, shardings.params)
     return dataclasses.replace(state, params=params)
 
 
@@ -532,7 +537,7 @@ def restore(
       UserError: the checkpoint has other data, another teacher, tokenizer or start, or more updates
         than `c.train.updates`; or the best step is damaged.
     """
-    abstract = distill_step.abstract_state(c, mesh, student, rule)
+    abstract = distill_step.abstract_state(c, mesh, student, rule, inputs.matching)
     newest = saved.restore(abstract)
     if newest is None:
         return initial_state(c, mesh, student, rule, inputs), Progress()

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lightpaff_jax.config.matching import POOLING as POOLING, STACKS as STACKS
 from lightpaff_jax.config.objectives import (
     AUGMENT_CHANGES as AUGMENT_CHANGES,
     AUGMENTATION as AUGMENTATION,
@@ -210,6 +211,19 @@ _TRAIN = {
     'max_bad_steps': 10,  # skipped updates in a row (not finite) until the run stops
 }
 
+# Losses that compare activations of student and teacher; see matching.py. A pair of layers is
+# [STACK:]STUDENT=TEACHER, from 0, such as 2=5 or decoder:1=5; (): the last layer of every stack.
+_MATCHING = {
+    'relations': 0.0,  # weight of the relations of queries, keys and values; 0: off
+    'relation_heads': 12,  # relation heads; must divide both widths
+    'relation_layers': (),  # pairs of layers
+    'hidden': 0.0,  # weight of hidden states, through a learned projection; 0: off
+    'hidden_layers': (),  # pairs of layers
+    'pooled': 0.0,  # weight of one vector per text, through a learned projection; 0: off
+    'pooled_layers': (),  # pairs of layers; (): the last layer of the first stack
+    'pooling': 'mean',  # vector of a text, one of POOLING
+}
+
 # Generation of the texts that `bleu` and `rouge` score.
 _GENERATE = {
     'beams': 1,  # hypotheses; 1 is greedy
@@ -248,6 +262,7 @@ def default() -> ConfigDict:
             'temperature': 1.0,  # > 0, softens both distributions
             'chunk': 0,  # predicted positions per chunk of the loss; 0 chooses
         },
+        'matching': _MATCHING,
         'optim': _OPTIM,
         'data': _DATA,
         'tokenizer': {

@@ -287,7 +287,9 @@ def override(c: ConfigDict, key: str, text: str) -> None:
     for name in key.split('.'):
         if not isinstance(node, ConfigDict) or name not in node:
             names = list(node.keys()) if isinstance(node, ConfigDict) else []
-            hint = nearest(name, names) or nearest(key, list(flatten(c)))
+            # A key without its section is more likely than a misspelt section.
+            same = [full for full in flatten(c) if full.split('.')[-1] == name]
+            hint = nearest(key, same) or nearest(name, names) or nearest(key, list(flatten(c)))
             raise UserError(f'{path}.{name}: no such key{hint}')
         node, path = node[name], f'{path}.{name}'
     if isinstance(node, ConfigDict):

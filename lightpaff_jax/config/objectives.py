@@ -18,13 +18,15 @@ AUGMENTATION = ('augment', *AUGMENT_CHANGES, 'augment_keep_labels')
 
 # Scores of a validation, which generates no text -> whether higher is better.
 VALIDATION_SCORES = {
-    **dict.fromkeys(('ce', 'perplexity', 'word_perplexity', 'kl'), False),
+    **dict.fromkeys(('ce', 'perplexity', 'word_perplexity', 'kl', 'matching'), False),
     **dict.fromkeys(('accuracy', 'f1', 'agreement'), True),
 }
+_SCORES_OF_TEACHER = ('kl', 'agreement')
 _SCORES_OF_OUTPUTS = {
-    'sums': ('perplexity',),
-    'rows': ('perplexity', 'word_perplexity'),
-    'logits': ('f1',),
+    'sums': ('ce', 'perplexity', 'accuracy', *_SCORES_OF_TEACHER),
+    'rows': ('ce', 'perplexity', 'word_perplexity', 'accuracy', *_SCORES_OF_TEACHER),
+    'logits': ('ce', 'f1', 'accuracy', *_SCORES_OF_TEACHER),
+    'matching': ('matching',),
 }
 
 
@@ -40,7 +42,7 @@ class Objective:
     """Head of the network, one of `config.HEADS`."""
     outputs: str
     """Output of an evaluation step: 'sums' (loss sums over the batch), 'rows' (the same sums for each
-    example) or 'logits' (for each example)."""
+    example), 'logits' (for each example) or 'matching' (sums of the matching losses)."""
     metrics: tuple[str, ...] = ('perplexity',)
     """Scores that can compare runs; the first is the default."""
     unit: str = 'token'
@@ -60,8 +62,13 @@ class Objective:
 
     @property
     def validation_scores(self) -> tuple[str, ...]:
-        """Names of the scores of a validation; the last two compare with a teacher."""
-        return 'ce', *_SCORES_OF_OUTPUTS[self.outputs], 'accuracy', 'kl', 'agreement'
+        """Names of the scores of a validation; the first one is its loss."""
+        return _SCORES_OF_OUTPUTS[self.outputs]
+
+    @property
+    def teacher_scores(self) -> tuple[str, ...]:
+        """Those of the scores of a validation that compare with a teacher."""
+        return tuple(name for name in self.validation_scores if name in _SCORES_OF_TEACHER)
 
 
 # 'mass' names both the family and its pre-training objective.
@@ -82,6 +89,16 @@ OBJECTIVES = {
         keys=('data.packing', 'data.mask_rate', 'data.whole_words', 'teacher.cache_epochs'),
         protocol='{mask_rate:.3g} of the tokens of {blocks}',
         note='Perplexity and accuracy count the masked tokens. ',
+    ),
+    'match': Objective(
+        families=('bert',),
+        example_type='documents',
+        head='none',
+        outputs='matching',
+        metrics=('matching',),
+        unit='row',
+        keys=('data.packing',),
+        protocol='{blocks}',
     ),
     'mass': Objective(
         families=('mass',),

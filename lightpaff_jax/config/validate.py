@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config
-from lightpaff_jax.config import GENERATION_METRICS, OBJECTIVES, SOURCES, STARTS, VIEWS
+from lightpaff_jax.config import GENERATION_METRICS, OBJECTIVES, SOURCES, STARTS, VIEWS, matching
 from lightpaff_jax.errors import MissingPaths, UserError, nearest
 
 # Keys with one value of a fixed set.
@@ -18,6 +18,7 @@ _CHOICES = {
     'data.packing': config.PACKING,
     'eval.tokenize': config.TOKENIZE,
     'teacher.dtype': ('auto', *config.DTYPES),
+    'matching.pooling': config.POOLING,
     'optim.schedule': config.SCHEDULES,
     'train.compute_dtype': config.DTYPES,
     'train.remat': config.REMAT,
@@ -59,6 +60,7 @@ def validate(c: ConfigDict) -> None:
             _rule(key, values[key], values[key] >= least, f'must be at least {least}')
     _check_loss('loss', c.loss)
     _check_teacher_cache(c)
+    _check_matching(c)
     _check_optim(c)
     _check_eval(c)
     _check_keep_best(c)
@@ -258,6 +260,39 @@ def _check_teacher_cache(c: ConfigDict) -> None:
     _rule('teacher.cache_epochs', epochs, is_read, 'requires config.teacher.cache')
 
 
+def _has_teacher(c: ConfigDict) -> bool:
+    return bool(c.teacher.path or c.teacher.layers)
+
+
+def _check_matching(c: ConfigDict) -> None:
+    settings, defaults = c.matching, config.default().matching
+    terms = matching.terms(c)
+    for name, (weight, layers, key) in terms.items():
+        rule = 'must be at least 0 and finite'
+        _rule(f'matching.{name}', weight, 0 <= weight < math.inf, rule)
+        rule = f'is only read if matching.{name} > 0'
+        _rule(f'matching.{key}', _text(layers), bool(weight or not layers), rule)
+        for stack, layer, _ in matching.parse_pairs(key, layers, c.student.family):
+            count = matching.layers_of(c.student, stack)
+            rule = f"must name layers of the student's {stack}, 0 to {count - 1}"
+            _rule(f'matching.{key}', _text(layers), layer < count, rule)
+    for key, name in (('relation_heads', 'relations'), ('pooling', 'pooled')):
+        is_read = bool(terms[name].weight) or settings[key] == defaults[key]
+        _rule(f'matching.{key}', settings[key], is_read, f'is only read if matching.{name} > 0')
+    heads = settings.relation_heads
+    _rule('matching.relation_heads', heads, heads >= 1, 'must be at least 1')
+    for name, network in _networks(c).items() if settings.relations else ():
+        rule = f'must divide {name}.width = {network.width}'
+        _rule('matching.relation_heads', heads, network.width % heads == 0, rule)
+    used = [name for name, term in terms.items() if term.weight]
+    needs_term = OBJECTIVES[c.objective].outputs == 'matching'
+    names = ' or '.join(f'config.matching.{name} > 0' for name in terms)
+    _rule('objective', repr(c.objective), bool(used) or not needs_term, f'requires {names}')
+    for name in used:
+        rule = 'requires a teacher, config.teacher.path'
+        _rule(f'matching.{name}', settings[name], _has_teacher(c), rule)
+
+
 def _check_optim(c: ConfigDict) -> None:
     optim = c.optim
     _check_positive('optim.peak_lr', optim.peak_lr)
@@ -304,9 +339,9 @@ def _check_keep_best(c: ConfigDict) -> None:
     rule = f'must be one of {", ".join(scores)} for objective {c.objective!r}'
     fits = name in ('', *scores)
     _rule('train.keep_best', repr(name), fits, rule + nearest(name, scores))
-    has_teacher = c.teacher.path or c.teacher.layers
+    is_comparison = name in OBJECTIVES[c.objective].teacher_scores
     rule = 'requires a teacher, config.teacher.path'
-    _rule('train.keep_best', repr(name), has_teacher or name not in scores[-2:], rule)
+    _rule('train.keep_best', repr(name), _has_teacher(c) or not is_comparison, rule)
     fits, rule = name != 'f1' or c.student.classes == 2, 'requires exactly two classes'
     _rule('train.keep_best', repr(name), fits, rule)
     fits, rule = not name or c.train.eval_every > 0, 'requires config.train.eval_every >= 1'

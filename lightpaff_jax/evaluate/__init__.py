@@ -14,6 +14,7 @@ from lightpaff_jax import (
     config,
     distill_step,
     generate,
+    matching,
     metrics,
     models,
     networks,
@@ -23,7 +24,7 @@ from lightpaff_jax import (
     workdir,
 )
 from lightpaff_jax.batch import Batch
-from lightpaff_jax.config import flags, validate
+from lightpaff_jax.config import flags, matching as config_matching, validate
 from lightpaff_jax.data import batches, prepare, sources, tokenizers
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Dataset
@@ -72,7 +73,10 @@ class Evaluation:
         self._c, self._mesh, self._prepared, self._tokenizer = c, mesh, prepared, tokenizer
         self._teacher_params = None if teacher is None else teacher.params
         teacher_model = None if teacher is None else teacher.model
-        self._evaluate = distill_step.make_evaluation(c, mesh, student, teacher_model)
+        losses = None
+        if teacher_model is not None:
+            losses = networks.matching_losses(c, teacher_model.network)
+        self._evaluate = distill_step.make_evaluation(c, mesh, student, teacher_model, losses)
         generates = workdir.metric(c) in config.GENERATION_METRICS
         self._generate = None
         if generates:
@@ -105,7 +109,8 @@ class Evaluation:
         """
         c, split, values = self._c, outputs.split, outputs.values
         if self._generate is not None:
-            _, values = self._run(split, self._generate, params)
+            student_params, _ = matching.split_params(params)
+            _, values = self._run(split, self._generate, student_params)
         if 'ids' not in values:  # the objective has only sums
             return outputs.scores
         text = ''
@@ -187,7 +192,8 @@ def compute_scores(c: ConfigDict, values: Mapping[str, Any], stats: Mapping[str,
       token), `perplexity` = exp(ce), `accuracy` and `tokens`; with a teacher `kl`, `agreement` and
       `teacher_ce`. If every token of a text is predicted, also `word_perplexity` = exp(nats / words),
       comparable between tokenizers, and `words`: those of the original text with one end of line
-      per text line, in proportion if only a part of the split was read.
+      per text line, in proportion if only a part of the split was read. For matching losses only,
+      `matching`, the sum of their weighted means, and the mean of each term.
 
     Raises:
       UserError: no token is predicted, or a logit of a classifier is not finite.
@@ -204,6 +210,11 @@ def compute_scores(c: ConfigDict, values: Mapping[str, Any], stats: Mapping[str,
         for name, x in values.items()
         if name not in ('ids', 'source')
     }
+    if outputs == 'matching':
+        terms = metrics.means({name: x for name, x in sums.items() if name != 'count'})
+        weights = config_matching.terms(c)
+        total = sum(weights[name].weight * mean for name, mean in terms.items())
+        return {'matching': total, **terms, 'rows': round(sums['count'])}
     if not sums['labelled']:  # a mean of nothing would be the best score
         raise UserError('no token of the split is predicted, must be at least 1')
     means = metrics.means(sums)

@@ -64,8 +64,8 @@ class Model:
 
     Attributes:
       init: key -> parameters, float32.
-      features: (params, batch, *, key=None) -> features at the predicted positions. A key turns
-        dropout on.
+      features: (params, batch, *, key=None, taps=()) -> features at the predicted positions; with
+        taps also a dict of the activations that they name. A key turns dropout on.
       head: params -> output matrix and bias; the bias of a padding id is -1e9.
       decoder: functions for generation; None for an encoder.
       flops: floating-point operations of one example's forward pass, head included.
@@ -75,7 +75,7 @@ class Model:
     """
 
     init: Callable[[Array], Params]
-    features: Callable[..., Float[Array, 'B P D']]
+    features: Callable[..., Any]
     head: Callable[[Params | None], Head]
     decoder: Decoder | None
     flops: Callable[[Shape], float]
@@ -118,8 +118,8 @@ def head_rows(c: ConfigDict) -> int:
 
 
 def head_flops(c: ConfigDict, shape: Shape) -> float:
-    """Computes the FLOPs of the logits of one example."""
-    return 2.0 * shape.predicted * c.width * head_rows(c)
+    """Computes the FLOPs of the logits of one example; 0 without a head."""
+    return 0.0 if c.head == 'none' else 2.0 * shape.predicted * c.width * head_rows(c)
 
 
 def build(
@@ -155,8 +155,9 @@ def _build(c: FrozenConfigDict, compute: Compute) -> Model:
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)
 
-    def features(params, batch, *, key=None):
-        return bind(params)(batch, compute=compute, key=key)
+    def features(params, batch, *, key=None, taps=()):
+        features_BPD, activations = bind(params)(batch, compute=compute, key=key, taps=taps)
+        return (features_BPD, activations) if taps else features_BPD
 
     def head(params):
         weight, bias = bind(params).head()

@@ -5,6 +5,7 @@ Understanding", 2018.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lightpaff_jax.batch import Batch, Shape
+from lightpaff_jax.matching import Tap, group_by_layer
 from lightpaff_jax.models import attention, layers
 from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm, output
 
@@ -51,8 +53,13 @@ class BERT(nnx.Module):
         self.dropout = c.dropout
 
     def __call__(
-        self, batch: Batch, *, compute: layers.Compute, key: Array | None = None
-    ) -> Float[Array, 'B P D']:
+        self,
+        batch: Batch,
+        *,
+        compute: layers.Compute,
+        key: Array | None = None,
+        taps: Sequence[Tap] = (),
+    ) -> tuple[Float[Array, 'B P D'], dict[Tap, Array]]:
         """Maps ids [B, T] to features; the head's transform reads predicted positions only."""
         embedding_key, blocks_key, pooler_key = layers.split_key(key, 3)
         tables = self.token_embedding, self.position_embedding
@@ -61,12 +68,18 @@ class BERT(nnx.Module):
         x_BTD += self.type_embedding(types, compute.dtype)
         x_BTD = layers.dropout(self.embedding_norm(x_BTD), embedding_key, self.dropout)
         mask = attention.self_mask(batch.segments, False, compute.attention)
-        x_BTD = layers.scan(self.blocks, x_BTD, blocks_key, compute.remat, mask)
+        by_layer = group_by_layer(taps, 'encoder')
+        x_BTD, activations = layers.scan(
+            self.blocks, x_BTD, blocks_key, compute.remat, by_layer, mask
+        )
         x_BPD = layers.gather_positions(x_BTD, batch.positions)
+        return self._head_features(x_BPD, pooler_key), activations
+
+    def _head_features(self, x_BPD: Array, key: Array | None) -> Float[Array, 'B P D']:
         if self.head_type == 'none':
             return x_BPD
         if self.head_type == 'classify':
-            return layers.dropout(jnp.tanh(self.pooler(x_BPD)), pooler_key, self.dropout)
+            return layers.dropout(jnp.tanh(self.pooler(x_BPD)), key, self.dropout)
         return self.transform_norm(_gelu(self.transform(x_BPD)))
 
     def head(self) -> tuple[Array, Array]:

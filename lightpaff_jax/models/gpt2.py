@@ -4,6 +4,7 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lightpaff_jax.batch import Batch, Shape
+from lightpaff_jax.matching import Tap, group_by_layer
 from lightpaff_jax.models import attention, kv_cache, layers
 from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm
 
@@ -38,6 +40,9 @@ class Block(nnx.Module):
         x_BTD += layers.dropout(mixed_BTD, attention_key, self.dropout)
         return x_BTD + layers.dropout(self.ffn(self.norm2(x_BTD)), ffn_key, self.dropout)
 
+    def attention_inputs(self, x_BTD):
+        return self.attention.qkv.parts(self.norm1(x_BTD))
+
     def cache(self, x_BTD):
         return self.attention.cache(self.norm1(x_BTD))
 
@@ -60,15 +65,23 @@ class GPT2(nnx.Module):
         self.dropout = c.dropout
 
     def __call__(
-        self, batch: Batch, *, compute: layers.Compute, key: Array | None = None
-    ) -> Float[Array, 'B P D']:
+        self,
+        batch: Batch,
+        *,
+        compute: layers.Compute,
+        key: Array | None = None,
+        taps: Sequence[Tap] = (),
+    ) -> tuple[Float[Array, 'B P D'], dict[Tap, Array]]:
         embedding_key, blocks_key = layers.split_key(key, 2)
         tables = self.token_embedding, self.position_embedding
         x_BTD = layers.embed(*tables, batch.tokens, batch.position_ids, compute.dtype)
         x_BTD = layers.dropout(x_BTD, embedding_key, self.dropout)
         mask = attention.self_mask(batch.segments, True, compute.attention)
-        x_BTD = layers.scan(self.blocks, x_BTD, blocks_key, compute.remat, mask)
-        return self.norm(layers.gather_positions(x_BTD, batch.positions))
+        by_layer = group_by_layer(taps, 'decoder')
+        x_BTD, activations = layers.scan(
+            self.blocks, x_BTD, blocks_key, compute.remat, by_layer, mask
+        )
+        return self.norm(layers.gather_positions(x_BTD, batch.positions)), activations
 
     def prefill(self, batch: Batch, *, start_id: int, steps: int, beams: int, dtype: Any):
         """Returns the prompt's last tokens [B], and the cache of the tokens before them."""

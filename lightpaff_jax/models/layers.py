@@ -6,7 +6,7 @@ K head width, F feed-forward, L layers, V vocabulary. Parameters are float32; ma
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from lightpaff_jax.matching import Tap
 from lightpaff_jax.models import kv_cache
 from lightpaff_jax.models.attention import AttentionMask, attention
 from lightpaff_jax.models.kv_cache import KVCache
@@ -207,6 +208,10 @@ class PostNormBlock(nnx.Module):
         x_BTD = self.attention_norm(x_BTD + dropout(mixed_BTD, attention_key, self.dropout))
         return self.ffn_norm(x_BTD + dropout(self.ffn(x_BTD), ffn_key, self.dropout))
 
+    def attention_inputs(self, x_BTD: Array) -> list[Float[Array, 'B T H K']]:
+        """Returns queries, keys and values."""
+        return self.attention.qkv.parts(x_BTD)
+
 
 class FeedForward(nnx.Module):
     """Up to F, an activation, and down to D."""
@@ -275,13 +280,22 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
 _REMAT_POLICIES = {'block': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
-def scan(blocks: nnx.Module, x: Array, key: Array | None, remat: str, *constants: Any) -> Array:
-    """Passes x through stacked blocks. The block is compiled once for any number of layers.
+def scan(
+    blocks: nnx.Module,
+    x: Array,
+    key: Array | None,
+    remat: str,
+    taps: Mapping[int, Sequence[Tap]],
+    *constants: Any,
+) -> tuple[Array, dict[Tap, Array]]:
+    """Passes x through stacked blocks, and returns the taps' activations too.
 
-    A block is called as (x, its key or None, *constants).
+    A block is called as (x, its key or None, *constants). It is compiled once for any number of
+    layers, and once more for each layer of `taps`, which runs by itself.
     """
     graph, params = nnx.split(blocks)
-    keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(params)[0]))
+    count = len(jax.tree.leaves(params)[0])
+    keys = None if key is None else jax.random.split(key, count)
 
     def block(x, layer):
         params, key = layer
@@ -289,7 +303,25 @@ def scan(blocks: nnx.Module, x: Array, key: Array | None, remat: str, *constants
 
     if remat != 'none':
         block = jax.checkpoint(block, prevent_cse=False, policy=_REMAT_POLICIES[remat])
-    return jax.lax.scan(block, x, (params, keys))[0]
+    activations: dict[Tap, Array] = {}
+    start = 0
+    for index, layer_taps in taps.items():
+        if index > start:
+            between = jax.tree.map(lambda x, start=start, stop=index: x[start:stop], (params, keys))
+            x, _ = jax.lax.scan(block, x, between)
+        layer = jax.tree.map(lambda x, index=index: x[index], (params, keys))
+        names = ('queries', 'keys', 'values')
+        module: Any = nnx.merge(graph, layer[0])
+        inner = dict(zip(names, module.attention_inputs(x), strict=True))
+        x, _ = block(x, layer)
+        activations |= {tap: (inner | {'hidden': x})[tap.kind] for tap in layer_taps}
+        start = index + 1
+    if start < count:
+        rest = (params, keys)
+        if start:
+            rest = jax.tree.map(lambda x: x[start:], rest)
+        x, _ = jax.lax.scan(block, x, rest)
+    return x, activations
 
 
 def decode_step(

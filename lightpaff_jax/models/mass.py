@@ -8,7 +8,7 @@ Sources: Song et al., "MASS: Masked Sequence to Sequence Pre-training for Langua
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lightpaff_jax.batch import Shape
+from lightpaff_jax.matching import Tap, group_by_layer
 from lightpaff_jax.models import attention, kv_cache, layers
 from lightpaff_jax.models.huggingface.weights import Names, Row, linear, norm
 
@@ -50,6 +51,9 @@ class DecoderBlock(nnx.Module):
         mixed_BTD = self.cross(x_BTD, source_BSD, source_mask, cross_weights_key, rate)
         x_BTD = self.cross_norm(x_BTD + layers.dropout(mixed_BTD, cross_key, rate))
         return self.ffn_norm(x_BTD + layers.dropout(self.ffn(x_BTD), ffn_key, rate))
+
+    def attention_inputs(self, x_BTD):
+        return self.attention.qkv.parts(x_BTD)
 
     def decode_step(self, x_BWD, cache, step, visible, source_visible):
         mixed_BWD, generated = self.attention.decode_step(
@@ -88,11 +92,11 @@ class MASS(nnx.Module):
         self.dropout = c.dropout
 
     def __call__(
-        self, batch, *, compute: layers.Compute, key: Array | None = None
-    ) -> Float[Array, 'B P D']:
+        self, batch, *, compute: layers.Compute, key: Array | None = None, taps: Sequence[Tap] = ()
+    ) -> tuple[Float[Array, 'B P D'], dict[Tap, Array]]:
         """Maps source ids [B, S] and decoder inputs [B, T] to the decoder's features."""
         encoder_key, embedding_key, blocks_key = layers.split_key(key, 3)
-        x_BSD = self.encode(batch, compute=compute, key=encoder_key)
+        x_BSD, activations = self.encode(batch, compute=compute, key=encoder_key, taps=taps)
         tables, position_ids = (self._decoder_table(), self.decoder_position), batch.position_ids
         y_BTD = layers.embed(*tables, batch.tokens, position_ids, compute.dtype, self.scale)
         y_BTD = layers.dropout(self.decoder_norm(y_BTD), embedding_key, self.dropout)
@@ -100,17 +104,19 @@ class MASS(nnx.Module):
         source_mask = attention.cross_mask(
             batch.segments, batch.source_segments, batch.tokens, compute.attention
         )
-        y_BTD = layers.scan(
-            self.decoder, y_BTD, blocks_key, compute.remat, mask, x_BSD, source_mask
+        by_layer, constants = group_by_layer(taps, 'decoder'), (mask, x_BSD, source_mask)
+        y_BTD, decoder_activations = layers.scan(
+            self.decoder, y_BTD, blocks_key, compute.remat, by_layer, *constants
         )
-        return layers.gather_positions(y_BTD, batch.positions)
+        features_BPD = layers.gather_positions(y_BTD, batch.positions)
+        return features_BPD, activations | decoder_activations
 
     def _decoder_table(self) -> layers.Embedding:
         return self.token_embedding if self.tied == 'all' else self.decoder_token_embedding
 
     def encode(
-        self, batch, *, compute: layers.Compute, key: Array | None = None
-    ) -> Float[Array, 'B S D']:
+        self, batch, *, compute: layers.Compute, key: Array | None = None, taps: Sequence[Tap] = ()
+    ) -> tuple[Float[Array, 'B S D'], dict[Tap, Array]]:
         """Maps source ids [B, S] to the encoder's features."""
         embedding_key, blocks_key = layers.split_key(key, 2)
         tables, position_ids = (
@@ -120,12 +126,13 @@ class MASS(nnx.Module):
         x_BSD = layers.embed(*tables, batch.source, position_ids, compute.dtype, self.scale)
         x_BSD = layers.dropout(self.encoder_norm(x_BSD), embedding_key, self.dropout)
         mask = attention.self_mask(batch.source_segments, False, compute.attention)
-        return layers.scan(self.encoder, x_BSD, blocks_key, compute.remat, mask)
+        by_layer = group_by_layer(taps, 'encoder')
+        return layers.scan(self.encoder, x_BSD, blocks_key, compute.remat, by_layer, mask)
 
     def prefill(self, batch, *, start_id: int, steps: int, beams: int, dtype: Any):
         """Returns `start_id` for each row [B], and the cache of the source."""
         layers.check_positions(self.decoder_position, steps)
-        x_BSD = self.encode(batch, compute=layers.Compute(dtype))
+        x_BSD, _ = self.encode(batch, compute=layers.Compute(dtype))
         source = jax.lax.map(
             lambda params: layers.bind_layer(self.decoder, params).cross.cache(x_BSD),
             nnx.split(self.decoder)[1],

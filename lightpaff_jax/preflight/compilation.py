@@ -48,13 +48,14 @@ def compile_step(c: ConfigDict, mesh: Mesh, network: Any) -> Program:
     student = networks.student(c, 'tpu')
     teacher_model = None if network is None else networks.teacher(c, network, 'tpu')
     rule = optimizer.make(c.optim)
-    state = distill_step.abstract_state(c, mesh, student, rule)
+    losses = network and networks.matching_losses(c, network)
+    state = distill_step.abstract_state(c, mesh, student, rule, losses)
     batch = batches.abstract_batches(c)[-1]
     if c.teacher.cache and network is not None:
-        batch = dataclasses.replace(batch, teacher=cache.abstract_arrays(network, batch))
+        batch = dataclasses.replace(batch, teacher=cache.abstract_arrays(network, batch, losses))
     place = sharding.batch_sharding(mesh, micro=True)
     batch = sharding.abstract_arrays(batch, jax.tree.map(lambda _: place, batch))
-    step = distill_step.make_step(c, mesh, student, teacher_model, rule)
+    step = distill_step.make_step(c, mesh, student, teacher_model, rule, losses)
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         params = _teacher_params(c, mesh, teacher_model)
@@ -98,7 +99,7 @@ def teacher_network(c: ConfigDict) -> ConfigDict | None:
             network.vocab_size = c.student.vocab_size  # the run reduces its vocabulary
             return network
     if c.teacher.layers:
-        if c.teacher.head != c.student.head:
+        if teacher.reads_head(c) and c.teacher.head != c.student.head:
             raise UserError(
                 f'config.teacher.head = {c.teacher.head!r}: must equal student.head = '
                 f'{c.student.head!r}'
@@ -127,7 +128,8 @@ def _teacher_params(c: ConfigDict, mesh: Mesh, teacher_model: models.Model | Non
 def resident_bytes(c: ConfigDict, mesh: Mesh, network: Any) -> dict[str, float]:
     """Returns the bytes of a chip that stay in use between steps."""
     student = networks.student(c, 'tpu')
-    state = distill_step.abstract_state(c, mesh, student, optimizer.make(c.optim))
+    losses = network and networks.matching_losses(c, network)
+    state = distill_step.abstract_state(c, mesh, student, optimizer.make(c.optim), losses)
     teacher_model = None if network is None else networks.teacher(c, network, 'tpu')
 
     def size(tree: Any) -> float:

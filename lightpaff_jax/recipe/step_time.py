@@ -38,7 +38,7 @@ def _stopwatch(c: ConfigDict, mesh: Mesh) -> Callable[[], float]:
     inputs = train.load_inputs(c, mesh)
     student, rule, teacher = networks.student(c), optimizer.make(c.optim), inputs.teacher
     model, teacher_params = (teacher.model, teacher.params) if teacher else (None, None)
-    step = distill_step.make_step(c, mesh, student, model, rule)
+    step = distill_step.make_step(c, mesh, student, model, rule, inputs.matching)
     run_step = train.compile_by_shape(step, teacher_params, optimizer.hyperparameters(c))
     rows = sharding.local_rows(mesh, c.data.batch_size // c.train.grad_accum_steps)
     stream = batches.training(c, inputs.prepared, inputs.tokenizer, 0, rows)

@@ -47,7 +47,7 @@ STYLE: Any = {  # Any: the keys of matplotlib.typing are literals
 
 
 # A line of metrics.jsonl; null stands for a number that is not finite.
-_LINE = {'kind': str, 'step': int, 'ce': float | None}
+_LINE = {'kind': str, 'step': int, 'ce?': float | None}
 Curve = tuple[str, str, str, float]  # run, label, colour and width of a line
 
 
@@ -56,6 +56,7 @@ def _draw_curves(ax: Axes, workdir: pathlib.Path, curves: Sequence[Curve], ylabe
     for run, label, colour, width in curves:
         path = workdir / run / 'metrics.jsonl'
         lines = json_file.read_lines(path, _LINE) if path.exists() else []
+        lines = [x for x in lines if 'ce' in x]  # a run of matching losses only has none
         ces = [(x['kind'], x['step'], math.nan if x['ce'] is None else x['ce']) for x in lines]
         steps, losses = ([point[n] for point in ces if point[0] == 'train'] for n in (1, 2))
         validation = [[point[n] for point in ces if point[0] == 'validation'] for n in (1, 2)]

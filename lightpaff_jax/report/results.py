@@ -57,6 +57,7 @@ SCORES = {
     'sums': ['ce', 'perplexity', 'accuracy', 'tokens'],
     'rows': ['ce', 'perplexity', 'word_perplexity', 'accuracy', 'tokens', 'words'],
     'logits': ['ce', 'accuracy', 'examples'],
+    'matching': ['matching', 'rows'],
 }
 # Key in speed.json -> label, factor, decimal places, and the key of its ratio.
 SPEED = {
@@ -110,6 +111,7 @@ METRICS = {
         Metric('f1', 'F1', *_CLASSIFICATION, ('accuracy',)),
         Metric('accuracy', 'accuracy', *_CLASSIFICATION),
         Metric('perplexity', 'perplexity', False, 1, '', '', math.inf),
+        Metric('matching', 'matching loss', False, 1, '', '', math.inf),
         Metric('bleu', 'BLEU', *_GENERATION),
         Metric('rouge1', 'ROUGE-1', *_GENERATION, ('rouge2', 'rougeL')),
         Metric('rouge2', 'ROUGE-2', *_GENERATION, ('rouge1', 'rougeL')),

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from lightpaff_jax import config, models, networks, pretrained, sharding
+from lightpaff_jax.config import matching
 from lightpaff_jax.data import sources
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import UserError
@@ -102,11 +103,27 @@ def _cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return y
 
 
+_REMEDIES = {
+    'lm': 'use matching losses (config.matching with objective match, or with config.loss.lambda_ = 0), '
+    'or train a masked-LM head first: a run with config.student.init = this path, '
+    'config.student.init_new_head = True and no teacher',
+    'classify': 'fine-tune it first: a run with config.student.init = this path, '
+    'config.student.init_new_head = True and no teacher',
+}
+
+
+def reads_head(c: ConfigDict) -> bool:
+    """Returns whether the loss reads logits of the teacher, or its matching losses only."""
+    if config.OBJECTIVES[c.objective].outputs == 'matching':
+        return False
+    return c.loss.lambda_ > 0 or not matching.is_used(c)
+
+
 def open(c: ConfigDict) -> pretrained.Pretrained:
     """Opens the teacher in `config.teacher.path`; reads no parameters.
 
-    A teacher with the pre-training head of BERT is used as a masked language model. One without a
-    head has the head of the student in `network`; reading its parameters then names what is missing.
+    A teacher with the pre-training head of BERT is used as a masked language model. If the loss reads
+    no logits, see `reads_head`, the teacher may have any head or none.
 
     Raises:
       UserError: the path has no trained network, or its shape differs from `config.teacher`, or
@@ -116,13 +133,16 @@ def open(c: ConfigDict) -> pretrained.Pretrained:
     network = source.network
     if network.head == 'pretraining':
         network.head = 'lm'
-    if network.head == 'none':
-        network.head, network.classes = c.student.head, c.student.classes
+    if network.head == 'none' and reads_head(c):
+        raise UserError(
+            f'{source.label}: has no head, whose logits the student of objective {c.objective!r} '
+            f'learns from; {_REMEDIES[c.student.head]}'
+        )
     if c.teacher.layers:
         _check_same_shape('teacher', c.teacher, source, but=('head',))
     # Another tokenizer than the teacher's may be a reduction of it: `load` checks it.
     may_reduce = bool(c.tokenizer.reduce or c.tokenizer.path)
-    for key in ('family', 'head', 'classes', 'vocab_size'):
+    for key in ('family', 'vocab_size', *(('head', 'classes') if reads_head(c) else ())):
         reduces = key == 'vocab_size' and may_reduce and network[key] > c.student[key]
         if network[key] != c.student[key] and not reduces:
             raise UserError(

@@ -31,13 +31,14 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config, distill_step, models, sharding
+from lightpaff_jax import config, distill_step, models, networks, sharding
 from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.data import batches, objectives
 from lightpaff_jax.data.mixture import Mixture
 from lightpaff_jax.data.records import Dataset
 from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.errors import Unfinished, UserError, one_line
+from lightpaff_jax.matching import Matching, Tap
 from lightpaff_jax.runtime import distributed, json_file, lock, storage
 from lightpaff_jax.runtime.progress import Progress
 from lightpaff_jax.teacher import Teacher
@@ -55,21 +56,34 @@ Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]  # name of an array -> its shape for one record
 
 
-def array_shapes(network: ConfigDict, shape: Shape) -> dict[str, tuple[int, ...]]:
+def array_shapes(
+    network: ConfigDict, shape: Shape, taps: Sequence[Tap] = ()
+) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of `Batch.teacher` for one record.
 
     Args:
       network: the shape of the teacher.
       shape: the lengths of the record's bucket.
+      taps: activations for the matching losses.
     """
-    return {'features': (shape.predicted, network.width)}
+    shapes = {'features': (shape.predicted, network.width)}
+    for tap in taps:
+        length = shape.source if shape.source and tap.stack == 'encoder' else shape.tokens
+        shapes[tap.name] = (length, network.width)
+    return shapes
 
 
-def abstract_arrays(network: ConfigDict, batch: Batch) -> dict[str, Any]:
+def abstract_arrays(
+    network: ConfigDict, batch: Batch, losses: Matching | None = None
+) -> dict[str, Any]:
     """Returns `Batch.teacher` of a batch as ShapeDtypeStructs."""
     rows = batch.labels.shape[:-1]
-    shapes = array_shapes(network, batch.shape)
+    shapes = array_shapes(network, batch.shape, _taps(losses))
     return {name: jax.ShapeDtypeStruct((*rows, *x), _DTYPE) for name, x in shapes.items()}
+
+
+def _taps(losses: Matching | None) -> tuple[Tap, ...]:
+    return () if losses is None else losses.teacher_taps
 
 
 class Shard(NamedTuple):
@@ -232,8 +246,9 @@ def describe(
 ) -> Cache:
     """Describes the cache of a run; its files need not exist."""
     network, buckets = teacher.model.network, objectives.buckets(c)
+    taps = _taps(networks.matching_losses(c, network))
     shapes = [
-        array_shapes(network, objectives.OBJECTIVES[c.objective].shape(bucket))
+        array_shapes(network, objectives.OBJECTIVES[c.objective].shape(bucket), taps)
         for bucket in buckets
     ]
     dtypes = {str(x.dtype) for x in jax.tree.leaves(teacher.params)}
@@ -347,7 +362,8 @@ def _build(
     missing = sorted({number for part in distributed.all_gather(own) for number in part})
     size = c.data.batch_size // c.train.grad_accum_steps
     rows, buckets = sharding.local_rows(mesh, size), objectives.buckets(c)
-    compute = distill_step.make_teacher_arrays(c, mesh, teacher.model)
+    taps = _taps(networks.matching_losses(c, teacher.model.network))
+    compute = distill_step.make_teacher_arrays(c, mesh, teacher.model, taps)
     programs: dict[int, jax.stages.Compiled] = {}
     shards = [*cache.shards()]
     total, done = sum(len(shards[number].records) for number in missing), 0

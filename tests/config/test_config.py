@@ -155,7 +155,7 @@ def test_choices_of_keys_equal_the_registries():
     assert set(objectives.OBJECTIVES) == set(config.OBJECTIVES)
     records = config.OBJECTIVES.values()
     assert {family for o in records for family in o.families} == {*config.FAMILIES}
-    assert {o.outputs for o in records} == {'sums', 'rows', 'logits'}
+    assert {o.outputs for o in records} == {'sums', 'rows', 'logits', 'matching'}
     assert set(config.VIEWS.values()) == {o.example_type for o in records}
     assert {*sources.SOURCES, 'prepared'} == set(config.SOURCES)
 

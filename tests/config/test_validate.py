@@ -51,7 +51,7 @@ INVALID = [
     (
         'student.family',
         'bert',
-        "objective = 'clm': must be one of mlm, classify for family 'bert'; did you mean mlm?",
+        "objective = 'clm': must be one of mlm, match, classify for family 'bert'; did you mean mlm?",
     ),
     ('student.family', 'mass', "student.decoder_layers = 0: must be at least 1 for family 'mass'"),
     ('student.decoder_layers', 1, "1: is only read for family 'mass'"),
@@ -328,7 +328,7 @@ def classifier():
         (
             'packing',
             'best_fit',
-            "best_fit: is only read for objective 'clm' or 'mlm' or 'mass'",
+            "best_fit: is only read for objective 'clm' or 'mlm' or 'match' or 'mass'",
         ),
     ],
 )
@@ -348,6 +348,9 @@ def test_objective_accepts_its_example_type_or_documents(source, example_type):
     for name, objective in config.OBJECTIVES.items():
         c = classifier() if name == 'classify' else config.default()
         c.student.family, c.objective, c.data.view = objective.families[0], name, 'text'
+        c.student.head = objective.head
+        if objective.outputs == 'matching':
+            c.matching.hidden, c.teacher.path = 1.0, 'y'
         if 'mass' in objective.families:
             c.student.decoder_layers = 2
             c.data.target_length = 64 if name == 'seq2seq' else 0

@@ -186,6 +186,30 @@ def mlm_shape(c: ConfigDict) -> Shape:
     return Shape(c.data.length, int(masking.count(c.data.mask_rate, c.data.length)))
 
 
+def match(
+    c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record], keys: Sequence[Key]
+) -> Arrays:
+    """Reads [CLS] block [SEP] and predicts nothing: only the matching losses have a gradient.
+
+    Returns:
+      tokens, segments [B, T], and position_ids for whole documents, as `mlm` without masks.
+      positions, labels, weights [B, 1]: 0, 0 and 1, or 0 if a row has no text.
+    """
+    del keys
+    cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
+    documents = _documents(c, records)
+    rows = [[part for d in row for part in (cls, d, sep)] for row in documents]
+    ids_BT, real_BT = collate.pad(rows, c.data.length, tokenizer.pad_id)
+    zeros_B1 = np.zeros((len(records), 1), np.int32)
+    return {
+        'tokens': ids_BT,
+        **_segments(c, documents, 2, real_BT),
+        'positions': zeros_B1,
+        'labels': zeros_B1,
+        'weights': np.array([[not is_padding(r)] for r in records], np.float32),
+    }
+
+
 def mass(
     c: ConfigDict, tokenizer: Tokenizer, records: Sequence[Record], keys: Sequence[Key]
 ) -> Arrays:
@@ -332,6 +356,15 @@ OBJECTIVES = {
         required_ids=('mask_id', 'cls_id', 'sep_id'),
         shape=mlm_shape,
         arrays=mlm,
+        block_layout=lambda c, t: BlockLayout(
+            c.data.length - 2, c.data.length - 2, t.sep_id, False
+        ),
+        packing=lambda c, t: Packing(c.data.length, 2),
+    ),
+    'match': Objective(
+        required_ids=('cls_id', 'sep_id'),
+        shape=lambda c: Shape(c.data.length, 1),
+        arrays=match,
         block_layout=lambda c, t: BlockLayout(
             c.data.length - 2, c.data.length - 2, t.sep_id, False
         ),

@@ -1,0 +1,145 @@
+"""Runs with matching losses: a teacher without a head, resume, and the run that starts from them."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from helpers.corpus import tiny_config
+
+import lightpaff_jax
+from lightpaff_jax import check, checkpoint, config, models
+from lightpaff_jax.data.tokenizers import selection
+from lightpaff_jax.errors import UserError
+from lightpaff_jax.matching import PROJECTIONS
+from lightpaff_jax.runtime import fingerprint
+from lightpaff_jax.train import train
+
+SHAPE = {'family': 'bert', 'heads': 2, 'ffn': 24, 'positions': 32}
+
+
+def make_config(cache, workdir, objective, teacher=''):
+    c = tiny_config(cache)
+    c.workdir, c.objective, c.teacher.path = str(workdir), objective, str(teacher)
+    c.student.update(SHAPE | {'layers': 2, 'width': 16, 'head': config.OBJECTIVES[objective].head})
+    c.eval.batches, c.optim.warmup, c.mesh.data = 1, 1, 1
+    c.train.update({'updates': 4, 'save_every': 2, 'log_every': 1, 'grad_accum_steps': 1})
+    return c
+
+
+def matched(cache, workdir, teacher, objective='match'):
+    c = make_config(cache, workdir, objective, teacher)
+    c.matching.update({'hidden': 1.0, 'pooled': 0.5, 'relations': 0.5, 'relation_heads': 4})
+    c.matching.hidden_layers = ('0=0', '1=2')
+    return c
+
+
+@pytest.fixture(scope='module')
+def teacher(data_cache, tmp_path_factory):
+    """A Hugging Face folder of a BertModel, which has no head."""
+    folder = tmp_path_factory.mktemp('teacher')
+    shape = config.network(**SHAPE | {'layers': 3, 'width': 24, 'vocab_size': 512, 'head': 'none'})
+    model = models.build(shape)
+    tokenizer = selection.load(make_config(data_cache, '', 'mlm'))
+    lightpaff_jax.save(str(folder), model, model.init(jax.random.key(3)), tokenizer)
+    assert json.loads((folder / 'config.json').read_text())['architectures'] == ['BertModel']
+    return folder
+
+
+@pytest.fixture(scope='module')
+def stage1(data_cache, teacher, tmp_path_factory):
+    """The configuration and the result of a finished run of `match`."""
+    c = matched(data_cache, tmp_path_factory.mktemp('stage1') / 'run', teacher)
+    c.train.eval_every, c.train.keep_best = 2, 'matching'
+    return c, train(c)
+
+
+def saved_params(workdir):
+    arrays = checkpoint.Reader(pathlib.Path(workdir) / 'checkpoints').read_params()
+    return {name: np.asarray(x).tobytes() for name, x in fingerprint.flatten(arrays).items()}
+
+
+def test_match_learns_and_scores_its_own_loss(stage1):
+    c, result = stage1
+    lines = (pathlib.Path(c.workdir) / 'metrics.jsonl').read_text().splitlines()
+    first, *_, last = [x for x in map(json.loads, lines) if x['kind'] == 'train']
+    assert last['loss'] < first['loss']
+    terms = 1.0 * last['hidden'] + 0.5 * last['pooled'] + 0.5 * last['relations']
+    assert last['loss'] == pytest.approx(terms, rel=1e-5)
+    scores = result['scores']['test']
+    terms = 1.0 * scores['hidden'] + 0.5 * scores['pooled'] + 0.5 * scores['relations']
+    assert scores['matching'] == pytest.approx(terms, rel=1e-5)
+    assert result['metric'] == 'matching'
+
+
+def test_resumed_match_has_the_same_projections(stage1, tmp_path):
+    c, _ = stage1
+    before = saved_params(c.workdir)
+    assert any(name.startswith(PROJECTIONS) for name in before)
+    copy = config.copy(c)
+    copy.workdir = str(shutil.copytree(c.workdir, tmp_path / 'run'))
+    shutil.rmtree(tmp_path / 'run/checkpoints/4')
+    (tmp_path / 'run/result.json').unlink()
+    train(copy)
+    assert saved_params(copy.workdir) == before
+    metrics = [(pathlib.Path(x) / 'metrics.jsonl').read_bytes() for x in (c.workdir, copy.workdir)]
+    assert metrics[0] == metrics[1]
+
+
+def test_stage2_starts_from_the_network_without_projections(data_cache, stage1, tmp_path):
+    c, result = stage1
+    model, params = lightpaff_jax.load(c.workdir)
+    assert PROJECTIONS not in params
+    assert result['parameters'] == model.parameter_count
+    stage2 = make_config(data_cache, tmp_path / 'stage2', 'mlm')
+    stage2.student.init, stage2.student.init_new_head = c.workdir, True
+    stage2.train.updates = 1
+    assert train(stage2)['scores']['test']['ce'] > 0
+
+
+def test_teacher_without_a_head_teaches_no_logits(data_cache, teacher, tmp_path):
+    c = make_config(data_cache, tmp_path / 'run', 'mlm', teacher)
+    with pytest.raises(
+        UserError, match=r'has no head.*use matching losses.*or train a masked-LM head'
+    ):
+        train(c)
+    c = matched(data_cache, tmp_path / 'run', teacher, 'mlm')
+    with pytest.raises(UserError, match='has no head'):
+        train(c)
+    c.loss.lambda_, c.train.updates = 0.0, 1
+    assert 'kl' not in train(c)['scores']['test']
+    line = json.loads((tmp_path / 'run/metrics.jsonl').read_text().splitlines()[0])
+    terms = line['ce'] + line['hidden'] + 0.5 * line['pooled'] + 0.5 * line['relations']
+    assert line['loss'] == pytest.approx(terms, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({}, "config.objective = 'match': requires config.matching.relations > 0 or"),
+        ({'hidden': -1.0}, 'config.matching.hidden = -1.0: must be at least 0 and finite'),
+        ({'hidden': 1.0, 'hidden_layers': ('1',)}, 'must be pairs of layers STUDENT=TEACHER'),
+        ({'hidden': 1.0, 'hidden_layers': ('decoder:1=1',)}, "family 'bert' has no decoder"),
+        ({'hidden': 1.0, 'hidden_layers': ('2=1',)}, "the student's encoder, 0 to 1"),
+        ({'hidden': 1.0, 'hidden_layers': ('1=1', '1=1')}, 'must name no pair twice'),
+        ({'hidden': 1.0, 'relation_layers': ('1=1',)}, 'only read if matching.relations > 0'),
+        ({'hidden': 1.0, 'pooling': 'first'}, 'only read if matching.pooled > 0'),
+        ({'pooled': 1.0, 'pooling': 'last'}, "'last': must be one of mean, first"),
+        ({'relations': 1.0, 'relation_heads': 0}, 'relation_heads = 0: must be at least 1'),
+        ({'relations': 1.0, 'relation_heads': 5}, '5: must divide student.width = 16'),
+    ],
+)
+def test_wrong_matching_settings_are_refused(data_cache, changes, message):
+    c = make_config(data_cache, 'run', 'match', 'teacher')
+    c.matching.update(changes)
+    with pytest.raises(UserError, match=message):
+        check.check(c, files=False, devices=())
+
+
+def test_matching_requires_a_teacher(data_cache):
+    c = make_config(data_cache, 'run', 'mlm')
+    c.matching.hidden = 1.0
+    with pytest.raises(UserError, match=r'matching\.hidden = 1\.0: requires a teacher'):
+        check.check(c, files=False, devices=())
