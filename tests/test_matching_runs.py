@@ -88,6 +88,17 @@ def test_resumed_match_has_the_same_projections(stage1, tmp_path):
     assert metrics[0] == metrics[1]
 
 
+def test_cached_activations_give_the_live_losses(stage1, tmp_path):
+    c, result = stage1
+    cached = config.copy(c)
+    cached.workdir, cached.teacher.cache = str(tmp_path / 'run'), str(tmp_path / 'cache')
+    cached_result = train(cached)
+    # The cache rounds the teacher's activations to bfloat16.
+    expected = pytest.approx(result['scores']['test']['matching'], rel=1e-3)
+    assert cached_result['scores']['test']['matching'] == expected
+    assert cached_result['flops_saved'] > 0
+
+
 def test_stage2_starts_from_the_network_without_projections(data_cache, stage1, tmp_path):
     c, result = stage1
     model, params = lightpaff_jax.load(c.workdir)

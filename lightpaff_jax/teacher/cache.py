@@ -66,7 +66,7 @@ def array_shapes(
       shape: the lengths of the record's bucket.
       taps: activations for the matching losses.
     """
-    shapes = {'features': (shape.predicted, network.width)}
+    shapes: dict[str, tuple[int, ...]] = {'features': (shape.predicted, network.width)}
     for tap in taps:
         length = shape.source if shape.source and tap.stack == 'encoder' else shape.tokens
         shapes[tap.name] = (length, network.width)
