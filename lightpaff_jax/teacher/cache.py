@@ -167,7 +167,8 @@ class Cache:
         part = shard.file.with_name(shard.file.name + storage.PART)
         try:
             with part.open('wb') as file:
-                for record, row in zip(shard.records.tolist(), _rows(parts), strict=False):
+                rows = _rows(parts, self._shapes[shard.bucket])
+                for record, row in zip(shard.records.tolist(), rows, strict=False):
                     file.write(row + self._row_digest(shard.masking, record, row))
             storage.commit(part, shard.file)
         except OSError as error:
@@ -218,9 +219,10 @@ class Cache:
         return hasher.digest()
 
 
-def _rows(parts: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+def _rows(parts: Iterable[Mapping[str, Any]], names: Iterable[str]) -> Iterator[bytes]:
     for part in parts:
-        for arrays in zip(*part.values(), strict=True):
+        # jit returns the arrays sorted by name, the file has the order of `names`.
+        for arrays in zip(*(part[name] for name in names), strict=True):
             yield b''.join(x.tobytes() for x in arrays)
 
 
