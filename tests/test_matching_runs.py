@@ -96,7 +96,7 @@ def test_cached_activations_give_the_live_losses(stage1, tmp_path):
     # The cache rounds the teacher's activations to bfloat16.
     expected = pytest.approx(result['scores']['test']['matching'], rel=1e-3)
     assert cached_result['scores']['test']['matching'] == expected
-    assert cached_result['flops_saved'] > 0
+    assert cached_result['flops_saved'] < 0  # four updates read less than the cache has
 
 
 def test_stage2_starts_from_the_network_without_projections(data_cache, stage1, tmp_path):
