@@ -178,6 +178,7 @@ _RECIPE = {
     'equal_flops': (),  # tasks with a baseline at equal FLOPs; () is all
     'unlabelled': 'student',  # who reads the tasks' data.unlabelled, one of UNLABELLED
     'equal_time': (),  # tasks with a baseline at equal time, from a measured ratio; () is none
+    'cache_teacher': True,  # whether runs that share a teacher and data do so without teacher.cache
     'validations': 0,  # of each run, which keeps the checkpoint of its best score; 0: as in train
     'sweep_share': 1.0,  # share of the updates that sweeps take; the chosen setting is run in full
     'sweep_all': False,  # whether baselines at equal cost and unlabelled text have sweeps of their own

@@ -59,7 +59,7 @@ def validate(c: ConfigDict) -> None:
         for key in keys:
             _rule(key, values[key], values[key] >= least, f'must be at least {least}')
     _check_loss('loss', c.loss)
-    _check_teacher_cache(c)
+    check_teacher_cache(c)
     _check_matching(c)
     _check_optim(c)
     _check_eval(c)
@@ -247,7 +247,8 @@ def _check_loss(prefix: str, section: ConfigDict) -> None:
     _check_float32(f'{prefix}.temperature', section.temperature, section.temperature)
 
 
-def _check_teacher_cache(c: ConfigDict) -> None:
+def check_teacher_cache(c: ConfigDict) -> None:
+    """Raises UserError if the teacher of a run cannot have a cache, or the run does not read its keys."""
     folder, epochs = c.teacher.cache, c.teacher.cache_epochs
     has_teacher = c.teacher.path or c.teacher.layers
     for holds, rule in (

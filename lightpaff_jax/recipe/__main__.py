@@ -4,6 +4,7 @@ import logging
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from lightpaff_jax import check, config
 from lightpaff_jax.config import flags, validate
 from lightpaff_jax.errors import Diverged, UserError
-from lightpaff_jax.recipe import plan
+from lightpaff_jax.recipe import plan, teacher_cache
 from lightpaff_jax.runtime import distributed, json_file
 
 _log = logging.getLogger('lightpaff_jax')
@@ -26,7 +27,8 @@ report.md and report.html. If started again, it skips finished runs and resumes 
 config.student and config.teacher are the two networks, and config.data is their pre-training data.
 config.recipe holds the settings of the four phases and the names of the tasks. The file of a task
 defines its fine-tuning and its scores with the keys data, eval, generate and optim. The smaller of
-the two eval.batches applies; a task's 0 always reads all batches.
+the two eval.batches applies; a task's 0 always reads all batches. Distilled runs that share a teacher
+and data may read its features from a cache, which is config.teacher.cache or in config.workdir.
 """
 
 # Keys that a recipe sets in each of its runs.
@@ -73,7 +75,7 @@ def run(c: ConfigDict) -> None:
 
     folder = workdir.folder(c)
     with workdir.held(folder):
-        record = _execute(c, folder, len(runs))
+        record = _execute(c, folder, runs)
         _measure_speed(c, folder, record, runs)
         if distributed.is_primary():
             print(report.write(folder))
@@ -123,8 +125,8 @@ def _resolve_teacher(c: ConfigDict) -> None:
         )
 
 
-def _execute(c: ConfigDict, folder: Any, total: int) -> dict[str, Any]:
-    """Trains the `total` runs of the plan, writes recipe.json after every sweep, and returns it."""
+def _execute(c: ConfigDict, folder: Any, runs: dict[str, ConfigDict]) -> dict[str, Any]:
+    """Trains the `runs` of the plan, writes recipe.json after every sweep, and returns it."""
     from lightpaff_jax import workdir
 
     record = {
@@ -138,22 +140,36 @@ def _execute(c: ConfigDict, folder: Any, total: int) -> dict[str, Any]:
         record['step_time_ratios'] = distributed.broadcast_from_primary(
             lambda: _read_ratios(folder / 'recipe.json')
         )
-    finished = 0
+    sharing = teacher_cache.Sharing(c, runs.values())
+    finished: list[str] = []
 
     def write() -> None:
         workdir.write_json(folder / 'recipe.json', record)
 
     def choose(sweep: plan.Sweep) -> str:
-        nonlocal finished
         if finished:
             write()
-        name = _run_sweep(sweep, finished, total, record['sweeps'])
-        finished += len(sweep.runs)
+        cached = {name: sharing.with_cache(r) for name, r in sweep.runs.items()}
+        name = _run_sweep(sweep._replace(runs=cached), len(finished), len(runs), record['sweeps'])
+        finished.extend(sweep.runs)
         return name
 
     plan.Plan(c, plan.load_tasks(c), choose, _measure_ratio, record).execute()
+    record |= distributed.broadcast_from_primary(lambda: _savings(folder, finished))
     write()
     return record
+
+
+def _savings(folder: Any, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Returns the FLOPs of all training, and those that caches of the teacher saved, if any."""
+    flops, saved = 0.0, 0.0
+    for name in names:
+        path = folder / name / 'result.json'
+        if path.exists():  # a run that diverged has no result
+            result = json_file.read(path, {'flops': float, 'flops_saved?': float})
+            flops += result['flops']
+            saved += result.get('flops_saved', 0.0)
+    return {'teacher_cache': {'flops': flops, 'flops_saved': saved}} if saved else {}
 
 
 def _read_ratios(path: Any) -> dict[str, float]:

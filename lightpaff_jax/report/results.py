@@ -47,6 +47,7 @@ RECIPE = {
     'name': str,
     'tasks': {str: {'teacher': [str], 'students': [{'student': str, 'seed': int, 'runs': [str]}]}},
     'notes?': [str],
+    'teacher_cache?': {'flops': float, 'flops_saved': float},
     'sweeps?': [_SWEEP | {'candidates': [_CANDIDATE], 'share?': float}],
     'step_time_ratios?': {str: float},
     **dict.fromkeys(('family?', 'scale?', 'command?'), str),

@@ -193,17 +193,14 @@ def provenance(
     students = [row for task in tasks.values() for key, row in task.items() if key != 'teacher']
     seeds = sorted({seed for row in students for seed in row.seeds})
     lines.append(('seeds', ', '.join(map(str, seeds)) or '-'))
-    by_name = {
-        name: run
-        for row in rows
-        for names, results in zip(row.runs, row.results, strict=True)
-        for name, run in zip(names, results, strict=True)
-    }
-    if saved := sum(run.get('flops_saved', 0.0) for run in by_name.values()):
-        lines.append(('FLOPs saved by the cache of the teacher', f'{saved:.2e}'.replace('e+', 'e')))
     if ratios := recipe.get('step_time_ratios'):
         listed = (f'{task or "pre-training"} {ratio:.3f}' for task, ratio in ratios.items())
         lines.append(('time of a distilled update / a plain one', '; '.join(listed)))
+    if cache := recipe.get('teacher_cache'):
+        saved = cache['flops_saved']
+        share = 100 * saved / (cache['flops'] + saved)
+        text = f'{saved:.2e}, {share:.1f} % of all runs, sweeps included'.replace('e+', 'e')
+        lines.append(('FLOPs saved by the cache of the teacher', text))
     if 'command' in recipe:
         lines.append(('recipe', recipe['command']))
     lines.append(('this report', f'python -m lightpaff_jax.report {workdir}'))
