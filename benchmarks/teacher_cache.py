@@ -35,6 +35,7 @@ def make_config(options: argparse.Namespace, folder: str) -> ConfigDict:
     """Returns the configuration of the student's run; writes the teacher into `folder`."""
     c = config.default()
     c.objective, c.data.view, c.data.length = 'classify', 'topic', options.length
+    c.data.packages = tuple(options.packages.split(','))
     c.student.update({'family': 'bert', 'head': 'classify', 'classes': sources.classes(c)})
     c.student.update({'vocab_size': options.vocabulary, 'positions': options.length})
     c.student.update(config.shape(*sizes(options.student)))
@@ -111,7 +112,17 @@ def measure(options: argparse.Namespace, folder: str) -> dict:
         f'cache: {cache.size / 1e6:.1f} MB in {build_seconds:.1f} s; sweep of {options.runs} runs of '
         f'{options.epochs} epochs: {sweep:.2f} x as fast'
     )
-    settings = ('teacher', 'student', 'vocabulary', 'batch', 'length', 'runs', 'epochs', 'updates')
+    settings = (
+        'teacher',
+        'student',
+        'packages',
+        'vocabulary',
+        'batch',
+        'length',
+        'runs',
+        'epochs',
+        'updates',
+    )
     return {
         **{name: getattr(options, name) for name in settings},
         'records': records,
@@ -129,6 +140,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument('--teacher', default='6x384x12', help='layers x width x heads')
     parser.add_argument('--student', default='3x192x3', help='layers x width x heads')
+    parser.add_argument('--packages', default='flax,optax,chex,grain', help='docstrings to read')
     parser.add_argument('--vocabulary', type=integer(2), default=8192, help='entries')
     parser.add_argument('--batch', type=integer(1), default=32, help='sequences per update')
     parser.add_argument('--length', type=integer(8), default=64, help='tokens per sequence')

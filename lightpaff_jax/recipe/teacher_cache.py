@@ -11,6 +11,7 @@ from lightpaff_jax import config
 from lightpaff_jax.config import validate
 from lightpaff_jax.errors import UserError
 
+MAX_BYTES = 10**10  # of a cache that nobody asked for
 _log = logging.getLogger('lightpaff_jax')
 # Keys of config.data on which no cache depends.
 _OTHER_KEYS = ('batch_size', 'cache', 'prefetch', 'workers', 'tfds_dir')
@@ -29,8 +30,8 @@ class Sharing:
     def with_cache(self, run: ConfigDict) -> ConfigDict:
         """Returns a run with a cache in the recipe's workdir if that saves forward passes of its teacher.
 
-        It does if several runs share the cache and together read more rows than it has. Masks that
-        change by epoch would repeat, so they have a cache only if `config.teacher.cache` is set.
+        It does if several runs share the cache and together read more rows than it has. A cache above
+        MAX_BYTES, or of masks that change by epoch and would repeat, requires `config.teacher.cache`.
         """
         c, rows = self._c, self._rows[_key(run)]
         is_wanted = c.recipe.cache_teacher and not c.teacher.cache
@@ -44,7 +45,18 @@ class Sharing:
         except UserError as error:
             _log.info('%s: %s; the live teacher is used', run.workdir, error)
             return run
-        return cached if sum(rows) > _records(run) else run
+        records = _records(run)
+        if sum(rows) <= records:
+            return run
+        size = records * _row_bytes(run)
+        if size > MAX_BYTES:
+            _log.info(
+                '%s: a cache of the teacher would take %.3g GB, the live teacher is used; '
+                'config.teacher.cache = FOLDER makes one',
+                *(run.workdir, size / 1e9),
+            )
+            return run
+        return cached
 
 
 def _key(run: ConfigDict) -> str:
@@ -60,3 +72,11 @@ def _records(run: ConfigDict) -> int:
     from lightpaff_jax.data.tokenizers import selection
 
     return prepare.prepare(run, selection.load(run)).split('train')['records']
+
+
+def _row_bytes(run: ConfigDict) -> int:
+    """Returns the bytes that the longest record of a run takes in a cache."""
+    from lightpaff_jax import teacher
+    from lightpaff_jax.teacher import cache
+
+    return cache.row_bytes(cache.bucket_shapes(run, teacher.open(run).network)[-1])

@@ -86,6 +86,17 @@ def _taps(losses: Matching | None) -> tuple[Tap, ...]:
     return () if losses is None else losses.teacher_taps
 
 
+def bucket_shapes(c: ConfigDict, network: ConfigDict) -> list[Shapes]:
+    """Returns the shapes of a record of each bucket of a run; `network` is that of the teacher."""
+    taps = _taps(networks.matching_losses(c, network))
+    return [array_shapes(network, shape, taps) for shape in networks.shapes(c)]
+
+
+def row_bytes(shapes: Shapes) -> int:
+    """Returns the bytes of a record on disk."""
+    return _DIGEST_BYTES + _DTYPE.itemsize * sum(map(math.prod, shapes.values()))
+
+
 class Shard(NamedTuple):
     """A file of the cache."""
 
@@ -121,9 +132,7 @@ class Cache:
         self.folder = folder / f'{key["objective"]}-{self._digest.hex()[:16]}'
         self._lengths, self._shapes, self._buckets = lengths, shapes, buckets
         self._records = [np.flatnonzero(buckets == k) for k in range(len(shapes))]
-        self._row_bytes = [
-            _DIGEST_BYTES + _DTYPE.itemsize * sum(map(math.prod, x.values())) for x in shapes
-        ]
+        self._row_bytes = [row_bytes(x) for x in shapes]
 
     @property
     def size(self) -> int:
@@ -247,12 +256,7 @@ def describe(
     c: ConfigDict, teacher: Teacher, prepared: Dataset | Mixture, tokenizer: Tokenizer
 ) -> Cache:
     """Describes the cache of a run; its files need not exist."""
-    network, buckets = teacher.model.network, objectives.buckets(c)
-    taps = _taps(networks.matching_losses(c, network))
-    shapes = [
-        array_shapes(network, objectives.OBJECTIVES[c.objective].shape(bucket), taps)
-        for bucket in buckets
-    ]
+    network, shapes = teacher.model.network, bucket_shapes(c, teacher.model.network)
     dtypes = {str(x.dtype) for x in jax.tree.leaves(teacher.params)}
     key = {
         'format': FORMAT,
@@ -266,7 +270,7 @@ def describe(
         'maskings': c.teacher.cache_epochs,
         'arrays': [*shapes[0]],
     }
-    lengths = [bucket.data.length for bucket in buckets]
+    lengths = [bucket.data.length for bucket in objectives.buckets(c)]
     folder = pathlib.Path(c.teacher.cache).expanduser()
     return Cache(folder, key, lengths, shapes, batches.record_buckets(c, prepared))
 

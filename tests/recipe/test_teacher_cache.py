@@ -45,6 +45,7 @@ def small(tmp_path, vocabulary):
 def caches(c, monkeypatch, records):
     """Returns the runs that read a cache if the data of all runs has so many records."""
     monkeypatch.setattr(teacher_cache, '_records', lambda run: records)
+    monkeypatch.setattr(teacher_cache, '_row_bytes', lambda run: 1000)
     runs, _ = plan.expand(c)
     sharing = teacher_cache.Sharing(c, runs.values())
     cached = {name: sharing.with_cache(run) for name, run in runs.items()}
@@ -63,6 +64,18 @@ def test_runs_that_share_a_teacher_and_data_share_a_cache(small, monkeypatch):
     assert caches(small, monkeypatch, 96) == {}, 'they read 4 x 24 rows'
     small.recipe.cache_teacher = False
     assert caches(small, monkeypatch, 95) == {}
+
+
+def test_large_cache_is_made_only_in_a_folder_that_is_set(small, monkeypatch, caplog):
+    monkeypatch.setattr(teacher_cache, 'MAX_BYTES', 94_999)
+    with caplog.at_level('INFO', 'lightpaff_jax'):
+        assert caches(small, monkeypatch, 95) == {}
+    message = (
+        'a cache of the teacher would take 9.5e-05 GB, the live teacher is used; config.teacher'
+    )
+    assert message in caplog.records[0].message
+    small.teacher.cache = 'folder'
+    assert len(caches(small, monkeypatch, 95)) == 5
 
 
 def test_stage_1_of_several_seeds_shares_a_cache(small, monkeypatch):
