@@ -175,6 +175,8 @@ _RECIPE = {
     'data': '',  # folder that replaces `data` in paths of config.data; '' keeps it
     'scale': '',  # size of a family's table: paper, small, tiny or ci
     'notes': (),  # sentences of the report: conditions of its figures
+    'stage1_objective': '',  # objective of stage 1, such as match; '' is objective
+    'teacher_head': False,  # whether to train a head of an imported teacher first, by teacher_pretrain
     'equal_flops': (),  # tasks with a baseline at equal FLOPs; () is all
     'unlabelled': 'student',  # who reads the tasks' data.unlabelled, one of UNLABELLED
     'equal_time': (),  # tasks with a baseline at equal time, from a measured ratio; () is none

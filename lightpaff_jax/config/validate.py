@@ -71,7 +71,7 @@ def validate(c: ConfigDict) -> None:
         for axis in c.mesh[name]:
             _check_choice(f'mesh.{name}', axis, config.SPLIT)
     _check_seeds('seed', (c.seed,))
-    _check_recipe(c.recipe)
+    _check_recipe(c.recipe, c.student.family)
     _check_unread(c)
     _check_range(values)
 
@@ -358,10 +358,13 @@ def _check_seeds(key: str, seeds: Sequence[int]) -> None:
     _rule(key, text, all(0 <= seed < 2**31 for seed in seeds), 'must be at least 0 and below 2**31')
 
 
-def _check_recipe(recipe: ConfigDict) -> None:
+def _check_recipe(recipe: ConfigDict, family: str) -> None:
     _check_seeds('recipe.seeds', recipe.seeds)
     unique = len({*recipe.tasks}) == len(recipe.tasks)
     _rule('recipe.tasks', ','.join(recipe.tasks), unique, 'must name no task twice')
+    names = [n for n in config.objectives_of(family) if OBJECTIVES[n].example_type == 'documents']
+    name, rule = recipe.stage1_objective, f'must be one of {", ".join(names)} for family {family!r}'
+    _rule('recipe.stage1_objective', repr(name), name in ('', *names), rule + nearest(name, names))
     share = recipe.sweep_share
     _rule('recipe.sweep_share', share, 0 < share <= 1, 'must be above 0 and at most 1')
     for name in config.PHASES:

@@ -61,7 +61,7 @@ def run(c: ConfigDict) -> None:
 
     # Checked here, so that the message names the key of the recipe and not that of a run.
     for phase in config.PHASES:
-        imported = phase == 'teacher_pretrain' and c.teacher.path
+        imported = phase == 'teacher_pretrain' and c.teacher.path and not c.recipe.teacher_head
         if c.recipe[phase].updates and not imported:
             batch_size = c.recipe[phase].batch_size
             validate.check_batch(f'recipe.{phase}.batch_size', batch_size, c, jax.device_count())
@@ -94,6 +94,8 @@ def _check_settings(c: ConfigDict) -> None:
         if c.recipe.validations and section[leaf] != defaults[key]:
             rule = 'is not read with config.recipe.validations, which sets it for each run'
             raise UserError(f'config.{key} = {section[leaf]}: {rule}')
+    if c.recipe.teacher_head and not c.teacher.path:
+        raise UserError('config.recipe.teacher_head = True: requires config.teacher.path')
     if c.requires:
         raise UserError(f'config.requires = {",".join(c.requires)}: is not read by a recipe')
     for name in ('teacher_finetune', 'student_finetune'):

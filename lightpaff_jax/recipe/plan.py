@@ -6,6 +6,7 @@
     student pre-training  ->  student fine-tuning, one per task
          (stage 1)                  (stage 2)
 
+Stage 1 may have an objective of its own, `recipe.stage1_objective`, such as matching losses.
 The student `two_stage` distills in both stages. The ablations distill in one stage only, the
 baselines in neither: `no_teacher` has the same number of updates, `no_teacher_equal_flops` the same
 training FLOPs, `no_teacher_equal_time` the same training time. `two_stage_unlabelled` adds unlabelled
@@ -84,8 +85,10 @@ class Plan:
         c = self.c
         self.record |= {'tasks': {}, 'sweeps': []}
         pretraining, teacher_path = [], c.teacher.path
-        if not teacher_path:
+        if not teacher_path or c.recipe.teacher_head:
             run = self._pretraining('teacher_pretrain', c.teacher, c.seed)
+            if teacher_path:
+                run.student.init, run.student.init_new_head = teacher_path, True
             name = self._sweep('teacher_pretrain', 'teacher_pretrain', '', 'teacher', run)
             pretraining, teacher_path = [name], f'{c.workdir}/{name}'
         for task in self.tasks:
@@ -108,6 +111,8 @@ class Plan:
         task_record = self.record['tasks'][task]
         if student.pretrain not in pretrained:
             run = self._pretraining('student_pretrain', c.student, seed)
+            if student.pretrain == 'stage1':
+                _set_objective(run, c.recipe.stage1_objective or c.objective)
             pair = (pretrained.get('stage1', ''), pretrained.get('pretrain', ''))
             _extend(run, self._relative_cost(student.equal, '', run, pair))
             # A longer baseline uses the choice of 'pretrain'.
@@ -153,16 +158,17 @@ class Plan:
           equal: the cost, see `Student`; 1 is returned for 'updates'.
           task: name of the task, '' in pre-training.
           run: a run without a teacher.
-          pair: the names of a finished run with a teacher and of one without, to measure times.
+          pair: the names of a finished run with a teacher and of one without.
         """
+        if equal == 'updates':
+            return 1.0
+        distilled, plain = (self.runs[name] for name in pair)
         if equal == 'FLOPs':
-            return _relative_flops(self.c.teacher, run)
-        if equal == 'time':
-            ratios = self.record.setdefault('step_time_ratios', {})
-            if task not in ratios:
-                ratios[task] = self.measure(*(self.runs[name] for name in pair))
-            return ratios[task]
-        return 1.0
+            return _relative_flops(self.c.teacher, distilled, run)
+        ratios = self.record.setdefault('step_time_ratios', {})
+        if task not in ratios:
+            ratios[task] = self.measure(distilled, plain)
+        return ratios[task]
 
     def _students(self, task: str) -> list[str]:
         recipe, absent = self.c.recipe, []
@@ -183,7 +189,8 @@ class Plan:
         """Sweeps over peak learning rates and, with a teacher, lambdas; returns the chosen run."""
         p, key = self._phase(phase, task), (phase, task, student)
         rates = p.sweep_peak_lr or (p.peak_lr,)
-        lambdas = (p.sweep_lambda or (p.lambda_,)) if teacher else (0.0,)
+        reads_lambda = teacher and config.OBJECTIVES[run.objective].outputs != 'matching'
+        lambdas = (p.sweep_lambda or (p.lambda_,)) if reads_lambda else (0.0,)
         settings = [*itertools.product(rates, lambdas)]
         if key in self.chosen:
             settings = [self.chosen[key]]
@@ -222,6 +229,8 @@ class Plan:
         candidate.loss.temperature = temperature
         if not teacher or run.data.augment:  # an augmented text is another one in every epoch
             candidate.teacher.update({'cache': '', 'cache_epochs': 1})
+        if not teacher:
+            candidate.matching.update(config.default().matching)
         _extend(candidate, share)
         if validations := self.c.recipe.validations:
             scores = config.OBJECTIVES[run.objective].validation_scores
@@ -251,7 +260,7 @@ class Plan:
         run.task, run.student.classes = t.task, t.student.classes
         machine = {key: run.data[key] for key in ('cache', 'workers', 'prefetch', 'tfds_dir')}
         batch_size, batches = run.eval.batch_size, run.eval.batches
-        for section in ('data', 'eval', 'generate', 'optim'):
+        for section in ('data', 'eval', 'generate', 'matching', 'optim'):
             run[section].update(t[section].to_dict())
         run.data.update(machine)
         run.eval.batch_size = batch_size
@@ -322,7 +331,7 @@ def _extend(run: ConfigDict, factor: float) -> None:
     run.optim.warmup = round(run.optim.warmup * factor)
 
 
-def _relative_flops(teacher: ConfigDict, run: ConfigDict) -> float:
+def _relative_flops(teacher: ConfigDict, distilled: ConfigDict, plain: ConfigDict) -> float:
     """Returns the FLOPs of a distilled update divided by those of an update without a teacher.
 
     A training update of the student costs three forward passes, distillation adds one forward pass
@@ -331,13 +340,16 @@ def _relative_flops(teacher: ConfigDict, run: ConfigDict) -> float:
     from lightpaff_jax import models
     from lightpaff_jax.data import objectives
 
-    shape = objectives.OBJECTIVES[run.objective].shape(run)
+    student, alone = (
+        3 * models.build(run.student).flops(objectives.OBJECTIVES[run.objective].shape(run))
+        for run in (distilled, plain)
+    )
     network = config.network(**{key: teacher[key] for key in config.network()})
     # The teacher predicts the ids of the student only.
     for key in ('head', 'classes', 'vocab_size'):
-        network[key] = run.student[key]
-    student = 3 * models.build(run.student).flops(shape)
-    return 1 + models.build(network).flops(shape) / student
+        network[key] = distilled.student[key]
+    shape = objectives.OBJECTIVES[distilled.objective].shape(distilled)
+    return student / alone + models.build(network).flops(shape) / alone
 
 
 def load_tasks(c: ConfigDict) -> dict[str, ConfigDict]:

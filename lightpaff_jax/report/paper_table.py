@@ -16,6 +16,7 @@ from lightpaff_jax.report.results import (
     Row,
     check_choice,
     format_mean,
+    stage1_note,
     values,
 )
 from lightpaff_jax.report.tables import Table
@@ -117,9 +118,10 @@ def table(recipe: dict, tasks: Tasks, note: str = '') -> Table:
     family = recipe['family'] if recipe.get('scale') else ''
     lines: list[Sequence[str]] = []
     quoted, best = [], []
-    for key, (label, _) in ROWS.items():
+    for key in ROWS:
         rows = {task: rows[key] for task, rows in tasks.items() if key in rows}
         if rows:
+            label = next(iter(rows.values())).label
             leads = {task for task in rows if _is_best(key, tasks[task])}
             best += [(len(lines), 1 + n) for n, t in enumerate(recipe['tasks']) if t in leads]
             lines.append(_line(label, rows, tasks, recipe['tasks']))
@@ -187,7 +189,7 @@ def _note(family: str, recipe: dict, tasks: Tasks) -> str:
         'Test scores; ± is the standard error of the mean over seeds (sd / √n). Bold: the best '
         'student with equal updates and the same text. Ratio: parameters of the teacher divided by '
         'those of the model. '
-    )
+    ) + stage1_note(next(iter(tasks.values())))
     if ranked:
         note += f'Students are ranked on {", ".join(ranked)}. '
     if not family:

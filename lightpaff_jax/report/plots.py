@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from lightpaff_jax import config
+from lightpaff_jax.config.objectives import Objective
 from lightpaff_jax.report.results import GREY, Row, mean, teacher_share, values
 from lightpaff_jax.runtime import json_file
 
@@ -47,17 +48,26 @@ STYLE: Any = {  # Any: the keys of matplotlib.typing are literals
 
 
 # A line of metrics.jsonl; null stands for a number that is not finite.
-_LINE = {'kind': str, 'step': int, 'ce?': float | None}
+_LINE = {'kind': str, 'step': int, **dict.fromkeys(('ce?', 'loss?', 'matching?'), float | None)}
 Curve = tuple[str, str, str, float]  # run, label, colour and width of a line
 
 
-def _draw_curves(ax: Axes, workdir: pathlib.Path, curves: Sequence[Curve], ylabel: str) -> None:
+def _draw_curves(
+    ax: Axes,
+    workdir: pathlib.Path,
+    curves: Sequence[Curve],
+    ylabel: str,
+    scores: tuple[str, ...] = ('ce',),
+) -> None:
+    """Draws the first of the scores that a line of metrics.jsonl has; skips lines without any."""
     shown: list[float] = []
     for run, label, colour, width in curves:
         path = workdir / run / 'metrics.jsonl'
         lines = json_file.read_lines(path, _LINE) if path.exists() else []
-        lines = [x for x in lines if 'ce' in x]  # a run of matching losses only has none
-        ces = [(x['kind'], x['step'], math.nan if x['ce'] is None else x['ce']) for x in lines]
+        ces = []
+        for x in lines:
+            for key in [key for key in scores if key in x][:1]:
+                ces.append((x['kind'], x['step'], math.nan if x[key] is None else x[key]))
         steps, losses = ([point[n] for point in ces if point[0] == 'train'] for n in (1, 2))
         validation = [[point[n] for point in ces if point[0] == 'validation'] for n in (1, 2)]
         ax.plot(steps, losses, color=colour, lw=width, alpha=0.8, label=label)
@@ -201,18 +211,15 @@ def learning_curves(workdir: pathlib.Path, rows: Sequence[Row], phase: int, task
     return _svg(draw, title, task) if curves else ''
 
 
-def run_curve(workdir: pathlib.Path, unit: str) -> str:
-    """Returns a plot of the losses of a single run, or '' without metrics.jsonl.
-
-    Args:
-      workdir: workdir of the run.
-      unit: what the loss is divided by.
-    """
+def run_curve(workdir: pathlib.Path, objective: Objective) -> str:
+    """Returns a plot of the losses of a single run, or '' without metrics.jsonl."""
     if not (workdir / 'metrics.jsonl').exists():
         return ''
-    curves = [('', 'training', CANDIDATE_COLOURS[0], 1.0)]
-    ylabel = f'cross-entropy, nats per {unit}'
-    draw = functools.partial(_draw_curves, workdir=workdir, curves=curves, ylabel=ylabel)
+    curves: list[Curve] = [('', 'training', CANDIDATE_COLOURS[0], 1.0)]
+    arguments: dict[str, Any] = {'ylabel': f'cross-entropy, nats per {objective.unit}'}
+    if objective.outputs == 'matching':
+        arguments = {'ylabel': 'matching loss', 'scores': ('matching', 'loss')}
+    draw = functools.partial(_draw_curves, workdir=workdir, curves=curves, **arguments)
     return _svg(draw, 'Loss: the line is training, dots are validation', '')
 
 

@@ -27,6 +27,7 @@ ROWS = {
     'no_teacher_equal_flops': ('no teacher, equal FLOPs', '#b07d05'),
     'no_teacher_equal_time': ('no teacher, equal time', '#7d8b12'),
 }
+STAGE1 = ('two_stage', 'two_stage_unlabelled', 'stage1_only')  # rows whose pre-training distills
 # Keys of result.json.
 COSTS = ['updates', 'tokens', 'seconds', 'flops', 'tokens_per_second', 'parameters', 'bytes']
 _RESULT = {
@@ -343,13 +344,36 @@ def _rows(
             continue
         seed = finished[-1]['seed'] if seed is None else seed
         seeds[key].append((seed, tuple(runs), finished))
-    rows = {key: Row(*ROWS[key], *zip(*seeds[key], strict=True)) for key in seeds if seeds[key]}
+    rows = {key: _row(key, *zip(*seeds[key], strict=True)) for key in seeds if seeds[key]}
     for setting in ('objective', 'metric'):
         names = {results[-1][setting] for row in rows.values() for results in row.results}
         if len(names) > 1:
             rule = f'its last runs must have one {setting}, not {" and ".join(sorted(names))}'
             raise UserError(f'{where}: {rule}')
     return rows
+
+
+def _row(key: str, seeds: tuple, runs: tuple, results: tuple) -> Row:
+    """Returns a row; its label tells whether its stage 1 was by matching losses."""
+    label, colour = ROWS[key]
+    objective = config.OBJECTIVES[results[0][0]['objective']]
+    if key in STAGE1 and len(results[0]) > 1 and objective.outputs == 'matching':
+        label += ', matching'
+    return Row(label, colour, seeds, runs, results)
+
+
+def stage1_note(rows: dict[str, Row]) -> str:
+    """Returns a sentence on what stage 1 learned from the teacher; '' without a stage 1."""
+    for key in STAGE1:
+        if key in rows and len(rows[key].results[0]) > 1:
+            objective = config.OBJECTIVES[rows[key].results[0][0]['objective']]
+            if objective.outputs == 'matching':
+                return (
+                    'Stage 1 matches activations of the teacher; students without it, the baselines '
+                    'included, are pre-trained on the same text by their own objective. '
+                )
+            return "Stage 1 learns from the teacher's logits. "
+    return ''
 
 
 def _invalid_score(result: dict) -> str:

@@ -49,8 +49,8 @@ def build(workdir: pathlib.Path) -> tuple[str, list[str], list[Part], list[Table
     findings = [_headline(result)]
     findings += [speed_sentence(speed)] if speed else []
     findings += [examples.summary] if examples else []
-    unit = config.OBJECTIVES[result['objective']].unit
-    parts = [Part((), _score_table(result), run_curve(workdir, unit), '', examples)]
+    curve = run_curve(workdir, config.OBJECTIVES[result['objective']])
+    parts = [Part((), _score_table(result), curve, '', examples)]
     lines = [
         (label, format(factor * result[key], spec).replace('e+', 'e'))
         for key, (label, factor, spec) in _COSTS.items()

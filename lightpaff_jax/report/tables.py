@@ -16,6 +16,7 @@ from lightpaff_jax.report.results import (
     live_flops,
     mean,
     score,
+    stage1_note,
     teacher_share,
     throughput,
     total,
@@ -143,7 +144,7 @@ def _main_note(rows: dict[str, Row]) -> str:
         bleu = f'BLEU: {" or ".join(signatures)}. '
     return (
         'Scores on the test split; ± is the standard error of the mean over seeds (sd / √n). '
-        f'Share of teacher score: {share}. {bleu}{first.objective.note}Costs are totals over all '
+        f'Share of teacher score: {share}. {stage1_note(rows)}{bleu}{first.objective.note}Costs are totals over all '
         'runs of a row, including runs that other rows share, and means over seeds. A distilled '
         'run includes the forward pass of the teacher in every update, also if a cache replaced it; no '
         'student includes the training of the teacher.'
@@ -225,7 +226,13 @@ def _protocols(recipe: dict, tasks: dict[str, dict[str, Row]]) -> dict[str, list
         for task, rows in tasks.items()
     }
     pretraining = [run for seeds in results.values() for runs in seeds for run in runs[:-1]]
-    facts = {'protocol of pre-training': [run['protocol'] for run in pretraining]}
+    objectives = sorted({run['objective'] for run in pretraining})
+    facts = {
+        'protocol of pre-training' + (f' by {objective}' if len(objectives) > 1 else ''): [
+            run['protocol'] for run in pretraining if run['objective'] == objective
+        ]
+        for objective in objectives
+    }
     several = len(recipe['tasks']) > 1
     for task, seeds in results.items():
         last, of_task = [runs[-1] for runs in seeds], f' of {task}' if several else ''

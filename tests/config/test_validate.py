@@ -204,6 +204,11 @@ INVALID = [
     ('recipe.student_finetune.warmup', -1, '-1: must be at least 0'),
     ('recipe.student_finetune.batch_size', 0, '0: must be at least 1'),
     ('recipe.tasks', ('a.py', 'a.py'), 'a.py,a.py: must name no task twice'),
+    (
+        'recipe.stage1_objective',
+        'mass',
+        "'mass': must be one of clm for family 'gpt2'",
+    ),
     ('recipe.sweep_share', 0.0, '0.0: must be above 0 and at most 1'),
     ('recipe.validations', -1, '-1: must be at least 0'),
     ('recipe.student_finetune.sweep_peak_lr', (1e-3, 0.0), '0.0: must be above 0 and finite'),

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from lightpaff_jax import models
-from lightpaff_jax.config import flags
+from lightpaff_jax import config, models
+from lightpaff_jax.config import flags, validate
 from lightpaff_jax.data import objectives
 from lightpaff_jax.data.sources import pydocs
 from lightpaff_jax.errors import UserError
@@ -97,9 +97,8 @@ def test_each_stage_has_the_teacher_its_student_names(family):
             }[student['student']]
 
 
-@every_family
-def test_equal_flops_baseline_costs_as_much_as_distillation(family):
-    c, runs, record = expand(family)
+def check_equal_flops(c, runs, record):
+    """Checks that two-stage and the baseline at equal FLOPs cost the same in every task."""
     networks = {run.workdir: models.build(run.student) for run in runs.values()}
 
     def flops(task, name):
@@ -108,7 +107,9 @@ def test_equal_flops_baseline_costs_as_much_as_distillation(family):
             r = runs[run]
             shape = objectives.OBJECTIVES[r.objective].shape(r)
             per_example = 3 * networks[r.workdir].flops(shape)
-            per_example += networks[r.teacher.path].flops(shape) if r.teacher.path else 0
+            if r.teacher.path:
+                network = {**networks[r.teacher.path].network, 'head': r.student.head}
+                per_example += models.build(config.network(**network)).flops(shape)
             total += r.train.updates * r.data.batch_size * per_example
         return total
 
@@ -116,6 +117,54 @@ def test_equal_flops_baseline_costs_as_much_as_distillation(family):
     for task in record['tasks'].values():
         ratio = flops(task, 'no_teacher_equal_flops') / flops(task, 'two_stage')
         assert ratio == pytest.approx(1, abs=0.5 / updates)  # updates are whole numbers
+
+
+@every_family
+def test_equal_flops_baseline_costs_as_much_as_distillation(family):
+    check_equal_flops(*expand(family))
+
+
+def test_stage_1_by_matching_differs_from_the_pretraining_of_baselines():
+    c = load('bert', ('topic', 'pairs'), (0, 1))
+    c.recipe.stage1_objective, c.matching.hidden = 'match', 1.0
+    c.data.mask_rate = 0.3  # read by the baselines' objective only
+    c.recipe.student_pretrain.sweep_lambda = (0.5, 0.9)
+    runs, record = plan.expand(c)
+    for name, run in runs.items():
+        validate.validate(run)
+        is_stage1 = name.endswith('/stage1')
+        assert run.matching.hidden == (1.0 if is_stage1 else 0.0), name
+        if is_stage1:
+            assert (run.objective, run.student.head) == ('match', 'none')
+            assert run.loss.lambda_ == 0
+        elif 'pretrain' in name.split('/')[-1]:
+            assert (run.objective, run.student.head, run.data.mask_rate) == ('mlm', 'lm', 0.3)
+        else:
+            assert run.student.init_new_head
+            assert run.objective == 'classify'
+    check_equal_flops(c, runs, record)
+
+
+def test_stage_2_has_the_matching_losses_of_its_task(monkeypatch):
+    c = load('bert', ('topic',), (0,))
+    tasks = plan.load_tasks(c)
+    tasks['topic'].matching.pooled = 0.5
+    monkeypatch.setattr(plan, 'load_tasks', lambda _: tasks)
+    runs, _ = plan.expand(c)
+    weights = {name for name, run in runs.items() if run.matching.pooled == 0.5}
+    assert weights == {'seed0/two_stage', 'seed0/stage2_only'}
+
+
+def test_head_of_an_imported_teacher_is_trained_first():
+    c = load('bert', ('topic',), (0,))
+    c.teacher.path, c.recipe.teacher_head = 'teachers/minilm', True
+    runs, record = plan.expand(c)
+    first = runs['teacher_pretrain']
+    assert (first.student.init, first.student.init_new_head) == ('teachers/minilm', True)
+    assert (first.objective, first.teacher.path) == ('mlm', '')
+    assert runs['teacher_finetune'].student.init == 'work/teacher_pretrain'
+    assert runs['seed0/stage1'].teacher.path == 'work/teacher_pretrain'
+    assert record['tasks']['topic']['teacher'] == ['teacher_pretrain', 'teacher_finetune']
 
 
 @every_family

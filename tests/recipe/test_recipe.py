@@ -138,6 +138,12 @@ def test_validations_of_a_recipe_exclude_those_of_train(micro):
         recipe.run(micro)
 
 
+def test_head_of_a_teacher_to_train_requires_a_path(micro):
+    micro.recipe.teacher_head = True
+    with pytest.raises(UserError, match=r'teacher_head = True: requires config.teacher.path'):
+        recipe.run(micro)
+
+
 def test_recipe_rejects_the_key_requires(micro):
     micro.requires = ('configs/bert.py',)
     with pytest.raises(

@@ -106,6 +106,33 @@ def test_table_of_a_classifier_has_its_own_columns(tmp_path):
 
 
 @without_plots
+@pytest.mark.parametrize(
+    ('objective', 'labels', 'note'),
+    [
+        ('mlm', ('two-stage', 'stage 1 only'), "Stage 1 learns from the teacher's logits."),
+        (
+            'match',
+            ('two-stage, matching', 'stage 1 only, matching'),
+            'Stage 1 matches activations of the teacher; students without it',
+        ),
+    ],
+)
+def test_table_tells_which_kind_of_stage_1_it_was(tmp_path, objective, labels, note):
+    workdir = make_classifier(tmp_path, seeds=1)
+    scores = {'validation': {'matching': 0.5, 'rows': 10}}
+    if objective == 'match':
+        keys = {'objective': 'match', 'metric': 'matching', 'scores': scores}
+        make_run(workdir / 'seed0/stage1', 2, 0, **keys, cost=1.4)
+    rows = cells(workdir)
+    assert {*labels} <= rows.keys()
+    assert {'stage 2 only', 'no teacher'} <= rows.keys()
+    text = (workdir / 'report.md').read_text('utf-8')
+    assert note in text
+    assert f'({labels[1]})' in text  # the rival in the findings
+    assert 'the runs differ' not in text
+
+
+@without_plots
 @pytest.mark.parametrize('objective', ['mlm', 'mass'])
 def test_masked_objective_has_no_perplexity_per_word(tmp_path, objective):
     figures = {student: runs[2] for student, runs in STUDENTS.items()} | {'teacher': 28.0}

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from helpers.reports import make_run, scores_of, write_predictions
+from matplotlib.figure import Figure
 
 from lightpaff_jax import report
 from lightpaff_jax.report import examples, plots
@@ -41,6 +42,22 @@ def test_curve_of_a_run_is_drawn(tmp_path, titles):
     make_run(tmp_path, 30.0, 0)
     report.write(tmp_path)
     assert titles == ['Loss: the line is training, dots are validation']
+
+
+def test_curve_of_a_run_of_matching_losses_has_its_own_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, '_svg', lambda draw, title, task: draw(ax) or '')
+    ax = Figure().add_subplot()
+    scores = {'validation': {'matching': 0.5, 'rows': 10}}
+    make_run(tmp_path, 2, 0, objective='match', metric='matching', scores=scores)
+    lines = [
+        {'step': 10, 'kind': 'train', 'loss': 0.8},
+        {'step': 20, 'kind': 'train', 'loss': 0.6},
+        {'step': 20, 'kind': 'validation', 'matching': 0.5},
+    ]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+    report.write(tmp_path)
+    assert ax.get_ylabel() == 'matching loss'
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.8, 0.6], [0.5]]
 
 
 def test_wrong_answers_have_class_names_most_confident_first(tmp_path):
