@@ -332,6 +332,7 @@ BASEx | tokenizer.path = {v}x: no such file
 --source=text:{text} --out={v}/vocab.txt --tokenizer={v} | vocab.txt: must be a folder
 BASE --workers=0 | --workers=0: must be a
 BASE --shard-tokens=many | must be a whole
+BASE --config.tokenizer.reduce=text:{text} | config.tokenizer.reduce = text:{text}: is not read here
 --source=text:{text} --out={out} --train-tokenizer=9 | such a vocabulary cannot be trained
 BASE --on-error=skp | did you mean skip?
 BASE --config.data.lengt=9 | did you mean

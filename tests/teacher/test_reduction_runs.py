@@ -52,6 +52,9 @@ def test_reduced_student_runs_through_both_stages(tmp_path):
     evaluate.run(config.copy(c), c.workdir, str(tmp_path / 'scores'))
     scores = json.loads((tmp_path / 'scores' / 'scores.json').read_text())
     assert scores['scores']['test'] == pytest.approx(second['scores']['test'], rel=1e-6)
+    alone = config.copy(c)
+    alone.teacher.path = ''
+    evaluate.run(alone, c.workdir, str(tmp_path / 'alone'))
     evaluate.run(config.copy(c), str(tmp_path / 'classifier'), str(tmp_path / 'whole'))
     whole = json.loads((tmp_path / 'whole' / 'scores.json').read_text())
     assert whole['tokenizer_hash'] != second['tokenizer_hash']
