@@ -15,7 +15,7 @@ from lightpaff_jax.data.tokenizers import Tokenizer
 from lightpaff_jax.data.tokenizers.huggingface import HuggingFace
 from lightpaff_jax.errors import UserError
 
-VERSION = 1  # of the choice of pieces; a new version makes cached vocabularies be chosen again
+VERSION = 2  # of the choice of pieces; a new version makes cached vocabularies be chosen again
 _TEXTS = 1000  # texts that are tokenized at once
 
 
