@@ -174,6 +174,7 @@ _RECIPE = {
     'tasks': (),  # FILE[:PRESET] of the fine-tuning tasks; each gets a table
     'data': '',  # folder that replaces `data` in paths of config.data; '' keeps it
     'scale': '',  # size of a family's table: paper, small, tiny or ci
+    'title': '',  # of the first table of the report; '' is its family and scale, or Results
     'notes': (),  # sentences of the report: conditions of its figures
     'stage1_objective': '',  # objective of stage 1, such as match; '' is objective
     'teacher_head': False,  # whether to train a head of an imported teacher first, by teacher_pretrain

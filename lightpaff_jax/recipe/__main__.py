@@ -135,6 +135,7 @@ def _execute(c: ConfigDict, folder: Any, runs: dict[str, ConfigDict]) -> dict[st
         'name': pathlib.Path(c.workdir).name,
         'family': c.student.family,
         'scale': c.recipe.scale,
+        **({'title': c.recipe.title} if c.recipe.title else {}),
         'notes': list(c.recipe.notes),
         'command': f'python -m lightpaff_jax.recipe {shlex.join(sys.argv[1:])}',
     }

@@ -98,6 +98,10 @@ def write(workdir: pathlib.Path) -> str:
         findings += parts[0].findings
         printed = short_table(next(iter(tasks.values())))
         parts = [dataclasses.replace(parts[0], findings=())]
+    if name := recipe.get('title'):
+        table = dataclasses.replace(parts[0].table, title=name)
+        parts[0] = dataclasses.replace(parts[0], table=table)
+        printed = dataclasses.replace(printed, title=name)
     if recipe.get('sweeps'):
         parts.append(_sweep_part(workdir, recipe))
     if speed:
@@ -108,7 +112,7 @@ def write(workdir: pathlib.Path) -> str:
     tables = [*([speed_table(speed, speed_task)] if speed else []), facts]
     title = f'Distillation report: {recipe["name"]}'
     _write_pages(workdir, title, findings, parts, shared_plots, tables)
-    blocks = [terminal.wrap(first), *([printed.title] if several else [])]
+    blocks = [terminal.wrap(first), *([printed.title] if several or name else [])]
     return '\n\n'.join(filter(None, (*blocks, terminal.format_table(printed))))
 
 

@@ -51,7 +51,7 @@ RECIPE = {
     'teacher_cache?': {'flops': float, 'flops_saved': float},
     'sweeps?': [_SWEEP | {'candidates': [_CANDIDATE], 'share?': float}],
     'step_time_ratios?': {str: float},
-    **dict.fromkeys(('family?', 'scale?', 'command?'), str),
+    **dict.fromkeys(('family?', 'scale?', 'title?', 'command?'), str),
 }
 """The form of recipe.json."""
 # `outputs` of an objective -> keys of scores.test, in addition to the metric and its companions.

@@ -89,7 +89,8 @@ def parse(data: bytes, schema: Schema, where: str) -> Any:
             parse_float=_parse_float,
             parse_constant=_parse_float,
         )
-        _check_depth(value)
+        if data.count(b'[') + data.count(b'{') > MAX_DEPTH:  # fewer cannot be too deep
+            _check_depth(value)
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:

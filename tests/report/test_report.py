@@ -133,6 +133,15 @@ def test_table_tells_which_kind_of_stage_1_it_was(tmp_path, objective, labels, n
 
 
 @without_plots
+def test_title_of_a_recipe_replaces_that_of_its_first_table(tmp_path):
+    workdir = make_classifier(tmp_path, seeds=1)
+    recipe = json.loads((workdir / 'recipe.json').read_text())
+    (workdir / 'recipe.json').write_text(json.dumps(recipe | {'title': 'The built-in teacher'}))
+    assert '\n\nThe built-in teacher\n\n' in report.write(workdir)
+    assert cells(workdir, 'The built-in teacher')['two-stage']['seeds'] == '1'
+
+
+@without_plots
 @pytest.mark.parametrize('objective', ['mlm', 'mass'])
 def test_masked_objective_has_no_perplexity_per_word(tmp_path, objective):
     figures = {student: runs[2] for student, runs in STUDENTS.items()} | {'teacher': 28.0}
