@@ -46,6 +46,14 @@ def self_mask(segments_BT: Array | None, causal: bool, kernel: str = 'xla') -> A
     return AttentionMask(causal, segments_BT, segments_BT, kernel)
 
 
+def query_mask(segments_BT: Array | None, positions_BP: Array) -> AttentionMask:
+    """Builds a mask of attention from some positions to all, which only the kernel 'xla' computes."""
+    if segments_BT is None:
+        return AttentionMask(False)
+    queries_BP = jnp.take_along_axis(segments_BT, positions_BP, axis=1)
+    return AttentionMask(False, queries_BP, segments_BT)
+
+
 def cross_mask(
     segments_BT: Array | None, source_segments_BS: Array | None, targets_BT: Array, kernel: str
 ) -> AttentionMask:

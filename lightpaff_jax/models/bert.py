@@ -50,6 +50,7 @@ class BERT(nnx.Module):
         if c.head == 'pretraining':
             self.next_sentence = layers.Output(2, c.width, std, rngs)
         self.head_type = c.head
+        self.layers = c.layers
         self.dropout = c.dropout
 
     def __call__(
@@ -60,7 +61,7 @@ class BERT(nnx.Module):
         key: Array | None = None,
         taps: Sequence[Tap] = (),
     ) -> tuple[Float[Array, 'B P D'], dict[Tap, Array]]:
-        """Maps ids [B, T] to features; the head's transform reads predicted positions only."""
+        """Maps ids [B, T] to features; the last block and the head skip other positions."""
         embedding_key, blocks_key, pooler_key = layers.split_key(key, 3)
         tables = self.token_embedding, self.position_embedding
         x_BTD = layers.embed(*tables, batch.tokens, batch.position_ids, compute.dtype)
@@ -69,10 +70,20 @@ class BERT(nnx.Module):
         x_BTD = layers.dropout(self.embedding_norm(x_BTD), embedding_key, self.dropout)
         mask = attention.self_mask(batch.segments, False, compute.attention)
         by_layer = group_by_layer(taps, 'encoder')
-        x_BTD, activations = layers.scan(
-            self.blocks, x_BTD, blocks_key, compute.remat, by_layer, mask
-        )
-        x_BPD = layers.gather_positions(x_BTD, batch.positions)
+        positions_BP = batch.positions
+        if positions_BP is None or self.layers - 1 in by_layer:
+            x_BTD, activations = layers.scan(
+                self.blocks, x_BTD, blocks_key, compute.remat, by_layer, mask
+            )
+            x_BPD = layers.gather_positions(x_BTD, positions_BP)
+        else:
+            query_mask = attention.query_mask(batch.segments, positions_BP)
+            x_BPD, activations = layers.scan(
+                *(self.blocks, x_BTD, blocks_key, compute.remat, by_layer, mask),
+                last=lambda block, x_BTD, key: block.at_positions(
+                    x_BTD, key, query_mask, positions_BP
+                ),
+            )
         return self._head_features(x_BPD, pooler_key), activations
 
     def _head_features(self, x_BPD: Array, key: Array | None) -> Float[Array, 'B P D']:
@@ -92,9 +103,13 @@ class BERT(nnx.Module):
 
 
 def flops(c: ConfigDict, shape: Shape) -> float:
-    """Computes the FLOPs of one example's forward pass, head excluded."""
+    """Computes the FLOPs of one example's forward pass, head excluded.
+
+    The last block computes its output at the predicted positions only.
+    """
     transform = 0 if c.head == 'none' else 2.0 * shape.predicted * c.width**2
-    return c.layers * layers.block_flops(c, shape.tokens) + transform
+    whole = (c.layers - 1) * layers.block_flops(c, shape.tokens)
+    return whole + layers.block_flops(c, shape.tokens, shape.predicted) + transform
 
 
 NAMES = Names(

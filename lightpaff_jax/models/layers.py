@@ -110,6 +110,13 @@ class SelfAttention(nnx.Module):
         q_BTHK, k_BTHK, v_BTHK = self.qkv.parts(x_BTD)
         return self.out(attention(q_BTHK, k_BTHK, v_BTHK, mask, key, dropout))
 
+    def at_positions(
+        self, x_BPD: Array, x_BTD: Array, mask: AttentionMask, key: Array | None, dropout: float
+    ) -> Float[Array, 'B P D']:
+        """Attends from some positions of x_BTD, whose features are x_BPD, to all of them."""
+        q_BPHK, k_BTHK, v_BTHK = (self.qkv.part(x, i) for i, x in enumerate((x_BPD, x_BTD, x_BTD)))
+        return self.out(attention(q_BPHK, k_BTHK, v_BTHK, mask, key, dropout))
+
     def cache(self, x_BTD: Array) -> KVCache:
         return kv_cache.make(*self.qkv.parts(x_BTD)[1:])
 
@@ -186,9 +193,15 @@ def check_positions(table: Embedding, length: int) -> None:
         raise ValueError(f'{length} tokens, must be at most the {rows} positions of the model')
 
 
-def block_flops(c: ConfigDict, length: int) -> float:
-    """Computes the FLOPs of self-attention and feed-forward over one sequence."""
-    return length * 2.0 * (4 * c.width**2 + 2 * c.width * c.ffn + 2 * length * c.width)
+def block_flops(c: ConfigDict, length: int, queries: int = 0) -> float:
+    """Computes the FLOPs of self-attention and feed-forward over one sequence.
+
+    `queries` is the number of positions whose output is computed; 0: all.
+    """
+    queries, width = queries or length, c.width
+    keys_and_values = 2 * length * width**2
+    rest = queries * (2 * width**2 + 2 * width * c.ffn + 2 * length * width)
+    return 2.0 * (keys_and_values + rest)
 
 
 class PostNormBlock(nnx.Module):
@@ -207,6 +220,16 @@ class PostNormBlock(nnx.Module):
         mixed_BTD = self.attention(x_BTD, mask, weights_key, self.dropout)
         x_BTD = self.attention_norm(x_BTD + dropout(mixed_BTD, attention_key, self.dropout))
         return self.ffn_norm(x_BTD + dropout(self.ffn(x_BTD), ffn_key, self.dropout))
+
+    def at_positions(
+        self, x_BTD: Array, key: Array | None, mask: AttentionMask, positions_BP: Array
+    ) -> Float[Array, 'B P D']:
+        """Computes the block's output at some positions, from all of its inputs."""
+        weights_key, attention_key, ffn_key = split_key(key, 3)
+        x_BPD = gather_positions(x_BTD, positions_BP)
+        mixed_BPD = self.attention.at_positions(x_BPD, x_BTD, mask, weights_key, self.dropout)
+        x_BPD = self.attention_norm(x_BPD + dropout(mixed_BPD, attention_key, self.dropout))
+        return self.ffn_norm(x_BPD + dropout(self.ffn(x_BPD), ffn_key, self.dropout))
 
     def attention_inputs(self, x_BTD: Array) -> list[Float[Array, 'B T H K']]:
         """Returns queries, keys and values."""
@@ -249,8 +272,11 @@ class Linear(nnx.Module):
 
         An attention kernel would copy its inputs out of a joint product.
         """
+        return [self.part(x, i) for i in range(self.kernel[...].shape[1])]
+
+    def part(self, x: Float[Array, '... D'], index: int) -> Float[Array, '... H K']:
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-        return [jnp.tensordot(x, kernel[:, i], 1) + bias[i] for i in range(len(bias))]
+        return jnp.tensordot(x, kernel[:, index], 1) + bias[index]
 
 
 def dropout(x: Float[Array, '...'], key: Array | None, rate: float) -> Float[Array, '...']:
@@ -287,11 +313,13 @@ def scan(
     remat: str,
     taps: Mapping[int, Sequence[Tap]],
     *constants: Any,
+    last: Callable[[Any, Array, Array | None], Array] | None = None,
 ) -> tuple[Array, dict[Tap, Array]]:
     """Passes x through stacked blocks, and returns the taps' activations too.
 
-    A block is called as (x, its key or None, *constants). It is compiled once for any number of
-    layers, and once more for each layer of `taps`, which runs by itself.
+    A block is called as (x, its key or None, *constants); if `last` is given, the last one is
+    called as last(block, x, key) instead. A block is compiled once for any number of layers, and once
+    more for each layer of `taps` and for `last`, which run by themselves.
     """
     graph, params = nnx.split(blocks)
     count = len(jax.tree.leaves(params)[0])
@@ -316,11 +344,22 @@ def scan(
         x, _ = block(x, layer)
         activations |= {tap: (inner | {'hidden': x})[tap.kind] for tap in layer_taps}
         start = index + 1
-    if start < count:
+    stop = count if last is None else count - 1
+    if start < stop:
         rest = (params, keys)
-        if start:
-            rest = jax.tree.map(lambda x: x[start:], rest)
+        if stop - start < count:
+            rest = jax.tree.map(lambda x: x[start:stop], rest)
         x, _ = jax.lax.scan(block, x, rest)
+    if last is not None:
+
+        def last_block(x, layer):
+            params, key = layer
+            return last(nnx.merge(graph, params), x, key)
+
+        if remat != 'none':
+            policy = _REMAT_POLICIES[remat]
+            last_block = jax.checkpoint(last_block, prevent_cse=False, policy=policy)
+        x = last_block(x, jax.tree.map(lambda x: x[-1], (params, keys)))
     return x, activations
 
 
