@@ -12,6 +12,7 @@ from helpers.networks import CASES, FAMILIES, batch_of, model_and_params, networ
 
 from lightpaff_jax import config, models
 from lightpaff_jax.batch import Batch, Shape
+from lightpaff_jax.matching import Tap
 from lightpaff_jax.models import layers, mass
 
 
@@ -294,3 +295,23 @@ def test_flops_equal_the_compiled_matrix_products(case):
     shape = Shape(64, 1 if case == 'bert classify' else 64, 48)
     # The compiler also counts softmax, norms and GELU, here under a tenth.
     assert 0.9 < model.flops(shape) / compiled.cost_analysis()['flops'] < 1.0
+
+
+@pytest.mark.parametrize('case', ['bert lm', 'bert classify'])
+def test_last_block_at_positions_equals_the_whole_block(case):
+    """The last block of BERT computes the predicted positions only, unless a tap reads it."""
+    model, params = model_and_params(case)
+    ids, positions = random_ids(3, 12), np.array([[0, 5, 11], [2, 0, 0], [7, 8, 9]], np.int32)
+    segments = np.array([[1] * 12, [1] * 4 + [0] * 8, [1] * 6 + [2] * 6], np.int32)
+    batch = batch_of(ids, source=None, positions=positions, segments=segments)
+    tap = Tap('encoder', 2, 'hidden')
+
+    def loss(params, taps):
+        outputs = model.features(params, batch, taps=taps)
+        return jnp.sum((outputs[0] if taps else outputs) ** 2)
+
+    value, grads = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, ())
+    expected, expected_grads = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, (tap,))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected_grads))
+    chex.assert_trees_all_close(grads, expected_grads, rtol=0, atol=1e-5 * largest)
