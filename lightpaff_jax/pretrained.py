@@ -425,6 +425,51 @@ def select_layers(
     return fingerprint.unflatten(arrays)
 
 
+def project_embeddings(
+    teacher: models.Model, params: models.Params, student: models.Model
+) -> models.Params:
+    """Projects the teacher's embeddings to the width of a narrower student.
+
+    The token embeddings become the first singular vectors of the teacher's, times their singular
+    values: the matrix of this rank that is closest to the teacher's, in its own coordinates. All other
+    tables of that width, such as positions, are projected to the same coordinates.
+
+    Args:
+      teacher: the teacher's model, with the ids of the student.
+      params: the teacher's parameters.
+      student: the student's model.
+
+    Returns:
+      the tables of embeddings only.
+
+    Raises:
+      UserError: the student is wider than its teacher, or has other tables.
+    """
+    s, t = student.network, teacher.network
+    if s.width > t.width:
+        raise UserError(
+            f"config.student.width = {s.width}: must be at most the teacher's {t.width} for "
+            "student.init 'teacher_embeddings'"
+        )
+    tokens = np.asarray(params['token_embedding']['table'], np.float64)
+    # The right singular vectors are the eigenvectors of a small matrix, the largest last.
+    _, vectors = np.linalg.eigh(tokens.T @ tokens)
+    basis_DE = vectors[:, ::-1][:, : s.width]
+    tables = {}
+    for path, x in fingerprint.flatten(student.abstract_params).items():
+        name = path.removesuffix('/table')
+        if name in (path, _CLASSIFIER) or x.shape[-1] != s.width:
+            continue
+        if name not in params or len(params[name]['table']) < len(x):
+            raise UserError(
+                f"config.student: its table {name} has {len(x)} rows, the teacher's fewer, for "
+                "student.init 'teacher_embeddings'"
+            )
+        rows = np.asarray(params[name]['table'][: len(x)], np.float64)
+        tables[name] = {'table': jnp.asarray(rows @ basis_DE, jnp.float32)}
+    return tables
+
+
 def select_ids(
     model: models.Model, params: models.Params, ids_V: Int[np.ndarray, ' V']
 ) -> models.Params:

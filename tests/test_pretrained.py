@@ -195,6 +195,33 @@ def test_impossible_teacher_layers_are_errors(data_cache, folders, key, value, m
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize('family', OBJECTIVES)
+def test_student_starts_from_projected_teacher_embeddings(data_cache, folders, family):
+    path, _, params = folders[family]
+    c = make_config(data_cache, '', family, layers=1, width=8, positions=32)
+    c.teacher.path, c.student.init = str(path), 'teacher_embeddings'
+    c.student.decoder_layers = min(c.student.decoder_layers, 1)
+    initial = load_initial(c)
+    tokens = np.asarray(params['token_embedding']['table'], np.float64)
+    left, values, right = np.linalg.svd(tokens, full_matrices=False)
+    closest = left[:, :8] * values[:8] @ right[:8]
+    own = np.asarray(initial['token_embedding']['table'], np.float64)
+    # Products of rows do not depend on the signs of the singular vectors.
+    np.testing.assert_allclose(own @ own.T, closest @ closest.T, atol=1e-6 * values[0] ** 2)
+    name = 'encoder_position' if family == 'mass' else 'position_embedding'
+    positions = np.asarray(params[name]['table'], np.float64)
+    product = np.asarray(initial[name]['table'], np.float64) @ own.T
+    np.testing.assert_allclose(product, positions @ closest.T, atol=1e-6 * values[0] ** 2)
+    assert {*initial} <= {'token_embedding', 'type_embedding', name, 'decoder_position'}
+
+
+def test_student_wider_than_its_teacher_is_refused(data_cache, folders):
+    c = make_config(data_cache, '', layers=1, width=32)
+    c.teacher.path, c.student.init = str(folders['gpt2'][0]), 'teacher_embeddings'
+    with pytest.raises(UserError, match="width = 32: must be at most the teacher's 16"):
+        load_initial(c)
+
+
 def classifier(data_cache, workdir):
     c = make_config(data_cache, workdir, 'bert')
     c.objective, c.data.view = 'classify', 'pairs'

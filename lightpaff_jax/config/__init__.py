@@ -49,7 +49,8 @@ DETOKENIZERS = ('none', 'wikitext', 'ptb')
 QUOTING = ('auto', 'none', 'double')
 PACKING = ('contiguous', 'best_fit')
 ON_ERROR = ('stop', 'skip')
-STARTS = ('scratch', 'teacher_layers')  # values of student.init that are no path
+# Values of student.init that are no path.
+STARTS = ('scratch', 'teacher_layers', 'teacher_embeddings')
 # Outputs of a network: ids, classes, both (BertForPreTraining), none.
 HEADS = ('lm', 'classify', 'pretraining', 'none')
 ACTIVATIONS = ('gelu', 'relu')
@@ -241,7 +242,7 @@ _GENERATE = {
 def default() -> ConfigDict:
     """Returns a configuration of every key with its default."""
     student = {
-        'init': 'scratch',  # or 'teacher_layers', or a workdir or Hugging Face folder
+        'init': 'scratch',  # one of STARTS, or a workdir or Hugging Face folder
         'init_layers': (),  # teacher_layers: layers to copy, from 0; () copies the lowest
         'init_decoder_layers': (),  # MASS: layers of the decoder to copy
         'init_new_head': False,  # whether to initialise a head that `init` lacks; else an error

@@ -107,7 +107,9 @@ def _check_networks(c: ConfigDict) -> None:
     is_read, rule = is_path or not c.student.init_new_head, 'is only read if student.init is a path'
     _rule('student.init_new_head', c.student.init_new_head, is_read, rule)
     copies = c.student.init == 'teacher_layers'
-    _rule('student.init', c.student.init, not copies or c.teacher.path, 'requires teacher.path')
+    needs_teacher = c.student.init in STARTS[1:]
+    fits = bool(c.teacher.path) or not needs_teacher
+    _rule('student.init', c.student.init, fits, 'requires teacher.path')
     for key in ('init_layers', 'init_decoder_layers'):
         rule = "is only read for student.init 'teacher_layers'"
         _rule(f'student.{key}', c.student[key], copies or not c.student[key], rule)

@@ -163,7 +163,8 @@ def load_initial(
 ) -> models.Params | None:
     """Loads the parameters that `config.student.init` names; None for 'scratch'.
 
-    The arguments are those of `load`, and its result, which 'teacher_layers' requires.
+    The arguments are those of `load`, and its result, which 'teacher_layers' and
+    'teacher_embeddings' require. The latter returns the embeddings only.
 
     Raises:
       UserError: the path has no trained network, or one of another shape or tokenizer than the
@@ -172,13 +173,15 @@ def load_initial(
     if c.student.init == 'scratch':
         return None
     student = models.build(c.student)
-    if c.student.init == 'teacher_layers':
+    if c.student.init in config.STARTS:
         assert teacher is not None, 'validation checks it'
         # Read again, since the teacher's own parameters may be in bfloat16.
         source = open(c)
         model = models.build(source.network)
         params = source.read_params(model, mesh, class_names=_class_names(c))
         params = _select_ids(source, mesh, params, _whole_ids(c, source, tokenizer))
+        if c.student.init == 'teacher_embeddings':
+            return pretrained.project_embeddings(teacher.model, params, student)
         return pretrained.select_layers(c.student, teacher.model, params, student)
     source = pretrained.open('config.student.init', c.student.init)
     _check_same_shape('student', c.student, source, but=('head', 'classes'))
