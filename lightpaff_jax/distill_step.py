@@ -310,8 +310,8 @@ def _make_target(
 
 def has_same_head(student: Model, teacher: Model) -> bool:
     """Returns whether the loss compares the logits of both; without, only the matching losses do."""
-    head = student.network.head
-    return head == teacher.network.head != 'none'
+    s, t = student.network, teacher.network
+    return (s.head, s.classes) == (t.head, t.classes) and s.head != 'none'
 
 
 def _target_specs(target: Target | None) -> Any:

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lightpaff_jax.batch import Batch
+from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.losses import Sums
 
 PROJECTIONS = 'projections'  # name of their parameters next to those of the student
@@ -98,6 +98,20 @@ class Matching:
                 for kind in (_QKV if name == 'relations' else ('hidden',))
             )
         )
+
+    def flops(self, shape: Shape) -> float:
+        """Computes the FLOPs of the terms' forward pass for one example, of both networks."""
+        student_width, teacher_width = self.widths
+        total = 0.0
+        for name in self.weights:
+            for pair in self.pairs[name]:
+                source = shape.source if pair.stack == 'encoder' else 0
+                length = source or shape.tokens
+                if name == 'relations':
+                    total += 2.0 * len(_QKV) * length**2 * (student_width + teacher_width)
+                else:
+                    total += 2.0 * length * student_width * teacher_width
+        return total
 
     def init(self, key: Array) -> dict[str, Any]:
         """Initialises the projections: {PROJECTIONS: ...}, or {} if no term has one.

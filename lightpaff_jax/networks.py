@@ -1,10 +1,12 @@
 """Builds the networks of a run with the compute settings of the section `train`."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lightpaff_jax import config, matching, models
+from lightpaff_jax import config, distill_step, matching, models
 from lightpaff_jax.batch import Shape
 from lightpaff_jax.config import matching as config_matching
 from lightpaff_jax.data import objectives
@@ -80,6 +82,34 @@ def matching_losses(c: ConfigDict, teacher_network: ConfigDict) -> matching.Matc
     widths = c.student.width, teacher_network.width
     weights = {name: term.weight for name, term in terms.items()}
     return matching.Matching(weights, pairs, settings.relation_heads, settings.pooling, widths)
+
+
+class UpdateFlops(NamedTuple):
+    """The FLOPs of an update for one example."""
+
+    student: float
+    """Its forward and backward pass, three times the forward pass, with the losses."""
+    teacher: float
+    """Its forward pass without the head."""
+    teacher_head: float
+    """Its logits; 0 if no loss reads them."""
+
+
+def update_flops(
+    student: models.Model,
+    teacher: models.Model | None,
+    losses: matching.Matching | None,
+    shape: Shape,
+) -> UpdateFlops:
+    """Counts the FLOPs of an update of a batch with this shape, for one example."""
+    taps = ((), ()) if losses is None else (losses.student_taps, losses.teacher_taps)
+    terms = 0.0 if losses is None else losses.flops(shape)
+    own = 3 * (student.flops(shape, taps[0]) + terms)
+    if teacher is None:
+        return UpdateFlops(own, 0.0, 0.0)
+    head = models.head_flops(teacher.network, shape)
+    body = teacher.flops(shape, taps[1]) - head
+    return UpdateFlops(own, body, head if distill_step.has_same_head(student, teacher) else 0.0)
 
 
 def teacher_dtype(c: ConfigDict, platform: str | None = None) -> jnp.dtype:

@@ -165,11 +165,9 @@ def _train(c: ConfigDict, folder: pathlib.Path, hold: Callable[[], None]) -> dic
         _save_tokenizer(inputs.tokenizer, folder / 'tokenizer', c.student.family)
 
         def flops(shape: Shape) -> Flops:
-            teacher_flops = 0.0 if teacher_model is None else teacher_model.flops(shape)
-            saved = 0.0
-            if teacher_model is not None and cache is not None:
-                saved = teacher_flops - models.head_flops(teacher_model.network, shape)
-            computed = 3 * student.flops(shape) + teacher_flops - saved
+            update = networks.update_flops(student, teacher_model, losses, shape)
+            saved = 0.0 if cache is None else update.teacher
+            computed = sum(update) - saved
             return Flops(c.data.batch_size * computed, c.data.batch_size * saved)
 
         run_step = compile_by_shape(step, teacher_params, optimizer.hyperparameters(c))
@@ -393,8 +391,10 @@ def _validate(
         return None
     except Diverged as error:
         raise _diverged(c, update, rates, str(error)) from error
-    loss = float(outputs.scores[config.OBJECTIVES[c.objective].validation_scores[0]])
-    if not math.isfinite(metrics.exp(loss)):
+    objective = config.OBJECTIVES[c.objective]
+    loss = float(outputs.scores[objective.validation_scores[0]])
+    has_perplexity = objective.outputs != 'matching'
+    if not math.isfinite(metrics.exp(loss) if has_perplexity else loss):
         raise _diverged(c, update, rates, f'its validation loss is {loss:g}')
     return outputs
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from lightpaff_jax import config, distill_step, matching, models, networks, optimizer, sharding
-from lightpaff_jax.batch import Batch
+from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.matching import PROJECTIONS, Matching, Pair, Tap
+from lightpaff_jax.models import layers
 
 ROWS, LENGTH, VOCAB = 16, 12, 96
 FAMILIES = ('bert', 'gpt2', 'mass')
@@ -332,3 +333,15 @@ def test_other_padding_changes_no_term():
         for value in (0.0, 7.0)
     ]
     assert results[0] == results[1]
+
+
+def test_flops_of_a_tapped_last_block_are_whole():
+    student, teacher, _ = student_and_teacher('bert')
+    losses, shape = losses_of('bert'), Shape(LENGTH, 1)
+    plain, tapped = (networks.update_flops(student, teacher, x, shape) for x in (None, losses))
+    block = layers.block_flops(student.network, LENGTH)
+    skipped = block - layers.block_flops(student.network, LENGTH, 1)
+    assert tapped.student - plain.student == pytest.approx(3 * (skipped + losses.flops(shape)))
+    # relations of three kinds, two hidden pairs and one pooled pair of widths 24 and 48
+    terms = 3 * LENGTH**2 * (24 + 48) + 2 * LENGTH * 24 * 48
+    assert losses.flops(shape) == 2 * terms

@@ -10,7 +10,9 @@ import pytest
 from helpers.corpus import tiny_config
 
 import lightpaff_jax
-from lightpaff_jax import check, checkpoint, config, models
+from lightpaff_jax import check, checkpoint, config, evaluate, models
+from lightpaff_jax.data import objectives
+from lightpaff_jax.data.records import PADDING, Record
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.matching import PROJECTIONS
@@ -154,3 +156,30 @@ def test_matching_requires_a_teacher(data_cache):
     c.matching.hidden = 1.0
     with pytest.raises(UserError, match=r'matching\.hidden = 1\.0: requires a teacher'):
         check.check(c, files=False, devices=())
+
+
+def test_match_refuses_the_settings_of_other_losses(data_cache):
+    c = make_config(data_cache, 'run', 'match', 'teacher')
+    c.matching.hidden, c.loss.lambda_ = 1.0, 0.9
+    with pytest.raises(UserError, match=r"lambda_ = 0\.9: is not read for objective 'match'"):
+        check.check(c, files=False, devices=())
+    c = make_config(data_cache, 'run', 'mlm', 'teacher')
+    c.matching.hidden, c.loss.lambda_ = 1.0, 0.0
+    c.train.eval_every, c.train.keep_best = 1, 'kl'
+    with pytest.raises(UserError, match=r"keep_best = 'kl': requires config\.loss\.lambda_ > 0"):
+        check.check(c, files=False, devices=())
+
+
+def test_run_of_match_is_not_evaluated_alone(stage1):
+    c = config.copy(stage1[0])
+    with pytest.raises(UserError, match="'match': has no score of a network"):
+        evaluate.run(c, c.workdir, '')
+
+
+def test_rows_without_text_have_no_part_in_match(stage1):
+    c, _ = stage1
+    tokenizer = selection.load(c)
+    records = [Record(np.arange(5, 12)), PADDING]
+    arrays = objectives.OBJECTIVES['match'].arrays(c, tokenizer, records, [(0, 0, 0)] * 2)
+    assert arrays['segments'].any(axis=1).tolist() == [True, False]
+    assert arrays['weights'].ravel().tolist() == [1, 0]

@@ -291,6 +291,9 @@ def _check_matching(c: ConfigDict) -> None:
     needs_term = OBJECTIVES[c.objective].outputs == 'matching'
     names = ' or '.join(f'config.matching.{name} > 0' for name in terms)
     _rule('objective', repr(c.objective), bool(used) or not needs_term, f'requires {names}')
+    for key, value in config.default().loss.items() if needs_term else ():
+        rule = f'is not read for objective {c.objective!r}'
+        _rule(f'loss.{key}', c.loss[key], c.loss[key] in (value, 0), rule)
     for name in used:
         rule = 'requires a teacher, config.teacher.path'
         _rule(f'matching.{name}', settings[name], _has_teacher(c), rule)
@@ -345,6 +348,9 @@ def _check_keep_best(c: ConfigDict) -> None:
     is_comparison = name in OBJECTIVES[c.objective].teacher_scores
     rule = 'requires a teacher, config.teacher.path'
     _rule('train.keep_best', repr(name), _has_teacher(c) or not is_comparison, rule)
+    reads_logits = c.loss.lambda_ > 0 or not matching.is_used(c)
+    rule = 'requires config.loss.lambda_ > 0: the teacher may have no logits'
+    _rule('train.keep_best', repr(name), reads_logits or not is_comparison, rule)
     fits, rule = name != 'f1' or c.student.classes == 2, 'requires exactly two classes'
     _rule('train.keep_best', repr(name), fits, rule)
     fits, rule = not name or c.train.eval_every > 0, 'requires config.train.eval_every >= 1'

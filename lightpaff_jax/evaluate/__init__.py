@@ -307,7 +307,15 @@ def run(c: ConfigDict, model: str, out: str) -> None:
     """
     if not model:
         raise UserError('--model=DIR: must be given')
+    if config.OBJECTIVES[c.objective].outputs == 'matching':
+        raise UserError(
+            f'config.objective = {c.objective!r}: has no score of a network alone; its runs write '
+            'their matching losses to result.json'
+        )
     out = out or f'{model.rstrip("/")}/evaluation'
+    defaults = config.default()  # training reads these sections, and their rules need a teacher
+    c.matching.update(defaults.matching.to_dict())
+    c.teacher.cache, c.teacher.cache_epochs = defaults.teacher.cache, defaults.teacher.cache_epochs
     validate.validate(c)  # the task; the network replaces its student afterwards
     storage.check_reachable(model)
     storage.check_reachable(out)

@@ -68,7 +68,8 @@ class Model:
         taps also a dict of the activations that they name. A key turns dropout on.
       head: params -> output matrix and bias; the bias of a padding id is -1e9.
       decoder: functions for generation; None for an encoder.
-      flops: floating-point operations of one example's forward pass, head included.
+      flops: (shape, taps=()) -> floating-point operations of one example's forward pass, head
+        included.
       table: names of the parameters in Hugging Face's format.
       network: the keys of `config.network()` that the model was built from, frozen.
       class_names: names of a classifier's classes in the order of its logits; () if unnamed.
@@ -78,7 +79,7 @@ class Model:
     features: Callable[..., Any]
     head: Callable[[Params | None], Head]
     decoder: Decoder | None
-    flops: Callable[[Shape], float]
+    flops: Callable[..., float]
     table: tuple[Row, ...]
     network: ConfigDict
     class_names: tuple[str, ...] = ()
@@ -164,8 +165,8 @@ def _build(c: FrozenConfigDict, compute: Compute) -> Model:
         bias = jnp.zeros((rows,)) if bias is None else bias
         return Head(weight.astype(dtype), jnp.where(jnp.arange(rows) < used, bias, _PADDING_BIAS))
 
-    def flops(shape):
-        return module.flops(c, shape) + head_flops(c, shape)
+    def flops(shape, taps=()):
+        return module.flops(c, shape, taps) + head_flops(c, shape)
 
     def method(name):
         return lambda params, *args, **options: getattr(bind(params), name)(

@@ -102,14 +102,15 @@ class BERT(nnx.Module):
         return self.token_embedding.table[...], self.output_bias.bias[...]
 
 
-def flops(c: ConfigDict, shape: Shape) -> float:
+def flops(c: ConfigDict, shape: Shape, taps: Sequence[Tap] = ()) -> float:
     """Computes the FLOPs of one example's forward pass, head excluded.
 
-    The last block computes its output at the predicted positions only.
+    The last block computes its output at the predicted positions only, unless a tap reads it.
     """
     transform = 0 if c.head == 'none' else 2.0 * shape.predicted * c.width**2
     whole = (c.layers - 1) * layers.block_flops(c, shape.tokens)
-    return whole + layers.block_flops(c, shape.tokens, shape.predicted) + transform
+    queries = shape.tokens if any(tap.layer == c.layers - 1 for tap in taps) else shape.predicted
+    return whole + layers.block_flops(c, shape.tokens, queries) + transform
 
 
 NAMES = Names(

@@ -195,7 +195,7 @@ class Plan:
         if key in self.chosen:
             settings = [self.chosen[key]]
         share = self.c.recipe.sweep_share if len(settings) > 1 else 1.0
-        temperature = p.temperature if teacher else 1.0
+        temperature = p.temperature if reads_lambda else 1.0
         runs = {}
         for setting in settings:
             name = folder if share == 1 else f'sweep/{folder}'
@@ -334,22 +334,20 @@ def _extend(run: ConfigDict, factor: float) -> None:
 def _relative_flops(teacher: ConfigDict, distilled: ConfigDict, plain: ConfigDict) -> float:
     """Returns the FLOPs of a distilled update divided by those of an update without a teacher.
 
-    A training update of the student costs three forward passes, distillation adds one forward pass
-    of the teacher.
+    Both are those of the longest batches.
     """
-    from lightpaff_jax import models
+    from lightpaff_jax import models, networks
     from lightpaff_jax.data import objectives
 
-    student, alone = (
-        3 * models.build(run.student).flops(objectives.OBJECTIVES[run.objective].shape(run))
-        for run in (distilled, plain)
-    )
     network = config.network(**{key: teacher[key] for key in config.network()})
     # The teacher predicts the ids of the student only.
     for key in ('head', 'classes', 'vocab_size'):
         network[key] = distilled.student[key]
-    shape = objectives.OBJECTIVES[distilled.objective].shape(distilled)
-    return student / alone + models.build(network).flops(shape) / alone
+    frozen, losses = models.build(network), networks.matching_losses(distilled, network)
+    shape, plain_shape = (objectives.OBJECTIVES[c.objective].shape(c) for c in (distilled, plain))
+    cost = networks.update_flops(models.build(distilled.student), frozen, losses, shape)
+    alone = networks.update_flops(models.build(plain.student), None, None, plain_shape)
+    return sum(cost) / sum(alone)
 
 
 def load_tasks(c: ConfigDict) -> dict[str, ConfigDict]:

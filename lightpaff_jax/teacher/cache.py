@@ -408,8 +408,8 @@ def building_flops(c: ConfigDict, cache: Cache, model: models.Model) -> float:
 
     if distributed.broadcast_from_primary(builder) != c.workdir:
         return 0.0
-    flops = 0.0
+    flops, taps = 0.0, _taps(networks.matching_losses(c, model.network))
     for bucket, count in zip(objectives.buckets(c), cache.counts(), strict=True):
         shape = objectives.OBJECTIVES[c.objective].shape(bucket)
-        flops += count * (model.flops(shape) - models.head_flops(model.network, shape))
+        flops += count * (model.flops(shape, taps) - models.head_flops(model.network, shape))
     return flops

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from lightpaff_jax import config, models
+from lightpaff_jax import config, models, networks
 from lightpaff_jax.config import flags, validate
 from lightpaff_jax.data import objectives
 from lightpaff_jax.data.sources import pydocs
@@ -99,17 +99,19 @@ def test_each_stage_has_the_teacher_its_student_names(family):
 
 def check_equal_flops(c, runs, record):
     """Checks that two-stage and the baseline at equal FLOPs cost the same in every task."""
-    networks = {run.workdir: models.build(run.student) for run in runs.values()}
+    models_of = {run.workdir: models.build(run.student) for run in runs.values()}
 
     def flops(task, name):
         total = 0.0
         for run in next(s['runs'] for s in task['students'] if s['student'] == name):
             r = runs[run]
             shape = objectives.OBJECTIVES[r.objective].shape(r)
-            per_example = 3 * networks[r.workdir].flops(shape)
+            teacher = losses = None
             if r.teacher.path:
-                network = {**networks[r.teacher.path].network, 'head': r.student.head}
-                per_example += models.build(config.network(**network)).flops(shape)
+                network = {**models_of[r.teacher.path].network, 'head': r.student.head}
+                teacher = models.build(config.network(**network))
+                losses = networks.matching_losses(r, teacher.network)
+            per_example = sum(networks.update_flops(models_of[r.workdir], teacher, losses, shape))
             total += r.train.updates * r.data.batch_size * per_example
         return total
 

@@ -201,12 +201,16 @@ def match(
     rows = [[part for d in row for part in (cls, d, sep)] for row in documents]
     ids_BT, real_BT = collate.pad(rows, c.data.length, tokenizer.pad_id)
     zeros_B1 = np.zeros((len(records), 1), np.int32)
+    weights_B1 = np.array([[not is_padding(r)] for r in records], np.float32)
+    arrays = _segments(c, documents, 2, real_BT)
+    # Every position with a segment is compared, so a row that only fills the batch has none.
+    arrays['segments'] *= weights_B1.astype(np.int32)
     return {
         'tokens': ids_BT,
-        **_segments(c, documents, 2, real_BT),
+        **arrays,
         'positions': zeros_B1,
         'labels': zeros_B1,
-        'weights': np.array([[not is_padding(r)] for r in records], np.float32),
+        'weights': weights_B1,
     }
 
 
