@@ -584,7 +584,7 @@ def _summary(
             'tokens': progress.tokens,
             'seconds': progress.seconds,
             'flops': progress.flops,
-            **({'flops_saved': progress.flops_saved} if c.teacher.cache else {}),
+            **({'flops_saved': progress.flops_saved} if progress.flops_saved else {}),
             'tokens_per_second': progress.tokens / progress.seconds,
             'parameters': student.parameter_count,
             'bytes': 4 * student.parameter_count,

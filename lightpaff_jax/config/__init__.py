@@ -384,8 +384,17 @@ def read(workdir: pathlib.Path) -> ConfigDict:
 def differences(before: ConfigDict, after: ConfigDict) -> list[str]:
     """Returns 'key: old -> new' of each changed key that must not change when a run is resumed."""
     old, new = flatten(before), flatten(after)
+    # A cache repeats the masks of its epochs, so it changes what a run reads.
+    is_masked = 'teacher.cache_epochs' in OBJECTIVES[after.objective].keys
+    repeats = bool(before.teacher.cache) != bool(after.teacher.cache)
+
+    def may_change(key: str) -> bool:
+        if key == 'teacher.cache' and is_masked and repeats:
+            return False
+        return any(key == m or key.startswith(f'{m}.') for m in MAY_CHANGE)
+
     return [
         f'{key}: {old[key]!r} -> {new[key]!r}'
         for key in new
-        if old[key] != new[key] and not any(key == m or key.startswith(f'{m}.') for m in MAY_CHANGE)
+        if old[key] != new[key] and not may_change(key)
     ]

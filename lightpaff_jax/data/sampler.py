@@ -123,7 +123,7 @@ def make_bucketed(
     n, more = len(buckets), 0
     if unlabelled is not None:
         n, share = unlabelled
-        more = round(n * share / (1 - share))
+        more = max(1, round(n * share / (1 - share)))
 
     def permute(epoch: int) -> Int[np.ndarray, 'n 2']:
         records_n2 = np.stack([np.arange(n), np.full(n, epoch)], axis=1)

@@ -3,6 +3,8 @@
 import collections
 import json
 import logging
+import pathlib
+import shutil
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
@@ -48,15 +50,21 @@ class Sharing:
         records = _records(run)
         if sum(rows) <= records:
             return run
-        size = records * _row_bytes(run)
-        if size > MAX_BYTES:
+        size, free = records * _row_bytes(run), _free_bytes(c.workdir)
+        if size > min(MAX_BYTES, free):
             _log.info(
-                '%s: a cache of the teacher would take %.3g GB, the live teacher is used; '
-                'config.teacher.cache = FOLDER makes one',
-                *(run.workdir, size / 1e9),
+                '%s: a cache of the teacher would take %.3g GB, %.3g GB are free; the live teacher is '
+                'used, config.teacher.cache = FOLDER makes a cache',
+                *(run.workdir, size / 1e9, free / 1e9),
             )
             return run
         return cached
+
+
+def _free_bytes(workdir: str) -> int:
+    """Returns the free space of the disk that will hold a local folder."""
+    folder = pathlib.Path(workdir).expanduser().absolute()
+    return shutil.disk_usage(next(x for x in (folder, *folder.parents) if x.exists())).free
 
 
 def _key(run: ConfigDict) -> str:

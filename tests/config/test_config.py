@@ -380,3 +380,13 @@ def test_copy_shares_no_values_and_stays_locked():
     with pytest.raises(AttributeError):
         other.train.made_up = 1
     assert isinstance(other.recipe, ConfigDict)
+
+
+@pytest.mark.parametrize(('objective', 'count'), [('mlm', 1), ('classify', 0)])
+def test_cache_of_the_teacher_may_change_unless_it_repeats_masks(objective, count):
+    before, after = config.default(), config.default()
+    before.objective = after.objective = objective
+    after.teacher.cache = 'folder'
+    assert len(config.differences(before, after)) == count
+    before.teacher.cache = 'another'
+    assert config.differences(before, after) == []

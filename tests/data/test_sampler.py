@@ -124,6 +124,11 @@ def test_share_of_unlabelled_rows_is_exact_in_every_epoch(share):
         assert rows_of(i) == sampler.make_bucketed(FITS, 0, 8, unlabelled)(i)
 
 
+def test_small_share_of_unlabelled_rows_is_not_empty():
+    rows_of = sampler.make_bucketed(np.zeros(30, int), 0, 7, sampler.Unlabelled(6, 0.05))
+    assert any(record >= 6 for record, _ in stream(rows_of, 7))
+
+
 def test_mixture_rows_are_in_proportion_to_weights():
     parts = (prepared(50, 'a'), prepared(20, 'b'), prepared(7, 'c'))
     rows = stream(sampler.make(Mixture(parts, (0.5, 0.3, 0.2)), 0, 10), 1000)

@@ -70,12 +70,17 @@ def test_large_cache_is_made_only_in_a_folder_that_is_set(small, monkeypatch, ca
     monkeypatch.setattr(teacher_cache, 'MAX_BYTES', 94_999)
     with caplog.at_level('INFO', 'lightpaff_jax'):
         assert caches(small, monkeypatch, 95) == {}
-    message = (
-        'a cache of the teacher would take 9.5e-05 GB, the live teacher is used; config.teacher'
-    )
+    message = 'a cache of the teacher would take 9.5e-05 GB, '
     assert message in caplog.records[0].message
     small.teacher.cache = 'folder'
     assert len(caches(small, monkeypatch, 95)) == 5
+
+
+def test_cache_that_nobody_asked_for_fits_the_disk(small, monkeypatch):
+    monkeypatch.setattr(teacher_cache, '_free_bytes', lambda workdir: 94_999)
+    assert caches(small, monkeypatch, 95) == {}
+    monkeypatch.setattr(teacher_cache, '_free_bytes', lambda workdir: 95_000)
+    assert len(caches(small, monkeypatch, 95)) > 0
 
 
 def test_stage_1_of_several_seeds_shares_a_cache(small, monkeypatch):

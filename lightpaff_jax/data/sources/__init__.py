@@ -168,10 +168,15 @@ def _vocabulary_parts(c: ConfigDict) -> list[specs.Part]:
     base = config.default()
     base.tokenizer.reduce = c.tokenizer.reduce
     base.data.update({key: c.data[key] for key in ('cache', 'tfds_dir')})
-    return [
-        part if '#' in entry else part._replace(splits=('train',))
-        for part, entry in zip(_parts(base, 'tokenizer.reduce'), c.tokenizer.reduce, strict=True)
-    ]
+    parts = []
+    for part, entry in zip(_parts(base, 'tokenizer.reduce'), c.tokenizer.reduce, strict=True):
+        if '#' in entry and part.splits != ('train',):
+            raise UserError(
+                f'config.tokenizer.reduce = {entry}: must name the split train only: the vocabulary '
+                'is not chosen from evaluated text'
+            )
+        parts.append(part._replace(splits=('train',)))
+    return parts
 
 
 def vocabulary_texts(c: ConfigDict) -> Iterator[Iterator[str]]:

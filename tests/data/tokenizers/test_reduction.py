@@ -159,6 +159,13 @@ def test_vocabulary_without_a_character_is_an_error(folder, tmp_path):
     assert "has the piece 'dog' but not '##o'" in error(c)
 
 
+@pytest.mark.parametrize('split', ['test', 'validation', 'train,test'])
+def test_vocabulary_is_not_chosen_from_evaluated_text(folder, split):
+    c = reductions.make_config(folder)
+    c.tokenizer.reduce = (f'{c.tokenizer.reduce[0]}#{split}',)
+    assert 'must name the split train only' in error(c)
+
+
 def test_unknown_part_or_missing_source_is_an_error(folder):
     c = reductions.make_config(folder)
     c.tokenizer.reduce = ('tekst:x',)
