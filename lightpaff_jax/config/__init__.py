@@ -385,7 +385,8 @@ def differences(before: ConfigDict, after: ConfigDict) -> list[str]:
     """Returns 'key: old -> new' of each changed key that must not change when a run is resumed."""
     old, new = flatten(before), flatten(after)
     # A cache repeats the masks of its epochs, so it changes what a run reads.
-    is_masked = 'teacher.cache_epochs' in OBJECTIVES[after.objective].keys
+    masked = [name for name, x in OBJECTIVES.items() if 'teacher.cache_epochs' in x.keys]
+    is_masked = after.objective in masked
     repeats = bool(before.teacher.cache) != bool(after.teacher.cache)
 
     def may_change(key: str) -> bool:

@@ -51,15 +51,18 @@ def run(seconds=None):
         stderr += part
 
 killed, finished, longest = [], 0, None
+late = 0.9  # of the time of a run, until one is killed after its first file
 while len(killed) < int(kills):
     began = time.monotonic()
-    code, _ = run(None if longest is None else draw.random() * longest)
+    share = draw.random() if any(killed) else late
+    code, _ = run(None if longest is None else share * longest)
     longest = longest or time.monotonic() - began  # the first run is not killed
     if code == -signal.SIGKILL:
         killed.append(len([name for name in os.listdir(out) if name.endswith('_record')]))
     else:
         assert code == 0, code
         finished += 1
+        late *= 0.9 if longest else 1
         os.rename(out, f'{out}-{finished}')
 code, stderr = run()
 print(json.dumps({'killed': killed, 'finished': finished, 'code': code, 'stderr': stderr.splitlines()}))

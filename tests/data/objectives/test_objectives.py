@@ -38,7 +38,7 @@ def rows_for(name, tokenizer):
             record(*[9] * 29, label=0),
             record(7, second=[8], label=3),
         ]
-    size = {'clm': 33, 'mlm': 30, 'mass': 31}[name]
+    size = {'clm': 33, 'mlm': 30, 'match': 30, 'mass': 31}[name]
     return [*blocks(tokenizer, 2, size), record(10, 11)]
 
 
@@ -61,7 +61,7 @@ def test_arrays_have_the_shape_of_the_objective(name, tokenizer):
     assert {k: v.shape for k, v in fields.items()} == {k: (3, widths[k]) for k in fields}
     assert all(v.dtype == (np.float32 if k == 'weights' else np.int32) for k, v in fields.items())
     assert ('source' in fields) == bool(shape.source)
-    assert ('positions' in fields) == (name in ('mlm', 'classify'))
+    assert ('positions' in fields) == (name in ('mlm', 'match', 'classify'))
 
 
 @ALL
@@ -74,9 +74,12 @@ def test_padding_row_has_weight_0_and_changes_no_other(name, tokenizer):
     assert filled['weights'][:3].any(axis=1).all()
     assert not filled['weights'][3].any()
     assert not filled['labels'][3].any()
-    for key in ('segments', 'source_segments'):  # attention needs a position to attend to
+    for key in (
+        'segments',
+        'source_segments',
+    ):  # the matching losses compare every position of a text
         if key in filled:
-            assert filled[key][3].any()
+            assert filled[key][3].any() == (name != 'match')
 
 
 @ALL

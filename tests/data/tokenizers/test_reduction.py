@@ -110,11 +110,8 @@ def test_datasets_count_equally(folder):
 
 def test_other_texts_choose_another_vocabulary(folder, both):
     c = reductions.make_config(folder)
-    c.tokenizer.reduce = (*c.tokenizer.reduce, f'{c.tokenizer.reduce[0]}#validation,test')
-    assert [part.splits for part in sources._vocabulary_parts(c)] == [
-        ('train',),
-        ('validation', 'test'),
-    ]
+    c.tokenizer.reduce = (*c.tokenizer.reduce, f'{c.tokenizer.reduce[0]}#train')
+    assert [part.splits for part in sources._vocabulary_parts(c)] == [('train',), ('train',)]
     (folder / 'text' / 'extra.txt').write_text('\n\n'.join(['The fox, the cat.'] * 999))
     c.tokenizer.reduce = (f'text:{folder / "text"}?files=train=extra.txt',)
     other = selection.load(c)
