@@ -81,6 +81,7 @@ setup(
         'jinja2>=3.1.6',
         'matplotlib>=3.11',
         'numpy>=2.4',
+        'scipy>=1.17',
         'etils[epath]>=1.15.0',
         'pyarrow>=26.0',
     ],

@@ -1,10 +1,16 @@
-"""Paired bootstrap: by how much the two-stage student leads, over test examples and seeds.
+"""By how much the two-stage student leads, with its error over test examples and seeds.
 
-A resample draws test examples and seeds with replacement. Both students have the same examples,
-and the same seeds. The interval has the central 95 % of
-the leads of all resamples, and p is twice the share of resamples on the other side of 0.
+Both students have the same examples and the same seeds, so all errors are those of their differences.
+The variance of the lead adds up two parts:
 
-Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 15.
+    examples  the variance of the lead, a mean over seeds, in a paired bootstrap of the examples
+    seeds     s^2 / k, from the leads of k seeds. Resampling so few seeds would underestimate it
+
+The interval and p are those of a t distribution. Its degrees of freedom are k - 1 if only seeds vary,
+and grow as examples dominate (Satterthwaite). One seed has the part of the examples only.
+
+Sources: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; Satterthwaite, An
+Approximate Distribution of Estimates of Variance Components, 1946.
 """
 
 import pathlib
@@ -13,12 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.report.results import Metric, Row
 from lightpaff_jax.runtime import json_file
 
 RESAMPLES = 10_000
+_LEAST_P = 2 / (RESAMPLES + 1)  # resamples show no smaller one
 _CELLS = 1 << 18  # examples that are drawn at a time; their counts fit into the cache
 _MULTINOMIAL = 20  # drawing the count of a distinct example takes as long as that many examples
 
@@ -40,10 +48,15 @@ class Lead(NamedTuple):
     mean: float
     low: float  # of the 95 % interval
     high: float
-    p: float  # two-sided
+    p: float  # two-sided, at least _LEAST_P
     examples: int
-    seeds: int
+    by_seed: Float[np.ndarray, ' S']
     resamples: Float[np.ndarray, ' R']
+    """Means over seeds, on resampled examples."""
+
+    @property
+    def seeds(self) -> int:
+        return len(self.by_seed)
 
     def __str__(self) -> str:
         return f'{self.mean:+.2f} [{self.low:.2f}, {self.high:.2f}], {self.format_p()}'
@@ -96,10 +109,12 @@ def leads(workdir: pathlib.Path, rows: dict[str, Row]) -> Leads:
 
 def pool(tasks: Sequence[Lead]) -> Lead:
     """Returns the mean of the leads of several tasks over the same student."""
-    mean = float(np.mean([task.mean for task in tasks]))
+    # A seed's students share their pre-training, so the tasks of a seed vary together.
+    seeds = min(task.seeds for task in tasks)
+    by_seed = np.mean([task.by_seed[:seeds] for task in tasks], axis=0)
     resamples = np.mean([task.resamples for task in tasks], axis=0)
-    examples, seeds = sum(task.examples for task in tasks), min(task.seeds for task in tasks)
-    return _summarize(mean, resamples, examples, seeds)
+    mean = float(np.mean([task.mean for task in tasks]))
+    return _summarize(mean, resamples, by_seed, sum(task.examples for task in tasks))
 
 
 def _sums(metric: str, lines: Sequence[dict[str, Any]]) -> Sums:
@@ -135,10 +150,8 @@ def _lead(metric: Metric, two_stage: dict[int, Sums], other: dict[int, Sums]) ->
     scores_RS = _score(metric.key, np.concatenate(sums_RK).reshape(1 + RESAMPLES, -1, 2))
     leads_RS = scores_RS[:, : len(seeds)] - scores_RS[:, len(seeds) :]
     leads_RS = leads_RS if metric.higher_is_better else -leads_RS
-    # All tasks with as many seeds draw the same ones: they share the pre-training of a seed.
-    drawn_RS = np.random.default_rng(1).integers(len(seeds), size=(RESAMPLES, len(seeds)))
-    resamples = np.take_along_axis(leads_RS[1:], drawn_RS, axis=1).mean(axis=1)
-    return _summarize(float(leads_RS[0].mean()), resamples, len(sums_NK), len(seeds))
+    by_seed, resamples = leads_RS[0], leads_RS[1:].mean(axis=1)
+    return _summarize(float(by_seed.mean()), resamples, by_seed, len(sums_NK))
 
 
 def _draw(
@@ -154,9 +167,16 @@ def _draw(
     return np.bincount(drawn.ravel(), minlength=resamples * distinct).reshape(resamples, -1)
 
 
-def _summarize(mean: float, resamples: Float[np.ndarray, ' R'], examples: int, seeds: int) -> Lead:
-    low, high = np.quantile(resamples, (0.025, 0.975))
-    # One is added, since p is above 0 also if no resample is on the other side.
-    tail = 1 + min(int((resamples <= 0).sum()), int((resamples >= 0).sum()))
-    p = min(1.0, 2 * tail / (len(resamples) + 1))
-    return Lead(mean, float(low), float(high), p, examples, seeds, resamples)
+def _summarize(
+    mean: float, resamples: Float[np.ndarray, ' R'], by_seed: Float[np.ndarray, ' S'], examples: int
+) -> Lead:
+    seeds = len(by_seed)
+    of_seeds = float(by_seed.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    variance = float(resamples.var()) + of_seeds
+    if not variance:
+        return Lead(mean, mean, mean, 1.0 if mean == 0 else _LEAST_P, examples, by_seed, resamples)
+    degrees = (seeds - 1) * (variance / of_seeds) ** 2 if of_seeds else np.inf
+    error = variance**0.5
+    reach = float(stats.t.ppf(0.975, degrees)) * error
+    p = max(_LEAST_P, 2 * float(stats.t.sf(abs(mean) / error, degrees)))
+    return Lead(mean, mean - reach, mean + reach, p, examples, by_seed, resamples)

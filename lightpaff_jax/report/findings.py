@@ -91,8 +91,8 @@ def bootstrap_note(leads: Leads) -> str:
     """Lists the leads over the baselines, for the note of a table; '' if there are none."""
     listed = '; '.join(f'{ROWS[key][0]} {leads[key]}' for key in BASELINES if key in leads)
     return listed and (
-        f'Lead of two-stage with its 95 % interval and p, by a paired bootstrap ({RESAMPLES:,} '
-        f'resamples of test examples and seeds), over {listed}. '
+        f'Lead of two-stage with its 95 % interval and p, by a paired bootstrap of test examples '
+        f'({RESAMPLES:,} resamples) and the variance of seeds, over {listed}. '
     )
 
 

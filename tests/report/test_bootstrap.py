@@ -67,9 +67,10 @@ def test_seeds_that_differ_widen_the_interval():
     wide = lead(ACCURACY, student(0.5, 0.6, 0.7), student(0.5, 0.5, 0.5))
     assert narrow.mean == pytest.approx(10)
     assert wide.mean == pytest.approx(10)
-    # The mean of 3 draws of 0, 10 and 20 has the variance 200 / 3 / 3.
-    spread = wide.resamples.var() - narrow.resamples.var()
-    assert spread == pytest.approx(200 / 9, rel=0.1)
+    # Leads of 0, 10 and 20 have the variance 100; t with 2 degrees of freedom has its 0.975 at 4.30.
+    assert narrow.high - narrow.mean < 3
+    assert wide.high - wide.mean == pytest.approx(4.30 * math.sqrt(100 / 3), rel=0.05)
+    assert wide.p == pytest.approx(0.225, rel=0.05)  # of t = 10 / 5.77
 
 
 def test_continuous_and_grouped_draws_agree(monkeypatch):
@@ -81,6 +82,18 @@ def test_continuous_and_grouped_draws_agree(monkeypatch):
     assert grouped.mean == single.mean
     # Standard deviations of 10,000 draws differ by 1 % (two errors of 0.7 %); 4 of those.
     assert grouped.resamples.std() == pytest.approx(single.resamples.std(), rel=0.04)
+
+
+def test_false_alarms_of_seeds_occur_as_often_as_p_says():
+    """Students without a difference, but with seeds that differ more than examples do."""
+    random = np.random.default_rng(0)
+    leads = 0.5 * random.normal(size=(2000, 3))
+    resamples = 0.05 * random.normal(size=bootstrap.RESAMPLES)
+    alarms = sum(
+        bootstrap._summarize(float(x.mean()), x.mean() + resamples, x, 40_000).p < 0.05
+        for x in leads
+    )
+    assert 60 < alarms < 140  # expected 100, with a standard deviation of 10
 
 
 def test_false_alarms_occur_as_often_as_p_says():
@@ -175,4 +188,5 @@ def test_report_has_leads_in_findings_and_notes(tmp_path, monkeypatch):
     assert 'Its lead pooled over the tasks, the mean in percentage points' in text
     assert 'by a paired bootstrap over 200 test examples and 2 seeds).' in text
     # Of the family's table and of both tasks.
-    assert text.count('by a paired bootstrap (10,000 resamples of test examples and seeds)') == 3
+    note = 'by a paired bootstrap of test examples (10,000 resamples) and the variance of seeds'
+    assert text.count(note) == 3
