@@ -31,7 +31,6 @@ from lightpaff_jax.batch import Batch, Shape
 from lightpaff_jax.losses import Sums
 
 PROJECTIONS = 'projections'  # name of their parameters next to those of the student
-TERMS = ('relations', 'hidden', 'pooled')
 _QKV = ('queries', 'keys', 'values')
 _MASKED = -1e9  # finite, so that its product with a probability of 0 is 0
 _MAX_VALUES = 1 << 22  # numbers of one activation in a visit: 16 MiB

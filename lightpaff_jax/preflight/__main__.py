@@ -123,17 +123,15 @@ def flops(c: ConfigDict, network: Any) -> dict[str, float]:
       network: optional shape of the teacher, whose features a cache may hold.
     """
     shape, size = networks.shapes(c)[-1], c.data.batch_size
-
-    def forward(network: Any) -> tuple[float, float]:
-        model = models.build(network)
-        head = models.head_flops(network, shape)
-        return size * (model.flops(shape) - head), size * head
-
-    body, head = forward(c.student)
-    teacher_body, teacher_head = (0.0, 0.0) if network is None else forward(network)
-    if c.teacher.cache:
-        teacher_body = 0.0
-    return {'student': 3 * body, 'teacher': teacher_body, 'loss': 3 * head + teacher_head}
+    teacher = None if network is None else models.build(network)
+    losses = network and networks.matching_losses(c, network)
+    update = networks.update_flops(models.build(c.student), teacher, losses, shape)
+    head = 3 * models.head_flops(c.student, shape)
+    return {
+        'student': size * (update.student - head),
+        'teacher': 0.0 if c.teacher.cache else size * update.teacher,
+        'loss': size * (head + update.teacher_head),
+    }
 
 
 def _estimate(
