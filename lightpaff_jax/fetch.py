@@ -290,7 +290,7 @@ def _translate_hub_errors(source: str) -> Iterator[None]:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f'{source}: {constants.ENDPOINT} has no such revision') from error
-    except Exception as error:  # from httpx and from the client, without a common class
+    except Exception as error:  # of the client and of its HTTP library, without a common class
         if storage.disk_error(error):
             raise
         reason = printable(one_line(error)) or type(error).__name__
