@@ -309,7 +309,7 @@ def _make_target(
 
 
 def has_same_head(student: Model, teacher: Model) -> bool:
-    """Returns whether the loss compares the logits of both; without, only the matching losses do."""
+    """Returns whether both have the same head, so that the loss can compare their logits."""
     s, t = student.network, teacher.network
     return (s.head, s.classes) == (t.head, t.classes) and s.head != 'none'
 

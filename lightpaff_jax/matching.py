@@ -2,18 +2,18 @@
 
 Three terms, each a mean with a weight of its own. All compare the same tokens of both networks.
 
-    relations   for queries, keys and values A = softmax(X X^T / sqrt(D / R)) within each of R relation
+    relations   for queries, keys and values A = softmax(X X^T / sqrt(K)) within each of R relation
                 heads: KL(A_teacher || A_student), a mean over query positions, heads and the three.
                 Source: MiniLM v2, arXiv 2012.15828
-    hidden      |x_student W + b - x_teacher|^2 / D, a mean over positions.
+    hidden      |x_student W + b - x_teacher|^2 / E, a mean over positions.
                 Source: TinyBERT, arXiv 1909.10351
     pooled      the same of one vector for each text: the mean of its positions, or the first one.
                 Source: Reimers and Gurevych, arXiv 2004.09813
 
 W and b are learned projections, one for each pair of layers. They belong to the training state, under
 `PROJECTIONS`, and to no network. Padding has no part in any term, packed texts are separate, and a
-query of a decoder sees no key after it. A term visits a few rows at a time and recomputes them in the
-backward pass, so its memory does not grow with the batch.
+query of a decoder sees no key after it. A term is computed a few rows at a time and recomputed in the
+backward pass, so its temporary arrays do not grow with the batch; the tapped activations do.
 
 Axes: B rows, T positions, S keys, R relation heads, K width of one, D width of the student, E width of
 the teacher.
@@ -99,7 +99,10 @@ class Matching:
         )
 
     def flops(self, shape: Shape) -> float:
-        """Computes the FLOPs of the terms' forward pass for one example, of both networks."""
+        """Computes the FLOPs of the terms for one example: forward and backward pass.
+
+        A backward pass costs two forward passes; the teacher's relations have none.
+        """
         student_width, teacher_width = self.widths
         total = 0.0
         for name in self.weights:
@@ -107,9 +110,9 @@ class Matching:
                 source = shape.source if pair.stack == 'encoder' else 0
                 length = source or shape.tokens
                 if name == 'relations':
-                    total += 2.0 * len(_QKV) * length**2 * (student_width + teacher_width)
+                    total += 2.0 * len(_QKV) * length**2 * (3 * student_width + teacher_width)
                 else:
-                    total += 2.0 * length * student_width * teacher_width
+                    total += 3 * 2.0 * length * student_width * teacher_width
         return total
 
     def init(self, key: Array) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class UpdateFlops(NamedTuple):
     """The FLOPs of an update for one example."""
 
     student: float
-    """Its forward and backward pass, three times the forward pass, with the losses."""
+    """Forward and backward pass of the student, three forward passes, and the matching losses."""
     teacher: float
     """Its forward pass without the head."""
     teacher_head: float
@@ -104,12 +104,14 @@ def update_flops(
     """Counts the FLOPs of an update of a batch with this shape, for one example."""
     taps = ((), ()) if losses is None else (losses.student_taps, losses.teacher_taps)
     terms = 0.0 if losses is None else losses.flops(shape)
-    own = 3 * (student.flops(shape, taps[0]) + terms)
+    student_flops = 3 * student.flops(shape, taps[0]) + terms
     if teacher is None:
-        return UpdateFlops(own, 0.0, 0.0)
-    head = models.head_flops(teacher.network, shape)
-    body = teacher.flops(shape, taps[1]) - head
-    return UpdateFlops(own, body, head if distill_step.has_same_head(student, teacher) else 0.0)
+        return UpdateFlops(student_flops, 0.0, 0.0)
+    head_flops = models.head_flops(teacher.network, shape)
+    body = teacher.flops(shape, taps[1]) - head_flops
+    if not distill_step.has_same_head(student, teacher):
+        head_flops = 0.0
+    return UpdateFlops(student_flops, body, head_flops)
 
 
 def teacher_dtype(c: ConfigDict, platform: str | None = None) -> jnp.dtype:

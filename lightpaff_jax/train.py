@@ -61,7 +61,7 @@ class Progress:
     """Tokens that the student has read, padding included."""
     flops: float = 0.0
     flops_saved: float = 0.0
-    """FLOPs of the teacher that a cache has saved, without those that built it."""
+    """FLOPs of the teacher saved by the cache, minus those of building it."""
     window: dict[str, Any] | None = None
     """Sums since the last line of metrics.jsonl."""
     lines: dict[str, int] = dataclasses.field(default_factory=dict)

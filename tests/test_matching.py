@@ -341,7 +341,7 @@ def test_flops_of_a_tapped_last_block_are_whole():
     plain, tapped = (networks.update_flops(student, teacher, x, shape) for x in (None, losses))
     block = layers.block_flops(student.network, LENGTH)
     skipped = block - layers.block_flops(student.network, LENGTH, 1)
-    assert tapped.student - plain.student == pytest.approx(3 * (skipped + losses.flops(shape)))
+    assert tapped.student - plain.student == pytest.approx(3 * skipped + losses.flops(shape))
     # relations of three kinds, two hidden pairs and one pooled pair of widths 24 and 48
-    terms = 3 * LENGTH**2 * (24 + 48) + 2 * LENGTH * 24 * 48
+    terms = 3 * LENGTH**2 * (3 * 24 + 48) + 3 * 2 * LENGTH * 24 * 48
     assert losses.flops(shape) == 2 * terms

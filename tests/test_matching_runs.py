@@ -172,7 +172,7 @@ def test_match_refuses_the_settings_of_other_losses(data_cache):
 
 def test_run_of_match_is_not_evaluated_alone(stage1):
     c = config.copy(stage1[0])
-    with pytest.raises(UserError, match="'match': has no score of a network"):
+    with pytest.raises(UserError, match="'match': cannot be scored without a teacher"):
         evaluate.run(c, c.workdir, '')
 
 

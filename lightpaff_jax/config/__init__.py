@@ -62,7 +62,7 @@ DTYPES = ('float32', 'bfloat16')
 SPLIT = ('fsdp', 'tensor')  # mesh axes that can shard parameters
 # Values that the backward pass recomputes: nothing costly, all but matrix products, whole blocks.
 REMAT = ('none', 'dots', 'block')
-UNLABELLED = ('student', 'stage2')  # readers of a task's unlabelled text: one more student, or all
+UNLABELLED = ('student', 'stage2')  # read a task's unlabelled text: one more student, or stage 2
 ATTENTION = ('auto', 'xla', 'cudnn', 'splash')
 
 # Keys that may change before a run is resumed; a change of another key is an error.
@@ -145,7 +145,7 @@ _DATA = {
     'replace': (),  # OLD=NEW: replaces words, such as UNK=<unk>
     'decontaminate': (),  # datasets to drop from train, SOURCE:PATH[?KEY=VALUE&...][#SPLIT,SPLIT]
     'unlabelled': (),  # classify: datasets whose texts train reads too, without labels
-    'unlabelled_share': 0.0,  # share of the train rows without labels; 0: each row once an epoch
+    'unlabelled_share': 0.0,  # share of unlabelled rows in an epoch; 0: each row once
     'augment': 0.0,  # classify: share of the train rows that each epoch changes; they lose their labels
     'augment_mask': 0.0,  # probability of each word of such a row to become [MASK]
     'augment_replace': 0.0,  # ... to become a word of another row of train
@@ -182,7 +182,7 @@ _RECIPE = {
     'equal_flops': (),  # tasks with a baseline at equal FLOPs; () is all
     'unlabelled': 'student',  # who reads the tasks' data.unlabelled, one of UNLABELLED
     'equal_time': (),  # tasks with a baseline at equal time, from a measured ratio; () is none
-    'cache_teacher': True,  # whether runs that share a teacher and data do so without teacher.cache
+    'cache_teacher': True,  # whether runs of one teacher and data share a cache by default
     'validations': 0,  # of each run, which keeps the checkpoint of its best score; 0: as in train
     'sweep_share': 1.0,  # share of the updates that sweeps take; the chosen setting is run in full
     'sweep_all': False,  # whether baselines at equal cost and unlabelled text have sweeps of their own

@@ -252,9 +252,8 @@ def _check_loss(prefix: str, section: ConfigDict) -> None:
 def check_teacher_cache(c: ConfigDict) -> None:
     """Raises UserError if the teacher of a run cannot have a cache, or the run does not read its keys."""
     folder, epochs = c.teacher.cache, c.teacher.cache_epochs
-    has_teacher = c.teacher.path or c.teacher.layers
     for holds, rule in (
-        (has_teacher, 'requires a teacher, config.teacher.path'),
+        (_has_teacher(c), 'requires a teacher, config.teacher.path'),
         ('://' not in folder, 'must be a local folder; mount the bucket and name that path'),
         (not c.data.augment, 'requires data.augment = 0: each epoch would have other texts'),
     ):
@@ -505,9 +504,11 @@ def check_devices(c: ConfigDict, devices: int, processes: int = 1) -> None:
     _rule('mesh', mesh, shards % processes == 0, rule)
     check_batch('data.batch_size', c.data.batch_size, c, devices)
     local = c.data.batch_size // (c.train.grad_accum_steps * shards)
-    size, has_teacher = c.teacher.microbatch_size, c.teacher.path or c.teacher.layers
+    size = c.teacher.microbatch_size
     rule = f'must divide the sequences of a micro-batch on a device = {local}'
-    _rule('teacher.microbatch_size', size, not (size and has_teacher) or local % size == 0, rule)
+    _rule(
+        'teacher.microbatch_size', size, not (size and _has_teacher(c)) or local % size == 0, rule
+    )
     for name, network in _networks(c).items():
         divides = 'tensor' not in c.mesh[name] or network.heads % tensor == 0
         _rule('mesh.tensor', tensor, divides, f'must divide {name}.heads = {network.heads}')

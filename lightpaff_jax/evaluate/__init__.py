@@ -309,7 +309,7 @@ def run(c: ConfigDict, model: str, out: str) -> None:
         raise UserError('--model=DIR: must be given')
     if config.OBJECTIVES[c.objective].outputs == 'matching':
         raise UserError(
-            f'config.objective = {c.objective!r}: has no score of a network alone; its runs write '
+            f'config.objective = {c.objective!r}: cannot be scored without a teacher; its runs write '
             'their matching losses to result.json'
         )
     out = out or f'{model.rstrip("/")}/evaluation'

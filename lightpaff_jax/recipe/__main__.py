@@ -27,8 +27,8 @@ report.md and report.html. If started again, it skips finished runs and resumes 
 config.student and config.teacher are the two networks, and config.data is their pre-training data.
 config.recipe holds the settings of the four phases and the names of the tasks. The file of a task
 defines its fine-tuning and its scores with the keys data, eval, generate and optim. The smaller of
-the two eval.batches applies; a task's 0 always reads all batches. Distilled runs that share a teacher
-and data may read its features from a cache, which is config.teacher.cache or in config.workdir.
+the two eval.batches applies; a task's 0 always reads all batches. Distilled runs with the
+same teacher and data share a cache of its features, in config.teacher.cache or config.workdir.
 """
 
 # Keys that a recipe sets in each of its runs.

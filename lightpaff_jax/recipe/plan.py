@@ -346,8 +346,8 @@ def _relative_flops(teacher: ConfigDict, distilled: ConfigDict, plain: ConfigDic
     frozen, losses = models.build(network), networks.matching_losses(distilled, network)
     shape, plain_shape = (objectives.OBJECTIVES[c.objective].shape(c) for c in (distilled, plain))
     cost = networks.update_flops(models.build(distilled.student), frozen, losses, shape)
-    alone = networks.update_flops(models.build(plain.student), None, None, plain_shape)
-    return sum(cost) / sum(alone)
+    baseline_cost = networks.update_flops(models.build(plain.student), None, None, plain_shape)
+    return sum(cost) / sum(baseline_cost)
 
 
 def load_tasks(c: ConfigDict) -> dict[str, ConfigDict]:

@@ -13,7 +13,7 @@ from lightpaff_jax import config
 from lightpaff_jax.config import validate
 from lightpaff_jax.errors import UserError
 
-MAX_BYTES = 10**10  # of a cache that nobody asked for
+MAX_BYTES = 10**10  # largest default cache
 _log = logging.getLogger('lightpaff_jax')
 # Keys of config.data on which no cache depends.
 _OTHER_KEYS = ('batch_size', 'cache', 'prefetch', 'workers', 'tfds_dir')
@@ -30,10 +30,11 @@ class Sharing:
             self._rows[_key(run)].append(run.train.updates * run.data.batch_size)
 
     def with_cache(self, run: ConfigDict) -> ConfigDict:
-        """Returns a run with a cache in the recipe's workdir if that saves forward passes of its teacher.
+        """Adds a cache in the recipe's workdir to a run, if that saves forward passes of the teacher.
 
-        It does if several runs share the cache and together read more rows than it has. A cache above
-        MAX_BYTES, or of masks that change by epoch and would repeat, requires `config.teacher.cache`.
+        It does if several runs share the cache and together read more rows than it has. A cache that
+        exceeds MAX_BYTES or the free disk, or whose masks would repeat, requires
+        `config.teacher.cache`.
         """
         c, rows = self._c, self._rows[_key(run)]
         is_wanted = c.recipe.cache_teacher and not c.teacher.cache

@@ -3,11 +3,11 @@
 Both students have the same examples and the same seeds, so all errors are those of their differences.
 The variance of the lead adds up two parts:
 
-    examples  the variance of the lead, a mean over seeds, in a paired bootstrap of the examples
+    examples  variance of the mean lead over seeds, from a paired bootstrap of the examples
     seeds     s^2 / k, from the leads of k seeds. Resampling so few seeds would underestimate it
 
 The interval and p are those of a t distribution. Its degrees of freedom are k - 1 if only seeds vary,
-and grow as examples dominate (Satterthwaite). One seed has the part of the examples only.
+and grow as examples dominate (Satterthwaite). With one seed, only the examples count.
 
 Sources: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; Satterthwaite, An
 Approximate Distribution of Estimates of Variance Components, 1946.
@@ -26,9 +26,9 @@ from lightpaff_jax.report.results import Metric, Row
 from lightpaff_jax.runtime import json_file
 
 RESAMPLES = 10_000
-_LEAST_P = 2 / (RESAMPLES + 1)  # resamples show no smaller one
+_LEAST_P = 2 / (RESAMPLES + 1)  # so many resamples cannot support a smaller p
 _CELLS = 1 << 18  # examples that are drawn at a time; their counts fit into the cache
-_MULTINOMIAL = 20  # drawing the count of a distinct example takes as long as that many examples
+_MULTINOMIAL = 20  # drawing one count costs about as much as drawing this many examples
 
 # Metric -> form of a line of predictions/test.jsonl.
 _CLASS = {'index': int, 'label': int, 'predicted': int}

@@ -196,7 +196,7 @@ def provenance(
     lines.append(('seeds', ', '.join(map(str, seeds)) or '-'))
     if ratios := recipe.get('step_time_ratios'):
         listed = (f'{task or "pre-training"} {ratio:.3f}' for task, ratio in ratios.items())
-        lines.append(('time of a distilled update / a plain one', '; '.join(listed)))
+        lines.append(('update time with a teacher / without', '; '.join(listed)))
     if cache := recipe.get('teacher_cache'):
         saved = cache['flops_saved']
         share = 100 * saved / (cache['flops'] + saved)

@@ -76,7 +76,7 @@ def test_large_cache_is_made_only_in_a_folder_that_is_set(small, monkeypatch, ca
     assert len(caches(small, monkeypatch, 95)) == 5
 
 
-def test_cache_that_nobody_asked_for_fits_the_disk(small, monkeypatch):
+def test_default_cache_must_fit_the_free_disk(small, monkeypatch):
     monkeypatch.setattr(teacher_cache, '_free_bytes', lambda workdir: 94_999)
     assert caches(small, monkeypatch, 95) == {}
     monkeypatch.setattr(teacher_cache, '_free_bytes', lambda workdir: 95_000)

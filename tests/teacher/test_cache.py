@@ -315,7 +315,7 @@ def test_full_disk_keeps_finished_files(classifier, monkeypatch):
         ('teacher.layers', 0, 'requires a teacher, config.teacher.path'),
     ],
 )
-def test_what_has_no_cache_is_refused(data, tmp_path, key, value, rule):
+def test_unsupported_cache_settings_are_refused(data, tmp_path, key, value, rule):
     c = configured(data, 'classify', tmp_path)
     c.teacher.update({'family': 'bert', 'head': 'classify', 'classes': 2, 'vocab_size': 61})
     c.data.augment_mask = float(key == 'data.augment')
@@ -360,7 +360,7 @@ def test_cached_run_has_the_losses_of_the_live_teacher(here, cached):
 
 
 @pytest.mark.e2e
-def test_seeds_share_a_cache_that_one_run_pays(here, cached, capsys):
+def test_only_the_building_run_counts_the_flops_of_a_cache(here, cached, capsys):
     before = digests(cached[1])
     run_student(capsys, '--config.teacher.cache=teacher', '--config.seed=1', workdir='runs/seed1')
     assert digests(cached[1]) == before

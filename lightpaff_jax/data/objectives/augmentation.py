@@ -1,4 +1,4 @@
-"""Augmentation: changes classified texts while they are read, for a teacher to label.
+"""Augments texts of classification when they are read; the teacher labels the changed rows.
 
 Each epoch changes `config.data.augment` of the train rows, drawn anew. In a pair, the first text,
 the second or both are changed, with equal probability. Words are masked or replaced and a text is
@@ -37,10 +37,11 @@ def augment(
     limits: Sequence[int],
     records: Records,
 ) -> list[Record]:
-    """Returns the rows of a batch, some of them changed.
+    """Augments some rows of a batch.
 
     The result is a function of the keys. Changed rows have the label -1, unless
-    `config.data.augment_keep_labels` is set. Only the ids of words change, never special ids.
+    `config.data.augment_keep_labels` is set. Special ids are never masked or
+    replaced; a cut may drop them.
 
     Args:
       c: the configuration.
@@ -83,8 +84,8 @@ def _augment_row(
     choice, draws_W2 = int(3 * draws_n[_TEXTS]), draws_n[_WORDS:].reshape(-1, 2)
     for number, text in enumerate((first, second)):
         if not has_pair or choice in (number, 2):
-            room = limit - special - sum(map(_count_ids, texts))
-            words = _change_words(c, tokenizer, text, candidates, room, draws_W2)
+            capacity = limit - special - sum(map(_count_ids, texts))
+            words = _change_words(c, tokenizer, text, candidates, capacity, draws_W2)
             span_draws = draws_n[_SPANS + 3 * number : _SPANS + 3 * number + 3]
             texts[number] = _draw_span(c, words, span_draws)
         draws_W2 = draws_W2[len(text) :]
@@ -125,10 +126,10 @@ def _change_words(
     tokenizer: Tokenizer,
     text: Sequence[Word],
     candidates: Sequence[Word],
-    room: int,
+    capacity: int,
     draws_W2: Float64[np.ndarray, 'W 2'],
 ) -> list[Word]:
-    """Masks or replaces words, so that the text has at most `room` ids more."""
+    """Masks or replaces words; the text grows by at most `capacity` ids."""
     mask, replace, special_ids = c.data.augment_mask, c.data.augment_replace, tokenizer.special_ids
     mask_id = tokenizer.mask_id
     assert mask_id is not None or not mask, '`check_tokenizer` requires it'
@@ -140,9 +141,9 @@ def _change_words(
                 new = [mask_id]
             elif candidates:
                 new = candidates[int(other * len(candidates))]
-            if len(new) - len(word) > room:
+            if len(new) - len(word) > capacity:
                 new = word
-            room -= len(new) - len(word)
+            capacity -= len(new) - len(word)
         changed.append(new)
     return changed
 

@@ -27,7 +27,7 @@ Key: TypeAlias = tuple[str, str]
 
 _VERSION = 1  # of the rules; a new version makes prepared datasets be built again
 _PREFIX = 32  # letters by which parts of texts are sorted; a longer one makes the index larger
-_CHUNK = 1 << 22  # letters of the rows that are indexed at a time, by about 100 MB
+_CHUNK = 1 << 22  # letters indexed at a time; such an index takes about 100 MB
 _LOG = logging.getLogger('lightpaff_jax')
 
 
