@@ -461,8 +461,9 @@ def project_embeddings(
         if name in (path, _CLASSIFIER) or x.shape[-1] != s.width:
             continue
         if name not in params or len(params[name]['table']) < len(x):
+            key = 'type_vocab_size' if name == 'type_embedding' else 'positions'
             raise UserError(
-                f"config.student: its table {name} has {len(x)} rows, the teacher's fewer, for "
+                f"config.student.{key} = {s[key]}: must be at most the teacher's {t[key]} for "
                 "student.init 'teacher_embeddings'"
             )
         rows = np.asarray(params[name]['table'][: len(x)], np.float64)

@@ -16,6 +16,7 @@ from lightpaff_jax.data.records import PADDING, Record
 from lightpaff_jax.data.tokenizers import selection
 from lightpaff_jax.errors import UserError
 from lightpaff_jax.matching import PROJECTIONS
+from lightpaff_jax.recipe import __main__ as recipe
 from lightpaff_jax.runtime import fingerprint
 from lightpaff_jax.train import train
 
@@ -183,3 +184,24 @@ def test_rows_without_text_have_no_part_in_match(stage1):
     arrays = objectives.OBJECTIVES['match'].arrays(c, tokenizer, records, [(0, 0, 0)] * 2)
     assert arrays['segments'].any(axis=1).tolist() == [True, False]
     assert arrays['weights'].ravel().tolist() == [1, 0]
+
+
+def test_recipe_refuses_match_for_baselines_and_a_teacher_without_a_head(data_cache, teacher):
+    c = make_config(data_cache, 'run', 'match', teacher)
+    c.optim.warmup, c.train.updates = config.default().optim.warmup, config.default().train.updates
+    with pytest.raises(UserError, match=r"objective = 'match': must be the objective of baselines"):
+        recipe._check_settings(c)
+    c = make_config(data_cache, 'run', 'mlm', teacher)
+    with pytest.raises(UserError, match='has no head for stage 1; set'):
+        recipe._resolve_teacher(c)
+    c.recipe.stage1_objective = 'match'
+    c.teacher.layers = 0
+    recipe._resolve_teacher(c)
+    assert c.teacher.layers == 3
+
+
+def test_teacher_of_another_family_is_refused_by_its_family(data_cache, teacher, tmp_path):
+    c = tiny_config(data_cache)
+    c.workdir, c.teacher.path = str(tmp_path), str(teacher)
+    with pytest.raises(UserError, match=r'student\.family = gpt2: must equal that of the teacher'):
+        train(c)

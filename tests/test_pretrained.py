@@ -220,6 +220,11 @@ def test_student_wider_than_its_teacher_is_refused(data_cache, folders):
     c.teacher.path, c.student.init = str(folders['gpt2'][0]), 'teacher_embeddings'
     with pytest.raises(UserError, match="width = 32: must be at most the teacher's 16"):
         load_initial(c)
+    c.student.width, c.student.positions = 8, 64
+    with pytest.raises(
+        UserError, match=r"student\.positions = 64: must be at most the teacher's 32"
+    ):
+        load_initial(c)
 
 
 def classifier(data_cache, workdir):

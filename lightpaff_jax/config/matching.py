@@ -11,7 +11,7 @@ from lightpaff_jax.errors import UserError
 POOLING = ('mean', 'first')  # vector of a text: the mean of its positions, or its first one
 # Family -> the stacks whose activations can be matched; the first one is the default.
 STACKS = {'bert': ('encoder',), 'gpt2': ('decoder',), 'mass': ('encoder', 'decoder')}
-_PAIR = re.compile(r'(?:(encoder|decoder):)?(\d{1,4})=(\d{1,4})')
+_PAIR = re.compile(r'(?:(encoder|decoder):)?([0-9]{1,4})=([0-9]{1,4})')
 
 
 class Term(NamedTuple):

@@ -94,6 +94,11 @@ def _check_settings(c: ConfigDict) -> None:
         if c.recipe.validations and section[leaf] != defaults[key]:
             rule = 'is not read with config.recipe.validations, which sets it for each run'
             raise UserError(f'config.{key} = {section[leaf]}: {rule}')
+    if config.OBJECTIVES[c.objective].outputs == 'matching':
+        raise UserError(
+            f'config.objective = {c.objective!r}: must be the objective of baselines; '
+            'config.recipe.stage1_objective is that of stage 1'
+        )
     if c.recipe.teacher_head and not c.teacher.path:
         raise UserError('config.recipe.teacher_head = True: requires config.teacher.path')
     if c.requires:
@@ -118,6 +123,12 @@ def _resolve_teacher(c: ConfigDict) -> None:
         if not c.teacher.layers:
             teacher = pretrained.open('config.teacher.path', c.teacher.path)
             c.teacher.update(teacher.network.to_dict())
+        stage1 = config.OBJECTIVES[c.recipe.stage1_objective or c.objective].outputs
+        if c.teacher.head == 'none' and stage1 != 'matching' and not c.recipe.teacher_head:
+            raise UserError(
+                f'config.teacher.path = {c.teacher.path}: has no head for stage 1; set '
+                "config.recipe.stage1_objective = 'match', or config.recipe.teacher_head = True"
+            )
         # Students that are pre-trained without the teacher use its tokenizer too.
         c.tokenizer.path = c.tokenizer.path or tokenizers.find(c.teacher.path) or ''
     elif not c.teacher.layers:

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from lightpaff_jax import config
+from lightpaff_jax.errors import UserError
 from lightpaff_jax.report import mistakes
 from lightpaff_jax.report.findings import speed_sentence
 from lightpaff_jax.report.html_page import Part
@@ -46,7 +47,7 @@ def build(workdir: pathlib.Path) -> tuple[str, list[str], list[Part], list[Table
     speed = read_speed(workdir)
     name = result.get('task') or workdir.resolve().name
     examples = mistakes.find(workdir, result)
-    findings = [_headline(result)]
+    findings = [_headline(workdir, result)]
     findings += [speed_sentence(speed)] if speed else []
     findings += [examples.summary] if examples else []
     curve = run_curve(workdir, config.OBJECTIVES[result['objective']])
@@ -65,10 +66,13 @@ def build(workdir: pathlib.Path) -> tuple[str, list[str], list[Part], list[Table
     return f'Run: {name}', findings, parts, [*([speed_table(speed)] if speed else []), facts]
 
 
-def _headline(result: dict[str, Any]) -> str:
-    split = 'test' if 'test' in result['scores'] else 'validation'
-    metric = METRICS[result['metric']]
-    value = _format(metric.key, result['scores'][split][metric.key])
+def _headline(workdir: pathlib.Path, result: dict[str, Any]) -> str:
+    scores, metric = result['scores'], METRICS[result['metric']]
+    split = next((x for x in ('test', 'validation') if metric.key in scores.get(x, {})), '')
+    if not split:
+        rule = f'scores: must have validation or test with {metric.key!r}'
+        raise UserError(f'{workdir / "result.json"}: {rule}')
+    value = _format(metric.key, scores[split][metric.key])
     return (
         f'{split.capitalize()} {metric.name} {value}{metric.unit}, with '
         f'{result["parameters"] / 1e6:.3g} M parameters after {result["updates"]:,} updates.'

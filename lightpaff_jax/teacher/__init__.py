@@ -134,7 +134,8 @@ def open(c: ConfigDict) -> pretrained.Pretrained:
     network = source.network
     if network.head == 'pretraining':
         network.head = 'lm'
-    if network.head == 'none' and reads_head(c):
+    has_same_family = network.family == c.student.family
+    if network.head == 'none' and reads_head(c) and has_same_family:
         raise UserError(
             f'{source.label}: has no head, whose logits the student of objective {c.objective!r} '
             f'learns from; {_REMEDIES[c.student.head]}'

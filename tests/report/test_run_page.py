@@ -106,3 +106,13 @@ def test_long_text_is_cut_after_a_word():
     assert examples.shorten('word ' * 300) == 'word ' * 200 + '…'
     assert examples.shorten('a\n b') == 'a b'
     assert examples.shorten('x' * 2000) == 'x' * 1000 + ' …'
+
+
+@pytest.mark.parametrize('scores', [{}, {'train': {}}, {'validation': {}}])
+def test_run_without_scores_is_refused_in_one_line(tmp_path, capsys, scores):
+    make_run(tmp_path, 0.93, 3, objective='classify', task='SST-2')
+    path = tmp_path / 'result.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'scores': scores}))
+    assert report.main([str(tmp_path)]) == 2
+    rule = "scores: must have validation or test with 'accuracy'"
+    assert capsys.readouterr().err.splitlines() == [f'error: {path}: {rule}']
